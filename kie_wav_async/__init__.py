@@ -1,0 +1,1 @@
+"""Asyncio client for KIE.AI's WAV conversion."""
