@@ -1,0 +1,227 @@
+"""
+The envelope: how an answer's bytes become a code, data, or one of our errors.
+
+The lower half of the codec. The body's ``code`` decides if there is a usable
+one, an int or a string of digits; the HTTP status is the fallback, since the
+service answers failures with HTTP 200.
+
+Sources: docs.kie.ai, "Getting Started with KIE API" and "Convert to WAV".
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Final, cast
+
+import attrs
+
+from kie_wav_async import errors
+from kie_wav_async._models import WireResponse, strip_controls
+
+JsonObject = Mapping[str, object]
+
+#: An answer that says yes.
+OK: Final = 200
+
+#: A WAV of this track exists already.
+CONFLICT: Final = 409
+
+
+#: Longest run of digits that is still a code or a number to us.
+_DIGITS: Final = re.compile(r"-?[0-9]{1,18}")
+
+#: How much of an unreadable answer an error quotes.
+_EXCERPT_LENGTH: Final = 200
+
+
+@attrs.frozen(kw_only=True)
+class Envelope:
+    """
+    What an answer says, before it is known of what.
+
+    Attributes:
+        code: The body's code; the HTTP status where there is none to use.
+
+        in_body: Whether *code* is the body's.
+
+        message: The service's words, printable; may be empty.
+
+        data: The payload, as loaded from JSON.
+
+        root: The whole body, empty if it is no JSON object.
+
+        response: What all this was read from.
+    """
+
+    code: int
+    in_body: bool
+    message: str
+    data: object
+    root: JsonObject
+    response: WireResponse
+
+
+def as_object(value: object) -> JsonObject:
+    """Return *value* if it is a JSON object, else an empty one."""
+    return cast("JsonObject", value) if isinstance(value, dict) else {}
+
+
+def _load(response: WireResponse, *, exact: bool = False) -> JsonObject | None:
+    """Return the body as a JSON object; `None` if it is anything else."""
+    try:
+        # utf-8-sig: UTF-8 with or without a mark, and never UTF-16, which
+        # json.loads would guess from bytes.
+        text = response.body.decode("utf-8-sig")
+        loaded: object = json.loads(text, parse_float=Decimal if exact else None)
+    except (ValueError, RecursionError):
+        # UnicodeDecodeError, JSONDecodeError and the 4,300-digit limit are all
+        # ValueErrors; deep nesting is a RecursionError.
+        return None
+    return cast("JsonObject", loaded) if isinstance(loaded, dict) else None
+
+
+#: Below this a float holds every whole number exactly.
+_EXACT_BELOW: Final = 2.0**53
+
+
+def parse_int(value: object) -> int | None:
+    """Return an int, or a string or whole float that spells one; else `None`."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return value
+    if isinstance(value, str) and _DIGITS.fullmatch(value.strip()):
+        return int(value)
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT_BELOW:
+        return int(value)
+    return None
+
+
+def read_envelope(response: WireResponse, *, exact: bool = False) -> Envelope:
+    """
+    Return the envelope of an answer, with the code that counts.
+
+    Raises:
+        WireFormatError: There is neither a code nor an HTTP status to go by.
+    """
+    root = _load(response, exact=exact)
+    is_yes = 200 <= response.status < 300  # noqa: PLR2004 - HTTP's own classes
+    if root is None:
+        if is_yes:
+            raise unreadable(response, "it is not a JSON object")
+        return Envelope(
+            code=response.status, in_body=False, message="", data=None, root={}, response=response
+        )
+    message = parse_text(root.get("msg")) or parse_text(root.get("message"))
+    data = root.get("data")
+    code = parse_int(root.get("code"))
+    if code is None and root.get("code") is None and data is not None and is_yes:
+        # Some endpoints leave the code out where all is well.
+        code = OK
+    if code is not None:
+        return Envelope(
+            code=code, in_body=True, message=message, data=data, root=root, response=response
+        )
+    if is_yes:
+        raise unreadable(response, "it has no usable code")
+    return Envelope(
+        code=response.status,
+        in_body=False,
+        message=message,
+        data=None,
+        root=root,
+        response=response,
+    )
+
+
+def parse_text(value: object) -> str:
+    """Return a stranger's text, printable and bounded; empty if it is none."""
+    return strip_controls(value[:2000])[:500] if isinstance(value, str) else ""
+
+
+def unreadable(
+    response: WireResponse, why: str, *, task_id: str | None = None
+) -> errors.WireFormatError:
+    """Return the error for an answer that makes no sense, with an excerpt of it."""
+    excerpt = strip_controls(response.body[: 4 * _EXCERPT_LENGTH].decode("utf-8", "replace"))
+    excerpt = excerpt[:_EXCERPT_LENGTH]
+    return errors.WireFormatError(
+        f"cannot read the service's answer (HTTP {response.status}): {why}; it begins {excerpt!r}. "
+        "Is base_url right, and no proxy in between?",
+        http_status=response.status,
+        request_id=response.request_id,
+        excerpt=excerpt,
+        task_id=task_id,
+    )
+
+
+_ERRORS_BY_CODE: Final[Mapping[int, type[errors.ServiceError]]] = {
+    400: errors.InvalidRequestError,
+    401: errors.AuthenticationError,
+    402: errors.InsufficientCreditsError,
+    404: errors.NotFoundError,
+    408: errors.ServerError,
+    409: errors.AlreadyExistsError,
+    422: errors.InvalidRequestError,
+    429: errors.RateLimitedError,
+    433: errors.InsufficientCreditsError,
+    451: errors.SourceUnavailableError,
+    455: errors.MaintenanceError,
+    505: errors.FeatureDisabledError,
+}
+
+
+#: What other codes mean, by their hundreds.
+_ERRORS_BY_CLASS: Final[Mapping[int, type[errors.ServiceError]]] = {
+    4: errors.ServiceError,
+    5: errors.ServerError,
+}
+
+_REDIRECT_CLASS: Final = 3
+
+
+def raise_for_code(envelope: Envelope) -> None:
+    """Return if the service said yes; raise what it said otherwise."""
+    response = envelope.response
+    code = envelope.code
+    if code == OK:
+        return
+    if not envelope.in_body and code // 100 == _REDIRECT_CLASS:
+        msg = (
+            f"the service answered with a redirect (HTTP {code}), which is not followed: "
+            "nothing was created; check base_url"
+        )
+        raise errors.TransportError(msg)
+    kind = _ERRORS_BY_CODE.get(code) or _ERRORS_BY_CLASS.get(code // 100)
+    if kind is None:
+        raise unreadable(response, f"code {code} is neither yes nor no")
+    raise kind(
+        code=code,
+        message=envelope.message,
+        http_status=response.status,
+        request_id=response.request_id,
+        retry_after_s=parse_retry_after(response.retry_after, response.now_unix_s),
+    )
+
+
+def parse_retry_after(value: str | None, now_unix_s: float) -> float | None:
+    """
+    Return the seconds a ``Retry-After`` header asks for; `None` if it asks nothing.
+
+    Both forms of RFC 9110 are read, whole seconds and an HTTP date; a date gone
+    by is 0. Anything else, negative numbers included, asks nothing.
+    """
+    if value is None:
+        return None
+    text = value.strip()
+    if re.fullmatch(r"[0-9]{1,9}", text):
+        return float(text)
+    try:
+        moment = email.utils.parsedate_to_datetime(text[:64])
+        return max(0.0, moment.timestamp() - now_unix_s)
+    except (ValueError, OverflowError):
+        return None

@@ -1,0 +1,423 @@
+"""
+The values of the package: frozen facts, no behaviour, no wire spelling.
+
+A value checks what must hold for every instance and refuses the rest with
+`ValueError` or `TypeError`, so nothing malformed travels further.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+import math
+import unicodedata
+from collections.abc import Mapping
+from typing import Literal, cast
+
+import attrs
+from yarl import URL
+
+from kie_wav_async.errors import KieWavError
+
+#: Longest id we accept. The service's are 32 or 36 characters; the bound keeps
+#: a stray document out of URLs and logs.
+MAX_ID_LENGTH = 256
+
+#: How long the service keeps a WAV file.
+#: Source: docs.kie.ai, "Getting Started with KIE API".
+RETENTION_DAYS = 14
+
+SettledBy = Literal["callback", "poll"]
+
+
+def verify_id(value: object, name: str) -> None:
+    """
+    Return if *value* can be an id of the service.
+
+    An id is 1 to 256 visible characters, without blanks.
+
+    Raises:
+        TypeError: *value* is not a `str`.
+
+        ValueError: *value* is empty, too long, or has a blank or a control character.
+    """
+    if not isinstance(value, str):
+        msg = f"{name} must be a str, not {type(value).__name__}"
+        raise TypeError(msg)
+    if not is_id(value):
+        msg = f"{name} must be 1 to {MAX_ID_LENGTH} visible characters, no blanks: {value[:80]!r}"
+        raise ValueError(msg)
+
+
+def is_id(value: object) -> bool:
+    """Return whether *value* can be an id of the service."""
+    # str.isprintable() is false for controls, lone surrogates and every blank but " ".
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= MAX_ID_LENGTH
+        and value.isprintable()
+        and " " not in value
+    )
+
+
+def verify_number(
+    value: object, name: str, *, above: float | None = None, least: float | None = None
+) -> None:
+    """
+    Return if *value* is a finite number above *above* and not below *least*.
+
+    Raises:
+        TypeError: *value* is not a number.
+
+        ValueError: *value* is NaN, infinite or out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        msg = f"{name} must be a number, not {type(value).__name__}"
+        raise TypeError(msg)
+    if not math.isfinite(value):
+        msg = f"{name} must be finite, not {value!r}"
+        raise ValueError(msg)
+    if above is not None and value <= above:
+        msg = f"{name} must be above {above:g}, not {value!r}"
+        raise ValueError(msg)
+    if least is not None and value < least:
+        msg = f"{name} must be at least {least:g}, not {value!r}"
+        raise ValueError(msg)
+
+
+def verify_count(value: object, name: str) -> None:
+    """
+    Return if *value* is a whole number above 0.
+
+    Raises:
+        TypeError: *value* is not an `int`.
+
+        ValueError: *value* is below 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        msg = f"{name} must be an int, not {type(value).__name__}"
+        raise TypeError(msg)
+    if value < 1:
+        msg = f"{name} must be at least 1, not {value}"
+        raise ValueError(msg)
+
+
+def strip_controls(text: str) -> str:
+    """
+    Return *text* with control, format, surrogate and private characters removed.
+
+    Line breaks and tabs become blanks. Titles and messages come from strangers
+    and end up in terminals and logs.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    spaced = " ".join(text.split())
+    return "".join(c for c in spaced if unicodedata.category(c)[0] != "C")
+
+
+class TaskState(enum.StrEnum):
+    """What a conversion task has come to, in our words."""
+
+    PENDING = "pending"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+class OnUnknown(enum.StrEnum):
+    """What to do when nobody can know whether a submit was accepted."""
+
+    #: Raise `SubmitUnknownError` and never send the track again on our own.
+    RAISE = "raise"
+
+    #: Send it once more, 60 s later. Safe only if the service answers a repeat
+    #: with 409 instead of a second charge, which its documents do not promise.
+    RESUBMIT = "resubmit"
+
+
+def _clean_title(value: object) -> str | None:
+    if value is not None and not isinstance(value, str):
+        msg = f"title must be a str or None, not {type(value).__name__}"
+        raise TypeError(msg)
+    return strip_controls(value or "")[:500] or None
+
+
+@attrs.frozen
+class Track:
+    """
+    One track of a finished music task: what a conversion converts.
+
+    Two tracks are equal if their two ids are; the title is decoration.
+
+    Attributes:
+        music_task_id: The music task that made the track; not a conversion's task id.
+
+        audio_id: The track within it, ``sunoData[].id`` of the music task.
+
+        title:
+            For people to read; stripped of control characters and cut at 500
+            characters. `None` or ``""`` for none.
+
+    Raises:
+        TypeError: An id is not a `str`.
+
+        ValueError: An id is empty, longer than 256, or has blanks or control characters.
+
+    Source: docs.kie.ai, "Convert to WAV".
+    """
+
+    music_task_id: str
+    audio_id: str
+    title: str | None = attrs.field(default=None, kw_only=True, eq=False, converter=_clean_title)
+
+    def __attrs_post_init__(self) -> None:
+        """Hold the shape of the ids."""
+        verify_id(self.music_task_id, "music_task_id")
+        verify_id(self.audio_id, "audio_id")
+
+
+@attrs.frozen(kw_only=True)
+class WavFile:
+    """
+    A finished conversion: where the file is, and for how long.
+
+    Attributes:
+        task_id: The conversion task.
+
+        url: Absolute URL of the file, exactly as the service sent it.
+
+        track: The track it was made from; `None` if attached without one.
+
+        settled_by: Which news came first: ``"callback"`` or ``"poll"``.
+
+        expires_at:
+            14 days after our submit, aware, UTC: the service deletes the file
+            about then. `None` for a task submitted elsewhere (attached or
+            adopted), whose age we do not know.
+
+    Source: docs.kie.ai, "Convert to WAV" (retention).
+    """
+
+    task_id: str
+    url: URL
+    track: Track | None
+    settled_by: SettledBy
+    expires_at: dt.datetime | None
+
+
+@attrs.frozen(kw_only=True)
+class TaskRecord:
+    """
+    One answer of the service about one conversion task.
+
+    A record is true of one moment only.
+
+    Attributes:
+        task_id: The conversion task; not the music task it converts.
+
+        state: The state we derived from *status* and *wav_url*.
+
+        status: The service's own word, as sent, e.g. ``GENERATE_WAV_FAILED``.
+
+        wav_url:
+            Absolute http(s) URL of the file, `None` if the record names none.
+            A record may claim success and name none for a while.
+
+        audio_id: The track converted, if the record names it.
+
+        error_code: The service's code of the failure; `None` for none (0 included).
+
+        error_message: The service's words on it, made printable; `None` for none.
+
+        created_at:
+            Naive: the service names no zone. Times sent as numbers are UTC.
+            `None` where absent or unreadable.
+
+        completed_at: As *created_at*.
+
+        raw: The record as sent, unknown fields included.
+
+    Source: docs.kie.ai, "Get WAV Details".
+    """
+
+    task_id: str
+    state: TaskState
+    status: str = ""
+    wav_url: URL | None = None
+    audio_id: str | None = None
+    error_code: int | None = None
+    error_message: str | None = None
+    created_at: dt.datetime | None = None
+    completed_at: dt.datetime | None = None
+    raw: Mapping[str, object] = attrs.field(factory=dict[str, object], hash=False, repr=False)
+
+
+@attrs.frozen(kw_only=True)
+class WireRequest:
+    """
+    One HTTP request, ready for a transport.
+
+    Attributes:
+        method: ``"GET"`` or ``"POST"``.
+
+        url: Absolute, percent-encoded URL.
+
+        headers: What to send besides the transport's own; holds the API key.
+
+        body: JSON, UTF-8; `None` for no body.
+
+        is_submit:
+            Whether this request costs credits if the service sees it. It must
+            then go out on a fresh connection, once, and follow no redirect.
+    """
+
+    method: Literal["GET", "POST"]
+    url: str
+    headers: Mapping[str, str] = attrs.field(repr=False)
+    body: bytes | None = None
+    is_submit: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class WireResponse:
+    """
+    One HTTP answer, as far as we read it.
+
+    Attributes:
+        status: The HTTP status.
+
+        body: The body, decompressed, at most 1 MiB.
+
+        retry_after: The ``Retry-After`` header as sent; `None` if absent.
+
+        request_id: The ``cf-ray`` header; `None` if absent.
+
+        now_unix_s: Our wall clock when the answer came, to read HTTP dates by.
+    """
+
+    status: int
+    body: bytes
+    retry_after: str | None = None
+    request_id: str | None = None
+    now_unix_s: float = 0.0
+
+
+@attrs.frozen(kw_only=True)
+class Outcome:
+    """
+    How one track of a batch ended, as a value.
+
+    Attributes:
+        index: Position of the track in the catalog, from 0.
+
+        track: The track as it was read.
+
+        wav: The file; `None` if, and only if, *error* is set.
+
+        error: Why there is none.
+
+    Raises:
+        ValueError: Both or neither of *wav* and *error* are set.
+    """
+
+    index: int
+    track: Track
+    wav: WavFile | None = None
+    error: KieWavError | None = None
+
+    def __attrs_post_init__(self) -> None:
+        """Hold the invariant: a file or an error."""
+        if (self.wav is None) is (self.error is None):
+            msg = "an outcome has either a wav or an error"
+            raise ValueError(msg)
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a file."""
+        return self.wav is not None
+
+    def unwrap(self) -> WavFile:
+        """
+        Return the file.
+
+        Raises:
+            KieWavError: The error, if that is how the track ended.
+        """
+        if self.error is not None:
+            raise self.error
+        return cast("WavFile", self.wav)
+
+
+@attrs.frozen(kw_only=True)
+class UnknownSubmit:
+    """
+    A submit of which nobody knows whether it was accepted.
+
+    Attributes:
+        track: What was submitted.
+
+        attempt_id: Names the attempt; also the ``attempt`` of its callback URL.
+
+        at: When its fate became unknown; aware, UTC.
+    """
+
+    track: Track
+    attempt_id: str
+    at: dt.datetime
+
+
+@attrs.frozen(kw_only=True)
+class Statistics:
+    """
+    A snapshot of a session's counters.
+
+    The bill is bounded by ``accepted <= charged <= accepted + unknown``.
+
+    Attributes:
+        submitted: Submits put on the wire, repeats included.
+
+        accepted: Submits the service took, those found out later included.
+
+        unknown: Submits of unknown fate, now.
+
+        adopted: Tasks taken over: named by a 409, or found for an unknown submit.
+
+        in_flight: Conversions accepted and not terminal, now.
+
+        settled_by_callback: Conversions whose first terminal news was a callback.
+
+        settled_by_poll: Conversions whose first terminal news was a poll.
+
+        failed: Conversions that ended badly at the service, vanished ones included.
+
+        timed_out: Conversions that ran into ``timeout_s``.
+
+        polls: Polls sent.
+
+        rejected_429: Requests refused with 429, submits and polls.
+
+        possible_double_charges:
+            Submits sent while an earlier one of the same track was unknown, and
+            not answered with that one's task.
+
+        duplicates: Terminal news of tasks already settled.
+
+        orphans: Callbacks of tasks we do not know.
+
+        refused_callbacks: Callbacks that were not authentic or not readable.
+    """
+
+    submitted: int = 0
+    accepted: int = 0
+    unknown: int = 0
+    adopted: int = 0
+    in_flight: int = 0
+    settled_by_callback: int = 0
+    settled_by_poll: int = 0
+    failed: int = 0
+    timed_out: int = 0
+    polls: int = 0
+    rejected_429: int = 0
+    possible_double_charges: int = 0
+    duplicates: int = 0
+    orphans: int = 0
+    refused_callbacks: int = 0

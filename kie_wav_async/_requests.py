@@ -1,0 +1,108 @@
+"""
+Requests as the service wants them, ready for a transport.
+
+Sources: docs.kie.ai, "Convert to WAV", "Get WAV Details", "Get Music Details",
+"Get Download URL", "Get Remaining Credits".
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Final
+
+from yarl import URL
+
+from kie_wav_async._models import Track, WireRequest
+
+SUBMIT_PATH: Final = "/api/v1/wav/generate"
+RECORD_PATH: Final = "/api/v1/wav/record-info"
+MUSIC_PATH: Final = "/api/v1/generate/record-info"
+DOWNLOAD_URL_PATH: Final = "/api/v1/common/download-url"
+CREDITS_PATH: Final = "/api/v1/chat/credit"
+
+#: Where the service is told to post when nobody listens: the field is
+#: mandatory, and RFC 2606 reserves ``.invalid``, so no stranger gets results.
+PLACEHOLDER_CALLBACK_URL: Final = "https://kie-wav-async.invalid/callback"
+
+
+class RequestBuilder:
+    """Builds every request of one session; URLs and headers are made once."""
+
+    __slots__ = (
+        "_credits_url",
+        "_download_url",
+        "_headers",
+        "_music_url",
+        "_record_url",
+        "_submit_url",
+    )
+
+    def __init__(self, base_url: URL, api_key: str) -> None:
+        """Take a checked base URL, and a key that can stand in a header."""
+        base = str(base_url).rstrip("/")
+        self._submit_url = base + SUBMIT_PATH
+        self._record_url = base + RECORD_PATH + "?taskId="
+        self._music_url = base + MUSIC_PATH + "?taskId="
+        self._download_url = base + DOWNLOAD_URL_PATH
+        self._credits_url = base + CREDITS_PATH
+        # The service wants the content type on every request, GET included.
+        self._headers = {
+            "Authorization": f"Bearer {api_key}",
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+        }
+
+    def submit(self, track: Track, callback_url: str) -> WireRequest:
+        """Ask for the conversion of *track*; costs credits."""
+        body = {
+            "taskId": track.music_task_id,
+            "audioId": track.audio_id,
+            "callBackUrl": callback_url,
+        }
+        return WireRequest(
+            method="POST",
+            url=self._submit_url,
+            headers=self._headers,
+            body=json.dumps(body).encode(),
+            is_submit=True,
+        )
+
+    def poll(self, task_id: str) -> WireRequest:
+        """Ask for the record of a conversion task."""
+        return self._get(self._record_url + _quoted(task_id))
+
+    def music(self, music_task_id: str) -> WireRequest:
+        """Ask for the record of a music task."""
+        return self._get(self._music_url + _quoted(music_task_id))
+
+    def credits(self) -> WireRequest:
+        """Ask for the account's credits."""
+        return self._get(self._credits_url)
+
+    def fresh_url(self, url: URL) -> WireRequest:
+        """Ask for a 20-minute link to the file behind *url*."""
+        return WireRequest(
+            method="POST",
+            url=self._download_url,
+            headers=self._headers,
+            body=json.dumps({"url": str(url)}).encode(),
+        )
+
+    def _get(self, url: str) -> WireRequest:
+        return WireRequest(method="GET", url=url, headers=self._headers)
+
+
+_PLAIN_ID: Final = re.compile(r"[A-Za-z0-9_.~-]+")
+
+
+def _quoted(value: str) -> str:
+    if _PLAIN_ID.fullmatch(value):
+        return value
+    # yarl does the quoting; "+" and "&" are quoted too in a value.
+    return URL.build(path="/", query={"v": value}).raw_query_string[2:]
+
+
+def build_callback_url(attempt_id: str) -> str:
+    """Return the placeholder callback URL that names *attempt_id*."""
+    return f"{PLACEHOLDER_CALLBACK_URL}?attempt={attempt_id}"

@@ -1,0 +1,418 @@
+"""
+The codec's upper half: answers of the service as values of ours.
+
+It knows where the service puts things and how it spells them. Every parser is total: whatever the bytes, it returns a
+value or raises one of our errors.
+
+Names are looked up in the tables below, because the vendor's own pages disagree
+on them; unknown fields are ignored. What an answer *means* is up to the envelope.
+
+Sources: docs.kie.ai, "Convert to WAV", "Get WAV Details", "Get Music Details",
+"Get Download URL", "Get Remaining Credits", "Getting Started with KIE API".
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
+from typing import Final, cast
+
+import attrs
+import cattrs
+from yarl import URL
+
+from kie_wav_async import errors
+from kie_wav_async._envelope import (
+    CONFLICT,
+    OK,
+    JsonObject,
+    as_object,
+    parse_int,
+    parse_text,
+    raise_for_code,
+    read_envelope,
+    unreadable,
+)
+from kie_wav_async._models import (
+    TaskRecord,
+    TaskState,
+    Track,
+    WireResponse,
+    is_id,
+    strip_controls,
+)
+
+#: The query name under which a callback URL names its attempt.
+ATTEMPT_NAME: Final = "attempt"
+
+
+@attrs.frozen(kw_only=True)
+class SubmitAnswer:
+    """
+    The service's answer to a submit, where there is a task to follow.
+
+    Attributes:
+        task_id: The conversion task.
+
+        exists: Whether it existed before (code 409) rather than being created.
+    """
+
+    task_id: str
+    exists: bool = False
+
+
+# --- reading: where things are spelled -----------------------------------------
+
+_TASK_ID_NAMES: Final = ("taskId", "task_id")
+_URL_NAMES: Final = ("audioWavUrl", "audio_wav_url", "wavUrl", "wav_url")
+_URL_PLACES: Final = ("response", "info")
+
+
+def _find_task_id(root: JsonObject, data: JsonObject) -> str | None:
+    """
+    Return the one task id an answer names, `None` if it names none.
+
+    Raises:
+        ValueError: It names two different ones, or one that cannot be an id.
+    """
+    found: str | None = None
+    for place in (data, root):
+        for name in _TASK_ID_NAMES:
+            value = place.get(name)
+            if value is None or value == "":
+                continue
+            if not is_id(value):
+                msg = f"{name} is no id"
+                raise ValueError(msg)
+            if found is not None and value != found:
+                msg = "two different task ids"
+                raise ValueError(msg)
+            found = cast("str", value)
+    return found
+
+
+def _find_url(root: JsonObject, data: JsonObject) -> URL | None:
+    places = [as_object(data.get(name)) for name in _URL_PLACES]
+    for place in (places[0], data, *places[1:], root):
+        for name in _URL_NAMES:
+            if (url := parse_url(place.get(name))) is not None:
+                return url
+    return None
+
+
+#: Longest URL we take; web servers commonly stop at 8 KiB.
+_MAX_URL_LENGTH: Final = 8192
+
+
+def parse_url(value: object) -> URL | None:
+    """Return *value* as an absolute http(s) URL, spelled as sent; `None` if it is none."""
+    if not isinstance(value, str) or not value.isprintable() or len(value) > _MAX_URL_LENGTH:
+        return None
+    text = value.strip()
+    try:
+        # A signed link must stay as it is; only one that could not stand in a
+        # request line is quoted.
+        url = URL(text, encoded=text.isascii() and " " not in text)
+        # Asking for the port is what makes yarl look at it.
+        host = url.host or ""
+        usable = url.scheme in {"http", "https"} and url.port is not None
+    except ValueError:
+        return None
+    return url if usable and host and " " not in host else None
+
+
+# --- reading: states --------------------------------------------------------------
+
+_STATES: Final[Mapping[str, TaskState]] = {
+    "": TaskState.PENDING,
+    "PENDING": TaskState.PENDING,
+    "0": TaskState.PENDING,
+    "SUCCESS": TaskState.SUCCEEDED,
+    "1": TaskState.SUCCEEDED,
+    "成功": TaskState.SUCCEEDED,
+    "CREATE_TASK_FAILED": TaskState.FAILED,
+    "2": TaskState.FAILED,
+    "GENERATE_WAV_FAILED": TaskState.FAILED,
+    "3": TaskState.FAILED,
+}
+
+#: Says that the service could not call back, nothing about the file.
+_CALLBACK_FAILED: Final = "CALLBACK_EXCEPTION"
+
+
+def parse_state(status: str, *, has_url: bool) -> TaskState | None:
+    """
+    Return our state for the service's status word; `None` for a word we do not know.
+
+    An unknown word that contains FAIL or ERROR is a failure all the same.
+    """
+    word = status.strip().upper()
+    if word == _CALLBACK_FAILED:
+        return TaskState.SUCCEEDED if has_url else TaskState.PENDING
+    state = _STATES.get(word)
+    if state is None and ("FAIL" in word or "ERROR" in word):
+        return TaskState.FAILED
+    return state
+
+
+def _status_word(data: JsonObject) -> str:
+    """Return the status word; ``successFlag`` counts, ``status`` only without it."""
+    for name in ("successFlag", "status"):
+        value = data.get(name)
+        if isinstance(value, str):
+            if value.strip():
+                return strip_controls(value)[:100]
+        elif (number := parse_int(value)) is not None:
+            return str(number)
+    return ""
+
+
+#: A number at or above this is milliseconds: as seconds it is the year 5138.
+_MILLISECONDS_FROM: Final = 1e11
+
+
+def parse_moment(value: object) -> dt.datetime | None:
+    """
+    Return a time of the service, naive as sent; `None` if it cannot be read.
+
+    Strings with a blank or a ``T`` keep their wall clock, a zone is dropped;
+    numbers, and strings of digits, are seconds or milliseconds since 1970, UTC.
+    """
+    number = parse_int(value)
+    if number is None and isinstance(value, float) and math.isfinite(value):
+        number = int(value)
+    try:
+        if number is not None:
+            seconds = number / 1000 if abs(number) >= _MILLISECONDS_FROM else float(number)
+            return dt.datetime.fromtimestamp(seconds, dt.UTC).replace(tzinfo=None)
+        if isinstance(value, str):
+            return dt.datetime.fromisoformat(value.strip()).replace(tzinfo=None)
+    except (ValueError, OverflowError, OSError):
+        return None
+    return None
+
+
+# --- the converter: canonical objects to models -----------------------------------
+
+
+def _make_converter() -> cattrs.Converter:
+    """
+    Return the one converter: strict about what it is given.
+
+    A default cattrs converter coerces, ``None`` to ``"None"`` and ``True`` to 1;
+    ours takes a value of the right type or refuses.
+    """
+    converter = cattrs.Converter(detailed_validation=False)
+
+    def exactly(kind: type) -> None:
+        def structure(value: object, _: object) -> object:
+            if type(value) is not kind:
+                msg = f"expected {kind.__name__}, got {type(value).__name__}"
+                raise TypeError(msg)
+            return value
+
+        converter.register_structure_hook(kind, structure)
+
+    for kind in (str, int, URL, dt.datetime, TaskState):
+        exactly(kind)
+    converter.register_structure_hook_func(
+        lambda kind: kind == Mapping[str, object], lambda value, _: value
+    )
+    return converter
+
+
+_converter = _make_converter()
+
+
+def _canonical(root: JsonObject, data: JsonObject, task_id: str) -> dict[str, object]:
+    """Return a record's fields under our names, each of the type our model wants."""
+    url = _find_url(root, data)
+    status = _status_word(data)
+    state = parse_state(status, has_url=url is not None)
+    audio_id = data.get("musicId", data.get("audioId"))
+    message = parse_text(data.get("errorMessage")) or parse_text(data.get("errorMsg"))
+    return {
+        "task_id": task_id,
+        "state": TaskState.PENDING if state is None else state,
+        "status": status,
+        "wav_url": url,
+        "audio_id": audio_id if is_id(audio_id) else None,
+        # 0 and "" mean "no error".
+        "error_code": parse_int(data.get("errorCode")) or None,
+        "error_message": message or None,
+        "created_at": parse_moment(data.get("createTime")),
+        "completed_at": parse_moment(data.get("completeTime")),
+        "raw": data,
+    }
+
+
+#: The codes that say "no such task" to a poll, in the service's and its
+#: relatives' dialects. An HTTP 404 without a code is a wrong address instead.
+_NO_SUCH_TASK: Final = frozenset({400, 404, 422})
+
+# --- reading: one parser per request ------------------------------------------------
+
+
+def parse_submit(response: WireResponse) -> SubmitAnswer:
+    """
+    Read the answer to a submit.
+
+    Raises:
+        ServiceError: The service refused: nothing was created.
+
+        TransportError: A redirect that was not followed: nothing was created.
+
+        ServerError: 408 or 5xx other than 505: nobody knows what was created.
+
+        WireFormatError: Unreadable, or a yes without an id: likewise.
+    """
+    envelope = read_envelope(response)
+    data = as_object(envelope.data)
+    exists = envelope.code == CONFLICT
+    if not exists:
+        raise_for_code(envelope)
+    try:
+        task_id = _find_task_id(envelope.root, data)
+    except ValueError as error:
+        if exists:
+            task_id = None
+        else:
+            raise unreadable(response, f"a submit's answer with {error}") from None
+    if task_id is None:
+        raise_for_code(envelope)  # 409 without an id: AlreadyExistsError.
+        raise unreadable(response, "a submit's answer without a task id")
+    return SubmitAnswer(task_id=task_id, exists=exists)
+
+
+def parse_record(response: WireResponse, task_id: str) -> TaskRecord | None:
+    """
+    Read the answer to a poll of *task_id*; `None` if the service has no record.
+
+    The service says so with ``data: null``, its relatives with code 400, 404 or 422.
+
+    Raises:
+        ServiceError: The service refused.
+
+        TransportError: A redirect that was not followed.
+
+        WireFormatError: Unreadable, or the record of another task.
+    """
+    envelope = read_envelope(response)
+    if envelope.in_body and envelope.code in _NO_SUCH_TASK:
+        return None
+    raise_for_code(envelope)
+    if envelope.data is None:
+        return None
+    if not isinstance(envelope.data, dict):
+        raise unreadable(response, "a record that is no object", task_id=task_id)
+    data = as_object(cast("object", envelope.data))
+    try:
+        named = _find_task_id(envelope.root, data)
+    except ValueError as error:
+        raise unreadable(response, f"a record with {error}", task_id=task_id) from None
+    if named is not None and named != task_id:
+        raise unreadable(response, "the record of another task", task_id=task_id)
+    return _converter.structure(_canonical(envelope.root, data, task_id), TaskRecord)
+
+
+def is_known_status(record: TaskRecord) -> bool:
+    """Return whether the record's status is a word we know the meaning of."""
+    return parse_state(record.status, has_url=record.wav_url is not None) is not None
+
+
+def find_attempt(record: TaskRecord) -> str | None:
+    """Return the attempt that a record's callback URL names; `None` if it names none or several."""
+    for name in ("callbackUrl", "callBackUrl"):
+        url = parse_url(record.raw.get(name))
+        if url is not None:
+            values = url.query.getall(ATTEMPT_NAME, [])
+            return values[0] if len(values) == 1 else None
+    return None
+
+
+_MUSIC_DONE: Final = frozenset({"SUCCESS", _CALLBACK_FAILED})
+
+
+def parse_tracks(response: WireResponse, music_task_id: str) -> list[Track]:
+    """
+    Read the answer to a music task's record: its distinct tracks, in order.
+
+    Raises:
+        NotFoundError: No such task, or its tracks are not complete (yet).
+
+        ServiceError: The service refused.
+
+        WireFormatError: Unreadable, or a track without a usable id.
+    """
+    envelope = read_envelope(response)
+    raise_for_code(envelope)
+    data = as_object(envelope.data)
+    status = _status_word({"successFlag": data.get("status"), "status": data.get("successFlag")})
+    made = as_object(data.get("response"))
+    listed = made.get("sunoData") or made.get("data")
+    if envelope.data is None or status.upper() not in _MUSIC_DONE or not listed:
+        raise errors.NotFoundError(
+            code=404 if envelope.data is None else OK,
+            message=(
+                f"music task {music_task_id} is unknown"
+                if envelope.data is None
+                else f"music task {music_task_id} has no complete list of tracks (status {status})"
+            ),
+            http_status=response.status,
+            request_id=response.request_id,
+        )
+    if not isinstance(listed, list):
+        raise unreadable(response, "tracks that are no list")
+    tracks: dict[Track, None] = {}
+    for item in cast("list[object]", listed):
+        fields = as_object(item)
+        audio_id = fields.get("id") or fields.get("audioId")
+        if not is_id(audio_id):
+            raise unreadable(response, "a track without a usable id")
+        title = fields.get("title")
+        track = Track(
+            music_task_id, cast("str", audio_id), title=title if isinstance(title, str) else None
+        )
+        tracks.setdefault(track)
+    return list(tracks)
+
+
+def parse_credits(response: WireResponse) -> Decimal:
+    """
+    Read the account's credits: exact, and fractional in practice.
+
+    Raises:
+        ServiceError: The service refused.
+
+        WireFormatError: Unreadable, or not a finite number.
+    """
+    envelope = read_envelope(response, exact=True)
+    raise_for_code(envelope)
+    value = envelope.data
+    if isinstance(value, (int, Decimal, str)) and not isinstance(value, bool):
+        try:
+            amount = Decimal(value)
+        except InvalidOperation:
+            amount = Decimal("NaN")
+        if amount.is_finite():
+            return amount
+    raise unreadable(response, "credits that are no number")
+
+
+def parse_fresh_url(response: WireResponse) -> URL:
+    """
+    Read the 20-minute link to a file.
+
+    Raises:
+        ServiceError: The service refused, e.g. 422 for a file that is not its own.
+
+        WireFormatError: Unreadable, or not an absolute http(s) URL.
+    """
+    envelope = read_envelope(response)
+    raise_for_code(envelope)
+    url = parse_url(envelope.data)
+    if url is None:
+        raise unreadable(response, "a link that is no absolute URL")
+    return url

@@ -1,0 +1,373 @@
+"""
+Everything that can go wrong, as one tree::
+
+    KieWavError
+    ├── TransportError              no usable answer
+    │   └── TransportTimeoutError   ... in time; also a TimeoutError
+    ├── WireFormatError             an answer we cannot read
+    ├── ServiceError                the service said no
+    │   ├── AuthenticationError         401
+    │   ├── InsufficientCreditsError    402, 433
+    │   ├── NotFoundError               404, unknown task
+    │   ├── AlreadyExistsError          409
+    │   ├── InvalidRequestError         400, 422
+    │   ├── RateLimitedError            429
+    │   ├── SourceUnavailableError      451
+    │   ├── MaintenanceError            455
+    │   ├── FeatureDisabledError        505
+    │   └── ServerError                 408, other 5xx
+    ├── SubmitUnknownError          the submit may or may not have been accepted
+    ├── ChargeLimitError            max_charges reached
+    ├── ConversionFailedError       the task ended badly
+    ├── ConversionTimeoutError      our timeout; also a TimeoutError
+    └── SessionClosedError          the session was closed while you waited
+
+Misuse by the caller is a builtin `ValueError`, `TypeError` or `RuntimeError`.
+
+Every error knows its ``task_id`` and ``track`` where there is one, says what to
+do next, never carries a key, and survives `copy.copy` and `pickle` with all its
+fields. Each waiter gets an object of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kie_wav_async._models import TaskRecord, Track
+
+__all__ = [
+    "AlreadyExistsError",
+    "AuthenticationError",
+    "ChargeLimitError",
+    "ConversionFailedError",
+    "ConversionTimeoutError",
+    "FeatureDisabledError",
+    "InsufficientCreditsError",
+    "InvalidRequestError",
+    "KieWavError",
+    "MaintenanceError",
+    "NotFoundError",
+    "RateLimitedError",
+    "ServerError",
+    "ServiceError",
+    "SessionClosedError",
+    "SourceUnavailableError",
+    "SubmitUnknownError",
+    "TransportError",
+    "TransportTimeoutError",
+    "WireFormatError",
+]
+
+
+class KieWavError(Exception):
+    """
+    The root of every error this package raises about the service.
+
+    Attributes:
+        task_id: The conversion task it is about; `None` where none is known.
+
+        track: The track it is about; `None` where none is known.
+    """
+
+    def __init__(
+        self, message: str, *, task_id: str | None = None, track: Track | None = None
+    ) -> None:
+        """Keep *message* as the text and the rest as attributes."""
+        super().__init__(message)
+        self.task_id = task_id
+        self.track = track
+
+    def __reduce__(
+        self,
+    ) -> tuple[Callable[..., KieWavError], tuple[type[KieWavError], str, dict[str, object]]]:
+        """Rebuild from class, text and fields, whatever ``__init__`` asks for."""
+        return _rebuild, (type(self), str(self.args[0]), dict(self.__dict__))
+
+    def about(self, *, task_id: str | None = None, track: Track | None = None) -> Self:
+        """
+        Return a new error like this one, with the blanks filled in.
+
+        What this error already knows stays. The copy is chained to the same
+        cause, and shares no traceback with the original.
+        """
+        twin = copy.copy(self)
+        twin.task_id = self.task_id if self.task_id is not None else task_id
+        twin.track = self.track if self.track is not None else track
+        twin.__cause__ = self.__cause__
+        return twin
+
+
+def _rebuild(kind: type[KieWavError], message: str, fields: dict[str, object]) -> KieWavError:
+    error = kind.__new__(kind, message)
+    error.__dict__.update(fields)
+    return error
+
+
+class TransportError(KieWavError):
+    """
+    The request got no usable answer.
+
+    Attributes:
+        maybe_sent:
+            Whether a byte of the request may have reached the service. Only
+            `False` proves that it did not; a transport that cannot tell says
+            `True`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        maybe_sent: bool = True,
+        task_id: str | None = None,
+        track: Track | None = None,
+    ) -> None:
+        """Keep what is known of the request's fate."""
+        super().__init__(message, task_id=task_id, track=track)
+        self.maybe_sent = maybe_sent
+
+
+class TransportTimeoutError(TransportError, TimeoutError):
+    """The request got no usable answer in time."""
+
+
+class WireFormatError(KieWavError):
+    """
+    The service answered something we cannot read.
+
+    Attributes:
+        http_status: The HTTP status of the answer.
+
+        request_id: The service's id of the request (``cf-ray``), or `None`.
+
+        excerpt: The first 200 characters of the answer, made printable.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        http_status: int | None = None,
+        request_id: str | None = None,
+        excerpt: str = "",
+        task_id: str | None = None,
+        track: Track | None = None,
+    ) -> None:
+        """Keep enough of the answer to recognise it."""
+        super().__init__(message, task_id=task_id, track=track)
+        self.http_status = http_status
+        self.request_id = request_id
+        self.excerpt = excerpt
+
+
+class ServiceError(KieWavError):
+    """
+    The service said no.
+
+    Attributes:
+        code: The envelope's ``code``, or the HTTP status where there is none.
+
+        message: The service's own words, made printable. Never match on them.
+
+        http_status: The HTTP status; nearly always 200, failures included.
+
+        request_id: The service's id of the request (``cf-ray``), or `None`.
+
+        retry_after_s:
+            Seconds the service asked us to wait, not capped; `None` if it did
+            not ask.
+
+    Source: docs.kie.ai, "Getting Started with KIE API" and "Convert to WAV".
+    """
+
+    advice = "see the service's code and message"
+
+    def __init__(
+        self,
+        *,
+        code: int,
+        message: str = "",
+        http_status: int | None = None,
+        request_id: str | None = None,
+        retry_after_s: float | None = None,
+        task_id: str | None = None,
+        track: Track | None = None,
+    ) -> None:
+        """Compose the text from the service's answer and this class's advice."""
+        text = f"the service answered {code}"
+        if message:
+            text += f" {message!r}"
+        if request_id:
+            text += f" (request {request_id})"
+        super().__init__(f"{text}: {self.advice}", task_id=task_id, track=track)
+        self.code = code
+        self.message = message
+        self.http_status = http_status
+        self.request_id = request_id
+        self.retry_after_s = retry_after_s
+
+
+class AuthenticationError(ServiceError):
+    """401: the API key is missing, wrong or withdrawn."""
+
+    advice = "check the API key (KIE_API_KEY) and the address it is allowed from"
+
+
+class InsufficientCreditsError(ServiceError):
+    """402: no credits left; 433: this key's own limit is reached."""
+
+    advice = "top up credits or raise the key's limit, then submit again; nothing was charged"
+
+
+class NotFoundError(ServiceError):
+    """404, or a task the service does not (or no longer) know."""
+
+    advice = "check the id; the service forgets a task after two months"
+
+
+class AlreadyExistsError(ServiceError):
+    """409: a WAV of this track exists under a task id we were not told, or not ours."""
+
+    advice = "look its task id up in your own records or KIE's log page, then attach() it"
+
+
+class InvalidRequestError(ServiceError):
+    """400 or 422: the service refused what was asked, e.g. an unknown track."""
+
+    advice = "check music_task_id and audio_id; asking again unchanged will not help"
+
+
+class RateLimitedError(ServiceError):
+    """429: more than 20 submits in 10 s on this account; nothing was created."""
+
+    advice = "wait, then ask again; nothing was charged. Is another program using the account?"
+
+
+class SourceUnavailableError(ServiceError):
+    """451: the service could not fetch the source file."""
+
+    advice = "the source audio may have expired on the service's side"
+
+
+class MaintenanceError(ServiceError):
+    """455: the service is under maintenance; nothing was created."""
+
+    advice = "ask again in some minutes; nothing was charged"
+
+
+class FeatureDisabledError(ServiceError):
+    """505: the feature is switched off."""
+
+    advice = "WAV conversion is switched off on the service's side"
+
+
+class ServerError(ServiceError):
+    """408 or a 5xx other than 505, on a read. On a submit these are unknown."""
+
+    advice = "the fault is the service's; ask again"
+
+
+class SubmitUnknownError(KieWavError):
+    """
+    The submit may or may not have been accepted and charged.
+
+    Attributes:
+        attempt_id: Names the attempt for `WavSession.resolve_unknown`.
+    """
+
+    def __init__(self, message: str, *, track: Track, attempt_id: str) -> None:
+        """Name the attempt, and the ways out of the doubt."""
+        super().__init__(
+            f"{message}: it may have been charged, so it is not sent again on its own. "
+            "Await the callback, or call resolve_unknown("
+            f"{attempt_id!r}, task_id=... or not_charged=True) once you know, "
+            "or submit(track, again=True) to risk a second charge",
+            track=track,
+        )
+        self.attempt_id = attempt_id
+
+
+class ChargeLimitError(KieWavError):
+    """
+    ``max_charges`` is reached; nothing was sent.
+
+    Attributes:
+        max_charges: The limit, in submits accepted or unknown.
+    """
+
+    def __init__(self, *, max_charges: int, track: Track | None = None) -> None:
+        """Say which limit was met."""
+        super().__init__(
+            f"max_charges={max_charges} is reached (accepted and unknown submits): "
+            "nothing was sent; raise the limit to go on",
+            track=track,
+        )
+        self.max_charges = max_charges
+
+
+class ConversionFailedError(KieWavError):
+    """
+    The task ended badly on the service's side.
+
+    Attributes:
+        record: The service's last word on the task.
+    """
+
+    def __init__(self, message: str, *, record: TaskRecord, track: Track | None = None) -> None:
+        """Keep the record that ended the wait."""
+        super().__init__(
+            f"{message}: submit the track again to retry, which is a new charge",
+            task_id=record.task_id,
+            track=track,
+        )
+        self.record = record
+
+
+class ConversionTimeoutError(KieWavError, TimeoutError):
+    """
+    Our timeout passed; the task may still finish on the service's side.
+
+    Attributes:
+        timeout_s: The timeout, in seconds since the submit was accepted.
+    """
+
+    def __init__(self, *, timeout_s: float, task_id: str, track: Track | None = None) -> None:
+        """Name the task, so that it can be taken up again."""
+        super().__init__(
+            f"task {task_id} is not finished {timeout_s:g} s after it was accepted: it may "
+            f"still finish, so attach({task_id!r}) rather than submit again",
+            task_id=task_id,
+            track=track,
+        )
+        self.timeout_s = timeout_s
+
+
+class SessionClosedError(KieWavError):
+    """
+    The session was closed; conversions in flight go on at the service.
+
+    Attributes:
+        open_task_ids: Tasks not finished when the session closed.
+    """
+
+    def __init__(
+        self,
+        *,
+        open_task_ids: tuple[str, ...] = (),
+        task_id: str | None = None,
+        track: Track | None = None,
+    ) -> None:
+        """Name what was left open, as far as a sentence can."""
+        text = "the session is closed"
+        if task_id is not None:
+            text += f"; task {task_id} goes on: attach() it in a new session"
+        elif open_task_ids:
+            text += f"; {len(open_task_ids)} tasks go on: attach() them in a new session"
+        else:
+            text += ": open a new one"
+        super().__init__(text, task_id=task_id, track=track)
+        self.open_task_ids = open_task_ids

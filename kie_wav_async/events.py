@@ -1,0 +1,158 @@
+"""
+What ``WavSession(on_event=...)`` is called with: one frozen value per happening.
+
+An event is sent when the session's own books already hold what it tells, and
+before any waiter hears of it. `Submitted` is the first that names a task, so a
+service can store the id before anything else can go wrong.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Literal
+
+import attrs
+
+from kie_wav_async._models import Track, WavFile
+from kie_wav_async.errors import KieWavError
+
+__all__ = [
+    "Event",
+    "PollingPaused",
+    "Settled",
+    "SubmitHeld",
+    "SubmitLost",
+    "SubmitRefused",
+    "Submitted",
+    "WaitEnded",
+]
+
+
+@attrs.frozen(kw_only=True)
+class Event:
+    """
+    The root of all events.
+
+    Attributes:
+        at: When it happened; aware, UTC.
+    """
+
+    at: dt.datetime
+
+
+@attrs.frozen(kw_only=True)
+class Submitted(Event):
+    """
+    The service took a submit, or a task was taken over for one.
+
+    Attributes:
+        task_id: The conversion task.
+
+        track: What it converts.
+
+        attempt_id: The attempt it answers.
+
+        adopted: Whether the task was taken over rather than newly created.
+    """
+
+    task_id: str
+    track: Track
+    attempt_id: str
+    adopted: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class SubmitHeld(Event):
+    """
+    A submit provably created nothing and will be sent again.
+
+    Attributes:
+        track: What was submitted.
+
+        error: Why it was not taken: unsent, 429 or 455.
+
+        delay_s: How long we wait before the next try, at least.
+    """
+
+    track: Track
+    error: KieWavError
+    delay_s: float
+
+
+@attrs.frozen(kw_only=True)
+class SubmitRefused(Event):
+    """
+    A submit ended without a task, and without a charge.
+
+    Attributes:
+        track: What was submitted.
+
+        error: Why.
+    """
+
+    track: Track
+    error: KieWavError
+
+
+@attrs.frozen(kw_only=True)
+class SubmitLost(Event):
+    """
+    A submit's fate is unknown: it may have been charged.
+
+    Attributes:
+        track: What was submitted.
+
+        attempt_id: Names it for ``resolve_unknown``.
+
+        error: What got in the way of the answer.
+    """
+
+    track: Track
+    attempt_id: str
+    error: KieWavError
+
+
+@attrs.frozen(kw_only=True)
+class Settled(Event):
+    """
+    A conversion succeeded.
+
+    Attributes:
+        wav: The file.
+    """
+
+    wav: WavFile
+
+
+@attrs.frozen(kw_only=True)
+class WaitEnded(Event):
+    """
+    A conversion left the registry without a file.
+
+    Attributes:
+        task_id: The conversion task.
+
+        track: What it converts; `None` if attached without one.
+
+        error: Why: it failed, vanished, or timed out.
+    """
+
+    task_id: str
+    track: Track | None
+    error: KieWavError
+
+
+@attrs.frozen(kw_only=True)
+class PollingPaused(Event):
+    """
+    The service refused a poll with 401 or 429, so all polling waits.
+
+    Attributes:
+        reason: ``"authentication"`` or ``"rate-limit"``.
+
+        delay_s:
+            How long; `None` after a second 401 in a row, which ends all waits.
+    """
+
+    reason: Literal["authentication", "rate-limit"]
+    delay_s: float | None
