@@ -103,9 +103,9 @@ def _open_fds() -> set[str]:
     if not _FDS.is_dir():
         return set()
     found: set[str] = set()
-    for fd in os.listdir(_FDS):
+    for fd in _FDS.iterdir():
         try:
-            found.add(f"{fd} {os.readlink(_FDS / fd)}")
+            found.add(f"{fd.name} {fd.readlink()}")
         except FileNotFoundError:
             continue  # The one that listed the folder.
     return found
