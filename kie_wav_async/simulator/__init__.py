@@ -1,0 +1,19 @@
+"""
+A local KIE to test and play against: no key, no network, no cost.
+
+    async with Simulator(median_s=2.0) as kie:
+        async with WavSession(kie.api_key, base_url=kie.base_url) as session: ...
+
+`Simulator` runs in this process, on 127.0.0.1; `SimulatorProcess` runs one in a process of its
+own, as does ``python -m kie_wav_async.simulator``. Faults are scripted with `Fault`; what the
+service saw and charged is in `SimulatorState`.
+
+It shares no code with the client, so that a misreading of the service cannot cancel out.
+"""
+
+from kie_wav_async.simulator._faults import Fault
+from kie_wav_async.simulator._process import SimulatorProcess
+from kie_wav_async.simulator._server import Simulator
+from kie_wav_async.simulator._state import Arrival, SimulatorState
+
+__all__ = ["Arrival", "Fault", "Simulator", "SimulatorProcess", "SimulatorState"]

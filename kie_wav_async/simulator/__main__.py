@@ -1,0 +1,8 @@
+"""Run a simulator as a process: ``python -m kie_wav_async.simulator --help``."""
+
+import sys
+
+from kie_wav_async.simulator._process import main
+
+if __name__ == "__main__":
+    sys.exit(main())
