@@ -15,8 +15,8 @@ from typing import Any, Self, cast
 
 import aiohttp
 
-from kie_wav_async.simulator._faults import Fault
-from kie_wav_async.simulator._server import Simulator, faults_from_json
+from kie_wav_async.simulator._faults import Fault, faults_from_json
+from kie_wav_async.simulator._server import Simulator
 from kie_wav_async.simulator._state import SimulatorState
 
 _START_S = 30.0  # An interpreter on a loaded machine.

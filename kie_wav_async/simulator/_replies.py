@@ -11,7 +11,8 @@ from typing import Final
 
 import attrs
 
-from kie_wav_async.simulator._faults import Fault, parts_of, shape
+from kie_wav_async.simulator._faults import Fault
+from kie_wav_async.simulator._script import parts_of, shape
 from kie_wav_async.simulator._service import Payload, envelope
 
 UNAUTHORIZED: Final = {"code": 401, "msg": "You do not have access permissions"}
