@@ -97,13 +97,17 @@ class KieWavError(Exception):
         twin = copy.copy(self)
         twin.task_id = self.task_id if self.task_id is not None else task_id
         twin.track = self.track if self.track is not None else track
-        twin.__cause__ = self.__cause__
+        if self.__cause__ is not None:  # Setting one, even None, hides the context.
+            twin.__cause__ = self.__cause__
         return twin
 
 
 def _rebuild(kind: type[KieWavError], message: str, fields: dict[str, object]) -> KieWavError:
-    error = kind.__new__(kind, message)
+    error = kind.__new__(kind)
+    error.args = (message,)  # Where TimeoutError is a base, __new__ leaves them empty.
     error.__dict__.update(fields)
+    if "__notes__" in fields:
+        error.__notes__ = list(error.__notes__)
     return error
 
 

@@ -1,0 +1,415 @@
+from __future__ import annotations
+
+import copy
+import datetime as dt
+import pickle
+import re
+
+import pytest
+from yarl import URL
+
+from kie_wav_async import errors
+from kie_wav_async._models import TaskRecord, TaskState, Track
+from kie_wav_async.errors import KieWavError
+
+TRACK = Track("music-1", "audio-1", title="A title")
+OTHER = Track("music-2", "audio-2")
+RECORD = TaskRecord(
+    task_id="task-1",
+    state=TaskState.FAILED,
+    status="GENERATE_WAV_FAILED",
+    wav_url=URL("https://h.example/a.wav?x=%2F"),
+    error_code=500,
+    error_message="no",
+    created_at=dt.datetime(2025, 1, 1),  # noqa: DTZ001 - the service names no zone
+    raw={"taskId": "task-1", "deep": {"list": [1, 2.5, None]}},
+)
+SERVICE_FIELDS = {
+    "code": 418,
+    "message": "short and stout",
+    "http_status": 200,
+    "request_id": "9f36-SIN",
+    "retry_after_s": 7.5,
+    "task_id": "task-1",
+    "track": TRACK,
+}
+SERVICE_ERRORS = [
+    errors.ServiceError,
+    errors.AuthenticationError,
+    errors.InsufficientCreditsError,
+    errors.NotFoundError,
+    errors.AlreadyExistsError,
+    errors.InvalidRequestError,
+    errors.RateLimitedError,
+    errors.SourceUnavailableError,
+    errors.MaintenanceError,
+    errors.FeatureDisabledError,
+    errors.ServerError,
+]
+
+# Each class with one instance, the fields it must keep, and the words by which
+# its text tells what to do.
+SAMPLES: list[tuple[KieWavError, dict[str, object], str]] = [
+    (
+        KieWavError("what happened", task_id="task-1", track=TRACK),
+        {"task_id": "task-1", "track": TRACK},
+        "what happened",
+    ),
+    (
+        errors.TransportError("no answer", maybe_sent=False, task_id="task-1", track=TRACK),
+        {"maybe_sent": False, "task_id": "task-1", "track": TRACK},
+        "no answer",
+    ),
+    (
+        errors.TransportTimeoutError("too slow", maybe_sent=False, task_id="task-1", track=TRACK),
+        {"maybe_sent": False, "task_id": "task-1", "track": TRACK},
+        "too slow",
+    ),
+    (
+        errors.WireFormatError(
+            "odd", http_status=200, request_id="ray", excerpt="<html>", task_id="t", track=TRACK
+        ),
+        {
+            "http_status": 200,
+            "request_id": "ray",
+            "excerpt": "<html>",
+            "task_id": "t",
+            "track": TRACK,
+        },
+        "odd",
+    ),
+    *(
+        (kind(**SERVICE_FIELDS), SERVICE_FIELDS, advice)
+        for kind, advice in zip(
+            SERVICE_ERRORS,
+            [
+                "see the service's code and message",
+                "check the API key (KIE_API_KEY)",
+                "top up credits",
+                "check the id",
+                "attach() it",
+                "check music_task_id and audio_id",
+                "wait, then ask again",
+                "may have expired",
+                "ask again in some minutes",
+                "switched off on the service's side",
+                "ask again",
+            ],
+            strict=True,
+        )
+    ),
+    (
+        errors.SubmitUnknownError("the answer was lost", track=TRACK, attempt_id="ab12"),
+        {"attempt_id": "ab12", "task_id": None, "track": TRACK},
+        "resolve_unknown('ab12', task_id=... or not_charged=True)",
+    ),
+    (
+        errors.ChargeLimitError(max_charges=5, track=TRACK),
+        {"max_charges": 5, "task_id": None, "track": TRACK},
+        "raise the limit",
+    ),
+    (
+        errors.ConversionFailedError("it failed", record=RECORD, track=TRACK),
+        {"record": RECORD, "task_id": "task-1", "track": TRACK},
+        "submit the track again",
+    ),
+    (
+        errors.ConversionTimeoutError(timeout_s=900.0, task_id="task-1", track=TRACK),
+        {"timeout_s": 900.0, "task_id": "task-1", "track": TRACK},
+        "attach('task-1')",
+    ),
+    (
+        errors.SessionClosedError(open_task_ids=("a", "b"), task_id="task-1", track=TRACK),
+        {"open_task_ids": ("a", "b"), "task_id": "task-1", "track": TRACK},
+        "attach() it in a new session",
+    ),
+]
+
+every_sample = pytest.mark.parametrize(
+    ("error", "fields", "advice"), SAMPLES, ids=[type(error).__name__ for error, _, _ in SAMPLES]
+)
+
+
+def drawn_tree() -> list[tuple[int, str]]:
+    """Return (depth, name) of each line of the tree in the module's docstring."""
+    names = re.compile(r"^ {4}([ │├└─]*)(\w+Error)\b", re.MULTILINE)
+    return [(len(line[1]) // 4, line[2]) for line in names.finditer(errors.__doc__ or "")]
+
+
+def real_tree(kind: type[KieWavError], depth: int = 0) -> list[tuple[int, str]]:
+    """Return what `drawn_tree` should, from the classes."""
+    tree = [(depth, kind.__name__)]
+    for child in kind.__subclasses__():
+        if child.__module__ == errors.__name__:
+            tree += real_tree(child, depth + 1)
+    return tree
+
+
+def test_the_docstring_draws_the_tree_as_it_is():
+    """The tree in the module docstring is the tree of the classes, in its order."""
+    assert drawn_tree() == real_tree(KieWavError)
+
+
+def test_every_error_class_is_exported():
+    """``__all__`` names every error class of the module, sorted, and nothing else."""
+    classes = [
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, BaseException)
+    ]
+
+    assert sorted(classes) == errors.__all__
+
+
+def test_the_samples_cover_every_class():
+    """No error class escapes the tests of this file."""
+    assert {type(error).__name__ for error, _, _ in SAMPLES} == set(errors.__all__)
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_every_error_is_in_the_family(name):
+    """``except KieWavError`` catches every error of the package."""
+    assert issubclass(getattr(errors, name), KieWavError)
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_timeout"),
+    [
+        (getattr(errors, name), name in {"TransportTimeoutError", "ConversionTimeoutError"})
+        for name in errors.__all__
+    ],
+)
+def test_timeouts_are_also_builtin_timeouts(kind, is_timeout):
+    """``except TimeoutError`` catches our timeouts, and only them."""
+    assert is_timeout == issubclass(kind, TimeoutError)
+
+
+def test_no_error_is_a_misuse():
+    """What the service does is never reported as the caller's ValueError or TypeError."""
+    assert not any(
+        issubclass(getattr(errors, name), ValueError | TypeError) for name in errors.__all__
+    )
+
+
+@every_sample
+def test_the_fields_are_kept(error, fields, advice):  # noqa: ARG001 - one table, many tests
+    """Each argument is an attribute of the same name."""
+    assert vars(error) == fields
+
+
+@every_sample
+def test_the_text_says_what_to_do(error, fields, advice):  # noqa: ARG001 - as above
+    """The text of an error tells the way on."""
+    assert advice in str(error)
+
+
+COPIERS = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    **{
+        f"pickle-{protocol}": lambda error, protocol=protocol: pickle.loads(  # noqa: S301 - our own
+            pickle.dumps(error, protocol)
+        )
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
+    },
+}
+
+
+@every_sample
+@pytest.mark.parametrize("copier", list(COPIERS.values()), ids=list(COPIERS))
+def test_a_copy_has_all_of_the_original(error, fields, advice, copier):  # noqa: ARG001 - as above
+    """Copying and pickling keep the class, the text and every field."""
+    twin = copier(error)
+
+    assert twin is not error
+    assert type(error) is type(twin)
+    assert str(error) == str(twin)
+    assert (str(error),) == twin.args
+    assert fields == vars(twin)
+
+
+def test_a_subclass_with_other_arguments_is_copied_too():
+    """A user's own subclass is copied whatever its ``__init__`` asks for."""
+
+    class OwnError(KieWavError):
+        def __init__(self, *, place: str) -> None:
+            super().__init__(f"in {place}")
+            self.place = place
+
+    twin = copy.copy(OwnError(place="Rome"))
+
+    assert (str(twin), twin.place) == ("in Rome", "Rome")
+
+
+@every_sample
+def test_about_fills_only_blanks(error, fields, advice):  # noqa: ARG001 - as above
+    """``about`` keeps what the error knows and adds what it does not."""
+    twin = error.about(task_id="task-2", track=OTHER)
+
+    assert fields | {
+        "task_id": fields["task_id"] or "task-2",
+        "track": fields["track"] or OTHER,
+    } == vars(twin)
+
+
+@every_sample
+def test_about_returns_a_new_error(error, fields, advice):  # noqa: ARG001 - as above
+    """``about`` leaves the original alone."""
+    twin = error.about(task_id="task-2", track=OTHER)
+
+    assert twin is not error
+    assert type(error) is type(twin)
+    assert str(error) == str(twin)
+    assert fields == vars(error)
+
+
+def test_about_with_nothing_changes_nothing():
+    """``about()`` leaves blanks blank."""
+    twin = KieWavError("x").about()
+
+    assert (None, None) == (twin.task_id, twin.track)
+
+
+def test_about_keeps_the_cause():
+    """The new error is chained to the same cause."""
+    cause = OSError("reset")
+    error = errors.TransportError("no answer")
+    error.__cause__ = cause
+
+    assert error.about(task_id="t").__cause__ is cause
+
+
+def test_about_shares_no_traceback():
+    """Raising one waiter's error does not grow another's traceback."""
+    error = errors.TransportError("no answer")
+    with pytest.raises(errors.TransportError):
+        raise error
+
+    assert error.__traceback__ is not None
+    assert error.about(task_id="t").__traceback__ is None
+
+
+def test_about_hides_no_context():
+    """An error without a cause still shows the context it is raised in."""
+    assert not errors.TransportError("no answer").about(task_id="t").__suppress_context__
+
+
+def test_about_shares_no_notes():
+    """A note on one waiter's error does not show on another's."""
+    error = errors.TransportError("no answer")
+    error.add_note("seen by all")
+    twin = error.about(task_id="t")
+    twin.add_note("seen by one")
+
+    assert ["seen by all"] == error.__notes__
+    assert ["seen by all", "seen by one"] == twin.__notes__
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (
+            errors.ServerError(code=500),
+            "the service answered 500: the fault is the service's; ask again",
+        ),
+        (
+            errors.ServerError(code=500, message="build\tfailed"),
+            "the service answered 500 'build\\tfailed': the fault is the service's; ask again",
+        ),
+        (
+            errors.ServerError(code=500, request_id="ray"),
+            "the service answered 500 (request ray): the fault is the service's; ask again",
+        ),
+        (
+            errors.ServerError(code=500, message="no", request_id="ray"),
+            "the service answered 500 'no' (request ray): the fault is the service's; ask again",
+        ),
+        (
+            errors.SubmitUnknownError("the answer was lost", track=TRACK, attempt_id="ab12"),
+            (
+                "the answer was lost: it may have been charged, so it is not sent again on its own. "
+                "Await the callback, or call resolve_unknown('ab12', task_id=... or not_charged=True) "
+                "once you know, or submit(track, again=True) to risk a second charge"
+            ),
+        ),
+        (
+            errors.ChargeLimitError(max_charges=5),
+            (
+                "max_charges=5 is reached (accepted and unknown submits): "
+                "nothing was sent; raise the limit to go on"
+            ),
+        ),
+        (
+            errors.ConversionFailedError("it failed", record=RECORD),
+            "it failed: submit the track again to retry, which is a new charge",
+        ),
+        (
+            errors.ConversionTimeoutError(timeout_s=900.0, task_id="task-1"),
+            (
+                "task task-1 is not finished 900 s after it was accepted: it may "
+                "still finish, so attach('task-1') rather than submit again"
+            ),
+        ),
+        (errors.SessionClosedError(), "the session is closed: open a new one"),
+        (
+            errors.SessionClosedError(open_task_ids=("a", "b")),
+            "the session is closed; 2 tasks go on: attach() them in a new session",
+        ),
+        (
+            errors.SessionClosedError(open_task_ids=("a", "b"), task_id="a"),
+            "the session is closed; task a goes on: attach() it in a new session",
+        ),
+    ],
+    ids=[
+        "code",
+        "message",
+        "request-id",
+        "message-and-request-id",
+        "unknown-submit",
+        "charge-limit",
+        "failed",
+        "timeout",
+        "closed",
+        "closed-tasks",
+        "closed-task",
+    ],
+)
+def test_the_texts_read_well(error, text):
+    """A composed text is one readable sentence, with each part only where there is one."""
+    assert text == str(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "fields"),
+    [
+        (KieWavError("x"), {"task_id": None, "track": None}),
+        (errors.TransportError("x"), {"maybe_sent": True, "task_id": None, "track": None}),
+        (
+            errors.WireFormatError("x"),
+            {
+                "http_status": None,
+                "request_id": None,
+                "excerpt": "",
+                "task_id": None,
+                "track": None,
+            },
+        ),
+        (
+            errors.ServiceError(code=1),
+            {
+                "code": 1,
+                "message": "",
+                "http_status": None,
+                "request_id": None,
+                "retry_after_s": None,
+                "task_id": None,
+                "track": None,
+            },
+        ),
+        (errors.SessionClosedError(), {"open_task_ids": (), "task_id": None, "track": None}),
+    ],
+    ids=["root", "transport", "wire-format", "service", "closed"],
+)
+def test_what_is_not_said_is_not_made_up(error, fields):
+    """Left out arguments mean nothing is known, and that a byte may have been sent."""
+    assert fields == vars(error)
