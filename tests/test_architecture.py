@@ -25,9 +25,11 @@ ROWS: list[tuple[int, frozenset[str]]] = [
     (3, frozenset({"_batch"})),
     (3, frozenset({"_submitter"})),
     (3, frozenset({"_poller"})),
+    (3, frozenset({"_desk"})),
+    (3, frozenset({"_conversion"})),
     (2, frozenset({"_transport", "_clock"})),
     (1, frozenset({"_wire", "_schedule", "_limiter", "_registry", "_requests"})),
-    (1, frozenset({"_envelope"})),
+    (1, frozenset({"_envelope", "_lifecycle"})),
     (0, frozenset({"events"})),
     (0, frozenset({"_models", "errors"})),
 ]
