@@ -33,6 +33,11 @@ async def test_coroutine_never_awaited():
     boom()
 
 
+async def test_coroutine_in_a_cycle():
+    cycle = []
+    cycle += [cycle, boom()]
+
+
 async def test_exception_never_retrieved():
     asyncio.create_task(boom())
     await asyncio.sleep(0)
