@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-import math
+import sys
 import unicodedata
 from collections.abc import Mapping
 from typing import Literal, cast
@@ -74,8 +74,9 @@ def verify_number(
     if isinstance(value, bool) or not isinstance(value, int | float):
         msg = f"{name} must be a number, not {type(value).__name__}"
         raise TypeError(msg)
-    if not math.isfinite(value):
-        msg = f"{name} must be finite, not {value!r}"
+    # Also false for NaN, and for an int too large to be a float.
+    if not -sys.float_info.max <= value <= sys.float_info.max:
+        msg = f"{name} must be finite and fit a float"
         raise ValueError(msg)
     if above is not None and value <= above:
         msg = f"{name} must be above {above:g}, not {value!r}"
@@ -98,21 +99,21 @@ def verify_count(value: object, name: str) -> None:
         msg = f"{name} must be an int, not {type(value).__name__}"
         raise TypeError(msg)
     if value < 1:
-        msg = f"{name} must be at least 1, not {value}"
+        msg = f"{name} must be at least 1"
         raise ValueError(msg)
 
 
 def strip_controls(text: str) -> str:
     """
-    Return *text* with control, format, surrogate and private characters removed.
+    Return *text* as one line, without control, format, surrogate and private characters.
 
-    Line breaks and tabs become blanks. Titles and messages come from strangers
-    and end up in terminals and logs.
+    Line breaks and tabs become blanks, runs of blanks become one. Titles and
+    messages come from strangers and end up in terminals and logs.
     """
-    if text.isascii() and text.isprintable():
+    if text.isalnum() and text.isascii():  # Most words of the service.
         return text
-    spaced = " ".join(text.split())
-    return "".join(c for c in spaced if unicodedata.category(c)[0] != "C")
+    visible = (c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
+    return " ".join("".join(visible).split())
 
 
 class TaskState(enum.StrEnum):

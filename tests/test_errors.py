@@ -327,9 +327,10 @@ def test_about_shares_no_notes():
         (
             errors.SubmitUnknownError("the answer was lost", track=TRACK, attempt_id="ab12"),
             (
-                "the answer was lost: it may have been charged, so it is not sent again on its own. "
-                "Await the callback, or call resolve_unknown('ab12', task_id=... or not_charged=True) "
-                "once you know, or submit(track, again=True) to risk a second charge"
+                "the answer was lost: it may have been charged, so it is not sent again on its "
+                "own. Await the callback, or call resolve_unknown('ab12', task_id=... or "
+                "not_charged=True) once you know, or submit(track, again=True) to risk a second "
+                "charge"
             ),
         ),
         (
