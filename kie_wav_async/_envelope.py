@@ -10,11 +10,11 @@ Sources: docs.kie.ai, "Getting Started with KIE API" and "Convert to WAV".
 
 from __future__ import annotations
 
+import datetime as dt
 import email.utils
 import json
 import re
 from collections.abc import Mapping
-from decimal import Decimal
 from typing import Final, cast
 
 import attrs
@@ -31,8 +31,9 @@ OK: Final = 200
 CONFLICT: Final = 409
 
 
-#: Longest run of digits that is still a code or a number to us.
+#: Longest run of digits that is still a code or a number to us, and its bound.
 _DIGITS: Final = re.compile(r"-?[0-9]{1,18}")
+_INT_BELOW: Final = 10**18
 
 #: How much of an unreadable answer an error quotes.
 _EXCERPT_LENGTH: Final = 200
@@ -70,13 +71,13 @@ def as_object(value: object) -> JsonObject:
     return cast("JsonObject", value) if isinstance(value, dict) else {}
 
 
-def _load(response: WireResponse, *, exact: bool = False) -> JsonObject | None:
+def _load(response: WireResponse) -> JsonObject | None:
     """Return the body as a JSON object; `None` if it is anything else."""
     try:
         # utf-8-sig: UTF-8 with or without a mark, and never UTF-16, which
         # json.loads would guess from bytes.
         text = response.body.decode("utf-8-sig")
-        loaded: object = json.loads(text, parse_float=Decimal if exact else None)
+        loaded: object = json.loads(text)
     except (ValueError, RecursionError):
         # UnicodeDecodeError, JSONDecodeError and the 4,300-digit limit are all
         # ValueErrors; deep nesting is a RecursionError.
@@ -89,11 +90,11 @@ _EXACT_BELOW: Final = 2.0**53
 
 
 def parse_int(value: object) -> int | None:
-    """Return an int, or a string or whole float that spells one; else `None`."""
+    """Return an int of up to 18 digits, or what a string or whole float spells; else `None`."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
-        return value
+        return value if abs(value) < _INT_BELOW else None
     if isinstance(value, str) and _DIGITS.fullmatch(value.strip()):
         return int(value)
     if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT_BELOW:
@@ -101,14 +102,14 @@ def parse_int(value: object) -> int | None:
     return None
 
 
-def read_envelope(response: WireResponse, *, exact: bool = False) -> Envelope:
+def read_envelope(response: WireResponse) -> Envelope:
     """
     Return the envelope of an answer, with the code that counts.
 
     Raises:
         WireFormatError: There is neither a code nor an HTTP status to go by.
     """
-    root = _load(response, exact=exact)
+    root = _load(response)
     is_yes = 200 <= response.status < 300  # noqa: PLR2004 - HTTP's own classes
     if root is None:
         if is_yes:
@@ -132,7 +133,7 @@ def read_envelope(response: WireResponse, *, exact: bool = False) -> Envelope:
         code=response.status,
         in_body=False,
         message=message,
-        data=None,
+        data=data,
         root=root,
         response=response,
     )
@@ -221,7 +222,9 @@ def parse_retry_after(value: str | None, now_unix_s: float) -> float | None:
     if re.fullmatch(r"[0-9]{1,9}", text):
         return float(text)
     try:
-        moment = email.utils.parsedate_to_datetime(text[:64])
+        moment = email.utils.parsedate_to_datetime(text)
+        if moment.tzinfo is None:  # The oldest form names no zone, and means GMT.
+            moment = moment.replace(tzinfo=dt.UTC)
         return max(0.0, moment.timestamp() - now_unix_s)
     except (ValueError, OverflowError):
         return None

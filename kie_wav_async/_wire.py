@@ -1,8 +1,8 @@
 """
 The codec's upper half: answers of the service as values of ours.
 
-It knows where the service puts things and how it spells them. Every parser is total: whatever the bytes, it returns a
-value or raises one of our errors.
+It knows where the service puts things and how it spells them. Every parser is
+total: whatever the bytes, it returns a value or raises one of our errors.
 
 Names are looked up in the tables below, because the vendor's own pages disagree
 on them; unknown fields are ignored. What an answer *means* is up to the envelope.
@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import re
 from collections.abc import Mapping
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Final, cast
 
 import attrs
@@ -379,26 +380,26 @@ def parse_tracks(response: WireResponse, music_task_id: str) -> list[Track]:
     return list(tracks)
 
 
+#: Bounded, so that nobody is handed a number of a million digits.
+_AMOUNT: Final = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,18})?(e[+-]?[0-9]{1,3})?")
+
+
 def parse_credits(response: WireResponse) -> Decimal:
     """
-    Read the account's credits: exact, and fractional in practice.
+    Read the account's credits: exact to 15 digits, and fractional in practice.
 
     Raises:
         ServiceError: The service refused.
 
         WireFormatError: Unreadable, or not a finite number.
     """
-    envelope = read_envelope(response, exact=True)
+    envelope = read_envelope(response)
     raise_for_code(envelope)
-    value = envelope.data
-    if isinstance(value, (int, Decimal, str)) and not isinstance(value, bool):
-        try:
-            amount = Decimal(value)
-        except InvalidOperation:
-            amount = Decimal("NaN")
-        if amount.is_finite():
-            return amount
-    raise unreadable(response, "credits that are no number")
+    # str() of a float is the shortest text for it: what was sent.
+    text = str(envelope.data) if isinstance(envelope.data, (int, float, str)) else ""
+    if not _AMOUNT.fullmatch(text):
+        raise unreadable(response, "credits that are no number")
+    return Decimal(text)
 
 
 def parse_fresh_url(response: WireResponse) -> URL:
