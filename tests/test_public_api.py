@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+from importlib import metadata
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ NAMES = {
         "RateLimit",
         "RetryPolicy",
         "Statistics",
+        "SystemClock",
         "TaskRecord",
         "TaskState",
         "Track",
@@ -32,7 +34,6 @@ NAMES = {
         "WavSession",
         "WireRequest",
         "WireResponse",
-        "__version__",
         "errors",
         "events",
     ],
@@ -159,6 +160,17 @@ def test_the_names_are_sorted(module: str) -> None:
     names = importlib.import_module(module).__all__
 
     assert sorted(names) == list(names)
+
+
+def test_the_version_is_the_installed_one() -> None:
+    """The package tells the version it was installed as."""
+    assert metadata.version("kie-wav-async") == kie.__version__
+
+
+def test_an_unknown_name_is_refused() -> None:
+    """Asking the package for what it does not have is an ``AttributeError`` naming it."""
+    with pytest.raises(AttributeError, match="nonsense"):
+        kie.nonsense  # noqa: B018 - asking is the test
 
 
 def test_the_settings_of_a_session() -> None:

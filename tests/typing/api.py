@@ -17,6 +17,7 @@ from typing import Literal, assert_type
 from kie_wav_async.testing import FakeClock, ScriptedTransport
 from yarl import URL
 
+import kie_wav_async
 from kie_wav_async import (
     AiohttpTransport,
     Batch,
@@ -28,6 +29,7 @@ from kie_wav_async import (
     RateLimit,
     RetryPolicy,
     Statistics,
+    SystemClock,
     TaskRecord,
     TaskState,
     Track,
@@ -44,6 +46,7 @@ from kie_wav_async import (
 from kie_wav_async.simulator import Simulator
 
 assert_type(__version__, str)
+kie_wav_async.nonsense  # type: ignore[attr-defined]  # noqa: B018 - must not pass
 
 
 # Making a session.
@@ -84,8 +87,9 @@ def sessions(seen: list[events.Event]) -> None:
     WavSession(transport=AiohttpTransport(ssl=ssl.create_default_context()))
     WavSession(transport=ScriptedTransport())
     WavSession(transport=OwnTransport(), clock=OwnClock())
+    WavSession(clock=SystemClock())
 
-    WavSession("key", "https://api.kie.ai")  # type: ignore[misc]  # the address has a keyword
+    WavSession("key", "https://api.kie.ai")  # type: ignore[call-arg]  # the address has a keyword
     WavSession(rate_limit=20)  # type: ignore[arg-type]  # 20 per what?
     WavSession(callback_url="https://x.test")  # type: ignore[call-arg]  # not before callbacks
 
@@ -103,7 +107,7 @@ async def one(session: WavSession) -> None:
     assert_type(await session.convert(track), WavFile)
     assert_type(await session.convert(track, again=True), WavFile)
     conversion = await session.submit(track, again=False)
-    assert_type(conversion, Conversion)
+    _ = assert_type(conversion, Conversion)
     assert_type(conversion.task_id, str)
     assert_type(conversion.track, Track | None)
     assert_type(conversion.done(), bool)
@@ -117,8 +121,8 @@ async def one(session: WavSession) -> None:
     assert_type(first, WavFile)
     assert_type(second, WavFile)
 
-    await session.submit("e231")  # type: ignore[arg-type]  # an id is not a track
-    await session.convert(track, True)  # type: ignore[misc]  # noqa: FBT003 - must not pass
+    _ = await session.submit("e231")  # type: ignore[arg-type]  # an id is not a track
+    await session.convert(track, True)  # type: ignore[call-arg]  # noqa: FBT003 - must not pass
 
 
 def a_file(wav: WavFile) -> None:
@@ -166,8 +170,8 @@ async def catalog(session: WavSession, tracks: list[Track]) -> None:
 
 
 async def tasks(session: WavSession) -> None:
-    assert_type(session.attach("9f3c"), Conversion)
-    assert_type(session.attach("9f3c", track=Track("5c79", "e231")), Conversion)
+    _ = assert_type(session.attach("9f3c"), Conversion)
+    _ = assert_type(session.attach("9f3c", track=Track("5c79", "e231")), Conversion)
     assert_type(session.conversions(), tuple[Conversion, ...])
     assert_type(await session.tracks("5c79"), list[Track])
     assert_type(await session.credits(), Decimal)
