@@ -78,7 +78,17 @@ NAMES = {
     ],
     "kie_wav_async.testing": [
         "FakeClock",
+        "Reply",
         "ScriptedTransport",
+        "accepted",
+        "answer",
+        "failed",
+        "no_record",
+        "pending",
+        "polled_task_id",
+        "refused",
+        "submitted_track",
+        "succeeded",
     ],
 }
 

@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from decimal import Decimal
 from typing import Literal, assert_type
 
-from kie_wav_async.testing import FakeClock, ScriptedTransport
 from yarl import URL
 
 import kie_wav_async
@@ -44,6 +43,16 @@ from kie_wav_async import (
     events,
 )
 from kie_wav_async.simulator import Simulator
+from kie_wav_async.testing import (
+    FakeClock,
+    ScriptedTransport,
+    accepted,
+    pending,
+    polled_task_id,
+    refused,
+    submitted_track,
+    succeeded,
+)
 
 assert_type(__version__, str)
 kie_wav_async.nonsense  # type: ignore[attr-defined]  # noqa: B018 - must not pass
@@ -85,7 +94,7 @@ def sessions(seen: list[events.Event]) -> None:
     )
     WavSession(timeout_s=60, insecure_hosts=["kie.test"], on_event=seen.append)
     WavSession(transport=AiohttpTransport(ssl=ssl.create_default_context()))
-    WavSession(transport=ScriptedTransport())
+    WavSession(transport=ScriptedTransport([]))
     WavSession(transport=OwnTransport(), clock=OwnClock())
     WavSession(clock=SystemClock())
 
@@ -259,7 +268,18 @@ class OwnTransport:
     async def aclose(self) -> None: ...
 
 
-# A service of one's own.
+# Tests of one's own.
+
+
+async def scripted(clock: FakeClock) -> None:
+    transport = ScriptedTransport([accepted("9f3c"), pending("9f3c"), succeeded("9f3c")])
+    async with WavSession("key", transport=transport, clock=clock) as session:
+        assert_type(await clock.run(session.convert(Track("5c79", "e231"))), WavFile)
+        await clock.advance(10.0)
+    assert_type(submitted_track(transport.submits[0]), Track)
+    assert_type(polled_task_id(transport.polls[0]), str)
+    ScriptedTransport(lambda request: refused(429) if request.is_submit else TimeoutError())
+    ScriptedTransport([errors.TransportError("gone", maybe_sent=True)])
 
 
 async def simulated() -> None:
