@@ -1,1 +1,68 @@
-"""Asyncio client for KIE.AI's WAV conversion."""
+"""
+Asyncio client for KIE.AI's WAV conversion: a track goes in, a WAV comes out.
+
+::
+
+    from kie_wav_async import Track, WavSession
+
+    async with WavSession() as session:
+        wav = await session.convert(Track("5c79", "e231"))
+"""
+
+from __future__ import annotations
+
+from kie_wav_async import errors, events
+from kie_wav_async._batch import Batch
+from kie_wav_async._clock import Clock, SystemClock
+from kie_wav_async._conversion import Conversion
+from kie_wav_async._limiter import RateLimit
+from kie_wav_async._models import (
+    OnUnknown,
+    Outcome,
+    Statistics,
+    TaskRecord,
+    TaskState,
+    Track,
+    UnknownSubmit,
+    WavFile,
+    WireRequest,
+    WireResponse,
+)
+from kie_wav_async._schedule import PollSchedule, RetryPolicy
+from kie_wav_async._session import WavSession
+from kie_wav_async._transport import AiohttpTransport, Transport
+
+__all__ = [
+    "AiohttpTransport",
+    "Batch",
+    "Clock",
+    "Conversion",
+    "OnUnknown",
+    "Outcome",
+    "PollSchedule",
+    "RateLimit",
+    "RetryPolicy",
+    "Statistics",
+    "SystemClock",
+    "TaskRecord",
+    "TaskState",
+    "Track",
+    "Transport",
+    "UnknownSubmit",
+    "WavFile",
+    "WavSession",
+    "WireRequest",
+    "WireResponse",
+    "errors",
+    "events",
+]
+
+
+def __getattr__(name: str) -> str:
+    """Look the version up when it is asked for."""
+    if name == "__version__":
+        from importlib import metadata  # noqa: PLC0415 - costs milliseconds few need
+
+        return metadata.version("kie-wav-async")
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)

@@ -41,12 +41,23 @@ def verify_id(value: object, name: str) -> None:
 
         ValueError: *value* is empty, too long, or has a blank or a control character.
     """
-    if not isinstance(value, str):
-        msg = f"{name} must be a str, not {type(value).__name__}"
-        raise TypeError(msg)
+    verify_type(value, str, name)
     if not is_id(value):
-        msg = f"{name} must be 1 to {MAX_ID_LENGTH} visible characters, no blanks: {value[:80]!r}"
+        shown = str(value)[:80]
+        msg = f"{name} must be 1 to {MAX_ID_LENGTH} visible characters, no blanks: {shown!r}"
         raise ValueError(msg)
+
+
+def verify_type(value: object, kind: type, name: str) -> None:
+    """
+    Return if *value* is a *kind*.
+
+    Raises:
+        TypeError: It is not.
+    """
+    if not isinstance(value, kind):
+        msg = f"{name} must be a {kind.__name__}, not {type(value).__name__}"
+        raise TypeError(msg)
 
 
 def is_id(value: object) -> bool:

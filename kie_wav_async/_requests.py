@@ -7,13 +7,14 @@ Sources: docs.kie.ai, "Convert to WAV", "Get WAV Details", "Get Music Details",
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 from typing import Final
 
 from yarl import URL
 
-from kie_wav_async._models import Track, WireRequest
+from kie_wav_async._models import Track, WireRequest, verify_type
 
 SUBMIT_PATH: Final = "/api/v1/wav/generate"
 RECORD_PATH: Final = "/api/v1/wav/record-info"
@@ -24,6 +25,69 @@ CREDITS_PATH: Final = "/api/v1/chat/credit"
 #: Where the service is told to post when nobody listens: the field is
 #: mandatory, and RFC 2606 reserves ``.invalid``, so no stranger gets results.
 PLACEHOLDER_CALLBACK_URL: Final = "https://kie-wav-async.invalid/callback"
+
+
+def parse_api_key(value: str) -> str:
+    """
+    Return *value* if it can stand in a header.
+
+    Raises:
+        TypeError: *value* is no `str`.
+
+        ValueError: *value* is empty, or not visible ASCII. The text never shows it.
+    """
+    verify_type(value, str, "api_key")
+    if not (value and value.isascii() and value.isprintable() and " " not in value):
+        msg = "api_key must be visible ASCII without blanks or line breaks, and not empty"
+        raise ValueError(msg)
+    return value
+
+
+def parse_base_url(value: str | URL, insecure_hosts: frozenset[str]) -> URL:
+    """
+    Return *value* as the address of the service.
+
+    Raises:
+        TypeError: *value* is neither a `str` nor a `URL`.
+
+        ValueError:
+            Not an absolute http(s) URL; plain http to a host that is neither
+            loopback nor in *insecure_hosts*; or with userinfo, query or fragment.
+    """
+    if not isinstance(value, URL):
+        verify_type(value, str, "base_url")
+    try:
+        url = URL(value)
+        is_absolute = url.scheme in {"http", "https"} and bool(url.host) and url.port is not None
+    except ValueError:
+        url, is_absolute = URL(), False
+    if not is_absolute:
+        msg = "base_url must be an absolute http(s) URL like https://api.kie.ai"
+        raise ValueError(msg)
+    if url.raw_user is not None or url.raw_password is not None:
+        msg = "base_url must not hold a user or password"
+        raise ValueError(msg)
+    if url.raw_query_string or url.raw_fragment or str(value).endswith(("?", "#")):
+        msg = "base_url must not have a query or a fragment"
+        raise ValueError(msg)
+    host = url.host or ""
+    if url.scheme == "http" and not is_loopback(host) and host.lower() not in insecure_hosts:
+        msg = (
+            f"base_url must be https: the API key would travel readable to {host}. "
+            "Name the host in insecure_hosts if that is what you want"
+        )
+        raise ValueError(msg)
+    return url
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether *host* is this machine, as a name or in numbers."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class RequestBuilder:

@@ -22,10 +22,6 @@ RESUBMIT_AFTER_S = 60.0
 #: How long polling rests after a first 401, before it asks once more. Ours.
 AUTHENTICATION_RETRY_S = 5.0
 
-#: How long after acceptance a missing record is still no news. The service may
-#: answer ``data: null`` for a task that it has just created. Ours.
-VISIBILITY_GRACE_S = 60.0
-
 
 @attrs.frozen(kw_only=True)
 class PollSchedule:

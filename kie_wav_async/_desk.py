@@ -1,0 +1,164 @@
+"""
+What the rooms of a session share: clock, books, transport, and their manners.
+
+The submitter and the poller know the desk and not each other, nor the session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+import math
+import random
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from kie_wav_async import events
+from kie_wav_async._conversion import Conversion, Hub
+from kie_wav_async._models import WavFile
+from kie_wav_async._registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from kie_wav_async._clock import Clock, TimerHandle
+    from kie_wav_async._requests import RequestBuilder
+    from kie_wav_async._transport import Transport
+    from kie_wav_async.errors import KieWavError
+
+_logger = logging.getLogger("kie_wav_async")
+
+
+class Desk:
+    """
+    The shared parts of one session.
+
+    Attributes:
+        hub: What the conversions share.
+
+        clock: The only time there is.
+
+        transport: The only way out.
+
+        requests: Builds what the transport sends.
+
+        registry: The books.
+
+        on_place_freed: Called when a conversion of ours has left the registry.
+
+        on_key_refused: Called when the service has refused the API key for good.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        transport: Transport,
+        requests: RequestBuilder,
+        on_event: Callable[[events.Event], object] | None,
+    ) -> None:
+        """Open empty books."""
+        self.hub = Hub()
+        self.clock = clock
+        self.transport = transport
+        self.requests = requests
+        self.registry: Registry[Conversion] = Registry(lambda track: Conversion(track, self.hub))
+        self.on_place_freed: Callable[[], None] = lambda: None
+        self.on_key_refused: Callable[[KieWavError], None] = lambda _: None
+        self._on_event = on_event
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def chance(self) -> float:
+        """Draw a number in [0, 1), for jitter."""
+        return random.random()  # noqa: S311 - jitter is no secret
+
+    def attempt_id(self) -> str:
+        """Draw the name of a new attempt: 32 hex characters nobody can guess."""
+        return secrets.token_hex(16)
+
+    def timer(self, callback: Callable[[], None]) -> Timer:
+        """Return a timer that is not set."""
+        return Timer(self.clock, callback)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
+        """Run *coroutine* as a task of the session's, which outlives its callers."""
+        task = self.hub.verify_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _logger.error("a task of the session died; please report this", exc_info=error)
+
+    async def cancel_tasks(self) -> None:
+        """Cancel what is still running, and wait until it has stopped."""
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def emit(self, kind: type[events.Event], **fields: object) -> None:
+        """Tell the user's ``on_event``, if there is one, and mind nothing it raises."""
+        if self._on_event is None:
+            return
+        at = dt.datetime.fromtimestamp(self.clock.time(), dt.UTC)
+        try:
+            self._on_event(kind(at=at, **fields))
+        except Exception:
+            _logger.exception("on_event raised for %s; going on", kind.__name__)
+
+    def ended(self, conversion: Conversion) -> None:
+        """Spread the news that *conversion* is terminal."""
+        outcome = conversion.outcome
+        if isinstance(outcome, WavFile):
+            self.emit(events.Settled, wav=outcome)
+        elif outcome is not None:
+            self.emit(
+                events.WaitEnded,
+                task_id=conversion.task_id,
+                track=conversion.track,
+                error=outcome.about(),
+            )
+        conversion.wake()
+        self.on_place_freed()
+
+
+class Timer:
+    """One timer on the clock that can be moved."""
+
+    __slots__ = ("_callback", "_clock", "_handle", "_when")
+
+    def __init__(self, clock: Clock, callback: Callable[[], None]) -> None:
+        """Start unset."""
+        self._clock = clock
+        self._callback = callback
+        self._handle: TimerHandle | None = None
+        self._when = math.inf
+
+    def set(self, when_mono_s: float) -> None:
+        """
+        Fire at *when_mono_s* at the latest.
+
+        A timer set for an earlier moment stays: whoever it wakes early looks at
+        the time and sets it again.
+        """
+        if when_mono_s >= self._when:
+            return
+        self.cancel()
+        self._when = when_mono_s
+        self._handle = self._clock.call_at(when_mono_s, self._fire)
+
+    def cancel(self) -> None:
+        """Unset the timer."""
+        if self._handle is not None:
+            self._handle.cancel()
+        self._handle = None
+        self._when = math.inf
+
+    def _fire(self) -> None:
+        self._handle = None
+        self._when = math.inf
+        self._callback()

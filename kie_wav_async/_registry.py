@@ -1,0 +1,450 @@
+"""
+The books of a session: every conversion it knows, and what has become of it.
+
+What may happen to an entry, and what that costs, is told in `_lifecycle`; this
+is who is in which phase, found by track, task or attempt, and the counters.
+What succeeded is remembered, the last 10,000 of them, so that a track asked for
+again is not paid again.
+
+Pure: no futures, no clock, no chance. Times are arguments; waiters are someone
+else's business.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+import attrs
+
+from kie_wav_async._lifecycle import Entry, Event, IllegalTransition, Origin, Phase, advance
+from kie_wav_async._models import (
+    RETENTION_DAYS,
+    SettledBy,
+    Statistics,
+    TaskRecord,
+    TaskState,
+    Track,
+    UnknownSubmit,
+    WavFile,
+)
+from kie_wav_async.errors import (
+    AlreadyExistsError,
+    ConversionFailedError,
+    ConversionTimeoutError,
+    KieWavError,
+    NotFoundError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+#: How many successes are remembered: an hour and a half of submits at full rate.
+REMEMBERED: Final = 10_000
+
+#: How long after acceptance a missing record is no news. The service may not
+#: show a task it has just created. Ours.
+GRACE_S: Final = 60.0
+
+#: How many polls of an attached task may find no record; its age is unknown.
+ATTACHED_MISSES: Final = 3
+
+#: How often a record may claim success without naming a file.
+BARE_SUCCESSES: Final = 3
+
+
+@attrs.define
+class Tally:
+    """The counters that only ever go up; see `Statistics`."""
+
+    submitted: int = 0
+    accepted: int = 0
+    adopted: int = 0
+    settled_by_callback: int = 0
+    settled_by_poll: int = 0
+    failed: int = 0
+    timed_out: int = 0
+    polls: int = 0
+    rejected_429: int = 0
+    possible_double_charges: int = 0
+    duplicates: int = 0
+    orphans: int = 0
+    refused_callbacks: int = 0
+
+
+E = TypeVar("E", bound=Entry)
+
+
+class Registry(Generic[E]):
+    """Holds the entries and applies events to them."""
+
+    def __init__(self, make_entry: Callable[[Track | None], E]) -> None:
+        """Start empty; *make_entry* makes the entries."""
+        self._make_entry = make_entry
+        self._by_track: dict[Track, E] = {}
+        self._by_task: dict[str, E] = {}
+        self._results: OrderedDict[Track, E] = OrderedDict()
+        self._unknown: dict[str, UnknownSubmit] = {}
+        self._unknown_by_track: dict[Track, list[str]] = {}
+        self._sending = 0
+        self._places = 0
+        self._in_flight = 0
+        self.tally = Tally()
+
+    # --- what is in the books ---------------------------------------------------
+
+    def find(self, track: Track) -> E | None:
+        """Return the entry of *track* that is not terminal, if there is one."""
+        return self._by_track.get(track)
+
+    def find_task(self, task_id: str) -> E | None:
+        """Return the entry in flight under *task_id*, if there is one."""
+        return self._by_task.get(task_id)
+
+    def find_result(self, track: Track) -> E | None:
+        """Return the remembered success of *track*, if there is one."""
+        return self._results.get(track)
+
+    def find_unknown(self, track: Track) -> UnknownSubmit | None:
+        """Return the latest attempt at *track* whose fate is unknown, if there is one."""
+        attempts = self._unknown_by_track.get(track)
+        return self._unknown[attempts[-1]] if attempts else None
+
+    def unknown_submit(self, attempt_id: str) -> UnknownSubmit | None:
+        """Return the attempt of that name if its fate is unknown."""
+        return self._unknown.get(attempt_id)
+
+    def unknown_submits(self) -> tuple[UnknownSubmit, ...]:
+        """Return every attempt whose fate is unknown, oldest first."""
+        return tuple(self._unknown.values())
+
+    def in_flight(self) -> Iterator[E]:
+        """Yield every entry that is ACCEPTED, oldest first where that is known."""
+        yield from self._by_task.values()
+        for entry in self._by_track.values():
+            # Two entries may follow one task; only one of them is in _by_task.
+            if entry.phase is Phase.ACCEPTED and self._by_task.get(entry.task_id) is not entry:
+                yield entry
+
+    def waiting(self) -> tuple[E, ...]:
+        """Return every entry that is QUEUED, SENDING or UNKNOWN."""
+        return tuple(e for e in self._by_track.values() if e.phase is not Phase.ACCEPTED)
+
+    @property
+    def sending(self) -> int:
+        """How many submits are on the wire."""
+        return self._sending
+
+    @property
+    def places(self) -> int:
+        """How many conversions of ours are on the wire or in flight."""
+        return self._places
+
+    @property
+    def charges(self) -> int:
+        """The most that the submits known to have ended can have been charged."""
+        return self.tally.accepted + len(self._unknown)
+
+    def statistics(self) -> Statistics:
+        """Return the counters as they are now."""
+        return Statistics(
+            unknown=len(self._unknown),
+            in_flight=self._in_flight,
+            **attrs.asdict(self.tally),
+        )
+
+    # --- what happens to a submit -----------------------------------------------
+
+    def enqueue(self, track: Track) -> E:
+        """Open an entry for *track*, which must have none that is not terminal."""
+        if track in self._by_track:
+            msg = f"{track} has an entry already"
+            raise IllegalTransition(msg)
+        entry = self._by_track[track] = self._make_entry(track)
+        return entry
+
+    def send(self, entry: E, attempt_id: str, now_unix_s: float) -> None:
+        """Note that the submit goes out now, under the name *attempt_id*."""
+        advance(entry, Event.SEND)
+        entry.attempt_id = attempt_id
+        entry.submitted_unix_s = now_unix_s
+        self._sending += 1
+        self._places += 1
+        self.tally.submitted += 1
+
+    def postpone(self, entry: E) -> None:
+        """Note that the submit created nothing, and waits for another turn."""
+        self._leave_wire(entry, Event.POSTPONE)
+
+    def refuse(self, entry: E, error: KieWavError) -> None:
+        """Note that the submit created nothing, and is over; not for an entry in doubt."""
+        if entry.phase is Phase.SENDING:
+            self._leave_wire(entry, Event.REFUSE)
+        else:
+            advance(entry, Event.REFUSE)
+        self._end(entry, error)
+
+    def withdraw(self, entry: E, error: KieWavError) -> None:
+        """Note that nobody waits for the queued submit any more; not for an entry in doubt."""
+        advance(entry, Event.WITHDRAW)
+        self._end(entry, error)
+
+    def lose(self, entry: E, now_unix_s: float) -> UnknownSubmit:
+        """Note that the submit may have been accepted, and return the doubt."""
+        self._leave_wire(entry, Event.LOSE)
+        track = _track_of(entry)
+        doubt = UnknownSubmit(
+            track=track,
+            attempt_id=entry.attempt_id,
+            at=dt.datetime.fromtimestamp(now_unix_s, dt.UTC),
+        )
+        if track in self._unknown_by_track:
+            self.tally.possible_double_charges += 1
+        self._unknown[doubt.attempt_id] = doubt
+        self._unknown_by_track.setdefault(track, []).append(doubt.attempt_id)
+        return doubt
+
+    def is_in_doubt(self, entry: E) -> bool:
+        """Return whether an earlier attempt at the entry's track is of unknown fate."""
+        return entry.track in self._unknown_by_track
+
+    def relapse(self, entry: E) -> UnknownSubmit:
+        """Note that a repeat came to nothing: the earlier doubt stands, and is returned."""
+        doubt = self.find_unknown(_track_of(entry))
+        if doubt is None:
+            msg = f"{entry.track} is not in doubt"
+            raise IllegalTransition(msg)
+        if entry.phase is Phase.SENDING:
+            self._leave_wire(entry, Event.RELAPSE)
+        else:
+            advance(entry, Event.RELAPSE)
+        return doubt
+
+    def resend(self, entry: E) -> None:
+        """Put an entry of unknown fate back into the queue."""
+        advance(entry, Event.RESEND)
+        entry.attempts = 0
+
+    def accept(self, entry: E, task_id: str, now_mono_s: float) -> None:
+        """Note that the service created *task_id* for the submit on the wire."""
+        self._follow(entry, task_id, now_mono_s, Origin.SUBMITTED)
+        self.tally.accepted += 1
+        if self.is_in_doubt(entry):
+            self.tally.possible_double_charges += 1
+
+    def adopt_existing(
+        self, entry: E, task_id: str, now_mono_s: float, attempt_id: str | None
+    ) -> None:
+        """
+        Note that the service named *task_id* for the submit on the wire: it existed.
+
+        Such an answer explains every doubt about the track: the task is the one
+        that an earlier attempt created, unless its record names an attempt
+        (*attempt_id*, `None` for unknown) that was not ours.
+        """
+        self._follow(entry, task_id, now_mono_s, Origin.ADOPTED)
+        self.tally.adopted += 1
+        doubts = self._unknown_by_track.pop(_track_of(entry), [])
+        for doubt in doubts:
+            del self._unknown[doubt]
+        if doubts and (attempt_id is None or attempt_id in doubts):
+            self.tally.accepted += 1
+
+    def adopt_unknown(self, attempt_id: str, task_id: str, now_mono_s: float) -> E:
+        """Note that the attempt of unknown fate created *task_id*; return its entry."""
+        doubt = self._resolve(attempt_id)
+        entry = self._by_track.get(doubt.track)
+        if entry is None or entry.phase is not Phase.UNKNOWN:
+            # The track went on under another attempt; this one is followed beside it.
+            entry = self._make_entry(doubt.track)
+            entry.phase = Phase.UNKNOWN
+            self._by_track.setdefault(doubt.track, entry)
+        self._follow(entry, task_id, now_mono_s, Origin.ADOPTED)
+        self.tally.adopted += 1
+        self.tally.accepted += 1
+        return entry
+
+    def absolve(self, attempt_id: str) -> E | None:
+        """
+        Note that the attempt of unknown fate was not charged.
+
+        Returns the entry that waited for nothing else, still UNKNOWN: it may be
+        withdrawn or sent again. `None` if the track has other doubts or went on.
+        """
+        doubt = self._resolve(attempt_id)
+        entry = self._by_track.get(doubt.track)
+        if entry is None or entry.phase is not Phase.UNKNOWN or self.is_in_doubt(entry):
+            return None
+        return entry
+
+    # --- what happens to a task ---------------------------------------------------
+
+    def attach(self, task_id: str, track: Track | None, now_mono_s: float) -> E:
+        """Open an entry for a task submitted elsewhere, which must not be in flight here."""
+        entry = self._make_entry(track)
+        entry.phase = Phase.UNKNOWN
+        if track is not None:
+            self._by_track.setdefault(track, entry)
+        self._follow(entry, task_id, now_mono_s, Origin.ATTACHED)
+        return entry
+
+    def name_track(self, entry: E, track: Track) -> None:
+        """Note what an attached task converts, once that is known."""
+        entry.track = track
+        self._by_track.setdefault(track, entry)
+
+    def observe(
+        self, entry: E, record: TaskRecord | None, now_mono_s: float, settled_by: SettledBy
+    ) -> bool:
+        """
+        Take in what the service says of a task; return whether this settled it.
+
+        *record* is `None` if the service has none. News about an entry that is
+        terminal is counted if it is terminal too, and changes nothing.
+        """
+        if entry.phase is not Phase.ACCEPTED:
+            self.tally.duplicates += record is not None and record.state is not TaskState.PENDING
+            return False
+        error = self._judge(entry, record, now_mono_s)
+        if error is not None:
+            advance(entry, Event.FAIL)
+            self.tally.failed += 1
+            self._end(entry, error)
+            return True
+        if record is None or record.state is not TaskState.SUCCEEDED or record.wav_url is None:
+            return False
+        advance(entry, Event.SUCCEED)
+        if settled_by == "poll":
+            self.tally.settled_by_poll += 1
+        else:
+            self.tally.settled_by_callback += 1
+        expires_at = None
+        if entry.origin is Origin.SUBMITTED:
+            submitted_at = dt.datetime.fromtimestamp(entry.submitted_unix_s, dt.UTC)
+            expires_at = submitted_at + dt.timedelta(days=RETENTION_DAYS)
+        wav = WavFile(
+            task_id=entry.task_id,
+            url=record.wav_url,
+            track=entry.track,
+            settled_by=settled_by,
+            expires_at=expires_at,
+        )
+        self._end(entry, wav)
+        return True
+
+    def time_out(self, entry: E, timeout_s: float) -> None:
+        """Note that we stop waiting for the task; it may still finish."""
+        advance(entry, Event.TIME_OUT)
+        self.tally.timed_out += 1
+        self._end(
+            entry,
+            ConversionTimeoutError(timeout_s=timeout_s, task_id=entry.task_id, track=entry.track),
+        )
+
+    # --- inside -------------------------------------------------------------------
+
+    def _leave_wire(self, entry: E, event: Event) -> None:
+        advance(entry, event)
+        self._sending -= 1
+        self._places -= 1
+
+    def _follow(self, entry: E, task_id: str, now_mono_s: float, origin: Origin) -> None:
+        was_sending = entry.phase is Phase.SENDING
+        advance(entry, Event.ACCEPT)
+        entry.task_id = task_id
+        entry.origin = origin
+        entry.accepted_mono_s = now_mono_s
+        self._by_task.setdefault(task_id, entry)
+        self._in_flight += 1
+        if was_sending:
+            self._sending -= 1
+        elif origin is not Origin.ATTACHED:
+            # An unknown submit gave its place back; it takes one again, over
+            # the limit if need be.
+            self._places += 1
+
+    def _judge(self, entry: E, record: TaskRecord | None, now_mono_s: float) -> KieWavError | None:
+        """Return the error that *record* ends the entry with, if it does."""
+        if record is None:
+            entry.misses += 1
+            if entry.origin is Origin.ATTACHED:
+                missing = entry.misses >= ATTACHED_MISSES
+            else:
+                missing = now_mono_s - entry.accepted_mono_s >= GRACE_S
+            if not missing:
+                return None
+            return NotFoundError(
+                code=404,
+                message=f"no record of task {entry.task_id}",
+                task_id=entry.task_id,
+                track=entry.track,
+            )
+        entry.misses = 0
+        if is_foreign(entry, record):
+            return AlreadyExistsError(
+                code=409,
+                message=f"task {entry.task_id} converts another track, {record.audio_id}",
+                task_id=entry.task_id,
+                track=entry.track,
+            )
+        if record.state is TaskState.FAILED:
+            why = record.error_message or record.status
+            return ConversionFailedError(
+                f"task {entry.task_id} failed ({why})", record=record, track=entry.track
+            )
+        if record.state is TaskState.SUCCEEDED and record.wav_url is None:
+            entry.bare_successes += 1
+            if entry.bare_successes >= BARE_SUCCESSES:
+                return ConversionFailedError(
+                    f"task {entry.task_id} succeeded {BARE_SUCCESSES} times without naming a file",
+                    record=record,
+                    track=entry.track,
+                )
+        return None
+
+    def _resolve(self, attempt_id: str) -> UnknownSubmit:
+        doubt = self._unknown.pop(attempt_id, None)
+        if doubt is None:
+            msg = f"no unknown submit has the attempt_id {attempt_id!r}"
+            raise IllegalTransition(msg)
+        others = self._unknown_by_track[doubt.track]
+        others.remove(attempt_id)
+        if not others:
+            del self._unknown_by_track[doubt.track]
+        return doubt
+
+    def _end(self, entry: E, outcome: WavFile | KieWavError) -> None:
+        """Take a terminal entry out of the books of the living."""
+        entry.outcome = outcome
+        if entry.task_id:
+            self._in_flight -= 1
+            self._places -= entry.origin is not Origin.ATTACHED
+            if self._by_task.get(entry.task_id) is entry:
+                del self._by_task[entry.task_id]
+        if entry.track is None:
+            return
+        if self._by_track.get(entry.track) is entry:
+            del self._by_track[entry.track]
+        if entry.phase is Phase.SUCCEEDED:
+            self._results[entry.track] = entry
+            self._results.move_to_end(entry.track)
+            if len(self._results) > REMEMBERED:
+                self._results.popitem(last=False)
+
+
+def is_foreign(entry: Entry, record: TaskRecord) -> bool:
+    """Return whether *record* shows that a task taken over converts another track."""
+    return (
+        entry.origin is Origin.ADOPTED
+        and entry.track is not None
+        and record.audio_id is not None
+        and record.audio_id != entry.track.audio_id
+    )
+
+
+def _track_of(entry: Entry) -> Track:
+    if entry.track is None:
+        msg = "an attached task has no submit"
+        raise IllegalTransition(msg)
+    return entry.track

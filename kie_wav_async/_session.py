@@ -1,0 +1,564 @@
+"""
+The session: what users call, and who wires the rooms together.
+
+It decides nothing about submits, polls or batches; those rooms do. It checks
+arguments, reads the environment, opens and closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import warnings
+from typing import TYPE_CHECKING, Final, Self, TypeVar
+
+from kie_wav_async._batch import Batch
+from kie_wav_async._clock import Clock, SystemClock
+from kie_wav_async._desk import Desk
+from kie_wav_async._limiter import RateLimit
+from kie_wav_async._models import (
+    OnUnknown,
+    Statistics,
+    TaskRecord,
+    Track,
+    UnknownSubmit,
+    WavFile,
+    verify_count,
+    verify_id,
+    verify_number,
+    verify_type,
+)
+from kie_wav_async._poller import Poller
+from kie_wav_async._requests import RequestBuilder, parse_api_key, parse_base_url
+from kie_wav_async._schedule import PollSchedule, RetryPolicy, retry_delay_s
+from kie_wav_async._submitter import Submitter
+from kie_wav_async._transport import AiohttpTransport, Transport
+from kie_wav_async._wire import (
+    parse_credits,
+    parse_fresh_url,
+    parse_record,
+    parse_tracks,
+    parse_url,
+)
+from kie_wav_async.errors import (
+    MaintenanceError,
+    RateLimitedError,
+    ServerError,
+    SessionClosedError,
+    TransportError,
+    WireFormatError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Callable, Iterable
+    from decimal import Decimal
+    from types import TracebackType
+
+    from yarl import URL
+
+    from kie_wav_async import events
+    from kie_wav_async._conversion import Conversion
+    from kie_wav_async._models import WireRequest, WireResponse
+
+_logger = logging.getLogger("kie_wav_async")
+
+T = TypeVar("T")
+
+DEFAULT_BASE_URL: Final = "https://api.kie.ai"
+
+#: How many ids the warning at closing spells out; conversions() has them all.
+_MAX_NAMED: Final = 100
+
+#: What a read may be repeated after: the fault is the line's or the service's.
+_TRANSIENT: Final = (
+    TransportError,
+    WireFormatError,
+    ServerError,
+    RateLimitedError,
+    MaintenanceError,
+)
+
+
+class WavSession:
+    """
+    Converts tracks to WAV: submits, follows, and settles what you await.
+
+    ::
+
+        async with WavSession() as session:
+            wav = await session.convert(Track("5c79", "e231"))
+
+    A session belongs to the event loop it is entered in, and serves once. Two
+    sessions share no limits, so have one per account and process.
+
+    Args:
+        api_key: The API key; `None`: ``KIE_API_KEY`` of the environment.
+
+        base_url:
+            Where the service is; `None`: ``KIE_BASE_URL``, else
+            ``https://api.kie.ai``. https, unless the host is loopback or in
+            *insecure_hosts*; no userinfo, query or fragment.
+
+        rate_limit: New submits, as a true sliding window.
+
+        max_in_flight:
+            Most conversions submitted and not terminal; 1 or more. 400 is 2
+            submits per second for 2 minutes and the lag of polling, rounded up.
+
+        poll: When conversions in flight are polled.
+
+        retry:
+            How reads are repeated, and submits that provably created nothing. A
+            submit of unknown fate is never repeated by it.
+
+        on_unknown: What to do with a submit of unknown fate.
+
+        timeout_s:
+            Acceptance to result, per conversion, in seconds, above 0; `None` for
+            no limit. After it the wait ends with `ConversionTimeoutError`; the
+            task may still finish, and `attach` takes it up again.
+
+        max_charges:
+            Most submits accepted or unknown in this session; 1 or more. At the
+            limit a submit raises `ChargeLimitError`. `None` for no limit.
+
+        on_event:
+            Called on the loop with one value of `kie_wav_async.events` for each
+            thing that happened. What it raises is logged and swallowed.
+
+        insecure_hosts:
+            Hosts to which plain http is accepted: a simulator, an internal
+            mirror. Loopback needs no entry.
+
+        transport:
+            How requests are sent; `None`: an `AiohttpTransport`. It belongs to
+            the session and is closed with it.
+
+        clock: The source of time and sleep; `None`: the system's.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+
+        ValueError: An argument is out of range, or there is no API key.
+
+    Source: docs.kie.ai, "Convert to WAV" and "Getting Started with KIE API".
+    """
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        *,
+        base_url: str | URL | None = None,
+        rate_limit: RateLimit | None = None,
+        max_in_flight: int = 400,
+        poll: PollSchedule | None = None,
+        retry: RetryPolicy | None = None,
+        on_unknown: OnUnknown = OnUnknown.RAISE,
+        timeout_s: float | None = 900.0,
+        max_charges: int | None = None,
+        on_event: Callable[[events.Event], object] | None = None,
+        insecure_hosts: Iterable[str] = (),
+        transport: Transport | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Check everything; nothing is opened yet."""
+        verify_count(max_in_flight, "max_in_flight")
+        if max_charges is not None:
+            verify_count(max_charges, "max_charges")
+        if timeout_s is not None:
+            verify_number(timeout_s, "timeout_s", above=0)
+        rate_limit = RateLimit(20, per_s=10.0) if rate_limit is None else rate_limit
+        verify_type(rate_limit, RateLimit, "rate_limit")
+        poll = PollSchedule() if poll is None else poll
+        verify_type(poll, PollSchedule, "poll")
+        self._retry = RetryPolicy() if retry is None else retry
+        verify_type(self._retry, RetryPolicy, "retry")
+        clock = SystemClock() if clock is None else clock
+        verify_type(clock, Clock, "clock")
+        transport = AiohttpTransport() if transport is None else transport
+        verify_type(transport, Transport, "transport")
+        handler: object = on_event
+        if handler is not None and not callable(handler):
+            msg = "on_event must be callable"
+            raise TypeError(msg)
+        if isinstance(insecure_hosts, str):
+            msg = "insecure_hosts must be several host names, not one str"
+            raise TypeError(msg)
+        hosts = frozenset(host.lower() for host in insecure_hosts)
+        key = os.environ.get("KIE_API_KEY") if api_key is None else api_key
+        if key is None:
+            msg = "no API key: pass api_key or set KIE_API_KEY"
+            raise ValueError(msg)
+        address = os.environ.get("KIE_BASE_URL") or DEFAULT_BASE_URL
+        self._base_url = parse_base_url(address if base_url is None else base_url, hosts)
+        self._desk = Desk(
+            clock=clock,
+            transport=transport,
+            requests=RequestBuilder(self._base_url, parse_api_key(key)),
+            on_event=on_event,
+        )
+        self._poller = Poller(self._desk, poll, self._retry, timeout_s)
+        self._submitter = Submitter(
+            self._desk,
+            self._poller,
+            rate_limit=rate_limit,
+            max_in_flight=max_in_flight,
+            retry=self._retry,
+            on_unknown=OnUnknown(on_unknown),
+            max_charges=max_charges,
+        )
+        self._max_in_flight = max_in_flight
+        self._desk.hub.on_wait = self._poller.revive
+        self._closing: asyncio.Task[None] | None = None
+        self._sleepers: set[asyncio.Future[None]] = set()
+
+    def __repr__(self) -> str:
+        """Name the address and the state, never the key."""
+        if self._desk.hub.loop is None:
+            state = "not entered"
+        else:
+            state = "open" if self._desk.hub.closed is None else "closed"
+        return f"<WavSession {self._base_url} {state}>"
+
+    # --- opening and closing --------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        """
+        Open the session in the running loop.
+
+        Raises:
+            RuntimeError: It was entered before.
+        """
+        if self._desk.hub.loop is not None:
+            msg = "a session serves once: make a new one for another `async with`"
+            raise RuntimeError(msg)
+        self._desk.hub.loop = asyncio.get_running_loop()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the session, whatever the reason for leaving."""
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """
+        End all waits at once, stop submitting, and close.
+
+        Waiters get `SessionClosedError`. Submits on the wire get up to 25 s for
+        their answer; after that their fate is unknown. What is left open is named
+        in one warning, and `conversions` and `unknown_submits` still tell it.
+        Closing twice, or a session never entered, does nothing. A cancelled call
+        leaves the closing to go on by itself.
+
+        Raises:
+            RuntimeError: Called from another loop than the session's.
+        """
+        if self._desk.hub.loop is None:
+            return
+        loop = self._desk.hub.verify_loop()
+        if self._closing is None:
+            self._closing = loop.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        hub, registry = self._desk.hub, self._desk.registry
+        task_ids = tuple(conversion.task_id for conversion in registry.in_flight())
+        hub.closed = SessionClosedError(open_task_ids=task_ids)
+        self._poller.close()
+        self._submitter.close(hub.closed)
+        for conversion in (*registry.waiting(), *registry.in_flight()):
+            conversion.wake(hub.closed)
+        for sleeper in self._sleepers:
+            if not sleeper.done():
+                sleeper.set_result(None)
+        try:
+            await self._submitter.drain()
+        finally:
+            await self._desk.cancel_tasks()
+            await self._desk.transport.aclose()
+            self._warn_of_open()
+
+    def _warn_of_open(self) -> None:
+        task_ids = [conversion.task_id for conversion in self.conversions()]
+        attempt_ids = [doubt.attempt_id for doubt in self.unknown_submits()]
+        if task_ids or attempt_ids:
+            _logger.warning(
+                "the session closed with %d open tasks (%s) and %d unknown submits (%s)",
+                len(task_ids),
+                _named(task_ids),
+                len(attempt_ids),
+                _named(attempt_ids),
+            )
+
+    def __del__(self) -> None:
+        """Complain about a session that was entered and never closed."""
+        # Not all attributes are there if the constructor raised.
+        desk: Desk | None = getattr(self, "_desk", None)
+        if desk is not None and desk.hub.loop is not None and self._closing is None:
+            msg = f"{self!r} was never closed: use `async with` or await aclose()"
+            warnings.warn(msg, ResourceWarning, source=self, stacklevel=1)
+
+    # --- converting ---------------------------------------------------------------------------
+
+    async def submit(self, track: Track, *, again: bool = False) -> Conversion:
+        """
+        Submit a track and return its conversion once the service has taken it.
+
+        Waits for its turn under ``rate_limit`` and ``max_in_flight``. Nothing is
+        sent for a track in flight, whose conversion is returned, nor for one of
+        the last 10,000 results, which is returned settled, nor for one whose
+        submit is unknown, which raises again. Only successes are remembered: a
+        track that failed is sent again. A submit still queued is withdrawn when
+        its last waiter is cancelled; one on the wire is finished by the session.
+
+        Args:
+            track: What to convert.
+
+            again:
+                Your word to submit once more all the same: a settled track, or
+                one whose submit is unknown, at the risk of a second charge.
+
+        Raises:
+            SubmitUnknownError: It may or may not have been accepted.
+
+            ChargeLimitError: ``max_charges`` is reached; nothing was sent.
+
+            ServiceError: The service refused; nothing was created.
+
+            TransportError: The submit provably created nothing.
+
+            SessionClosedError: The session was closed.
+
+            TypeError: *track* is no `Track`.
+
+            ValueError: *again* for a track in flight.
+        """
+        conversion = self._submitter.take(track, again=again)
+        await conversion.wait_submitted()
+        return conversion
+
+    async def convert(self, track: Track, *, again: bool = False) -> WavFile:
+        """
+        Submit a track, wait for its conversion, and return the file.
+
+        Args:
+            track: What to convert.
+
+            again: As for `submit`.
+
+        Raises:
+            ConversionFailedError: The conversion ended badly.
+
+            ConversionTimeoutError: It took longer than ``timeout_s``.
+
+            KieWavError: What `submit` raises.
+        """
+        return await self._submitter.take(track, again=again).wait()
+
+    def convert_all(self, tracks: Iterable[Track] | AsyncIterable[Track]) -> Batch:
+        """
+        Convert a catalog: return its outcomes as an async iterator.
+
+        Args:
+            tracks: Any iterable or async iterable; read as there is room.
+
+        Raises:
+            TypeError: *tracks* is neither.
+
+            SessionClosedError: The session was closed.
+        """
+        self._desk.hub.verify_open()
+        return Batch(tracks, self._desk, self._submitter, self._max_in_flight)
+
+    def attach(self, task_id: str, *, track: Track | None = None) -> Conversion:
+        """
+        Follow a task submitted earlier or elsewhere.
+
+        A task already followed gives its conversion. For a submit of unknown
+        fate whose task you have found, use `resolve_unknown`.
+
+        Args:
+            task_id: The conversion task.
+
+            track: What it converts, to be found in the result; `None` if unknown.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+
+            ValueError: *task_id* cannot be an id, or is followed for another track.
+
+            SessionClosedError: The session was closed.
+        """
+        self._desk.hub.verify_open()
+        verify_id(task_id, "task_id")
+        if track is not None:
+            verify_type(track, Track, "track")
+        conversion = self._desk.registry.find_task(task_id)
+        if conversion is None:
+            now = self._desk.clock.monotonic()
+            conversion = self._desk.registry.attach(task_id, track, now)
+            self._poller.follow(conversion)
+        elif track is not None and conversion.track is None:
+            self._desk.registry.name_track(conversion, track)
+        elif track not in {None, conversion.track}:
+            msg = f"task {task_id} is followed for another track, {conversion.track}"
+            raise ValueError(msg)
+        return conversion
+
+    # --- looking at the books -------------------------------------------------------------------
+
+    def conversions(self) -> tuple[Conversion, ...]:
+        """Return every conversion with a task that is not terminal; also after closing."""
+        return tuple(self._desk.registry.in_flight())
+
+    def unknown_submits(self) -> tuple[UnknownSubmit, ...]:
+        """Return every submit of unknown fate, oldest first; also after closing."""
+        return self._desk.registry.unknown_submits()
+
+    def statistics(self) -> Statistics:
+        """Return the counters as they are now; also after closing."""
+        return self._desk.registry.statistics()
+
+    async def resolve_unknown(
+        self, attempt_id: str, *, task_id: str | None = None, not_charged: bool = False
+    ) -> None:
+        """
+        Tell what became of a submit of unknown fate.
+
+        Args:
+            attempt_id: As in `unknown_submits` and `SubmitUnknownError`.
+
+            task_id: The task it created, which is followed from now on.
+
+            not_charged: It created nothing: the track may be submitted again.
+
+        Raises:
+            ValueError:
+                No unknown submit has that *attempt_id*; or not exactly one of
+                *task_id* and *not_charged* is given.
+
+            SessionClosedError: The session was closed.
+        """
+        self._desk.hub.verify_open()
+        if (task_id is None) is not not_charged:
+            msg = "say either task_id=... or not_charged=True"
+            raise ValueError(msg)
+        if task_id is not None:
+            verify_id(task_id, "task_id")
+        doubt = self._desk.registry.unknown_submit(attempt_id)
+        if doubt is None:
+            msg = f"no unknown submit has the attempt_id {attempt_id!r}"
+            raise ValueError(msg)
+        self._submitter.resolve(doubt, task_id)
+
+    # --- reads --------------------------------------------------------------------------------
+
+    async def record(self, task_id: str) -> TaskRecord | None:
+        """
+        Poll a task once and return its record; `None` if the service has none.
+
+        Raises:
+            KieWavError: No record could be read, repeats included.
+
+            TypeError: *task_id* is no `str`.
+
+            ValueError: *task_id* cannot be an id.
+        """
+        verify_id(task_id, "task_id")
+        self._desk.hub.verify_open()
+        self._desk.registry.tally.polls += 1
+        return await self._read(
+            self._desk.requests.poll(task_id), lambda answer: parse_record(answer, task_id)
+        )
+
+    async def tracks(self, music_task_id: str) -> list[Track]:
+        """
+        Return all tracks of a finished music task, in order.
+
+        Raises:
+            NotFoundError: There is no such task, or it is not finished.
+
+            KieWavError: No answer could be read, repeats included.
+
+            TypeError: *music_task_id* is no `str`.
+
+            ValueError: *music_task_id* cannot be an id.
+        """
+        verify_id(music_task_id, "music_task_id")
+        return await self._read(
+            self._desk.requests.music(music_task_id),
+            lambda answer: parse_tracks(answer, music_task_id),
+        )
+
+    async def credits(self) -> Decimal:
+        """
+        Return the account's credits, which may have a fraction.
+
+        Raises:
+            KieWavError: No answer could be read, repeats included.
+        """
+        return await self._read(self._desk.requests.credits(), parse_credits)
+
+    async def fresh_url(self, url: str | URL) -> URL:
+        """
+        Return a link to a file of the service's that is good for 20 minutes.
+
+        Args:
+            url: `WavFile.url`, or any other file the service made.
+
+        Raises:
+            InvalidRequestError: The file is not the service's.
+
+            KieWavError: No answer could be read, repeats included.
+
+            ValueError: *url* is not an absolute http(s) URL.
+        """
+        parsed = parse_url(str(url))
+        if parsed is None:
+            msg = f"url must be an absolute http(s) URL, not {str(url)[:200]!r}"
+            raise ValueError(msg)
+        return await self._read(self._desk.requests.fresh_url(parsed), parse_fresh_url)
+
+    async def _read(self, request: WireRequest, parse: Callable[[WireResponse], T]) -> T:
+        """Send a request that costs nothing, again if need be, and read the answer."""
+        attempt = 1
+        while True:
+            self._desk.hub.verify_open()
+            try:
+                return parse(await self._desk.transport.send(request))
+            except _TRANSIENT as error:
+                self._desk.registry.tally.rejected_429 += isinstance(error, RateLimitedError)
+                if self._desk.hub.closed is not None:
+                    raise self._desk.hub.closed.about() from error
+                if attempt >= self._retry.attempts:
+                    raise
+                asked = error.retry_after_s if isinstance(error, RateLimitedError) else None
+                delay_s = retry_delay_s(self._retry, attempt, self._desk.chance(), asked)
+            attempt += 1
+            await self._sleep(delay_s)
+
+    async def _sleep(self, delay_s: float) -> None:
+        """Wait, or less if the session closes."""
+        sleeper: asyncio.Future[None] = self._desk.hub.verify_loop().create_future()
+
+        def wake() -> None:
+            if not sleeper.done():
+                sleeper.set_result(None)
+
+        timer = self._desk.clock.call_at(self._desk.clock.monotonic() + delay_s, wake)
+        self._sleepers.add(sleeper)
+        try:
+            await sleeper
+        finally:
+            timer.cancel()
+            self._sleepers.discard(sleeper)
+
+
+def _named(ids: list[str]) -> str:
+    named = ", ".join(ids[:_MAX_NAMED]) or "none"
+    return f"{named}, and {len(ids) - _MAX_NAMED} more" if len(ids) > _MAX_NAMED else named

@@ -1,0 +1,485 @@
+"""
+The way of a submit: queue, window, wire, and what to make of the answer.
+
+A submit costs money and is not idempotent, so this room decides, for every end
+an attempt can come to, whether it may be repeated: only if provably no byte has
+left, or the service said that it created nothing. Everything else leaves the
+attempt in doubt. A submit on the wire belongs to the session; whoever asked for
+it may go away, and its answer still reaches the books.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final
+
+from kie_wav_async import events
+from kie_wav_async._lifecycle import Origin, Phase
+from kie_wav_async._limiter import RateLimit, SlidingWindowLimiter
+from kie_wav_async._models import OnUnknown, Track, verify_type
+from kie_wav_async._requests import build_callback_url
+from kie_wav_async._schedule import (
+    MAINTENANCE_PROBE_S,
+    RESUBMIT_AFTER_S,
+    RetryPolicy,
+    rate_limit_delay_s,
+    retry_delay_s,
+)
+from kie_wav_async._wire import SubmitAnswer, find_attempt, parse_submit
+from kie_wav_async.errors import (
+    AlreadyExistsError,
+    ChargeLimitError,
+    KieWavError,
+    MaintenanceError,
+    RateLimitedError,
+    ServerError,
+    SessionClosedError,
+    SubmitUnknownError,
+    TransportError,
+    WireFormatError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kie_wav_async._conversion import Conversion
+    from kie_wav_async._desk import Desk, Timer
+    from kie_wav_async._models import UnknownSubmit, WireResponse
+    from kie_wav_async._poller import Poller
+
+_logger = logging.getLogger("kie_wav_async")
+
+#: How long closing waits for submits on the wire. Process managers commonly
+#: kill after 30 s.
+CLOSE_TIMEOUT_S: Final = 25.0
+
+
+class Submitter:
+    """Takes tracks, submits each once, and hands what is accepted to the poller."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        poller: Poller,
+        *,
+        rate_limit: RateLimit,
+        max_in_flight: int,
+        retry: RetryPolicy,
+        on_unknown: OnUnknown,
+        max_charges: int | None,
+    ) -> None:
+        """Start with an empty queue."""
+        self._desk = desk
+        self._registry = desk.registry
+        self._poller = poller
+        self._rate_limit = rate_limit
+        self._limiter = SlidingWindowLimiter(rate_limit)
+        self._max_in_flight = max_in_flight
+        self._retry = retry
+        self._on_unknown = on_unknown
+        self._max_charges = max_charges
+        # An ordered set: from the front to the wire, from anywhere if withdrawn.
+        self._queue: OrderedDict[Conversion, None] = OrderedDict()
+        # Those that wait for a moment of their own before they queue (again).
+        self._timers: dict[Conversion, Timer] = {}
+        self._resubmitted: set[Track] = set()
+        self._in_maintenance = False
+        self._timer = desk.timer(self.pump)
+        self._is_closed = False
+        self._wire_is_empty: asyncio.Future[None] | None = None
+        self.room_listeners: set[Callable[[], None]] = set()
+        desk.on_place_freed = self.pump
+        desk.on_key_refused = self._refuse_all
+        desk.hub.on_abandon = self._abandon
+
+    # --- taking tracks ------------------------------------------------------------------
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the queue is shorter than a window: the next track will not wait long."""
+        return len(self._queue) < self._rate_limit.count
+
+    def take(self, track: Track, *, again: bool = False, is_patient: bool = False) -> Conversion:
+        """
+        Return the conversion of *track*: the one there is, or a new one in the queue.
+
+        Raises:
+            TypeError: *track* is no `Track`.
+
+            ValueError: *again* for a track in flight.
+
+            SubmitUnknownError: An earlier submit of the track is in doubt.
+
+            ChargeLimitError: ``max_charges`` is reached.
+
+            SessionClosedError: The session was closed.
+        """
+        self._desk.hub.verify_open()
+        verify_type(track, Track, "track")
+        conversion = self._registry.find(track)
+        if conversion is not None and conversion.phase is not Phase.UNKNOWN:
+            if again:
+                msg = f"{track} is in flight: again=True is for settled and unknown ones"
+                raise ValueError(msg)
+            return conversion
+        if not again:
+            if conversion in self._timers:
+                return conversion
+            if conversion is None and (known := self._registry.find_result(track)) is not None:
+                return known
+            if (doubt := self._registry.find_unknown(track)) is not None:
+                msg_0 = "an earlier submit has no known fate"
+                raise _unknown_error(msg_0, doubt)
+        if self._max_charges is not None and self._registry.charges >= self._max_charges:
+            raise ChargeLimitError(max_charges=self._max_charges, track=track)
+        if conversion is None:
+            conversion = self._registry.enqueue(track)
+        else:
+            self._stop_timer(conversion)
+            self._registry.resend(conversion)
+        conversion.is_patient = is_patient
+        self._queue[conversion] = None
+        self.pump()
+        return conversion
+
+    def _abandon(self, conversion: Conversion) -> None:
+        """Withdraw a queued submit: nobody waits for it."""
+        self._queue.pop(conversion, None)
+        self._stop_timer(conversion)
+        error = KieWavError("the submit was withdrawn before it was sent: nobody waited for it")
+        self._withdraw(conversion, error.about(track=conversion.track))
+        self._tell_room()
+
+    def _withdraw(self, conversion: Conversion, error: KieWavError) -> None:
+        if self._registry.is_in_doubt(conversion):
+            self._registry.relapse(conversion)
+        else:
+            self._registry.withdraw(conversion, error)
+
+    # --- from the queue to the wire -----------------------------------------------------
+
+    def pump(self) -> None:
+        """Send what may be sent now, and see to it that the rest gets its turn."""
+        now = self._desk.clock.monotonic()
+        while self._queue and not self._is_closed:
+            if self._registry.places >= self._max_in_flight or not self._is_affordable():
+                break
+            if self._in_maintenance and self._registry.sending:
+                break  # One probe at a time; its answer pumps again.
+            when = self._limiter.acquire(now)
+            if when is not None:
+                if when < math.inf:
+                    self._timer.set(when)
+                break
+            conversion, _ = self._queue.popitem(last=False)
+            attempt_id = self._desk.attempt_id()
+            self._registry.send(conversion, attempt_id, self._desk.clock.time())
+            _ = self._desk.spawn(self._send(conversion))
+        self._tell_room()
+
+    def _is_affordable(self) -> bool:
+        """Whether one more charge is allowed; if there can be none, empty the queue."""
+        if self._max_charges is None:
+            return True
+        if self._registry.charges >= self._max_charges:
+            self._refuse_all(ChargeLimitError(max_charges=self._max_charges))
+            return False
+        # What is on the wire may be charged; its answers pump again.
+        return self._registry.charges + self._registry.sending < self._max_charges
+
+    def _refuse_all(self, error: KieWavError) -> None:
+        for conversion in tuple(self._queue):
+            self._refuse(conversion, error)
+
+    def _tell_room(self) -> None:
+        if self.has_room:
+            for listener in tuple(self.room_listeners):
+                listener()
+
+    async def _send(self, conversion: Conversion) -> None:
+        try:
+            await self._attempt(conversion)
+        finally:
+            self._limiter.release(self._desk.clock.monotonic())
+            if conversion.phase is Phase.SENDING:
+                # Cancelled by a session that closes, or a bug of ours.
+                self._lose(conversion, TransportError("the submit was cut off"))
+            if self._wire_is_empty is not None and not self._registry.sending:
+                if not self._wire_is_empty.done():
+                    self._wire_is_empty.set_result(None)
+                self._wire_is_empty = None
+            self.pump()
+
+    async def _attempt(self, conversion: Conversion) -> None:
+        response = await self._exchange(conversion)
+        if response is None:
+            return
+        try:
+            answer = parse_submit(response)
+        except RateLimitedError as error:
+            self._registry.tally.rejected_429 += 1
+            self._hold_all(conversion, error)
+        except MaintenanceError as error:
+            self._hold_for_maintenance(conversion, error)
+        except (ServerError, WireFormatError) as error:
+            self._lose(conversion, error)
+        except KieWavError as error:
+            # A refusal, or a redirect that was not followed: nothing was created.
+            self._end_maintenance()
+            self._refuse(conversion, error)
+        else:
+            self._end_maintenance()
+            if answer.exists:
+                await self._adopt(conversion, answer)
+            else:
+                self._accept(conversion, answer)
+
+    async def _exchange(self, conversion: Conversion) -> WireResponse | None:
+        """Return the answer to a submit; `None` if there is none, which is dealt with."""
+        track = _track_of(conversion)
+        request = self._desk.requests.submit(track, build_callback_url(conversion.attempt_id))
+        try:
+            return await self._desk.transport.send(request)
+        except TransportError as error:
+            if error.maybe_sent:
+                self._lose(conversion, error)
+            else:
+                self._postpone(conversion, error)
+        except KieWavError as error:
+            self._lose(conversion, error)
+        except Exception as error:
+            # A transport of the user's may raise anything, at any moment.
+            _logger.exception("the transport failed in a way it should not")
+            lost = TransportError(f"the transport raised {type(error).__name__}")
+            lost.__cause__ = error
+            self._lose(conversion, lost)
+        return None
+
+    # --- ends of an attempt -------------------------------------------------------------
+
+    def _accept(self, conversion: Conversion, answer: SubmitAnswer) -> None:
+        if self._is_taken(answer.task_id, conversion):
+            msg = f"the service answered with task {answer.task_id}, which is another track's"
+            self._lose(conversion, WireFormatError(msg))
+            return
+        self._registry.accept(conversion, answer.task_id, self._desk.clock.monotonic())
+        self._follow(conversion)
+
+    async def _adopt(self, conversion: Conversion, answer: SubmitAnswer) -> None:
+        """Take over the task that a 409 names, unless it converts another track."""
+        try:
+            record = await self._poller.poll(answer.task_id)
+        except Exception as error:  # noqa: BLE001 - a transport of the user's may raise anything
+            _logger.debug("no news of task %s: %s", answer.task_id, error)
+            record = None
+        now = self._desk.clock.monotonic()
+        audio_id = None if record is None else record.audio_id
+        if self._is_taken(answer.task_id, conversion) or audio_id not in {
+            None,
+            _track_of(conversion).audio_id,
+        }:
+            message = f"the service named task {answer.task_id}, which is another track's"
+            self._refuse(
+                conversion, AlreadyExistsError(code=409, message=message, task_id=answer.task_id)
+            )
+            return
+        attempt_id = None if record is None else find_attempt(record)
+        self._registry.adopt_existing(conversion, answer.task_id, now, attempt_id)
+        self._follow(conversion)
+        if record is not None and self._registry.observe(conversion, record, now, "poll"):
+            self._desk.ended(conversion)
+
+    def _is_taken(self, task_id: str, conversion: Conversion) -> bool:
+        """Whether *task_id* is in flight for another track, so cannot be this one's."""
+        other = self._registry.find_task(task_id)
+        return other is not None and other.track not in {None, conversion.track}
+
+    def _follow(self, conversion: Conversion) -> None:
+        """Spread the news that *conversion* has a task, and have it polled."""
+        self._desk.emit(
+            events.Submitted,
+            task_id=conversion.task_id,
+            track=conversion.track,
+            attempt_id=conversion.attempt_id,
+            adopted=conversion.origin is not Origin.SUBMITTED,
+        )
+        self._poller.follow(conversion)
+        conversion.wake_submitted()
+
+    def _refuse(self, conversion: Conversion, error: KieWavError) -> None:
+        """End a submit that created nothing."""
+        self._queue.pop(conversion, None)
+        told = conversion.told(error)
+        if self._registry.is_in_doubt(conversion):
+            doubt = self._registry.relapse(conversion)
+            told = _unknown_error("the repeat was refused", doubt, cause=told)
+        else:
+            self._registry.refuse(conversion, told)
+            self._desk.emit(events.SubmitRefused, track=conversion.track, error=told.about())
+        conversion.wake(told)
+
+    def _postpone(self, conversion: Conversion, error: KieWavError) -> None:
+        """Send a submit again that never left, after a back-off of its own."""
+        if self._is_exhausted(conversion, error):
+            return
+        attempt = conversion.attempts
+        delay_s = retry_delay_s(self._retry, attempt, self._desk.chance(), None)
+        self._registry.postpone(conversion)
+        self._desk.emit(
+            events.SubmitHeld, track=conversion.track, error=error.about(), delay_s=delay_s
+        )
+        self._queue_in(conversion, delay_s)
+
+    def _hold_all(self, conversion: Conversion, error: RateLimitedError) -> None:
+        """Let all submits rest: another program uses the account's window too."""
+        self._end_maintenance()
+        delay_s = rate_limit_delay_s(self._retry, self._rate_limit.per_s, error.retry_after_s)
+        self._limiter.pause(self._desk.clock.monotonic() + delay_s)
+        if not self._is_exhausted(conversion, error):
+            self._queue_first(conversion, error, delay_s)
+
+    def _hold_for_maintenance(self, conversion: Conversion, error: MaintenanceError) -> None:
+        """Let all submits rest but one probe a minute; not everybody waits that long."""
+        self._in_maintenance = True
+        self._limiter.pause(self._desk.clock.monotonic() + MAINTENANCE_PROBE_S)
+        for waiting in tuple(self._queue):
+            _ = self._is_exhausted(waiting, error)
+        if not self._is_exhausted(conversion, error):
+            self._queue_first(conversion, error, MAINTENANCE_PROBE_S)
+
+    def _end_maintenance(self) -> None:
+        self._in_maintenance = False
+
+    def _is_exhausted(self, conversion: Conversion, error: KieWavError) -> bool:
+        """Count a refusal without a verdict; refuse for good after the last."""
+        conversion.attempts += 1
+        if conversion.attempts < self._retry.attempts:
+            return False
+        if conversion.is_patient and isinstance(error, MaintenanceError):
+            return False
+        self._refuse(conversion, error)
+        return True
+
+    def _queue_first(self, conversion: Conversion, error: KieWavError, delay_s: float) -> None:
+        self._registry.postpone(conversion)
+        self._desk.emit(
+            events.SubmitHeld, track=conversion.track, error=error.about(), delay_s=delay_s
+        )
+        self._queue[conversion] = None
+        self._queue.move_to_end(conversion, last=False)
+
+    def _lose(self, conversion: Conversion, error: KieWavError) -> None:
+        """Put a submit into doubt: it may have been charged."""
+        doubt = self._registry.lose(conversion, self._desk.clock.time())
+        _logger.warning(
+            "submit of %s is of unknown fate (attempt %s): %s",
+            conversion.track,
+            doubt.attempt_id,
+            error,
+        )
+        self._desk.emit(
+            events.SubmitLost,
+            track=doubt.track,
+            attempt_id=doubt.attempt_id,
+            error=error.about(),
+        )
+        may_repeat = self._on_unknown is OnUnknown.RESUBMIT and not self._is_closed
+        if may_repeat and doubt.track not in self._resubmitted:
+            self._resubmitted.add(doubt.track)
+            self._queue_in(conversion, RESUBMIT_AFTER_S)
+            return
+        conversion.wake(_unknown_error("the submit got no clear answer", doubt, cause=error))
+
+    # --- waiting for a moment of one's own ------------------------------------------------
+
+    def _queue_in(self, conversion: Conversion, delay_s: float) -> None:
+        def queue() -> None:
+            del self._timers[conversion]
+            if conversion.phase is Phase.UNKNOWN:
+                self._registry.resend(conversion)
+            self._queue[conversion] = None
+            self._queue.move_to_end(conversion, last=False)
+            self.pump()
+
+        timer = self._timers[conversion] = self._desk.timer(queue)
+        timer.set(self._desk.clock.monotonic() + delay_s)
+
+    def _stop_timer(self, conversion: Conversion) -> None:
+        timer = self._timers.pop(conversion, None)
+        if timer is not None:
+            timer.cancel()
+
+    # --- the user's word on a doubt -------------------------------------------------------
+
+    def resolve(self, doubt: UnknownSubmit, task_id: str | None) -> None:
+        """Take the user's word: the attempt created *task_id*, or nothing if `None`."""
+        if task_id is None:
+            conversion = self._registry.absolve(doubt.attempt_id)
+            if conversion is None:
+                return
+            if conversion in self._timers:
+                # Its waiters wait for the repeat, which is now without risk.
+                self._stop_timer(conversion)
+                self._registry.resend(conversion)
+                self._queue[conversion] = None
+                self.pump()
+                return
+            error = KieWavError("the submit was not charged; submit the track again")
+            self._registry.withdraw(conversion, error.about(track=doubt.track))
+            return
+        conversion = self._registry.adopt_unknown(
+            doubt.attempt_id, task_id, self._desk.clock.monotonic()
+        )
+        self._stop_timer(conversion)
+        self._follow(conversion)
+
+    # --- closing ----------------------------------------------------------------------------
+
+    def close(self, error: SessionClosedError) -> None:
+        """Send nothing more, and withdraw what has not been sent."""
+        self._is_closed = True
+        self._timer.cancel()
+        for conversion in (*self._queue, *self._timers):
+            if conversion.phase is Phase.QUEUED:
+                self._withdraw(conversion, error.about(track=conversion.track))
+            conversion.wake(error)
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        self._queue.clear()
+
+    async def drain(self) -> None:
+        """Wait until no submit is on the wire, 25 s at most."""
+        if not self._registry.sending:
+            return
+        empty = self._wire_is_empty = asyncio.get_running_loop().create_future()
+
+        def give_up() -> None:
+            if not empty.done():
+                self._wire_is_empty = None
+                empty.set_result(None)
+
+        timer = self._desk.timer(give_up)
+        timer.set(self._desk.clock.monotonic() + CLOSE_TIMEOUT_S)
+        try:
+            await empty
+        finally:
+            timer.cancel()
+
+
+def _track_of(conversion: Conversion) -> Track:
+    if conversion.track is None:  # pragma: no cover - only attached tasks have none
+        msg = "an attached task has no submit"
+        raise AssertionError(msg)
+    return conversion.track
+
+
+def _unknown_error(
+    message: str, doubt: UnknownSubmit, *, cause: KieWavError | None = None
+) -> SubmitUnknownError:
+    error = SubmitUnknownError(message, track=doubt.track, attempt_id=doubt.attempt_id)
+    error.__cause__ = cause
+    return error
