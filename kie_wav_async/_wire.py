@@ -232,7 +232,7 @@ def _canonical(root: JsonObject, data: JsonObject, task_id: str) -> dict[str, ob
     url = _find_url(root, data)
     status = _status_word(data)
     state = parse_state(status, has_url=url is not None)
-    audio_id = data.get("musicId", data.get("audioId"))
+    audio_id = data.get("musicId") or data.get("audioId")
     message = parse_text(data.get("errorMessage")) or parse_text(data.get("errorMsg"))
     return {
         "task_id": task_id,
@@ -306,9 +306,9 @@ def parse_record(response: WireResponse, task_id: str) -> TaskRecord | None:
     raise_for_code(envelope)
     if envelope.data is None:
         return None
-    if not isinstance(envelope.data, dict):
+    data = as_object(envelope.data)
+    if data is not envelope.data:
         raise unreadable(response, "a record that is no object", task_id=task_id)
-    data = as_object(cast("object", envelope.data))
     try:
         named = _find_task_id(envelope.root, data)
     except ValueError as error:
@@ -333,9 +333,6 @@ def find_attempt(record: TaskRecord) -> str | None:
     return None
 
 
-_MUSIC_DONE: Final = frozenset({"SUCCESS", _CALLBACK_FAILED})
-
-
 def parse_tracks(response: WireResponse, music_task_id: str) -> list[Track]:
     """
     Read the answer to a music task's record: its distinct tracks, in order.
@@ -350,10 +347,12 @@ def parse_tracks(response: WireResponse, music_task_id: str) -> list[Track]:
     envelope = read_envelope(response)
     raise_for_code(envelope)
     data = as_object(envelope.data)
+    if data is not envelope.data is not None:
+        raise unreadable(response, "a music task that is no object")
     status = _status_word({"successFlag": data.get("status"), "status": data.get("successFlag")})
     made = as_object(data.get("response"))
     listed = made.get("sunoData") or made.get("data")
-    if envelope.data is None or status.upper() not in _MUSIC_DONE or not listed:
+    if not listed or parse_state(status, has_url=True) is not TaskState.SUCCEEDED:
         raise errors.NotFoundError(
             code=404 if envelope.data is None else OK,
             message=(

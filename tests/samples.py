@@ -9,6 +9,7 @@ Justin Tanner); everything else is made by hand from the vendor's pages.
 from __future__ import annotations
 
 import json
+import zlib
 
 import attrs
 
@@ -131,3 +132,9 @@ def music_data(**changes: object) -> dict[str, object]:
 def yes(data: object) -> dict[str, object]:
     """Return the documented envelope of a success."""
     return {"code": 200, "msg": "success", "data": data}
+
+
+def short(value: object) -> str:
+    """Return *value* as the id of a table's row: readable, bounded, and its own."""
+    text = ascii(value)
+    return text if len(text) <= 40 else f"{text[:30]}...{zlib.crc32(text.encode()):08x}"

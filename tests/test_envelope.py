@@ -19,7 +19,7 @@ from kie_wav_async._envelope import (
     unreadable,
 )
 from kie_wav_async._models import WireResponse
-from samples import REQUEST_ID, answer
+from samples import REQUEST_ID, answer, short
 
 
 def judge(response: WireResponse) -> object:
@@ -29,12 +29,6 @@ def judge(response: WireResponse) -> object:
     except errors.KieWavError as error:
         return type(error)
     return "yes"
-
-
-def short(value: object) -> str:
-    """Return *value* as the id of a table's row."""
-    text = ascii(value)
-    return text if len(text) <= 40 else f"{text[:20]}...{len(text)}...{text[-8:]}"
 
 
 # What each code says, whether it stands in the body or is the HTTP status.
