@@ -72,6 +72,7 @@ class Poller:
         self._paused_until = -math.inf
         self._key = _KeyDoubt()
         self._words: set[str] = set()
+        self._is_closed = False
 
     # --- what others call -------------------------------------------------------------
 
@@ -106,6 +107,7 @@ class Poller:
 
     def close(self) -> None:
         """Follow nothing any more."""
+        self._is_closed = True
         self._timer.cancel()
         self._due.clear()
         self._deadlines.clear()
@@ -117,6 +119,8 @@ class Poller:
 
     def _arm(self) -> None:
         """Set the timer for whatever comes first."""
+        if self._is_closed:
+            return
         when = self._deadline()
         if self._due and self._may_ask():
             due = max(self._due[0][0], self._next_poll_at, self._paused_until)
