@@ -31,11 +31,11 @@ class Clock(Protocol):
         """Return Unix time in seconds; may jump."""
         ...
 
-    async def sleep(self, delay_s: float) -> None:
+    async def sleep(self, delay_s: float, /) -> None:
         """Return after *delay_s* seconds; at the loop's next turn if 0 or less."""
         ...
 
-    def call_at(self, when_mono_s: float, callback: Callable[[], object]) -> TimerHandle:
+    def call_at(self, when_mono_s: float, callback: Callable[[], object], /) -> TimerHandle:
         """Call *callback* from the running loop once `monotonic` reaches *when_mono_s*."""
         ...
 

@@ -67,6 +67,12 @@ T = TypeVar("T")
 
 DEFAULT_BASE_URL: Final = "https://api.kie.ai"
 
+#: Source: docs.kie.ai, "Getting Started with KIE API".
+DEFAULT_RATE_LIMIT: Final = RateLimit(20, per_s=10.0)
+
+DEFAULT_POLL: Final = PollSchedule()
+DEFAULT_RETRY: Final = RetryPolicy()
+
 #: How many ids the warning at closing spells out; conversions() has them all.
 _MAX_NAMED: Final = 100
 
@@ -150,10 +156,10 @@ class WavSession:
         api_key: str | None = None,
         *,
         base_url: str | URL | None = None,
-        rate_limit: RateLimit | None = None,
+        rate_limit: RateLimit = DEFAULT_RATE_LIMIT,
         max_in_flight: int = 400,
-        poll: PollSchedule | None = None,
-        retry: RetryPolicy | None = None,
+        poll: PollSchedule = DEFAULT_POLL,
+        retry: RetryPolicy = DEFAULT_RETRY,
         on_unknown: OnUnknown = OnUnknown.RAISE,
         timeout_s: float | None = 900.0,
         max_charges: int | None = None,
@@ -168,12 +174,10 @@ class WavSession:
             verify_count(max_charges, "max_charges")
         if timeout_s is not None:
             verify_number(timeout_s, "timeout_s", above=0)
-        rate_limit = RateLimit(20, per_s=10.0) if rate_limit is None else rate_limit
         verify_type(rate_limit, RateLimit, "rate_limit")
-        poll = PollSchedule() if poll is None else poll
         verify_type(poll, PollSchedule, "poll")
-        self._retry = RetryPolicy() if retry is None else retry
-        verify_type(self._retry, RetryPolicy, "retry")
+        verify_type(retry, RetryPolicy, "retry")
+        self._retry = retry
         clock = SystemClock() if clock is None else clock
         verify_type(clock, Clock, "clock")
         transport = AiohttpTransport() if transport is None else transport

@@ -40,7 +40,7 @@ READ_TIMEOUT: Final = aiohttp.ClientTimeout(total=30.0, connect=10.0)
 class Transport(Protocol):
     """What a session needs of HTTP."""
 
-    async def send(self, request: WireRequest) -> WireResponse:
+    async def send(self, request: WireRequest, /) -> WireResponse:
         """
         Send *request* once and return the answer, whatever its status.
 
