@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import json
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from hypothesis import given
+from yarl import URL
+
+import strategies
+from kie_wav_async import _requests
+from kie_wav_async._models import Track, is_id
+from kie_wav_async._requests import (
+    RequestBuilder,
+    build_callback_url,
+    is_loopback,
+    parse_api_key,
+    parse_base_url,
+)
+from samples import ATTEMPT_ID, AUDIO_ID, FILE_URL, MUSIC_TASK_ID, TASK_ID, short
+
+TRACK = Track(MUSIC_TASK_ID, AUDIO_ID, title="Not for the service")
+HEADERS = {
+    "Authorization": "Bearer key-1",
+    "Content-Type": "application/json",
+    "Accept": "application/json",
+}
+
+
+@pytest.fixture
+def builder() -> RequestBuilder:
+    """Return a builder of requests to the service itself."""
+    return RequestBuilder(URL("https://api.kie.ai"), "key-1")
+
+
+def test_a_submit_sends_the_three_documented_fields(builder):
+    """A submit is a POST of exactly taskId, audioId and callBackUrl, and is marked as one."""
+    request = builder.submit(TRACK, "https://h.example/cb?x=%2F&attempt=1")
+
+    assert request.method == "POST"
+    assert request.url == "https://api.kie.ai/api/v1/wav/generate"
+    assert dict(request.headers) == HEADERS
+    assert json.loads(request.body) == {
+        "taskId": MUSIC_TASK_ID,
+        "audioId": AUDIO_ID,
+        "callBackUrl": "https://h.example/cb?x=%2F&attempt=1",
+    }
+    assert request.is_submit
+
+
+def test_a_poll_asks_for_one_task(builder):
+    """A poll is a GET that names the conversion task."""
+    request = builder.poll(TASK_ID)
+
+    assert ("GET", None, False) == (request.method, request.body, request.is_submit)
+    assert request.url == f"https://api.kie.ai/api/v1/wav/record-info?taskId={TASK_ID}"
+    assert dict(request.headers) == HEADERS
+
+
+def test_music_asks_for_one_music_task(builder):
+    """The tracks are asked for by a GET that names the music task."""
+    request = builder.music(MUSIC_TASK_ID)
+
+    assert ("GET", None, False) == (request.method, request.body, request.is_submit)
+    assert request.url == f"https://api.kie.ai/api/v1/generate/record-info?taskId={MUSIC_TASK_ID}"
+    assert dict(request.headers) == HEADERS
+
+
+def test_credits_are_asked_for(builder):
+    """The credits are asked for by a plain GET."""
+    request = builder.credits()
+
+    assert ("GET", None, False) == (request.method, request.body, request.is_submit)
+    assert request.url == "https://api.kie.ai/api/v1/chat/credit"
+    assert dict(request.headers) == HEADERS
+
+
+def test_a_fresh_link_is_asked_for_by_the_url_as_it_is(builder):
+    """The file's URL goes to the service as the service spelled it, and is no submit."""
+    url = f"{FILE_URL}?sig=a%2Fb+c"
+    request = builder.fresh_url(URL(url, encoded=True))
+
+    assert ("POST", False) == (request.method, request.is_submit)
+    assert request.url == "https://api.kie.ai/api/v1/common/download-url"
+    assert dict(request.headers) == HEADERS
+    assert json.loads(request.body) == {"url": url}
+
+
+@pytest.mark.parametrize(
+    ("base", "expected"),
+    [
+        ("https://api.kie.ai", "https://api.kie.ai"),
+        ("https://api.kie.ai/", "https://api.kie.ai"),
+        ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
+        ("https://h.example/mirror", "https://h.example/mirror"),
+        ("https://h.example/mirror/", "https://h.example/mirror"),
+    ],
+)
+def test_the_base_url_may_have_a_path(base, expected):
+    """Every path is put behind the base URL's own, with one slash between."""
+    builder = RequestBuilder(URL(base), "k")
+
+    assert builder.credits().url == f"{expected}/api/v1/chat/credit"
+    assert builder.submit(TRACK, "").url == f"{expected}/api/v1/wav/generate"
+
+
+@given(strategies.ids.filter(is_id))
+def test_an_id_is_quoted_so_that_it_comes_back(task_id):
+    """Any id is one query value to the server, the one we meant."""
+    builder = RequestBuilder(URL("https://h.example"), "k")
+
+    for request in (builder.poll(task_id), builder.music(task_id)):
+        request.url.encode("ascii")
+        parts = urlsplit(request.url)
+        assert {"taskId": [task_id]} == parse_qs(parts.query, strict_parsing=True)
+        assert parts.fragment == ""
+
+
+@pytest.mark.parametrize(
+    ("task_id", "quoted"),
+    [
+        ("a-b_c.d~e9", "a-b_c.d~e9"),
+        ("a+b", "a%2Bb"),
+        ("a&b=c", "a%26b%3Dc"),
+        ("a#b", "a%23b"),
+        ("a%2Fb", "a%252Fb"),
+        ("é", "%C3%A9"),
+    ],
+)
+def test_an_id_is_quoted_where_it_must_be(task_id, quoted):
+    """What means something in a query is percent-encoded in an id."""
+    url = RequestBuilder(URL("https://h.example"), "k").poll(task_id).url
+
+    assert url.endswith(f"?taskId={quoted}")
+
+
+@given(strategies.ids.filter(is_id), strategies.ids.filter(is_id))
+def test_a_track_of_any_script_is_sent(music_task_id, audio_id):
+    """Ids of any script come out of a submit's body as they went in."""
+    builder = RequestBuilder(URL("https://h.example"), "k")
+    body = json.loads(builder.submit(Track(music_task_id, audio_id), "https://x/").body)
+
+    assert (music_task_id, audio_id) == (body["taskId"], body["audioId"])
+
+
+def test_the_key_is_in_no_repr(builder):
+    """Neither a builder nor a request shows the key."""
+    assert "key-1" not in repr(builder)
+    assert "key-1" not in repr(builder.submit(TRACK, "https://x/"))
+
+
+def test_the_placeholder_names_the_attempt():
+    """Where nobody listens, the callback URL is under ``.invalid`` and names the attempt."""
+    url = URL(build_callback_url(ATTEMPT_ID))
+
+    assert url.host.endswith(".invalid")
+    assert dict(url.query) == {"attempt": ATTEMPT_ID}
+
+
+@pytest.mark.parametrize("key", ["k", "sk-kie-0123", "a/b+c=", "~!@#$%^&*()"])
+def test_a_key_of_visible_ascii_is_taken(key):
+    """No form of key is documented, so that any that fits a header is taken."""
+    assert key == parse_api_key(key)
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        ("", ValueError),
+        (" ", ValueError),
+        ("secret secret", ValueError),
+        ("secret\n", ValueError),
+        ("secret\r\nX: y", ValueError),
+        ("secret\t", ValueError),
+        ("secret\x00", ValueError),
+        ("secret\x7f", ValueError),
+        ("secré", ValueError),
+        ("secret\ud800", ValueError),
+        (None, TypeError),
+        (b"secret", TypeError),
+        (5, TypeError),
+    ],
+    ids=short,
+)
+def test_a_key_that_fits_no_header_is_refused(key, kind):
+    """A key that could not stand in a header is refused by name, and not shown."""
+    with pytest.raises(kind, match=r"^api_key must be ") as caught:
+        parse_api_key(key)
+
+    assert "secr" not in str(caught.value)
+
+
+HOSTS = frozenset({"mirror.example", "kie-sim"})
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        "https://api.kie.ai",
+        "https://api.kie.ai/",
+        "https://api.kie.ai/sub/path",
+        "https://api.kie.ai:8443",
+        "https://192.0.2.1",
+        "https://[2001:db8::1]",
+        "http://localhost:8080",
+        "http://LOCALHOST",
+        "http://127.0.0.1:1",
+        "http://127.1.2.3",
+        "http://[::1]:8080",
+        "http://mirror.example",
+        "http://Mirror.Example:81/kie",
+        "http://kie-sim",
+    ],
+)
+@pytest.mark.parametrize("kind", [str, URL], ids=["str", "URL"])
+def test_a_base_url_is_taken_as_text_or_url(base, kind):
+    """An https URL is a base URL, and so is a plain one to ourselves or to a named host."""
+    assert URL(base) == parse_base_url(kind(base), HOSTS)
+
+
+@pytest.mark.parametrize(
+    ("base", "why"),
+    [
+        ("", "absolute"),
+        ("api.kie.ai", "absolute"),
+        ("//api.kie.ai", "absolute"),
+        ("/api", "absolute"),
+        ("ftp://api.kie.ai", "absolute"),
+        ("https://", "absolute"),
+        ("https:///path", "absolute"),
+        ("https://h:99999", "absolute"),
+        ("https://h:x", "absolute"),
+        ("https://[::1", "absolute"),
+        ("http://api.kie.ai", "be https"),
+        ("http://192.0.2.1", "be https"),
+        ("http://10.0.0.1", "be https"),
+        ("http://localhost.example", "be https"),
+        ("http://127.0.0.1.example", "be https"),
+        ("http://sub.mirror.example", "be https"),
+        ("https://user@api.kie.ai", "user or password"),
+        ("https://user:secret@api.kie.ai", "user or password"),
+        ("https://:secret@api.kie.ai", "user or password"),
+        ("https://api.kie.ai?x=1", "query or a fragment"),
+        ("https://api.kie.ai/?", "query or a fragment"),
+        ("https://api.kie.ai/#top", "query or a fragment"),
+        ("https://api.kie.ai/#", "query or a fragment"),
+    ],
+    ids=short,
+)
+def test_a_bad_base_url_is_refused_by_name(base, why):
+    """A base URL over which the key would leak, or that is none, is refused by name."""
+    with pytest.raises(ValueError, match=rf"^base_url must .*{why}") as caught:
+        parse_base_url(base, HOSTS)
+
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("base", [None, 5, b"https://api.kie.ai", ["https://h/"]], ids=short)
+def test_a_base_url_of_another_type_is_refused(base):
+    """A base URL is a str or a URL."""
+    with pytest.raises(TypeError, match=r"^base_url must be "):
+        parse_base_url(base, HOSTS)
+
+
+def test_a_plain_base_url_names_the_way_out():
+    """The refusal of plain http names the host and what allows it."""
+    with pytest.raises(ValueError, match="must be https") as caught:
+        parse_base_url("http://api.kie.ai", frozenset())
+
+    assert str(caught.value) == (
+        "base_url must be https: the API key would travel readable to api.kie.ai. "
+        "Name the host in insecure_hosts if that is what you want"
+    )
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", True),
+        ("Localhost", True),
+        ("127.0.0.1", True),
+        ("127.255.255.255", True),
+        ("::1", True),
+        ("128.0.0.1", False),
+        ("0.0.0.0", False),  # noqa: S104 - nothing is bound
+        ("::", False),
+        ("localhost.", False),
+        ("xlocalhost", False),
+        ("127.1", False),
+        ("", False),
+    ],
+)
+def test_loopback_is_this_machine(host, expected):
+    """Only localhost and the loopback addresses are this machine."""
+    assert expected == is_loopback(host)
+
+
+def test_the_paths_are_the_documented_ones():
+    """The paths are those of the service's pages."""
+    assert [
+        "/api/v1/wav/generate",
+        "/api/v1/wav/record-info",
+        "/api/v1/generate/record-info",
+        "/api/v1/common/download-url",
+        "/api/v1/chat/credit",
+    ] == [
+        _requests.SUBMIT_PATH,
+        _requests.RECORD_PATH,
+        _requests.MUSIC_PATH,
+        _requests.DOWNLOAD_URL_PATH,
+        _requests.CREDITS_PATH,
+    ]
