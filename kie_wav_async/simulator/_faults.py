@@ -4,7 +4,7 @@ The script of faults: what may go wrong, when, and what it does to an answer.
 A request passes three moments, and a fault belongs to one of them (`Fault.when`):
 
 ``arrival``
-    The head of the request is there, its body unread.
+    The head of the request is there; nothing has been judged or done.
 ``before``
     The body is read and nothing has been done: whatever answers here, nothing was created.
 ``after``
@@ -152,7 +152,7 @@ class Fault:
     - ``reset``: the connection is reset. ``hangup``: it is closed without an answer.
       ``stall``: no answer until the client goes away or `delay_s` has passed, then a hang-up.
       Each of these with `when` ``arrival``, ``before`` or ``after``.
-    - ``slow``: `delay_s` before the body is read (``arrival``) or before the answer
+    - ``slow``: `delay_s` before the request is judged (``arrival``) or before the answer
       (``after``, the default).
     - ``cut`` (``after``): the true answer's head, then only `size` bytes of its body, then a
       hang-up.
@@ -232,7 +232,7 @@ class Fault:
     chance: float = 1.0
     code: int | str | None = 500
     msg: str = "Simulated failure"
-    data: object = None
+    data: object = attrs.field(default=None, hash=False)
     http_status: int | None = None
     retry_after: str | None = None
     retry_after_date_s: float | None = None
@@ -241,7 +241,7 @@ class Fault:
     url: str = ""
     delay_s: Seconds | None = attrs.field(default=None, converter=_as_seconds)
     size: int | None = None
-    fields: Mapping[str, object] = attrs.field(factory=dict[str, object])
+    fields: Mapping[str, object] = attrs.field(factory=dict[str, object], hash=False)
     drop: tuple[str, ...] = attrs.field(default=(), converter=_as_tuple)
     places: tuple[str, ...] = attrs.field(default=(), converter=_as_tuple)
     other_places: tuple[str, ...] = attrs.field(default=(), converter=_as_tuple)
@@ -260,6 +260,10 @@ class Fault:
             _refuse(f"{self.kind!r} is for {', '.join(kind.on)}, not for {self.on!r}")
         if self.when is not None and self.when not in kind.when:
             _refuse(f"{self.kind!r} happens {' or '.join(kind.when)}, not {self.when!r}")
+        for name in ("at", "every", "times", "size", "http_status"):
+            number = getattr(self, name)
+            if number is not None and type(number) is not int:
+                _refuse(f"{name} is an integer, got {number!r}")
         by_ids = self.audio_id or self.task_id or self.per_task
         counts = (self.at, self.every, self.times)
         refused = {
@@ -273,6 +277,10 @@ class Fault:
                 self.verdict is not None and (self.on, self.moment) != ("submit", "after")
             ),
             "at, every and times count from 1": any(n is not None and n < 1 for n in counts),
+            "an HTTP status is 200 to 599": (
+                self.http_status is not None and not 200 <= self.http_status <= 599  # noqa: PLR2004 - as it says
+            ),
+            "size counts bytes": self.size is not None and self.size < 0,
             "chance is a probability": not 0 <= self.chance <= 1,
             f"no style {self.style!r}; there are {', '.join(STYLES)}": (self.style not in STYLES),
             f"{self.kind!r} needs delay_s": (

@@ -220,26 +220,30 @@ class Handler:
             call.task_id = request.query.get("taskId")
         if on == "poll" and (known := self.service.tasks.get(call.task_id or "")) is not None:
             call.audio_id = known.audio_id
-        await self._arrive(call)
-        # A request that came in whole is judged even if its client has left by now: what is
-        # on the wire arrives.
-        body = _decode(await request.read()) if request.method == "POST" else None
+        body = _decode(await self._arrive(call))
         fields = cast("Payload", body) if isinstance(body, dict) else None
         if on == "submit" and fields is not None:
             call.task_id, call.audio_id = str(fields.get("taskId")), str(fields.get("audioId"))
         await self._judge(call, fields)
         return await self._answer(call)
 
-    async def _arrive(self, call: _Call) -> None:
-        """Wait as long as the request is under way."""
+    async def _arrive(self, call: _Call) -> bytes:
+        """Take the request in, wait as long as it is under way, and return its body."""
         picked = self._pick(call, "arrival")
+        ender = _first(picked, ENDERS)
+        # Read before the wait: what is on the wire arrives, even if its client has left by
+        # then, and aiohttp hands out no body once the connection is lost.
+        body = b""
+        if ender is None and call.request.method == "POST":
+            body = await call.request.read()
         always_s = 0.0 if call.on == "media" else self._manners.arrival_delay_s
         if delay_s := self._delay_s(always_s, picked):
             await self._pause(delay_s)
-        if ender := _first(picked, ENDERS):
+        if ender is not None:
             if call.on == "submit":
                 self.service.log(self._manners.now(), "dropped")
             await self._end(call.request, ender)
+        return body
 
     async def _judge(self, call: _Call, body: Payload | None) -> None:
         """Put the service's answer, or the script's in its place, into the call."""

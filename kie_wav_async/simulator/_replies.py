@@ -60,7 +60,9 @@ class Reply:
         body = self.text.encode()
         if self.payload is not None:
             headers["Set-Cookie"] = f"JSESSIONID={number:032X}; Path=/; HttpOnly"
-            body = json.dumps(self.payload, ensure_ascii=False, separators=(",", ":")).encode()
+            text = json.dumps(self.payload, ensure_ascii=False, separators=(",", ":"))
+            # Half a surrogate pair has no bytes, but a backslash escape that JSON reads.
+            body = text.encode(errors="backslashreplace")
         if truncated:
             body = body[: len(body) // 2]
         if gzip:

@@ -24,7 +24,7 @@ _FLAGS: Final[dict[str, dict[str, object]]] = {
         "CREATE_TASK_FAILED": "create_task_failed",
         "GENERATE_WAV_FAILED": "generate_wav_failed",
     },
-    "null": {"PENDING": None, "SUCCESS": "SUCCESS"},
+    "null": {"PENDING": None},
 }
 
 

@@ -14,6 +14,8 @@ from kie_wav_async.simulator._service import Settings
 from kie_wav_async.simulator._state import Arrival, SimulatorState
 
 _DAY_S: Final = 86_400.0
+# For handlers that read a body which does not come; all others end at once.
+_SHUTDOWN_S: Final = 0.1
 
 
 def _money(name: str, value: float | Decimal | str) -> Decimal:
@@ -63,8 +65,8 @@ class Simulator:
             answered 429.
         window_http_status: The HTTP status beside that 429: 429, or 200.
         time_scale: How many service seconds pass in a real one.
-        arrival_delay_s: Wait this long before the body of an API request is read; a
-            (low, high) range is drawn from.
+        arrival_delay_s: An API request is under way this long before it is judged, even if
+            its client leaves meanwhile; a (low, high) range is drawn from.
         answer_delay_s: The same before the answer is sent.
         dedupe: `False`: a repeated track is converted and charged again.
         conflict_id: `False`: a 409 does not name the existing task.
@@ -167,7 +169,7 @@ class Simulator:
             raise RuntimeError(message)
         self._entered = True
         self._handler.server = Server(self._handler.handle)
-        self._runner = web.ServerRunner(self._handler.server, shutdown_timeout=1.0)
+        self._runner = web.ServerRunner(self._handler.server, shutdown_timeout=_SHUTDOWN_S)
         try:
             await self._runner.setup()
             await web.TCPSite(self._runner, "127.0.0.1", self._port, backlog=4096).start()

@@ -80,7 +80,9 @@ def envelope(code: object, msg: str, data: object = None) -> Payload:
 
 def demo_audio_ids(music_task_id: str) -> tuple[str, str]:
     """Return the ids of the two tracks that a music task has unless it was seeded."""
-    digest = hashlib.blake2b(f"music\n{music_task_id}".encode(), digest_size=32).digest()
+    digest = hashlib.blake2b(
+        f"music\n{music_task_id}".encode(errors="surrogatepass"), digest_size=32
+    ).digest()
     return str(uuid.UUID(bytes=digest[:16], version=4)), str(
         uuid.UUID(bytes=digest[16:], version=4)
     )
@@ -223,7 +225,7 @@ class Service:
         # From the seed and the track alone, so that neither the order in which concurrent
         # submits arrive nor other tracks change a track's ids and duration.
         text = f"{settings.seed}\n{track[0]}\n{track[1]}\n{number}"
-        digest = hashlib.blake2b(text.encode(), digest_size=40).digest()
+        digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=40).digest()
         share = (int.from_bytes(digest[32:]) + 0.5) / 2**64
         takes_s = settings.median_s * math.exp(
             settings.sigma * _NORMAL.inv_cdf(min(share, 1 - 2**-53))
@@ -275,7 +277,7 @@ class Service:
             return envelope(422, "Please enter taskId."), None
         task = self.tasks.get(task_id)
         if task is None or at - task.created_at >= self._real_s(_RECORD_RETENTION_S):
-            return envelope(200, "success"), task
+            return envelope(200, "success"), None
         task.polls += 1
         self.polls_after_done += task.seen_done
         recent = tuple(t for t in task.last_polls if at - t < self._real_s(1.0))

@@ -46,7 +46,7 @@ class SimulatorState:
         arrivals: Every submit whose head arrived, in the order of judgement.
         polls: Polls answered, by WAV task id, for tasks polled at least once.
         polls_after_done: Polls of tasks whose end an earlier poll had already been told.
-        polls_too_fast: Polls that were more than the third of one task in one second.
+        polls_too_fast: Polls that were more than the third of one task in a service second.
         seen_lags_s: For each task, in the order seen: from its end to the first poll that was
             told so, unharmed by a fault.
         rejected_429: Submits answered with code or status 429, by the window or by a fault.

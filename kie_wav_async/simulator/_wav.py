@@ -58,7 +58,9 @@ class Tone:
 
 def tone_of(music_task_id: str, audio_id: str, low_s: float, high_s: float) -> Tone:
     """Return the tone of a track, between `low_s` and `high_s` seconds long."""
-    digest = hashlib.blake2b(f"{music_task_id}\n{audio_id}".encode(), digest_size=12).digest()
+    digest = hashlib.blake2b(
+        f"{music_task_id}\n{audio_id}".encode(errors="surrogatepass"), digest_size=12
+    ).digest()
     share = int.from_bytes(digest[:8]) / 2**64
     seconds = low_s + (high_s - low_s) * share
     return Tone(frames=max(1, round(seconds * _RATE)), period=50 + int.from_bytes(digest[8:]) % 151)

@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import aiohttp
+import pytest
+
+from kie_wav_async.simulator import Fault, Simulator, SimulatorProcess
+from kie_wav_async.simulator._process import main, simulator_from_json
+
+COMMAND = [sys.executable, "-X", "dev", "-W", "error", "-m", "kie_wav_async.simulator"]
+
+
+async def submit(kie, audio_id="a"):
+    """Submit one track with plain aiohttp."""
+    body = {"taskId": "m", "audioId": audio_id, "callBackUrl": "https://caller.invalid/"}
+    headers = {"Authorization": f"Bearer {kie.api_key}", "Connection": "close"}
+    async with (
+        aiohttp.ClientSession(kie.base_url, headers=headers) as http,
+        http.post("/api/v1/wav/generate", json=body) as answer,
+    ):
+        return await answer.json(content_type=None)
+
+
+@contextlib.asynccontextmanager
+async def command(*arguments):
+    """Run the command, with what it says when it is ready."""
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND,
+        *arguments,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(60.0):
+            line = await process.stdout.readline()
+            yield process, json.loads(line)
+            assert b"" == await process.stderr.read()
+            assert 0 == await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+        process.stdin.close()
+        await process.communicate()
+
+
+# The helper
+
+
+async def test_process_has_what_a_client_needs():
+    """A simulator in its own process is reached by its address and key and tells its state."""
+    async with SimulatorProcess() as kie:
+        answer = await submit(kie)
+        state = await kie.state()
+
+    assert 200 == answer["code"]
+    assert {("m", "a"): 1} == state.charges_by_track
+    assert [("created", "m", "a", answer["data"]["taskId"])] == [a[1:] for a in state.arrivals]
+    assert kie.webhook_key
+
+
+async def test_process_answers_as_one_in_this_process():
+    """The same settings give the same ids in either process."""
+    async with SimulatorProcess(seed=7) as there, Simulator(seed=7) as here:
+        assert await submit(here) == await submit(there)
+
+
+async def test_process_takes_settings_and_faults():
+    """Settings and the script reach the process."""
+    settings = {"window": [1, 10.0], "api_key": "other"}
+    async with SimulatorProcess(faults=[Fault(kind="code", at=1)], **settings) as kie:
+        codes = [(await submit(kie, n))["code"] for n in "abc"]
+
+    assert "other" == kie.api_key
+    assert [500, 429, 429] == codes
+
+
+async def test_process_takes_a_catalog_that_no_command_line_would():
+    """Settings of a megabyte reach the process."""
+    music = {"m": [f"{number:0100}" for number in range(10_000)]}
+    async with SimulatorProcess(music=music, known_only=True) as kie:
+        answers = [(await submit(kie, n))["code"] for n in (music["m"][-1], "other")]
+
+    assert [200, 422] == answers
+
+
+async def test_process_takes_new_faults_and_forgets():
+    """Faults and counts of a running process can be changed."""
+    async with SimulatorProcess() as kie:
+        await kie.set_faults([Fault(kind="code", code=455)])
+        assert 455 == (await submit(kie))["code"]
+        await kie.set_faults([])
+        await kie.reset()
+        assert 200 == (await submit(kie))["code"]
+        assert 1 == len((await kie.state()).arrivals)
+
+
+async def test_asking_a_process_for_its_state_counts_nothing():
+    """Asking for the state leaves the counts of connections and requests alone."""
+    async with SimulatorProcess() as kie:
+        await submit(kie)
+        await kie.state()
+        state = await kie.state(brief=True)
+
+    assert (1, {"submit": 1}) == (state.connections, state.requests)
+
+
+async def test_process_ends_with_its_block():
+    """Nothing listens any more after the block."""
+    async with SimulatorProcess() as kie:
+        pass
+    with pytest.raises(aiohttp.ClientConnectionError):
+        await submit(kie)
+
+
+async def test_process_that_does_not_start_is_a_runtime_error(capfd):
+    """A wrong setting is told by the process in its own words."""
+    with pytest.raises(RuntimeError, match="before it was ready"):
+        await SimulatorProcess(nonsense=1).__aenter__()
+
+    assert "nonsense" in capfd.readouterr().err
+
+
+# The command
+
+
+async def test_command_says_when_it_is_ready():
+    """The command prints one line with address and keys, and then serves."""
+    async with command("--exit-with-parent") as (process, ready):
+        assert {"base_url", "api_key", "webhook_key", "pid"} == ready.keys()
+        assert process.pid == ready["pid"]
+        process.stdin.close()
+        assert b"" == await process.stdout.read()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_signal_ends_it_quietly(number):
+    """SIGTERM and SIGINT end the process with exit code 0 and no message."""
+    async with command() as (process, _):
+        process.send_signal(number)
+
+
+async def test_end_of_its_life_ends_it_quietly():
+    """The process ends by itself after its life."""
+    async with command("--max-life-s=0.01"):
+        pass
+
+
+async def test_it_ends_with_a_parent_that_was_killed():
+    """A simulator does not outlive a process that started it and was killed."""
+    script = (
+        "import asyncio, os\n"
+        "from kie_wav_async.simulator import SimulatorProcess\n"
+        "async def main():\n"
+        "    async with SimulatorProcess() as kie:\n"
+        "        print(kie.base_url, flush=True)\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "asyncio.run(main())\n"
+    )
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE
+    )
+    address = (await child.stdout.readline()).decode().strip()
+    await child.wait()
+    await child.stdout.read()
+    async with asyncio.timeout(20.0):
+        with pytest.raises(aiohttp.ClientConnectionError):
+            while True:
+                async with aiohttp.request("GET", address):
+                    pass
+
+
+async def test_script_from_the_command_line(tmp_path):
+    """A script in a file and settings as JSON reach the simulator."""
+    script = tmp_path / "script.json"
+    script.write_text('[{"kind": "code", "code": 455, "at": 1}]', encoding="utf-8")
+    arguments = ["--exit-with-parent", "--faults", f"@{script}", "--settings", '{"window": [1, 9]}']
+    async with command(*arguments, "--median-s=0", "--seed=7") as (process, ready):
+        async with Simulator(api_key=ready["api_key"]) as kie:
+            kie._handler.service.base_url = ready["base_url"]
+            codes = [(await submit(kie, n))["code"] for n in "ab"]
+        process.stdin.close()
+
+    assert [455, 429] == codes
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--faults", "{"],
+        ["--faults", "{}"],
+        ["--faults", "@/no/such/file"],
+        ["--faults", '[{"kind": "x"}]'],
+        ["--settings", "[]"],
+        ["--settings", '{"nonsense": 1}'],
+        ["--median-s", "-1"],
+        ["--port", "x"],
+    ],
+)
+def test_wrong_argument_is_exit_code_2(arguments, capsys):
+    """A wrong argument is told in a sentence, without a traceback."""
+    with pytest.raises(SystemExit) as info:
+        main(arguments)
+
+    assert 2 == info.value.code
+    assert "error: " in capsys.readouterr().err
+
+
+def test_help_names_every_option():
+    """The help is printed without starting anything."""
+    done = subprocess.run([*COMMAND, "--help"], capture_output=True, check=True, text=True)  # noqa: S603 - our own command
+
+    for option in ("--port", "--faults", "--settings", "--exit-with-parent", "--max-life-s"):
+        assert option in done.stdout
+
+
+def test_settings_from_json():
+    """Every keyword that JSON can say is taken."""
+    settings = {
+        "median_s": 1,
+        "window": None,
+        "arrival_delay_s": [0, 3.3],
+        "wav_s": [1, 2],
+        "faults": [{"kind": "code"}],
+        "unknown_audio_ids": ["x"],
+    }
+
+    assert isinstance(simulator_from_json(settings), Simulator)
+
+
+@pytest.mark.parametrize("settings", [{"nonsense": 1}, {"median_s": "x"}, {"faults": {}}])
+def test_wrong_settings_are_a_value_error(settings):
+    """A setting from JSON that makes no sense is one kind of error."""
+    with pytest.raises(ValueError, match=r".+"):
+        simulator_from_json(settings)
+
+
+def test_package_does_not_import_the_simulator():
+    """Importing the library does not load the simulator or a web server."""
+    code = "import sys, kie_wav_async; sys.exit(any('simulator' in m or m == 'aiohttp.web' for m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], check=False, env=dict(os.environ))  # noqa: S603 - our own interpreter
+
+    assert 0 == done.returncode
