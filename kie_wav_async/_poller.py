@@ -45,6 +45,10 @@ _logger = logging.getLogger("kie_wav_async")
 #: with their timeouts running. Ours.
 _MAX_ON_WIRE: Final = 100
 
+#: How late a poll may be and still be counted at its turn. Timers of a busy
+#: loop are some milliseconds late. Ours.
+_MAX_LATE_S: Final = 0.1
+
 #: Most unknown status words remembered as logged, so that a lying peer cannot
 #: grow the set.
 _MAX_WORDS: Final = 100
@@ -154,12 +158,16 @@ class Poller:
             self._desk.registry.time_out(late, self._timeout_s)
             self._desk.ended(late)
         while self._due and self._due[0][0] <= now and self._may_ask():
-            if max(self._next_poll_at, self._paused_until) > now:
+            free_at = max(self._next_poll_at, self._paused_until)
+            if free_at > now:
                 break
-            _, _, conversion = heapq.heappop(self._due)
+            due, _, conversion = heapq.heappop(self._due)
             if conversion.phase is not Phase.ACCEPTED:
                 continue
-            self._next_poll_at = now + self._gap_s
+            # The budget counts from when the poll's turn was, so that a late timer
+            # costs none of it; a loop that was blocked for long gets no burst.
+            turn = max(due, free_at, now - _MAX_LATE_S)
+            self._next_poll_at = turn + self._gap_s
             self._on_wire += 1
             _ = self._desk.spawn(self._ask(conversion, now))
         self._arm()
