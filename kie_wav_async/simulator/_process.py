@@ -59,9 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--median-s", type=float, help="median conversion time")
     parser.add_argument("--sigma", type=float, help="spread of the conversion time")
     parser.add_argument("--time-scale", type=float, help="service seconds in a real second")
-    parser.add_argument(
-        "--faults", type=_json_or_file, metavar="JSON|@FILE", help="the script: a list of faults"
-    )
+    parser.add_argument("--faults", metavar="JSON|@FILE", help="the script: a list of faults")
     parser.add_argument(
         "--settings",
         metavar="JSON|@FILE|-",
@@ -96,7 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(settings, dict):
             parser.error("--settings is a JSON object")
         given = cast("dict[str, object]", settings)
-        for name in ("port", "seed", "median_s", "sigma", "time_scale", "faults"):
+        if options.faults is not None:
+            given["faults"] = _json_or_file(options.faults)
+        for name in ("port", "seed", "median_s", "sigma", "time_scale"):
             if (value := getattr(options, name)) is not None:
                 given[name] = value
         simulator = simulator_from_json(given)
