@@ -165,12 +165,7 @@ class Conversion(Entry):
             if self._hub.closed is not None:
                 raise self.told(self._hub.closed)
             waiter: asyncio.Future[KieWavError | None] = loop.create_future()
-            if self._waiters is None:
-                self._waiters = [waiter]
-            else:
-                self._waiters.append(waiter)
-            if self.phase is Phase.ACCEPTED:
-                self._hub.on_wait()
+            self.add_waiter(waiter)
             try:
                 error = await waiter
             finally:
@@ -208,6 +203,8 @@ class Conversion(Entry):
         if self._waiters is None:
             self._waiters = []
         self._waiters.append(waiter)
+        if self.phase is Phase.ACCEPTED:
+            self._hub.on_wait()
 
     def drop_waiter(self, waiter: Waiter) -> None:
         """Forget *waiter*; a queued submit that nobody waits for is withdrawn."""

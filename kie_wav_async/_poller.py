@@ -82,6 +82,7 @@ class Poller:
 
     def follow(self, conversion: Conversion) -> None:
         """Poll *conversion*, just accepted, until it is terminal."""
+        self.revive()
         now = self._desk.clock.monotonic()
         if self._timeout_s is not None:
             self._deadlines.append(conversion)

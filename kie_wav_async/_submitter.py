@@ -92,7 +92,7 @@ class Submitter:
         self._wire_is_empty: asyncio.Future[None] | None = None
         self.room_listeners: set[Callable[[], None]] = set()
         desk.on_place_freed = self.pump
-        desk.on_key_refused = self._refuse_all
+        desk.on_key_refused = self._end_waits
         desk.hub.on_abandon = self._abandon
 
     # --- taking tracks ------------------------------------------------------------------
@@ -191,8 +191,20 @@ class Submitter:
         return self._registry.charges + self._registry.sending < self._max_charges
 
     def _refuse_all(self, error: KieWavError) -> None:
-        for conversion in tuple(self._queue):
+        # A refusal may make a batch withdraw the rest.
+        while self._queue:
+            self._refuse(next(iter(self._queue)), error)
+
+    def _end_waits(self, error: KieWavError) -> None:
+        """Refuse all that is not on the wire, what waits for a moment of its own included."""
+        while self._timers:
+            conversion = next(iter(self._timers))
+            self._stop_timer(conversion)
+            if conversion.phase is Phase.UNKNOWN:
+                # As if the moment of its repeat had come.
+                self._registry.resend(conversion)
             self._refuse(conversion, error)
+        self._refuse_all(error)
 
     def _tell_room(self) -> None:
         if self.has_room:

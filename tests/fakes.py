@@ -1,0 +1,200 @@
+"""
+A service in memory, under a fake clock: what the tests of the session talk to.
+
+It converts, counts what it charges, and goes wrong as told. It keeps its own
+books, so that a session's can be held against them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import attrs
+from yarl import URL
+
+from kie_wav_async import Track, WavSession, WireResponse
+from kie_wav_async.errors import TransportError
+from kie_wav_async.testing import (
+    FakeClock,
+    Reply,
+    ScriptedTransport,
+    accepted,
+    no_record,
+    pending,
+    polled_task_id,
+    refused,
+    submitted_track,
+    succeeded,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from kie_wav_async import WireRequest
+
+KEY = "sk-kie-PLANTED-0123456789"
+
+
+def track(number: int = 1) -> Track:
+    """Return a track; the same number gives an equal one."""
+    return Track("5c79", f"e{number}")
+
+
+@attrs.frozen
+class Fate:
+    """
+    What becomes of one submit.
+
+    Attributes:
+        name: For the table's rows.
+
+        is_charged: Whether the service creates and charges a task.
+
+        reply: What the client sees, given that task's id; never anything if `None`.
+    """
+
+    name: str
+    is_charged: bool
+    reply: Callable[[str], Reply] | None
+
+
+def raw(body: bytes, status: int = 200) -> WireResponse:
+    """Answer with bytes as they are."""
+    return WireResponse(status=status, body=body)
+
+
+def lost(text: str = "reset") -> TransportError:
+    """Return an error after which the request may have been received."""
+    return TransportError(text)
+
+
+def unsent(text: str = "no route") -> TransportError:
+    """Return an error after which it was not."""
+    return TransportError(text, maybe_sent=False)
+
+
+ACCEPTED = Fate("accepted", is_charged=True, reply=accepted)
+LOST_CHARGED = Fate("lost answer", is_charged=True, reply=lambda _: lost())
+LOST_FREE = Fate("lost request", is_charged=False, reply=lambda _: lost())
+UNSENT = Fate("unsent", is_charged=False, reply=lambda _: unsent())
+SILENT_CHARGED = Fate("no answer ever", is_charged=True, reply=None)
+
+
+def refusal(code: int, **fields: object) -> Fate:
+    """Return the fate of a submit that is refused."""
+    return Fate(f"code {code}", is_charged=False, reply=lambda _: refused(code, **fields))
+
+
+@attrs.define
+class Task:
+    """One conversion, as the service knows it."""
+
+    task_id: str
+    track: Track
+    callback_url: str
+    created_at: float
+    ends_at: float
+
+    @property
+    def attempt_id(self) -> str:
+        return URL(self.callback_url).query["attempt"]
+
+
+class FakeService:
+    """
+    Answers like the service, once ``latency_s`` of fake time has passed.
+
+    A pair that was submitted before gets 409 with the id, unless
+    ``knows_repeats`` is false: then it is charged again.
+    """
+
+    def __init__(
+        self,
+        clock: FakeClock,
+        *,
+        latency_s: float = 0.0,
+        conversion_s: float | Callable[[], float] = 60.0,
+        knows_repeats: bool = True,
+    ) -> None:
+        self.clock = clock
+        self.latency_s = latency_s
+        self.conversion_s = conversion_s
+        self.knows_repeats = knows_repeats
+        self.fates: deque[Fate] = deque()
+        self.poll_replies: deque[Callable[[str], Reply]] = deque()
+        self.tasks: dict[str, Task] = {}
+        self.submitted_at: list[float] = []
+        self.polled_at: list[tuple[float, str]] = []
+        self.on_wire = 0
+        self.is_key_good = True
+        self.transport = ScriptedTransport(self.reply)
+
+    @property
+    def charged(self) -> int:
+        """How many conversions the account was charged for."""
+        return len(self.tasks)
+
+    @property
+    def attempts(self) -> list[str]:
+        """The attempts named by the submits seen, in order."""
+        return [
+            URL(json.loads(request.body or b"")["callBackUrl"]).query["attempt"]
+            for request in self.transport.submits
+        ]
+
+    def session(self, **settings: object) -> WavSession:
+        return WavSession(KEY, transport=self.transport, clock=self.clock, **settings)
+
+    def reply(self, request: WireRequest) -> Awaitable[WireResponse | BaseException]:
+        return self._submit(request) if request.is_submit else self._read(request)
+
+    async def _submit(self, request: WireRequest) -> WireResponse | BaseException:
+        self.submitted_at.append(self.clock.monotonic())
+        self.on_wire += 1
+        try:
+            # What becomes of it is decided when it arrives, halfway.
+            await self.clock.sleep(self.latency_s / 2)
+            reply = self._take(request)
+            await self.clock.sleep(self.latency_s / 2)
+            return await asyncio.get_running_loop().create_future() if reply is None else reply
+        finally:
+            self.on_wire -= 1
+
+    def _take(self, request: WireRequest) -> Reply | None:
+        if not self.is_key_good:
+            return refused(401)
+        wanted = submitted_track(request)
+        fate = self.fates.popleft() if self.fates else ACCEPTED
+        if fate.is_charged and self.knows_repeats:
+            for task in self.tasks.values():
+                if task.track == wanted:
+                    return refused(409, data={"taskId": task.task_id})
+        task_id = f"task{len(self.tasks) + 1:04d}"
+        if fate.is_charged:
+            self.create(task_id, wanted, json.loads(request.body or b"")["callBackUrl"])
+        return None if fate.reply is None else fate.reply(task_id)
+
+    def create(self, task_id: str, of: Track, callback_url: str) -> None:
+        """Charge for a task."""
+        now = self.clock.monotonic()
+        takes_s = self.conversion_s if isinstance(self.conversion_s, float) else self.conversion_s()
+        self.tasks[task_id] = Task(task_id, of, callback_url, now, now + takes_s)
+
+    async def _read(self, request: WireRequest) -> WireResponse | BaseException:
+        task_id = polled_task_id(request)
+        self.polled_at.append((self.clock.monotonic(), task_id))
+        await self.clock.sleep(self.latency_s)
+        if not self.is_key_good:
+            return refused(401)
+        if self.poll_replies:
+            return self.poll_replies.popleft()(task_id)
+        task = self.tasks.get(task_id)
+        if task is None:
+            return no_record()
+        names = {"musicId": task.track.audio_id, "callbackUrl": task.callback_url}
+        is_over = self.clock.monotonic() >= task.ends_at
+        return succeeded(task_id, **names) if is_over else pending(task_id, **names)
