@@ -1,0 +1,417 @@
+"""The commands of ``kie-wav``: thin, and made of public names only."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import click
+
+from kie_wav_async import TaskState, Track, WavSession
+from kie_wav_async import __version__ as version
+from kie_wav_async.cli._demo import run_demo
+from kie_wav_async.cli._display import WaitDisplay
+from kie_wav_async.cli._output import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    SERVICE,
+    USAGE,
+    CliError,
+    failure_of,
+    print_json,
+    print_line,
+)
+from kie_wav_async.cli._save import SaveError, open_http, save, verify_target
+from kie_wav_async.cli._simulate import read_script, run_simulator
+from kie_wav_async.errors import KieWavError
+from kie_wav_async.simulator import Simulator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Generator, Sequence
+
+    from kie_wav_async import TaskRecord, WavFile
+    from kie_wav_async.simulator import Fault
+
+_BROKEN_PIPE: Final = 141  # What a shell shows for a command that SIGPIPE ended.
+
+
+@attrs.frozen
+class Service:
+    """Where the service is, as the command line says; the rest is in the environment."""
+
+    base_url: str | None
+    insecure_hosts: tuple[str, ...]
+
+    def session(self, **settings: Any) -> WavSession:  # noqa: ANN401 - WavSession checks them
+        """Return a session, not entered."""
+        if not os.environ.get("KIE_API_KEY"):
+            raise CliError(USAGE, "no API key: set KIE_API_KEY (`kie-wav demo` works without one)")
+        with _as_usage():
+            return WavSession(
+                base_url=self.base_url, insecure_hosts=self.insecure_hosts, **settings
+            )
+
+    def file_hosts(self) -> set[str]:
+        """Return the hosts from which a file may come by plain http: the service's own."""
+        return {*self.insecure_hosts, "127.0.0.1", "localhost", "::1"}
+
+
+@contextlib.contextmanager
+def _as_usage() -> Generator[None]:
+    """Turn the package's word on a wrong argument into ours."""
+    try:
+        yield
+    except ValueError as error:
+        raise CliError(USAGE, str(error).replace("insecure_hosts", "--insecure-host")) from error
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    # The commands tell what matters themselves, in one place and once.
+    logging.getLogger("kie_wav_async").addHandler(logging.NullHandler())
+    for stream in (sys.stdout, sys.stderr):
+        if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
+            reconfigure(errors="replace")  # A title may not fit the terminal's encoding.
+    try:
+        result: object = cli.main(args=arguments, prog_name="kie-wav", standalone_mode=False)
+        sys.stdout.flush()
+    except CliError as error:
+        error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our results has gone; the interpreter's last flush must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    return result if isinstance(result, int) else DONE
+
+
+def _run(work: Coroutine[Any, Any, int], *, as_json: bool) -> int:
+    """Run a command to its end."""
+    try:
+        return asyncio.run(work)
+    except KieWavError as error:
+        failure = failure_of(error)
+    except CliError as error:
+        failure = error
+    if as_json:
+        print_json({"error": failure.facts})
+    raise failure
+
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
+
+
+def _service_options(command: Callable[..., int]) -> Callable[..., int]:
+    """Add what every command that asks the service has."""
+    command = _json_option(command)
+    command = click.option(
+        "--insecure-host",
+        "insecure_hosts",
+        multiple=True,
+        metavar="HOST",
+        help="Accept plain http to this host; may be repeated. This machine needs none.",
+    )(command)
+    return click.option(
+        "--base-url",
+        metavar="URL",
+        help="Where the service is.  [default: $KIE_BASE_URL, else https://api.kie.ai]",
+    )(command)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(version, prog_name="kie-wav", message="%(prog)s %(version)s")
+def cli() -> None:
+    """
+    Convert tracks of KIE.AI to WAV.
+
+    The API key is read from the environment, KIE_API_KEY. Results are printed on
+    stdout, progress and messages on stderr.
+
+    \b
+    Exit codes: 0 done, 1 a conversion failed or was not finished in time,
+    2 usage, 3 the service, the network or the disk got in the way, 4 a submit
+    may or may not have been accepted, 130 interrupted.
+    """  # noqa: D301 - \b keeps click from filling the lines
+
+
+@cli.command()
+@click.option(
+    "--tracks", type=click.IntRange(1, 1000), default=12, show_default=True, help="How many."
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the WAV files.  [default: a new kie-wav-demo]",
+)
+@_json_option
+def demo(tracks: int, out: Path | None, *, as_json: bool) -> int:
+    """
+    Convert some tracks at a simulated KIE, and save them.
+
+    Needs no key and no network, and costs nothing.
+    """
+    return _run(run_demo(tracks, out, as_json=as_json), as_json=as_json)
+
+
+@cli.command()
+@click.argument("music_task_id")
+@click.argument("audio_id")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Save the WAV here, replacing what is there; without it, its URL is printed.",
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=float,
+    default=900.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait once the service has taken it.",
+)
+@_service_options
+def convert(
+    music_task_id: str,
+    audio_id: str,
+    *,
+    output: Path | None,
+    timeout_s: float,
+    base_url: str | None,
+    insecure_hosts: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    """
+    Convert one track, which costs credits, and wait for the WAV.
+
+    MUSIC_TASK_ID is the task that made the music, AUDIO_ID the track in it; see
+    `kie-wav tracks`.
+    """
+    with _as_usage():
+        track = Track(music_task_id, audio_id)
+        if output is not None:
+            verify_target(output)
+    work = _convert(Service(base_url, insecure_hosts), track, output, timeout_s, as_json=as_json)
+    return _run(work, as_json=as_json)
+
+
+async def _convert(
+    service: Service, track: Track, output: Path | None, timeout_s: float, *, as_json: bool
+) -> int:
+    display = WaitDisplay()
+    session = service.session(timeout_s=timeout_s, on_event=display.tell)
+    try:
+        with display:
+            async with session:
+                try:
+                    wav = await session.convert(track)
+                except asyncio.CancelledError:
+                    display.tell_interrupted()
+                    raise
+            size = await _save(wav, output, service, display)
+    except asyncio.CancelledError:
+        raise _interrupted(session) from None
+    if as_json:
+        print_json({**_facts(wav), "file": output and str(output), "bytes": size})
+    else:
+        print_line(output or wav.url)
+    return DONE
+
+
+async def _save(
+    wav: WavFile, output: Path | None, service: Service, display: WaitDisplay
+) -> int | None:
+    if output is None:
+        return None
+    display.tell_saving(output)
+    try:
+        async with open_http() as http:
+            return await save(
+                http,
+                wav.url,
+                output,
+                insecure_hosts=service.file_hosts(),
+                on_progress=display.tell_bytes,
+            )
+    except SaveError as error:
+        sentence = (
+            f"the WAV is made but not saved: {error}. Do not convert it again: "
+            f"`kie-wav status {wav.task_id}` shows its URL"
+        )
+        raise CliError(SERVICE, sentence, type="SaveError", **_facts(wav)) from error
+
+
+def _facts(wav: WavFile) -> dict[str, object]:
+    return {
+        "task_id": wav.task_id,
+        "music_task_id": wav.track and wav.track.music_task_id,
+        "audio_id": wav.track and wav.track.audio_id,
+        "url": str(wav.url),
+        "settled_by": wav.settled_by,
+        "expires_at": wav.expires_at and wav.expires_at.isoformat(),
+    }
+
+
+def _interrupted(session: WavSession) -> CliError:
+    """Say what goes on although we stop."""
+    task_ids = [conversion.task_id for conversion in session.conversions()]
+    if task_ids:
+        sentence = f"interrupted; task {task_ids[0]} goes on: `kie-wav status {task_ids[0]}`"
+    elif session.unknown_submits():
+        sentence = "interrupted; the submit may have been accepted: look it up in KIE's logs"
+    else:
+        sentence = "interrupted; nothing is under way"
+    return CliError(INTERRUPTED, sentence, task_id=task_ids[0] if task_ids else None)
+
+
+@cli.command()
+@click.argument("task_id")
+@_service_options
+def status(
+    task_id: str, base_url: str | None, insecure_hosts: tuple[str, ...], *, as_json: bool
+) -> int:
+    """
+    Show what has become of a conversion.
+
+    TASK_ID is the one `kie-wav convert` told. Exits with 1 if the conversion
+    failed.
+    """
+    work = _status(Service(base_url, insecure_hosts), task_id, as_json=as_json)
+    return _run(work, as_json=as_json)
+
+
+async def _status(service: Service, task_id: str, *, as_json: bool) -> int:
+    async with service.session() as session:
+        with _as_usage():
+            record = await session.record(task_id)
+    if record is None:
+        sentence = (
+            f"the service knows no conversion {task_id}: check the id. A music task is not one, "
+            "and the service forgets a conversion after two months"
+        )
+        raise CliError(SERVICE, sentence, task_id=task_id)
+    shown = _record_facts(record)
+    if as_json:
+        print_json(shown)
+    else:
+        for name, value in shown.items():
+            if value is not None:
+                print_line(f"{name:<14}{value}")
+    return FAILED if record.state is TaskState.FAILED else DONE
+
+
+def _record_facts(record: TaskRecord) -> dict[str, object]:
+    return {
+        "task_id": record.task_id,
+        "state": record.state.value,
+        "status": record.status,
+        "url": record.wav_url and str(record.wav_url),
+        "audio_id": record.audio_id,
+        "created_at": record.created_at and record.created_at.isoformat(),
+        "completed_at": record.completed_at and record.completed_at.isoformat(),
+        "error_code": record.error_code,
+        "error_message": record.error_message,
+    }
+
+
+@cli.command()
+@click.argument("music_task_id")
+@_service_options
+def tracks(
+    music_task_id: str, base_url: str | None, insecure_hosts: tuple[str, ...], *, as_json: bool
+) -> int:
+    """
+    List the tracks of a music task: audio id and title.
+
+    They are apart by a tab where stdout is no terminal.
+    """
+    work = _tracks(Service(base_url, insecure_hosts), music_task_id, as_json=as_json)
+    return _run(work, as_json=as_json)
+
+
+async def _tracks(service: Service, music_task_id: str, *, as_json: bool) -> int:
+    async with service.session() as session:
+        with _as_usage():
+            found = await session.tracks(music_task_id)
+    width = max((len(track.audio_id) for track in found), default=0)
+    for track in found:
+        if as_json:
+            print_json(attrs.asdict(track))
+        elif sys.stdout.isatty():
+            print_line(f"{track.audio_id:<{width}}  {track.title or ''}".rstrip())
+        else:
+            print_line(track.audio_id, track.title or "")
+    return DONE
+
+
+@cli.command(name="credits")
+@_service_options
+def credits_(base_url: str | None, insecure_hosts: tuple[str, ...], *, as_json: bool) -> int:
+    """Show the credits of the account."""
+    return _run(_credits(Service(base_url, insecure_hosts), as_json=as_json), as_json=as_json)
+
+
+async def _credits(service: Service, *, as_json: bool) -> int:
+    async with service.session() as session:
+        left = await session.credits()
+    if as_json:
+        print_json({"credits": float(left)})
+    else:
+        print_line(f"{left:f}")
+    return DONE
+
+
+@cli.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port.  [default: any]")
+@click.option(
+    "--median",
+    "median_s",
+    type=float,
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Median conversion time.",
+)
+@click.option(
+    "--speed",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="How many times as fast as the real service its time passes.",
+)
+@click.option("--seed", type=int, default=0, help="Decides ids and conversion times.")
+@click.option(
+    "--faults",
+    callback=read_script,
+    metavar="JSON|@FILE",
+    help="What goes wrong: a list of objects; see kie_wav_async.simulator.Fault.",
+)
+@_json_option
+def simulate(
+    port: int, median_s: float, speed: float, seed: int, faults: tuple[Fault, ...], *, as_json: bool
+) -> int:
+    """
+    Run a local KIE until Ctrl-C.
+
+    Prints the environment that points kie-wav, or any program made with
+    kie_wav_async, at it.
+    """
+    with _as_usage():
+        simulator = Simulator(
+            port=port, median_s=median_s, time_scale=speed, seed=seed, faults=faults
+        )
+    return _run(run_simulator(simulator, as_json=as_json), as_json=as_json)

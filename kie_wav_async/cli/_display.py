@@ -1,0 +1,165 @@
+"""What is seen on stderr while a command waits: a live line on a terminal, else plain ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from kie_wav_async import events
+from kie_wav_async.cli._output import plain
+
+if TYPE_CHECKING:
+    import datetime as dt
+    from pathlib import Path
+    from types import TracebackType
+
+
+class WaitDisplay:
+    """
+    The wait for one conversion.
+
+    Its `tell` is the session's ``on_event``.
+    """
+
+    def __init__(self) -> None:
+        """Show nothing yet."""
+        self._console = Console(stderr=True)
+        self._is_submitted = False
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._line = self._progress.add_task("submitting", total=None)
+
+    def __enter__(self) -> Self:
+        """Begin to show."""
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave the terminal as it was, with the lines that were said."""
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self._console.print(plain(text), soft_wrap=True)
+
+    def tell(self, event: events.Event) -> None:
+        """Show an event of the session's."""
+        match event:
+            case events.Submitted():
+                self._is_submitted = True
+                was = "there already is" if event.adopted else "submitted:"
+                self.say(f"{was} task {event.task_id}")
+                self._progress.update(self._line, description="waiting for the WAV")
+            case events.SubmitHeld():
+                self.say(f"not taken yet, trying again: {event.error}")
+            case events.PollingPaused(delay_s=float(delay_s)):
+                self.say(f"polling refused ({event.reason}), asking again in {delay_s:g} s")
+            case _:
+                pass
+
+    def tell_interrupted(self) -> None:
+        """Say why the end takes a moment."""
+        if not self._is_submitted:
+            self.say("interrupted; waiting up to 25 s for the answer to a submit under way")
+
+    def tell_saving(self, path: Path) -> None:
+        """Go on to the file."""
+        self._progress.columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            DownloadColumn(),
+        )
+        self._progress.update(self._line, description=f"saving {plain(path.name)}")
+
+    def tell_bytes(self, done: int, total: int | None) -> None:
+        """Show how much of the file is there."""
+        self._progress.update(self._line, completed=done, total=total)
+
+
+class DemoDisplay:
+    """
+    How far a catalog has come: submitted, converted, saved.
+
+    Its `tell` is the session's ``on_event``.
+    """
+
+    def __init__(self, count: int) -> None:
+        """Show nothing yet."""
+        self._console = Console(stderr=True)
+        self._submitted_at: dict[str, dt.datetime] = {}
+        self._seconds: dict[str, float] = {}
+        self._progress = Progress(
+            TextColumn("{task.description:<9}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._submitted = self._progress.add_task("submitted", total=count)
+        self._converted = self._progress.add_task("converted", total=count)
+        self._saved = self._progress.add_task("saved", total=count)
+
+    def __enter__(self) -> Self:
+        """Begin to show."""
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave the bars as they are."""
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self._console.print(plain(text), soft_wrap=True)
+
+    def tell(self, event: events.Event) -> None:
+        """Show an event of the session's."""
+        match event:
+            case events.Submitted():
+                self._submitted_at[event.task_id] = event.at
+                self._progress.advance(self._submitted)
+            case events.Settled(wav=wav) if wav.task_id in self._submitted_at:
+                spent = event.at - self._submitted_at[wav.task_id]
+                self._seconds[wav.task_id] = spent.total_seconds()
+            case _:
+                pass
+
+    def tell_converted(self) -> None:
+        """Count one more outcome."""
+        self._progress.advance(self._converted)
+
+    def tell_saved(self) -> None:
+        """Count one more file."""
+        self._progress.advance(self._saved)
+
+    def seconds_of(self, task_id: str) -> float | None:
+        """Return the seconds from the acceptance of a task to its result."""
+        return self._seconds.get(task_id)

@@ -1,0 +1,116 @@
+"""
+What people and programs see: results on stdout, everything else on stderr.
+
+Titles and the service's messages come from strangers: what is printed is
+stripped of control characters, and never taken for markup.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Final
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from kie_wav_async import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DONE: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+SERVICE: Final = 3
+UNKNOWN: Final = 4
+INTERRUPTED: Final = 130
+
+
+class CliError(Exception):
+    """
+    An expected end that is not a good one: an exit code and one sentence.
+
+    Attributes:
+        exit_code: Not 0.
+
+        facts: What ``--json`` prints of it.
+    """
+
+    def __init__(self, exit_code: int, sentence: str, **facts: object) -> None:
+        """Say what happened and what to do next."""
+        super().__init__(clean(sentence))
+        self.exit_code = exit_code
+        self.facts = {"exit_code": exit_code, "message": str(self), **facts}
+
+    def show(self) -> None:
+        """Print the sentence on stderr."""
+        click.echo(f"kie-wav: {self}", err=True)
+
+
+def clean(text: object) -> str:
+    """Return *text* as one line without anything a terminal might obey."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+
+
+def plain(text: object) -> Text:
+    """Return *text* for a rich cell or message: cleaned, and not markup."""
+    return Text(clean(text))
+
+
+def print_json(value: Mapping[str, object]) -> None:
+    """Print one JSON object on a line of its own, at once."""
+    click.echo(json.dumps(value))
+
+
+def print_line(*cells: object) -> None:
+    """Print one line on stdout, cells apart by tabs."""
+    click.echo("\t".join(clean(cell) for cell in cells))
+
+
+def stdout_console() -> Console:
+    """Return a console on stdout that truncates nothing where no terminal sets its width."""
+    return Console() if sys.stdout.isatty() else Console(width=240)
+
+
+def failure_of(error: errors.KieWavError) -> CliError:
+    """Return *error* as an exit code and a sentence that speaks of commands, not of calls."""
+    facts: dict[str, object] = {"type": type(error).__name__, "task_id": error.task_id}
+    if error.track is not None:
+        facts |= {"music_task_id": error.track.music_task_id, "audio_id": error.track.audio_id}
+    code, sentence = SERVICE, str(error)
+    match error:
+        case errors.SubmitUnknownError():
+            facts["attempt_id"] = error.attempt_id
+            code = UNKNOWN
+            sentence = (
+                f"nobody knows whether the submit was accepted{_reason(error)}; it may have been "
+                "charged and was not repeated. Look for the track in KIE's logs: if it is there, "
+                "`kie-wav status TASK_ID` shows its WAV; if not, convert it again"
+            )
+        case errors.ConversionTimeoutError():
+            code = FAILED
+            sentence = (
+                f"task {error.task_id} is not finished after {error.timeout_s:g} s but may still "
+                f"finish: ask with `kie-wav status {error.task_id}` instead of converting again"
+            )
+        case errors.ConversionFailedError():
+            code = FAILED
+        case errors.AlreadyExistsError():
+            sentence = (
+                f"the service answered {error.code} {error.message!r}: it has a WAV of this track "
+                "under a task id it did not tell; look the id up in KIE's logs, then ask with "
+                "`kie-wav status TASK_ID`"
+            )
+        case errors.TransportError():
+            sentence += ": check the network and try again"
+        case errors.WireFormatError():
+            sentence += ": is this address KIE's? See --base-url and KIE_BASE_URL"
+        case _:
+            pass
+    return CliError(code, sentence, **facts)
+
+
+def _reason(error: errors.KieWavError) -> str:
+    return f" ({error.__cause__})" if error.__cause__ is not None else ""

@@ -1,0 +1,66 @@
+"""``kie-wav simulate``: a local KIE in the foreground."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from kie_wav_async.cli._output import DONE, SERVICE, CliError, print_json, print_line
+from kie_wav_async.simulator import Fault
+
+if TYPE_CHECKING:
+    from kie_wav_async.simulator import Simulator
+
+
+def read_script(_: click.Context, __: click.Parameter, value: str | None) -> tuple[Fault, ...]:
+    """
+    Return the faults that ``--faults`` names.
+
+    Raises:
+        click.BadParameter: They cannot be read.
+    """
+    if value is None:
+        return ()
+    try:
+        text = Path(value[1:]).read_text("utf-8") if value.startswith("@") else value
+        given: object = json.loads(text)
+        if not isinstance(given, list):
+            msg = "a list of faults is wanted"
+            raise click.BadParameter(msg)
+        return tuple(Fault.from_json(one) for one in cast("list[object]", given))
+    except (OSError, ValueError) as error:
+        raise click.BadParameter(str(error)) from error
+
+
+async def run_simulator(simulator: Simulator, *, as_json: bool) -> int:
+    """Run *simulator* until SIGINT or SIGTERM; either is a good end."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):  # Windows has no such handlers.
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        async with simulator as kie:
+            if as_json:
+                print_json({"base_url": kie.base_url, "api_key": kie.api_key})
+            else:
+                print_line(f"export KIE_BASE_URL={kie.base_url}")
+                print_line(f"export KIE_API_KEY={kie.api_key}")
+            click.echo("A simulated KIE is listening; Ctrl-C stops it.", err=True)
+            with contextlib.suppress(asyncio.CancelledError):
+                await stop.wait()
+            state = kie.state()
+    except OSError as error:
+        sentence = f"cannot listen: {error.strerror or error}; choose another --port"
+        raise CliError(SERVICE, sentence) from error
+    click.echo(
+        f"Stopped: {len(state.arrivals)} submits, {state.charges} charged, "
+        f"{sum(state.polls.values())} polls.",
+        err=True,
+    )
+    return DONE
