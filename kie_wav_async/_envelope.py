@@ -74,9 +74,9 @@ def as_object(value: object) -> JsonObject:
 def _load(response: WireResponse) -> JsonObject | None:
     """Return the body as a JSON object; `None` if it is anything else."""
     try:
-        # utf-8-sig: UTF-8 with or without a mark, and never UTF-16, which
-        # json.loads would guess from bytes.
-        text = response.body.decode("utf-8-sig")
+        # UTF-8 with or without a mark, and never UTF-16, which json.loads would
+        # guess from bytes. The codec utf-8-sig is slower than all the rest here.
+        text = response.body.decode().removeprefix("\ufeff")
         loaded: object = json.loads(text)
     except (ValueError, RecursionError):
         # UnicodeDecodeError, JSONDecodeError and the 4,300-digit limit are all

@@ -68,7 +68,6 @@ class SubmitAnswer:
 
 _TASK_ID_NAMES: Final = ("taskId", "task_id")
 _URL_NAMES: Final = ("audioWavUrl", "audio_wav_url", "wavUrl", "wav_url")
-_URL_PLACES: Final = ("response", "info")
 
 
 def _find_task_id(root: JsonObject, data: JsonObject) -> str | None:
@@ -95,10 +94,11 @@ def _find_task_id(root: JsonObject, data: JsonObject) -> str | None:
 
 
 def _find_url(root: JsonObject, data: JsonObject) -> URL | None:
-    places = [as_object(data.get(name)) for name in _URL_PLACES]
-    for place in (places[0], data, *places[1:], root):
-        for name in _URL_NAMES:
-            if (url := parse_url(place.get(name))) is not None:
+    # Most records name no file yet: what is absent is passed over at once.
+    for place in (data.get("response"), data, data.get("info"), root):
+        for name in _URL_NAMES if isinstance(place, dict) else ():
+            value = cast("JsonObject", place).get(name)
+            if value is not None and (url := parse_url(value)) is not None:
                 return url
     return None
 
@@ -181,6 +181,8 @@ def parse_moment(value: object) -> dt.datetime | None:
     Strings with a blank or a ``T`` keep their wall clock, a zone is dropped;
     numbers, and strings of digits, are seconds or milliseconds since 1970, UTC.
     """
+    if value is None:
+        return None
     number = parse_int(value)
     if number is None and isinstance(value, float) and math.isfinite(value):
         number = int(value)
