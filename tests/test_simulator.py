@@ -185,6 +185,21 @@ async def test_body_that_is_no_json_object_is_400(body):
     assert 400 == answer["code"]
 
 
+@pytest.mark.parametrize("path", ["/api/v1/wav/record-info", "/api/v1/generate/record-info"])
+async def test_record_of_no_task_is_422(path):
+    """A question for a record without an id is answered 422."""
+    async with running() as (_, client):
+        assert [422] * 2 == [(await client.get(path + end))["code"] for end in ("", "?taskId=")]
+
+
+async def test_link_for_no_json_is_400():
+    """A question for a link whose body is not a JSON object is answered 400."""
+    async with running() as (_, client):
+        answer = await client.post("/api/v1/common/download-url", data=b"[]")
+
+    assert 400 == answer["code"]
+
+
 async def test_any_text_can_be_an_id():
     """Ids are taken as they are, even half a surrogate pair."""
     async with running(median_s=0) as (_, client):
@@ -324,6 +339,27 @@ async def test_rejected_submits_do_not_occupy_the_window():
             codes.append((await client.submit(str(at)))["code"])
 
     assert [200, 429, 429, 200] == codes
+
+
+async def test_unauthorized_submit_does_not_occupy_the_window():
+    """A submit without the key is nobody's, so it counts for no account."""
+    async with running(window=(1, 10.0)) as (kie, client):
+        async with client.http.post(
+            "/api/v1/wav/generate", json={}, headers={"Authorization": "Bearer no"}
+        ) as answer:
+            await answer.read()
+        accepted = await client.submit()
+
+    assert 200 == accepted["code"]
+    assert ["unauthorized", "created"] == [arrival.verdict for arrival in kie.arrivals]
+
+
+async def test_window_none_is_no_limit():
+    """Without a window any number of submits is accepted."""
+    async with running(window=None) as (_, client):
+        codes = {(await client.submit(str(n)))["code"] for n in range(30)}
+
+    assert {200} == codes
 
 
 async def test_time_scale_speeds_up_the_window():
@@ -687,6 +723,28 @@ async def test_file_is_gone_after_retention():
     assert 404 == status
 
 
+async def test_file_that_never_was_is_404():
+    """An address nobody was given leads nowhere."""
+    async with running() as (_, client):
+        status, _, _ = await fetch(client, "/s/" + "0" * 32 + ".wav")
+
+    assert 404 == status
+
+
+async def test_file_is_not_there_before_the_conversion_is_done():
+    """The address of a file is dead while its task is pending."""
+    now = Moved()
+    async with running(now=now, median_s=60.0, sigma=0.0) as (kie, client):
+        await client.submit()
+        (file_id,) = kie._handler.service.files
+        statuses = []
+        for at in (59.0, 61.0):
+            now.at = 5000.0 + at
+            statuses.append((await fetch(client, f"/s/{file_id}.wav"))[0])
+
+    assert [404, 200] == statuses
+
+
 async def test_file_needs_no_key():
     """A file is served to anybody who has its address."""
     async with running(median_s=0) as (kie, client):
@@ -826,6 +884,17 @@ async def test_control_resets():
 
     assert (0, (), {}) == (state.charges, state.arrivals, state.requests)
     assert 200 == again["code"]
+
+
+async def test_reset_within_the_process():
+    """A reset forgets tasks, counts and what the window holds."""
+    async with running(window=(1, 10.0)) as (kie, client):
+        await client.submit()
+        kie.reset()
+        again = await client.submit()
+
+    assert 200 == again["code"]
+    assert 1 == kie.charges == len(kie.arrivals)
 
 
 async def test_control_refuses_what_is_no_control():

@@ -410,6 +410,31 @@ async def test_answer_delay_comes_after_the_arrival(settings, faults):
     assert after - kie.arrivals[0].at >= 0.01
 
 
+@pytest.mark.parametrize("when", ["arrival", "after"])
+async def test_file_can_be_slow(when):
+    """A file can be late."""
+    fault = Fault(on="media", kind="slow", when=when, delay_s=60.0)
+    async with running(fault, time_scale=6_000.0) as (kie, client):
+        url = (await client.record())["response"]["audioWavUrl"]
+        before = kie.state().now
+        assert 200 == (await client.ask("GET", url)).status
+        after = kie.state().now
+
+    assert after - before >= 0.01
+
+
+async def test_every_arrival_delay_is_drawn_anew():
+    """A range of delays gives each request its own."""
+    async with running(arrival_delay_s=(0.0, 600.0), time_scale=6_000.0) as (kie, client):
+        before = kie.state().now
+        await asyncio.gather(*(client.submit(str(n)) for n in range(20)))
+        order = [arrival.audio_id for arrival in kie.arrivals]
+
+    assert 20 == len(set(order))
+    assert order != [str(n) for n in range(20)]
+    assert kie.arrivals[-1].at - before >= 0.02
+
+
 # True answers, changed
 
 
