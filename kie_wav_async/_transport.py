@@ -153,10 +153,9 @@ class AiohttpTransport:
             trace_request_ctx=flight,
         ) as answer:
             body = bytearray()
-            # Asking for one byte too many tells a full answer from a longer one;
-            # read(0) ends the loop in the latter case.
-            while chunk := await answer.content.read(MAX_ANSWER_BYTES + 1 - len(body)):
-                body += chunk
+            # One byte too many tells a longer answer from a full one.
+            while (room := MAX_ANSWER_BYTES + 1 - len(body)) and not answer.content.at_eof():
+                body += await answer.content.read(room)
             if len(body) > MAX_ANSWER_BYTES:
                 answer.close()
                 msg = f"the service's answer (HTTP {answer.status}) is longer than 1 MiB"
