@@ -120,6 +120,11 @@ class Proxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.wait_closed()
 
+    async def ended(self) -> None:
+        """Wait until every connection has ended and all that was on its way has arrived."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # Not a coroutine, so that the tasks are ours to keep.
         self.connections += 1

@@ -5,7 +5,7 @@ A session submits through a proxy that cuts the connection at the byte it is tol
 to, falls silent there, or answers in the service's place. The service runs in a
 process of its own and counts what it charged; its word is the measure.
 
-The default run tries every 7th byte. All of them, with the table::
+The default run tries every 7th or 17th byte. All of them, with the table::
 
     python -m pytest -m campaign tests/test_charges.py
 """
@@ -135,6 +135,7 @@ class Bench:
 
     async def settled_state(self):
         """Return what the service has counted, once what is on its way has arrived."""
+        await self.proxy.ended()
         before, same = None, 0
         while same < 3:
             now = await self.kie.state(brief=True)
@@ -298,12 +299,14 @@ def judge(rows):
 
 
 @pytest.mark.parametrize(
-    ("on_unknown", "dedupe", "gzip"),
-    [(OnUnknown.RAISE, False, True), (OnUnknown.RESUBMIT, True, False)],
+    ("on_unknown", "dedupe", "gzip", "step"),
+    [(OnUnknown.RAISE, False, True, 7), (OnUnknown.RESUBMIT, True, False, 17)],
 )
-async def test_bill_is_bounded_at_every_seventh_byte(timeouts, on_unknown, dedupe, gzip):
+async def test_bill_is_bounded_at_every_few_bytes(timeouts, on_unknown, dedupe, gzip, step):
     """Wherever a submit is cut: accepted <= charged <= accepted + unknown, and nobody is misled."""
-    judge(await run(timeouts, on_unknown=on_unknown, dedupe=dedupe, step=7, stall_s=1.0, gzip=gzip))
+    judge(
+        await run(timeouts, on_unknown=on_unknown, dedupe=dedupe, step=step, stall_s=1.0, gzip=gzip)
+    )
 
 
 @pytest.mark.campaign
@@ -311,7 +314,7 @@ async def test_bill_is_bounded_at_every_byte(timeouts, capsys):
     """Whatever byte a submit is cut at, the bill stays bounded, and the table shows it."""
     asyncio.get_running_loop().set_debug(False)  # Twice as fast.
     groups = [
-        await run(timeouts, on_unknown=on_unknown, dedupe=dedupe, step=1, stall_s=3.0, gzip=True)
+        await run(timeouts, on_unknown=on_unknown, dedupe=dedupe, step=1, stall_s=5.0, gzip=True)
         for on_unknown, dedupe in itertools.product(OnUnknown, (True, False))
     ]
     with capsys.disabled():
@@ -319,3 +322,83 @@ async def test_bill_is_bounded_at_every_byte(timeouts, capsys):
         print("", HEAD, *(row.line() for rows in groups for row in rows), sep="\n")  # noqa: T201 - as said
     for rows in groups:
         judge(rows)
+
+
+# Turns of the loop within which a submit is accepted, mostly after 20, sometimes later.
+STEPS = 61
+
+
+async def steps(number):
+    """Let the loop take so many turns."""
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+async def judge_books(place, tracks, sessions):
+    """Fail if the service charged for what the books of closed sessions do not show."""
+    state = await place.settled_state()
+    open_tasks = {one.task_id for session in sessions for one in session.conversions()}
+    doubts = Counter(one.track for session in sessions for one in session.unknown_submits())
+    created = {a.audio_id: a.task_id for a in state.arrivals if a.verdict == "created"}
+    for track in tracks:
+        charged = state.charges_by_track.get((track.music_task_id, track.audio_id), 0)
+        accepted = created.get(track.audio_id) in open_tasks
+        assert accepted <= charged <= accepted + doubts[track], track
+        assert charged <= 1, track
+    return state.charges, len(open_tasks), doubts.total()
+
+
+async def test_no_charge_of_a_cancelled_submit_is_forgotten():
+    """A submit cancelled at any step of the loop is charged only if the session's books show it."""
+    async with bench(dedupe=False) as place:
+        tracks = place.tracks([PASS] * 300)
+        async with place.session() as session:
+            for number, track in enumerate(tracks):
+                task = asyncio.create_task(session.submit(track))
+                await steps(number % STEPS)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        charged, accepted, _ = await judge_books(place, tracks, [session])
+
+    assert 0 < charged < 300  # Withdrawn before, finished after.
+    assert charged == accepted
+
+
+async def test_no_charge_of_a_session_closed_half_way_is_forgotten():
+    """A session closed at any step of a submit gives it time, and then tells what is in doubt."""
+    plans = [PASS, Plan(delay_s=0.02), Plan(request_bytes=10_000, end="stall")]
+    async with bench(dedupe=False) as place:
+        tracks = place.tracks([plans[number % 3] for number in range(2 * STEPS)])
+        sessions = []
+        for number, track in enumerate(tracks):
+            async with place.session() as session:
+                task = asyncio.create_task(session.submit(track))
+                await steps(number % STEPS)
+            await asyncio.gather(task, return_exceptions=True)
+            sessions.append(session)
+        charged, accepted, unknown = await judge_books(place, tracks, sessions)
+
+    assert 0 < accepted < charged
+    assert 0 < unknown
+
+
+async def test_no_charge_of_a_cancelled_session_is_forgotten():
+    """A task cancelled at any step inside `async with` leaves books that show every charge."""
+
+    async def use(session, track):
+        async with session:
+            await session.convert(track)
+
+    async with bench(dedupe=False) as place:
+        tracks = place.tracks([PASS] * (2 * STEPS))
+        sessions = [place.session() for _ in tracks]
+        for number, (session, track) in enumerate(zip(sessions, tracks, strict=True)):
+            task = asyncio.create_task(use(session, track))
+            await steps(number % STEPS)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await session.aclose()
+        charged, accepted, unknown = await judge_books(place, tracks, sessions)
+
+    assert 0 < charged < 2 * STEPS
+    assert accepted <= charged <= accepted + unknown
