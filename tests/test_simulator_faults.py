@@ -700,6 +700,15 @@ async def test_failed_track_can_be_submitted_again(retry_failed, code):
         assert code == (await client.submit()).json["code"]
 
 
+async def test_track_that_is_going_to_fail_is_not_converted_twice():
+    """A repeat is a conflict as long as the first conversion is under way."""
+    async with running(Fault(on="conversion", kind="fail"), median_s=60) as (kie, client):
+        await client.submit()
+        assert 409 == (await client.submit()).json["code"]
+
+    assert 1 == kie.charges
+
+
 async def test_conversion_that_never_finishes():
     """A task can be pending for ever."""
     now = [0.0]

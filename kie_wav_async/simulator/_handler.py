@@ -119,7 +119,6 @@ class Handler:
         self._faults = tuple(faults)
         self._tones = ToneCache()
         self._service: Service | None = None
-        self._closing = asyncio.Event()
         self._answers = secrets.randbits(60)
         self.server: Server | None = None
         self._forget()
@@ -152,13 +151,6 @@ class Handler:
             base_url=base_url,
         )
         self._forget()
-
-    def close(self) -> None:
-        """End every delay and every stall: nobody is answered any more."""
-        self._closing.set()
-        if self.server is not None:
-            for event in self.server.stalled.values():
-                event.set()
 
     def set_faults(self, faults: Iterable[Fault]) -> None:
         """Put a new script in place of the old one."""
@@ -326,10 +318,7 @@ class Handler:
         return delay_s
 
     async def _pause(self, service_s: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(service_s / self._settings.time_scale):
-                await self._closing.wait()
-                raise _GoneError
+        await asyncio.sleep(service_s / self._settings.time_scale)
 
     async def _end(self, request: web.BaseRequest, fault: Fault) -> NoReturn:
         """End the connection the way the fault says, and the handler with it."""
@@ -348,7 +337,7 @@ class Handler:
 
     async def _stall(self, request: web.BaseRequest, fault: Fault) -> None:
         assert self.server is not None  # noqa: S101 - it is what called us
-        if request.transport is None or self._closing.is_set():
+        if request.transport is None:
             return
         seconds = None if fault.delay_s is None else draw_s(fault.delay_s, self._chance)
         lost = self.server.stalled[request.protocol] = asyncio.Event()

@@ -14,8 +14,8 @@ from kie_wav_async.simulator._service import Settings
 from kie_wav_async.simulator._state import Arrival, SimulatorState
 
 _DAY_S: Final = 86_400.0
-# For handlers that read a body which does not come; all others end at once.
-_SHUTDOWN_S: Final = 0.1
+# Twice this long handlers may go on; then those still delayed or stalled are cancelled.
+_SHUTDOWN_S: Final = 0.05
 
 
 def _money(name: str, value: float | Decimal | str) -> Decimal:
@@ -193,7 +193,6 @@ class Simulator:
 
         What was counted can still be read. Closing twice does nothing.
         """
-        self._handler.close()
         if self._runner is not None:
             runner, self._runner = self._runner, None
             await runner.cleanup()
