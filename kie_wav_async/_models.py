@@ -12,7 +12,7 @@ import enum
 import sys
 import unicodedata
 from collections.abc import Mapping
-from typing import Literal, cast
+from typing import Literal, TypeGuard, cast
 
 import attrs
 from yarl import URL
@@ -60,7 +60,7 @@ def verify_type(value: object, kind: type, name: str) -> None:
         raise TypeError(msg)
 
 
-def is_id(value: object) -> bool:
+def is_id(value: object) -> TypeGuard[str]:
     """Return whether *value* can be an id of the service."""
     # str.isprintable() is false for controls, lone surrogates and every blank but " ".
     return (

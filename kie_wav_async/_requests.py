@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import re
 from typing import Final
+from urllib.parse import quote
 
 from yarl import URL
 
@@ -134,11 +134,11 @@ class RequestBuilder:
 
     def poll(self, task_id: str) -> WireRequest:
         """Ask for the record of a conversion task."""
-        return self._get(self._record_url + _quoted(task_id))
+        return self._get(self._record_url + quote(task_id, safe=""))
 
     def music(self, music_task_id: str) -> WireRequest:
         """Ask for the record of a music task."""
-        return self._get(self._music_url + _quoted(music_task_id))
+        return self._get(self._music_url + quote(music_task_id, safe=""))
 
     def credits(self) -> WireRequest:
         """Ask for the account's credits."""
@@ -155,16 +155,6 @@ class RequestBuilder:
 
     def _get(self, url: str) -> WireRequest:
         return WireRequest(method="GET", url=url, headers=self._headers)
-
-
-_PLAIN_ID: Final = re.compile(r"[A-Za-z0-9_.~-]+")
-
-
-def _quoted(value: str) -> str:
-    if _PLAIN_ID.fullmatch(value):
-        return value
-    # yarl does the quoting; "+" and "&" are quoted too in a value.
-    return URL.build(path="/", query={"v": value}).raw_query_string[2:]
 
 
 def build_callback_url(attempt_id: str) -> str:

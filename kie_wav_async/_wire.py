@@ -89,7 +89,7 @@ def _find_task_id(root: JsonObject, data: JsonObject) -> str | None:
             if found is not None and value != found:
                 msg = "two different task ids"
                 raise ValueError(msg)
-            found = cast("str", value)
+            found = value
     return found
 
 
@@ -374,9 +374,7 @@ def parse_tracks(response: WireResponse, music_task_id: str) -> list[Track]:
         if not is_id(audio_id):
             raise unreadable(response, "a track without a usable id")
         title = fields.get("title")
-        track = Track(
-            music_task_id, cast("str", audio_id), title=title if isinstance(title, str) else None
-        )
+        track = Track(music_task_id, audio_id, title=title if isinstance(title, str) else None)
         tracks.setdefault(track)
     return list(tracks)
 

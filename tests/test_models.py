@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import datetime as dt
 import pickle
+import sys
 import unicodedata
 
 import attrs
@@ -364,8 +365,15 @@ def test_a_refusal_says_what_would_do(call, text):
 
 @pytest.mark.parametrize(
     ("value", "bounds"),
-    [(-5.0, {}), (2.1, {"above": 2}), (2, {"least": 2}), (0, {}), (10**300, {})],
-    ids=["unbounded", "above", "least", "zero", "big-int"],
+    [
+        (-5.0, {}),
+        (2.1, {"above": 2}),
+        (2, {"least": 2}),
+        (0, {}),
+        (10**300, {}),
+        (-sys.float_info.max, {}),
+    ],
+    ids=["unbounded", "above", "least", "zero", "big-int", "least-float"],
 )
 def test_a_number_in_range_is_taken(value, bounds):
     """Bounds hold only where they are given; ``least`` is included, ``above`` is not."""

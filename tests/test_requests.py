@@ -94,6 +94,7 @@ def test_a_fresh_link_is_asked_for_by_the_url_as_it_is(builder):
         ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
         ("https://h.example/mirror", "https://h.example/mirror"),
         ("https://h.example/mirror/", "https://h.example/mirror"),
+        ("https://h.example/mirror/X", "https://h.example/mirror/X"),
     ],
 )
 def test_the_base_url_may_have_a_path(base, expected):
@@ -221,7 +222,7 @@ def test_a_base_url_is_taken_as_text_or_url(base, kind):
 @pytest.mark.parametrize(
     ("base", "why"),
     [
-        ("", "absolute"),
+        ("", "an absolute http\\(s\\) URL like https://api.kie.ai$"),
         ("api.kie.ai", "absolute"),
         ("//api.kie.ai", "absolute"),
         ("/api", "absolute"),

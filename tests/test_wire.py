@@ -773,10 +773,11 @@ def test_an_attempt_is_named_once_or_not_at_all(fields, expected):
 def test_the_converter_coerces_nothing(name, value):
     """Our converter takes a value of the right type or refuses, where cattrs would guess."""
     fields = {field.name: getattr(record(), field.name) for field in attrs.fields(TaskRecord)}
-    _wire._converter.structure(fields, TaskRecord)
+    converter = _wire._make_converter()
+    assert converter.structure(fields, TaskRecord) == record()
 
     with pytest.raises(TypeError, match=rf"expected \w+, got {type(value).__name__}"):
-        _wire._converter.structure(fields | {name: value}, TaskRecord)
+        converter.structure(fields | {name: value}, TaskRecord)
 
 
 # --- tracks ----------------------------------------------------------------------
