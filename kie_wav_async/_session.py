@@ -30,8 +30,9 @@ from kie_wav_async._models import (
     verify_type,
 )
 from kie_wav_async._poller import Poller
+from kie_wav_async._reader import Reader
 from kie_wav_async._requests import RequestBuilder, parse_api_key, parse_base_url
-from kie_wav_async._schedule import PollSchedule, RetryPolicy, retry_delay_s
+from kie_wav_async._schedule import PollSchedule, RetryPolicy
 from kie_wav_async._submitter import Submitter
 from kie_wav_async._transport import AiohttpTransport, Transport
 from kie_wav_async._wire import (
@@ -42,12 +43,7 @@ from kie_wav_async._wire import (
     parse_url,
 )
 from kie_wav_async.errors import (
-    MaintenanceError,
-    RateLimitedError,
-    ServerError,
     SessionClosedError,
-    TransportError,
-    WireFormatError,
 )
 
 if TYPE_CHECKING:
@@ -59,7 +55,6 @@ if TYPE_CHECKING:
 
     from kie_wav_async import events
     from kie_wav_async._conversion import Conversion
-    from kie_wav_async._models import WireRequest, WireResponse
 
 _logger = logging.getLogger("kie_wav_async")
 
@@ -75,15 +70,6 @@ DEFAULT_RETRY: Final = RetryPolicy()
 
 #: How many ids the warning at closing spells out; conversions() has them all.
 _MAX_NAMED: Final = 100
-
-#: What a read may be repeated after: the fault is the line's or the service's.
-_TRANSIENT: Final = (
-    TransportError,
-    WireFormatError,
-    ServerError,
-    RateLimitedError,
-    MaintenanceError,
-)
 
 
 class WavSession:
@@ -177,7 +163,6 @@ class WavSession:
         verify_type(rate_limit, RateLimit, "rate_limit")
         verify_type(poll, PollSchedule, "poll")
         verify_type(retry, RetryPolicy, "retry")
-        self._retry = retry
         clock = SystemClock() if clock is None else clock
         verify_type(clock, Clock, "clock")
         transport = AiohttpTransport() if transport is None else transport
@@ -202,20 +187,20 @@ class WavSession:
             requests=RequestBuilder(self._base_url, parse_api_key(key)),
             on_event=on_event,
         )
-        self._poller = Poller(self._desk, poll, self._retry, timeout_s)
+        self._poller = Poller(self._desk, poll, retry, timeout_s)
         self._submitter = Submitter(
             self._desk,
             self._poller,
             rate_limit=rate_limit,
             max_in_flight=max_in_flight,
-            retry=self._retry,
+            retry=retry,
             on_unknown=OnUnknown(on_unknown),
             max_charges=max_charges,
         )
+        self._reader = Reader(self._desk, retry)
         self._max_in_flight = max_in_flight
         self._desk.hub.on_wait = self._poller.revive
         self._closing: asyncio.Task[None] | None = None
-        self._sleepers: set[asyncio.Future[None]] = set()
 
     def __repr__(self) -> str:
         """Name the address and the state, never the key."""
@@ -277,9 +262,7 @@ class WavSession:
         self._submitter.close(hub.closed)
         for conversion in (*registry.waiting(), *registry.in_flight()):
             conversion.wake(hub.closed)
-        for sleeper in self._sleepers:
-            if not sleeper.done():
-                sleeper.set_result(None)
+        self._reader.close()
         try:
             await self._submitter.drain()
         finally:
@@ -474,10 +457,10 @@ class WavSession:
             ValueError: *task_id* cannot be an id.
         """
         verify_id(task_id, "task_id")
-        self._desk.hub.verify_open()
-        self._desk.registry.tally.polls += 1
-        return await self._read(
-            self._desk.requests.poll(task_id), lambda answer: parse_record(answer, task_id)
+        return await self._reader.read(
+            self._desk.requests.poll(task_id),
+            lambda answer: parse_record(answer, task_id),
+            is_poll=True,
         )
 
     async def tracks(self, music_task_id: str) -> list[Track]:
@@ -494,7 +477,7 @@ class WavSession:
             ValueError: *music_task_id* cannot be an id.
         """
         verify_id(music_task_id, "music_task_id")
-        return await self._read(
+        return await self._reader.read(
             self._desk.requests.music(music_task_id),
             lambda answer: parse_tracks(answer, music_task_id),
         )
@@ -506,7 +489,7 @@ class WavSession:
         Raises:
             KieWavError: No answer could be read, repeats included.
         """
-        return await self._read(self._desk.requests.credits(), parse_credits)
+        return await self._reader.read(self._desk.requests.credits(), parse_credits)
 
     async def fresh_url(self, url: str | URL) -> URL:
         """
@@ -526,41 +509,7 @@ class WavSession:
         if parsed is None:
             msg = f"url must be an absolute http(s) URL, not {str(url)[:200]!r}"
             raise ValueError(msg)
-        return await self._read(self._desk.requests.fresh_url(parsed), parse_fresh_url)
-
-    async def _read(self, request: WireRequest, parse: Callable[[WireResponse], T]) -> T:
-        """Send a request that costs nothing, again if need be, and read the answer."""
-        attempt = 1
-        while True:
-            self._desk.hub.verify_open()
-            try:
-                return parse(await self._desk.transport.send(request))
-            except _TRANSIENT as error:
-                self._desk.registry.tally.rejected_429 += isinstance(error, RateLimitedError)
-                if self._desk.hub.closed is not None:
-                    raise self._desk.hub.closed.about() from error
-                if attempt >= self._retry.attempts:
-                    raise
-                asked = error.retry_after_s if isinstance(error, RateLimitedError) else None
-                delay_s = retry_delay_s(self._retry, attempt, self._desk.chance(), asked)
-            attempt += 1
-            await self._sleep(delay_s)
-
-    async def _sleep(self, delay_s: float) -> None:
-        """Wait, or less if the session closes."""
-        sleeper: asyncio.Future[None] = self._desk.hub.verify_loop().create_future()
-
-        def wake() -> None:
-            if not sleeper.done():
-                sleeper.set_result(None)
-
-        timer = self._desk.clock.call_at(self._desk.clock.monotonic() + delay_s, wake)
-        self._sleepers.add(sleeper)
-        try:
-            await sleeper
-        finally:
-            timer.cancel()
-            self._sleepers.discard(sleeper)
+        return await self._reader.read(self._desk.requests.fresh_url(parsed), parse_fresh_url)
 
 
 def _named(ids: list[str]) -> str:

@@ -1,0 +1,90 @@
+"""
+The way of a read: requests that cost nothing, so they may be repeated.
+
+Scheduled polls do not come this way; for them the next poll is the retry.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from kie_wav_async._schedule import RetryPolicy, retry_delay_s
+from kie_wav_async.errors import (
+    MaintenanceError,
+    RateLimitedError,
+    ServerError,
+    ServiceError,
+    TransportError,
+    WireFormatError,
+)
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from kie_wav_async._desk import Desk
+    from kie_wav_async._models import WireRequest, WireResponse
+
+T = TypeVar("T")
+
+#: What a read may be repeated after: the fault is the line's or the service's.
+_TRANSIENT: Final = (
+    TransportError,
+    WireFormatError,
+    ServerError,
+    RateLimitedError,
+    MaintenanceError,
+)
+
+
+class Reader:
+    """Sends reads for callers who wait, and repeats them by the policy."""
+
+    def __init__(self, desk: Desk, retry: RetryPolicy) -> None:
+        """Start with nobody waiting."""
+        self._desk = desk
+        self._retry = retry
+        self._sleepers: set[asyncio.Future[None]] = set()
+
+    async def read(
+        self, request: WireRequest, parse: Callable[[WireResponse], T], *, is_poll: bool = False
+    ) -> T:
+        """Send a request that costs nothing, again if need be, and read the answer."""
+        attempt = 1
+        while True:
+            self._desk.hub.verify_open()
+            self._desk.registry.tally.polls += is_poll
+            try:
+                return parse(await self._desk.transport.send(request))
+            except _TRANSIENT as error:
+                self._desk.registry.tally.rejected_429 += isinstance(error, RateLimitedError)
+                if self._desk.hub.closed is not None:
+                    raise self._desk.hub.closed.about() from error
+                if attempt >= self._retry.attempts:
+                    raise
+                asked = error.retry_after_s if isinstance(error, ServiceError) else None
+                delay_s = retry_delay_s(self._retry, attempt, self._desk.chance(), asked)
+            attempt += 1
+            await self._sleep(delay_s)
+
+    async def _sleep(self, delay_s: float) -> None:
+        """Wait, or less if the session closes."""
+        sleeper: asyncio.Future[None] = self._desk.hub.verify_loop().create_future()
+
+        def wake() -> None:
+            if not sleeper.done():
+                sleeper.set_result(None)
+
+        timer = self._desk.clock.call_at(self._desk.clock.monotonic() + delay_s, wake)
+        self._sleepers.add(sleeper)
+        try:
+            await sleeper
+        finally:
+            timer.cancel()
+            self._sleepers.discard(sleeper)
+
+    def close(self) -> None:
+        """Let nobody wait for a repeat any more."""
+        for sleeper in self._sleepers:
+            if not sleeper.done():
+                sleeper.set_result(None)
