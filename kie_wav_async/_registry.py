@@ -260,6 +260,7 @@ class Registry(Generic[E]):
             entry = self._make_entry(doubt.track)
             entry.phase = Phase.UNKNOWN
             self._by_track.setdefault(doubt.track, entry)
+        entry.attempt_id = attempt_id
         self._follow(entry, task_id, now_mono_s, Origin.ADOPTED)
         self.tally.adopted += 1
         self.tally.accepted += 1
