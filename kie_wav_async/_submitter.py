@@ -87,6 +87,8 @@ class Submitter:
         self._timers: dict[Conversion, Timer] = {}
         self._resubmitted: set[Track] = set()
         self._in_maintenance = False
+        self._probe: Conversion | None = None
+        self._probe_at = -math.inf
         self._timer = desk.timer(self.pump)
         self._is_closed = False
         self._wire_is_empty: asyncio.Future[None] | None = None
@@ -124,9 +126,11 @@ class Submitter:
             if again:
                 msg = f"{track} is in flight: again=True is for settled and unknown ones"
                 raise ValueError(msg)
+            conversion.is_patient |= is_patient
             return conversion
         if not again:
-            if conversion in self._timers:
+            if conversion is not None and conversion in self._timers:
+                conversion.is_patient |= is_patient
                 return conversion
             if conversion is None and (known := self._registry.find_result(track)) is not None:
                 return known
@@ -169,12 +173,18 @@ class Submitter:
                 break
             if self._in_maintenance and self._registry.sending:
                 break  # One probe at a time; its answer pumps again.
+            if self._in_maintenance and now < self._probe_at:
+                self._timer.set(self._probe_at)
+                break
             when = self._limiter.acquire(now)
             if when is not None:
                 if when < math.inf:
                     self._timer.set(when)
                 break
             conversion, _ = self._queue.popitem(last=False)
+            if self._in_maintenance:
+                # Whatever becomes of it, the next one goes a minute later.
+                self._probe, self._probe_at = conversion, now + MAINTENANCE_PROBE_S
             attempt_id = self._desk.attempt_id()
             self._registry.send(conversion, attempt_id, self._desk.clock.time())
             _ = self._desk.spawn(self._send(conversion))
@@ -240,10 +250,10 @@ class Submitter:
             self._lose(conversion, error)
         except KieWavError as error:
             # A refusal, or a redirect that was not followed: nothing was created.
-            self._end_maintenance()
+            self._end_maintenance(conversion)
             self._refuse(conversion, error)
         else:
-            self._end_maintenance()
+            self._end_maintenance(conversion)
             if answer.exists:
                 await self._adopt(conversion, answer)
             else:
@@ -347,7 +357,7 @@ class Submitter:
 
     def _hold_all(self, conversion: Conversion, error: RateLimitedError) -> None:
         """Let all submits rest: another program uses the account's window too."""
-        self._end_maintenance()
+        self._end_maintenance(conversion)
         delay_s = rate_limit_delay_s(self._retry, self._rate_limit.per_s, error.retry_after_s)
         self._limiter.pause(self._desk.clock.monotonic() + delay_s)
         if not self._is_exhausted(conversion, error):
@@ -355,22 +365,26 @@ class Submitter:
 
     def _hold_for_maintenance(self, conversion: Conversion, error: MaintenanceError) -> None:
         """Let all submits rest but one probe a minute; not everybody waits that long."""
-        self._in_maintenance = True
-        self._limiter.pause(self._desk.clock.monotonic() + MAINTENANCE_PROBE_S)
-        for waiting in tuple(self._queue):
-            _ = self._is_exhausted(waiting, error)
+        if not self._in_maintenance or conversion is self._probe:
+            self._in_maintenance = True
+            self._probe_at = self._desk.clock.monotonic() + MAINTENANCE_PROBE_S
+            for waiting in tuple(self._queue):
+                _ = self._is_exhausted(waiting, error)
+        # Else it was on the wire with the one that brought the news.
         if not self._is_exhausted(conversion, error):
             self._queue_first(conversion, error, MAINTENANCE_PROBE_S)
 
-    def _end_maintenance(self) -> None:
-        self._in_maintenance = False
+    def _end_maintenance(self, conversion: Conversion) -> None:
+        """Take in an answer other than 455: only the probe's is newer than the maintenance."""
+        if conversion is self._probe:
+            self._in_maintenance = False
 
     def _is_exhausted(self, conversion: Conversion, error: KieWavError) -> bool:
         """Count a refusal without a verdict; refuse for good after the last."""
+        if conversion.is_patient and isinstance(error, MaintenanceError):
+            return False
         conversion.attempts += 1
         if conversion.attempts < self._retry.attempts:
-            return False
-        if conversion.is_patient and isinstance(error, MaintenanceError):
             return False
         self._refuse(conversion, error)
         return True

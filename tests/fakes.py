@@ -129,14 +129,10 @@ class FakeService:
         self.tasks: dict[str, Task] = {}
         self.submitted_at: list[float] = []
         self.polled_at: list[tuple[float, str]] = []
+        self.charged = 0
         self.on_wire = 0
         self.is_key_good = True
         self.transport = ScriptedTransport(self.reply)
-
-    @property
-    def charged(self) -> int:
-        """How many conversions the account was charged for."""
-        return len(self.tasks)
 
     @property
     def attempts(self) -> list[str]:
@@ -175,11 +171,12 @@ class FakeService:
                     return refused(409, data={"taskId": task.task_id})
         task_id = f"task{len(self.tasks) + 1:04d}"
         if fate.is_charged:
+            self.charged += 1
             self.create(task_id, wanted, json.loads(request.body or b"")["callBackUrl"])
         return None if fate.reply is None else fate.reply(task_id)
 
-    def create(self, task_id: str, of: Track, callback_url: str) -> None:
-        """Charge for a task."""
+    def create(self, task_id: str, of: Track, callback_url: str = "https://h/?attempt=x") -> None:
+        """Add a task."""
         now = self.clock.monotonic()
         takes_s = self.conversion_s if isinstance(self.conversion_s, float) else self.conversion_s()
         self.tasks[task_id] = Task(task_id, of, callback_url, now, now + takes_s)
@@ -198,3 +195,9 @@ class FakeService:
         names = {"musicId": task.track.audio_id, "callbackUrl": task.callback_url}
         is_over = self.clock.monotonic() >= task.ends_at
         return succeeded(task_id, **names) if is_over else pending(task_id, **names)
+
+
+def is_bounded(service: FakeService, session: WavSession) -> bool:
+    """Return whether the session's bill bounds what the service charged."""
+    counted = session.statistics()
+    return counted.accepted <= service.charged <= counted.accepted + counted.unknown

@@ -1,404 +1,286 @@
-"""
-Nothing is paid twice by us, and nothing is paid unseen.
-
-A session submits through a proxy that cuts the connection at the byte it is told
-to, falls silent there, or answers in the service's place. The service runs in a
-process of its own and counts what it charged; its word is the measure.
-
-The default run tries every 7th or 17th byte. All of them, with the table::
-
-    python -m pytest -m campaign tests/test_charges.py
-"""
+"""What submits may cost: every answer under every policy, cancelled at every step."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-import re
-from collections import Counter
 
-import aiohttp
 import attrs
 import pytest
 
-from fastclock import FastClock
+from fakes import (
+    ACCEPTED,
+    LOST_CHARGED,
+    LOST_FREE,
+    UNSENT,
+    FakeService,
+    Fate,
+    is_bounded,
+    lost,
+    raw,
+    refusal,
+    track,
+)
 from kie_wav_async import (
     OnUnknown,
-    PollSchedule,
-    RateLimit,
-    Track,
-    WavSession,
+    RetryPolicy,
+    Statistics,
+    WireResponse,
 )
-from kie_wav_async.errors import KieWavError, SubmitUnknownError
-from kie_wav_async.simulator import SimulatorProcess, SimulatorState
-from proxy import PASS, Plan, Proxy, http
-
-# A minute to the session, its wait before a repeat, is 60 ms.
-SPEED = 1000.0
-# What no test waits for; it only ends a hang.
-PATIENCE_S = 120.0
-
-HTML = "<html><head><title>502 Bad Gateway</title></head><body>cloudflare</body></html>"
-# The faults that are no cut: what is answered, and whether the service was asked before.
-ANSWERS = {
-    "500": http("500 Internal Server Error", '{"code":500,"msg":"Server Error","data":null}'),
-    "200, code 500": http("200 OK", '{"code":500,"msg":"Server Error","data":null}'),
-    "502 HTML": http("502 Bad Gateway", HTML, "Content-Type: text/html"),
-    "200 HTML": http("200 OK", HTML, "Content-Type: text/html"),
-    "200 without id": http("200 OK", '{"code":200,"msg":"success","data":{}}'),
-    "200, data null": http("200 OK", '{"code":200,"msg":"success","data":null}'),
-    "truncated JSON": http("200 OK", '{"code":200,"msg":"success","data":{"taskId":"4f0c'),
-    "empty": http("200 OK"),
-    "408": http("408 Request Timeout"),
-    "no HTTP": b"\x15\x03\x01\x00\x02\x02\x28",
-    "silence": b"",
-}
-# The answers that say that nothing was created, which hold only if it is so.
-REFUSALS = {
-    "307": http("307 Temporary Redirect", "", "Location: {trap}/api/v1/wav/generate"),
-    "308": http("308 Permanent Redirect", "", "Location: {trap}/api/v1/wav/generate"),
-    "422": http("200 OK", '{"code":422,"msg":"Record does not exist","data":null}'),
-    "429": http("429 Too Many Requests", "", "Retry-After: 1"),
-    "505": http("200 OK", '{"code":505,"msg":"Feature disabled","data":null}'),
-}
-
-
-@attrs.define
-class Row:
-    """What came of one kind of fault."""
-
-    kind: str
-    on_unknown: OnUnknown
-    dedupe: bool
-    submits: int = 0
-    accepted: int = 0
-    unknown: int = 0
-    refused: int = 0
-    charged: int = 0
-    charged_twice: int = 0
-    violations: list[str] = attrs.field(factory=list)
-
-    def line(self) -> str:
-        """Return a line of the table."""
-        repeats = "409" if self.dedupe else "charges"
-        return (
-            f"| {self.kind:<32} | {self.on_unknown:<8} | {repeats:<7} | {self.submits:>6} "
-            f"| {self.accepted:>6} | {self.unknown:>6} | {self.refused:>6} | {self.charged:>6} "
-            f"| {self.charged_twice:>6} | {len(self.violations):>6} |"
-        )
-
-
-HEAD = (
-    "| fault                            | unknown  | repeat  | submit | accept | unkno. "
-    "| refuse | charge |  twice | violat |\n"
-    "|----------------------------------|----------|---------|-------:|-------:|-------:"
-    "|-------:|-------:|-------:|-------:|"
+from kie_wav_async.errors import (
+    AlreadyExistsError,
+    AuthenticationError,
+    FeatureDisabledError,
+    InsufficientCreditsError,
+    InvalidRequestError,
+    MaintenanceError,
+    NotFoundError,
+    RateLimitedError,
+    ServiceError,
+    SourceUnavailableError,
+    SubmitUnknownError,
+    TransportError,
+    TransportTimeoutError,
+    WireFormatError,
 )
-
-
-def audio_id_of(request: bytes) -> str:
-    """Return the audio id that a submit names; empty for any other request."""
-    found = re.search(rb'"audioId": *"([^"]*)"', request)
-    return found[1].decode() if found else ""
-
-
-class Bench:
-    """A service that counts in a process of its own, a proxy before it, and a trap beside it."""
-
-    def __init__(self, kie, proxy, trap, *, dedupe):
-        self.kie = kie
-        self.proxy = proxy
-        self.trap = trap
-        self.dedupe = dedupe
-        self.plans = {}
-        self._numbers = itertools.count()
-        proxy.plan = lambda request: self.plans.pop(audio_id_of(request), PASS)
-
-    def tracks(self, plans):
-        """Name a track, of always the same length, for each plan its first submit meets."""
-        tracks = [Track("5c79", f"e{next(self._numbers):07}") for _ in plans]
-        self.plans = {track.audio_id: plan for track, plan in zip(tracks, plans, strict=True)}
-        return tracks
-
-    def session(self, **settings):
-        """Return a session without limits, whose minutes are short and that never polls."""
-        given = {
-            "base_url": self.proxy.base_url,
-            "rate_limit": RateLimit(200, per_s=0.001),
-            "max_in_flight": 1_000_000,
-            "poll": PollSchedule(first_s=1e6),
-            "timeout_s": None,
-            "clock": FastClock(SPEED),
-        }
-        return WavSession(self.kie.api_key, **given | settings)
-
-    async def settled_state(self):
-        """Return what the service has counted, once what is on its way has arrived."""
-        await self.proxy.ended()
-        before, same = None, 0
-        while same < 3:
-            now = await self.kie.state(brief=True)
-            seen = (now.charges, now.requests)
-            before, same = seen, same + 1 if seen == before else 0
-        return await self.kie.state()
-
-    async def lengths(self):
-        """Return the length of a submit's request and the greatest of its answers."""
-        async with self.session() as session:
-            for track in self.tracks([PASS] * 20):
-                await session.submit(track)
-        await self.kie.reset()
-        requests = {len(request) for request in self.proxy.requests}
-        assert 1 == len(requests)
-        return requests.pop(), max(map(len, self.proxy.answers))
-
-    async def try_all(self, plans_by_kind, on_unknown):
-        """Submit one track for each plan, all in one session, and return a row for each kind."""
-        await self.kie.reset()
-        self.proxy.requests.clear()
-        kinds = [kind for kind, plans in plans_by_kind.items() for _ in plans]
-        tracks = self.tracks([plan for plans in plans_by_kind.values() for plan in plans])
-        async with self.session(on_unknown=on_unknown) as session:
-            ends = await asyncio.gather(*map(session.submit, tracks), return_exceptions=True)
-        seen = await self.evidence(session)
-        rows = {kind: Row(kind, on_unknown, self.dedupe) for kind in plans_by_kind}
-        for kind, track, end in zip(kinds, tracks, ends, strict=True):
-            judge_track(rows[kind], track, end, seen)
-        total = session.statistics()
-        assert total.accepted <= seen.state.charges <= total.accepted + total.unknown
-        assert total.submitted == sum(row.submits for row in rows.values())
-        assert total.accepted == sum(row.accepted for row in rows.values())
-        assert total.unknown == sum(row.unknown for row in rows.values())
-        assert total.possible_double_charges >= sum(row.charged_twice for row in rows.values())
-        return list(rows.values())
-
-    async def evidence(self, session):
-        """Return what there is to judge a closed session by."""
-        state = await self.settled_state()
-        return Evidence(
-            state=state,
-            submits=Counter(map(audio_id_of, self.proxy.requests)),
-            unknown=Counter(doubt.track for doubt in session.unknown_submits()),
-            created={(a.audio_id, a.task_id) for a in state.arrivals if a.verdict == "created"},
-        )
-
-
-@attrs.frozen
-class Evidence:
-    """What the service and the session say, by track."""
-
-    state: SimulatorState
-    submits: Counter
-    unknown: Counter
-    created: set
-
-    def charged(self, track):
-        """Return how often the service charged for a track."""
-        return self.state.charges_by_track.get((track.music_task_id, track.audio_id), 0)
-
-
-def judge_track(row, track, end, seen):
-    """Add to the row what became of a track, and what must not be."""
-    wrong = row.violations.append
-    charged, unknown = seen.charged(track), seen.unknown[track]
-    accepted = not isinstance(end, BaseException)
-    row.submits += seen.submits[track.audio_id]
-    row.accepted += accepted
-    row.unknown += unknown
-    row.charged += charged
-    row.charged_twice += charged > 1
-    if not accepted <= charged <= accepted + unknown:
-        wrong(f"{track}: not {accepted:d} <= {charged} <= {accepted:d} + {unknown}")
-    if charged > 1 and (row.dedupe or row.on_unknown is OnUnknown.RAISE):
-        wrong(f"{track}: charged {charged} times")
-    if accepted:
-        if (track.audio_id, end.task_id) not in seen.created:
-            wrong(f"{track}: accepted as {end.task_id}, which is not its task")
-    elif not isinstance(end, KieWavError):
-        wrong(f"{track}: {end!r} is none of our errors")
-    elif not isinstance(end, SubmitUnknownError):
-        row.refused += 1
-        if charged or unknown:
-            wrong(f"{track}: charged {charged} times, and shown as {end!r}")
-
-
-@contextlib.asynccontextmanager
-async def bench(*, dedupe, **settings):
-    """Start a service, a proxy and a trap."""
-    async with (
-        asyncio.timeout(PATIENCE_S * 10),
-        SimulatorProcess(window=None, median_s=1e9, dedupe=dedupe, **settings) as kie,
-        Proxy(kie.base_url) as proxy,
-        Proxy() as trap,
-    ):
-        yield Bench(kie, proxy, trap, dedupe=dedupe)
-
-
-def plans_by_kind(request_length, answer_length, step, trap_url):
-    """Return every kind of fault with the plans it is tried by."""
-    kinds = {}
-    for end in ("fin", "rst", "stall"):
-        kinds[f"request, {end}"] = [
-            Plan(request_bytes=k, end=end)
-            for k in (*range(0, request_length, step), request_length)
-        ]
-        kinds[f"answer, {end}"] = [
-            Plan(answer_bytes=k, end=end) for k in (*range(0, answer_length, step), answer_length)
-        ]
-    for name, answer in ANSWERS.items():
-        kinds[f"{name}, not asked"] = [Plan(answer=answer)] * 3
-        kinds[f"{name}, charged before"] = [Plan(answer=answer, is_asked=True)] * 3
-    for name, answer in REFUSALS.items():
-        kinds[name] = [Plan(answer=answer.replace(b"{trap}", trap_url.encode()))] * 3
-    return kinds
+from kie_wav_async.testing import FakeClock, answer, refused
 
 
 @pytest.fixture
-def timeouts(monkeypatch):
-    """Return a function that says how long a submit of a new session may take."""
-
-    def set_to(total_s):
-        timeout = aiohttp.ClientTimeout(total=total_s)
-        monkeypatch.setattr("kie_wav_async._transport.SUBMIT_TIMEOUT", timeout)
-
-    return set_to
+def clock() -> FakeClock:
+    """Return a clock that stands still."""
+    return FakeClock()
 
 
-async def run(timeouts, *, on_unknown, dedupe, step, stall_s, gzip):
-    """Try every kind of fault, and return a row for each."""
-    async with bench(dedupe=dedupe, gzip=gzip) as place:
-        request_length, answer_length = await place.lengths()
-        kinds = plans_by_kind(request_length, answer_length, step, place.trap.base_url)
-        stalls = {kind: plans for kind, plans in kinds.items() if kind.endswith("stall")}
-        others = {kind: plans for kind, plans in kinds.items() if kind not in stalls}
-        rows = await place.try_all(others, on_unknown)
-        # Only where a submit is meant to time out may it do so.
-        timeouts(stall_s)
-        rows += await place.try_all(stalls, on_unknown)
-        assert 0 == place.trap.connections, "a redirect was followed"
-    return rows
+# --- every answer, under every policy -----------------------------------------------------------
 
 
-def judge(rows):
-    """Fail for what must not be, and for a campaign that did not try what it should."""
-    violations = [
-        f"{row.kind}, {row.on_unknown}: {what}" for row in rows for what in row.violations
-    ]
-    assert [] == violations
-    by_kind = {row.kind: row for row in rows}
-    for end in ("fin", "rst", "stall"):
-        assert 0 < by_kind[f"request, {end}"].charged
-        assert 0 < by_kind[f"answer, {end}"].charged
-    if by_kind["500, not asked"].on_unknown is OnUnknown.RAISE:
-        assert 0 < by_kind["answer, stall"].unknown
-        assert 3 == by_kind["502 HTML, charged before"].unknown
-        assert 3 == by_kind["307"].refused
-    else:
-        assert 3 == by_kind["502 HTML, not asked"].accepted
+@attrs.frozen
+class Row:
+    """
+    What a submit that meets *fates* comes to.
+
+    Attributes:
+        outcome: The error, `None` for a file, or SubmitUnknownError.
+
+        submitted: Submits sent under RAISE.
+    """
+
+    name: str
+    fates: list[Fate]
+    outcome: type[Exception] | None
+    submitted: int = 1
+    accepted: int = 0
+    adopted: int = 0
+    rejected: int = 0
 
 
-@pytest.mark.parametrize(
-    ("on_unknown", "dedupe", "gzip", "step"),
-    [(OnUnknown.RAISE, False, True, 7), (OnUnknown.RESUBMIT, True, False, 17)],
-)
-async def test_bill_is_bounded_at_every_few_bytes(timeouts, on_unknown, dedupe, gzip, step):
-    """Wherever a submit is cut: accepted <= charged <= accepted + unknown, and nobody is misled."""
-    judge(
-        await run(timeouts, on_unknown=on_unknown, dedupe=dedupe, step=step, stall_s=1.0, gzip=gzip)
-    )
+def unclear(name: str, reply, *, is_charged: bool) -> Row:
+    """Return the row of an answer that tells nothing."""
+    fate = Fate(name, is_charged=is_charged, reply=reply)
+    name += ", charged" if is_charged else ", free"
+    return Row(name, [fate], SubmitUnknownError)
 
 
-@pytest.mark.campaign
-async def test_bill_is_bounded_at_every_byte(timeouts, capsys):
-    """Whatever byte a submit is cut at, the bill stays bounded, and the table shows it."""
-    asyncio.get_running_loop().set_debug(False)  # Twice as fast.
-    groups = [
-        await run(timeouts, on_unknown=on_unknown, dedupe=dedupe, step=1, stall_s=5.0, gzip=True)
-        for on_unknown, dedupe in itertools.product(OnUnknown, (True, False))
-    ]
-    with capsys.disabled():
-        # The table is what the campaign is run for.
-        print("", HEAD, *(row.line() for rows in groups for row in rows), sep="\n")  # noqa: T201 - as said
-    for rows in groups:
-        judge(rows)
+def answered(response: WireResponse) -> Fate:
+    """Return the fate of a submit that creates nothing and gets this answer."""
+    return Fate("", is_charged=False, reply=lambda _: response)
 
 
-# Turns of the loop within which a submit is accepted, mostly after 20, sometimes later.
-STEPS = 61
+def refusing(code: int, outcome: type[Exception], **fields: object) -> Row:
+    """Return the row of an answer that says no."""
+    return Row(f"code {code}", [refusal(code, **fields)], outcome)
 
 
-async def steps(number):
-    """Let the loop take so many turns."""
-    for _ in range(number):
-        await asyncio.sleep(0)
+UNCLEAR = {
+    "reset": lambda _: lost(),
+    "timeout": lambda _: TransportTimeoutError("slow"),
+    "answer too long": lambda _: WireFormatError("longer than 1 MiB"),
+    "bug of the transport": lambda _: KeyError("oops"),
+    "200 without id": lambda _: answer({"code": 200, "msg": "success", "data": {}}),
+    "200 with null": lambda _: answer({"code": 200, "msg": "success", "data": None}),
+    "200 with two ids": lambda _: answer(
+        {"code": 200, "data": {"taskId": "task0001", "task_id": "task0002"}}
+    ),
+    "200 with an id that is none": lambda _: answer({"code": 200, "data": {"taskId": "a\nb"}}),
+    "cut off": lambda _: raw(b'{"code":200,"msg":"success","data":{"task'),
+    "empty": lambda _: raw(b""),
+    "html": lambda _: raw(b"<html></html>"),
+    "status 500": lambda _: raw(b"", 500),
+    "status 502 html": lambda _: raw(b"<html></html>", 502),
+    "status 504": lambda _: raw(b"", 504),
+    "code 500": lambda _: refused(500),
+    "code 501": lambda _: refused(501),
+    "code 408": lambda _: refused(408),
+    "status 408": lambda _: raw(b"", 408),
+    "code 302 in a body": lambda _: refused(302),
+    "code 0": lambda _: refused(0),
+}
+
+OLD = Fate("409", is_charged=False, reply=lambda _: refused(409, data={"taskId": "old"}))
+
+ROWS = [
+    Row("accepted", [ACCEPTED], None, accepted=1),
+    *(unclear(name, reply, is_charged=True) for name, reply in UNCLEAR.items()),
+    *(unclear(name, reply, is_charged=False) for name, reply in UNCLEAR.items()),
+    Row("unsent once", [UNSENT], None, submitted=2, accepted=1),
+    Row("unsent", [UNSENT] * 3, TransportError, submitted=3),
+    Row("status 307", [answered(raw(b"", 307))], TransportError),
+    Row("status 302", [answered(raw(b"", 302))], TransportError),
+    Row("429 once", [refusal(429)], None, submitted=2, accepted=1, rejected=1),
+    Row("429", [refusal(429)] * 3, RateLimitedError, submitted=3, rejected=3),
+    Row("455 once", [refusal(455)], None, submitted=2, accepted=1),
+    Row("455", [refusal(455)] * 3, MaintenanceError, submitted=3),
+    Row("409 with id", [OLD], None, adopted=1),
+    refusing(409, AlreadyExistsError),
+    refusing(400, InvalidRequestError),
+    refusing(401, AuthenticationError),
+    refusing(402, InsufficientCreditsError),
+    refusing(404, NotFoundError),
+    refusing(413, ServiceError),
+    refusing(422, InvalidRequestError),
+    refusing(433, InsufficientCreditsError),
+    refusing(451, SourceUnavailableError),
+    refusing(505, FeatureDisabledError),
+    Row(
+        "status 403", [Fate("", is_charged=False, reply=lambda _: raw(b"1010", 403))], ServiceError
+    ),
+]
+
+# Under RESUBMIT, an unclear answer is followed by a repeat. What the books say
+# then depends on whether the first was charged and the service knows repeats.
+REPEATED = {
+    # (charged, knows repeats): outcome, charged, and the books.
+    (True, True): (1, Statistics(submitted=2, accepted=1, adopted=1)),
+    (True, False): (2, Statistics(submitted=2, accepted=1, unknown=1, possible_double_charges=1)),
+    (False, True): (1, Statistics(submitted=2, accepted=1, unknown=1, possible_double_charges=1)),
+    (False, False): (1, Statistics(submitted=2, accepted=1, unknown=1, possible_double_charges=1)),
+}
 
 
-async def judge_books(place, tracks, sessions):
-    """Fail if the service charged for what the books of closed sessions do not show."""
-    state = await place.settled_state()
-    open_tasks = {one.task_id for session in sessions for one in session.conversions()}
-    doubts = Counter(one.track for session in sessions for one in session.unknown_submits())
-    created = {a.audio_id: a.task_id for a in state.arrivals if a.verdict == "created"}
-    for track in tracks:
-        charged = state.charges_by_track.get((track.music_task_id, track.audio_id), 0)
-        accepted = created.get(track.audio_id) in open_tasks
-        assert accepted <= charged <= accepted + doubts[track], track
-        assert charged <= 1, track
-    return state.charges, len(open_tasks), doubts.total()
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+async def test_every_answer(row) -> None:
+    """Every answer to a submit ends as written in the table, and the bill is bounded."""
+    for on_unknown, knows_repeats in itertools.product(OnUnknown, [True, False]):
+        await meet(row, on_unknown, knows_repeats=knows_repeats)
 
 
-async def test_no_charge_of_a_cancelled_submit_is_forgotten():
-    """A submit cancelled at any step of the loop is charged only if the session's books show it."""
-    async with bench(dedupe=False) as place:
-        tracks = place.tracks([PASS] * 300)
-        async with place.session() as session:
-            for number, track in enumerate(tracks):
-                task = asyncio.create_task(session.submit(track))
-                await steps(number % STEPS)
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-        charged, accepted, _ = await judge_books(place, tracks, [session])
+async def meet(row: Row, on_unknown: OnUnknown, *, knows_repeats: bool) -> None:
+    """Convert a track under one policy, and hold the end against the table."""
+    clock = FakeClock()
+    service = FakeService(clock, conversion_s=0.0)
+    service.create("old", track(1 if OLD in row.fates else 99))
+    service.knows_repeats = knows_repeats and OLD not in row.fates
+    service.fates += row.fates
+    async with service.session(on_unknown=on_unknown) as session:
+        asker = asyncio.create_task(session.convert(track()))
+        await clock.advance(150.0)
+        counted = attrs.evolve(session.statistics(), polls=0, settled_by_poll=0)
+        if row.outcome is not SubmitUnknownError:
+            charged, outcome = row.accepted, row.outcome
+            expected = Statistics(
+                submitted=row.submitted,
+                accepted=row.accepted,
+                adopted=row.adopted,
+                rejected_429=row.rejected,
+            )
+        elif on_unknown is OnUnknown.RAISE:
+            charged, outcome = int(row.fates[0].is_charged), SubmitUnknownError
+            expected = Statistics(submitted=1, unknown=1)
+        else:
+            charged, expected = REPEATED[row.fates[0].is_charged, knows_repeats]
+            outcome = None
+        assert expected == counted
+        assert charged == service.charged
+        assert is_bounded(service, session)
+        if outcome is None:
+            assert track() == asker.result().track
+        else:
+            error = asker.exception()
+            assert outcome is type(error)
+            assert track() == error.track
 
-    assert 0 < charged < 300  # Withdrawn before, finished after.
-    assert charged == accepted
+
+# --- cancelled and closed at every step -------------------------------------------------------
 
 
-async def test_no_charge_of_a_session_closed_half_way_is_forgotten():
-    """A session closed at any step of a submit gives it time, and then tells what is in doubt."""
-    plans = [PASS, Plan(delay_s=0.02), Plan(request_bytes=10_000, end="stall")]
-    async with bench(dedupe=False) as place:
-        tracks = place.tracks([plans[number % 3] for number in range(2 * STEPS)])
-        sessions = []
-        for number, track in enumerate(tracks):
-            async with place.session() as session:
-                task = asyncio.create_task(session.submit(track))
-                await steps(number % STEPS)
-            await asyncio.gather(task, return_exceptions=True)
-            sessions.append(session)
-        charged, accepted, unknown = await judge_books(place, tracks, sessions)
-
-    assert 0 < accepted < charged
-    assert 0 < unknown
+CANCELLED = {
+    "accepted": [ACCEPTED],
+    "answer lost": [LOST_CHARGED],
+    "request lost": [LOST_FREE],
+    "exists": [Fate("409", is_charged=False, reply=lambda _: refused(409, data={"taskId": "old"}))],
+    "unsent, then accepted": [UNSENT, ACCEPTED],
+    "refused": [refusal(422)],
+}
 
 
-async def test_no_charge_of_a_cancelled_session_is_forgotten():
-    """A task cancelled at any step inside `async with` leaves books that show every charge."""
+class SteppedService(FakeService):
+    """Takes turns of the loop instead of time."""
 
-    async def use(session, track):
-        async with session:
-            await session.convert(track)
+    async def _pause(self) -> None:
+        for _ in range(4):
+            await asyncio.sleep(0)
 
-    async with bench(dedupe=False) as place:
-        tracks = place.tracks([PASS] * (2 * STEPS))
-        sessions = [place.session() for _ in tracks]
-        for number, (session, track) in enumerate(zip(sessions, tracks, strict=True)):
-            task = asyncio.create_task(use(session, track))
-            await steps(number % STEPS)
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            await session.aclose()
-        charged, accepted, unknown = await judge_books(place, tracks, sessions)
+    async def _submit(self, request):
+        self.on_wire += 1
+        try:
+            await self._pause()
+            reply = self._take(request)
+            await self._pause()
+            return reply
+        finally:
+            self.on_wire -= 1
 
-    assert 0 < charged < 2 * STEPS
-    assert accepted <= charged <= accepted + unknown
+    async def _read(self, request):
+        self.on_wire += 1
+        try:
+            await self._pause()
+            return await super()._read(request)
+        finally:
+            self.on_wire -= 1
+
+    async def quieten(self) -> None:
+        """Wait until nothing has been on the wire for a while."""
+        quiet = 0
+        while quiet < 10:
+            await asyncio.sleep(0)
+            quiet = 0 if self.on_wire else quiet + 1
+
+    def unaccounted(self, session) -> set[str]:
+        """Name the tasks charged that are in none of the session's books."""
+        known = {conversion.task_id for conversion in session.conversions()}
+        doubts = {doubt.attempt_id for doubt in session.unknown_submits()}
+        charged = [task for task in self.tasks.values() if task.task_id != "old"]
+        return {t.task_id for t in charged if t.task_id not in known and t.attempt_id not in doubts}
+
+
+@pytest.mark.parametrize("name", ["submit", "convert", "aclose"])
+@pytest.mark.parametrize("fates", CANCELLED.values(), ids=CANCELLED)
+async def test_no_charge_is_forgotten_at_any_step(clock, fates, name) -> None:
+    """Cancelled, or closed, at any step of the loop, what was charged is in the books."""
+    reached = set()
+    for step in range(50):
+        service = SteppedService(clock)
+        service.create("old", track())
+        service.knows_repeats = False
+        service.fates += fates
+        async with service.session(retry=RetryPolicy(base_s=0.0)) as session:
+            asker = asyncio.create_task(
+                session.submit(track()) if name == "submit" else session.convert(track())
+            )
+            for _ in range(step):
+                await asyncio.sleep(0)
+                if session._submitter._timers:
+                    await clock.advance(0.0)
+            if name == "aclose":
+                await session.aclose()
+            else:
+                asker.cancel()
+            await service.quieten()
+            await asyncio.wait([asker])
+            reached.add((service.charged, len(session.unknown_submits())))
+            assert set() == service.unaccounted(session)
+            assert is_bounded(service, session)
+            if not asker.cancelled():
+                asker.exception()
+    assert name == "aclose" or 1 < len(reached) or not any(fate.is_charged for fate in fates)

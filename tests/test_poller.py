@@ -122,7 +122,7 @@ async def test_adopted_task_has_its_minute_from_adoption() -> None:
     """The minute of a task named by a 409 counts from the answer that named it."""
     clock = FakeClock()
     service = FakeService(clock)
-    service.create("old", track(), "https://old.invalid/?attempt=1")
+    service.create("old", track())
     async with service.session(poll=STEADY) as session:
         conversion = await clock.run(session.submit(track()))
         assert "old" == conversion.task_id
