@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import click
+from yarl import URL
 
 from kie_wav_async import TaskState, Track, WavSession
 from kie_wav_async import __version__ as version
@@ -39,7 +40,12 @@ if TYPE_CHECKING:
     from kie_wav_async import TaskRecord, WavFile
     from kie_wav_async.simulator import Fault
 
+_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _BROKEN_PIPE: Final = 141  # What a shell shows for a command that SIGPIPE ended.
+
+
+class _ReaderGoneError(Exception):
+    """Whoever read our results has gone, as ``head`` does."""
 
 
 @attrs.frozen
@@ -59,8 +65,10 @@ class Service:
             )
 
     def file_hosts(self) -> set[str]:
-        """Return the hosts from which a file may come by plain http: the service's own."""
-        return {*self.insecure_hosts, "127.0.0.1", "localhost", "::1"}
+        """Return the hosts from which a file may come by plain http: a local service's."""
+        base = URL(self.base_url or os.environ.get("KIE_BASE_URL") or "")
+        is_local = base.scheme == "http" and base.host in _LOOPBACK
+        return {*self.insecure_hosts, *(_LOOPBACK if is_local else ())}
 
 
 @contextlib.contextmanager
@@ -90,8 +98,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our results has gone; the interpreter's last flush must not complain.
+    except (_ReaderGoneError, BrokenPipeError):
+        # The interpreter's last flush must not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     return result if isinstance(result, int) else DONE
@@ -105,6 +113,8 @@ def _run(work: Coroutine[Any, Any, int], *, as_json: bool) -> int:
         failure = failure_of(error)
     except CliError as error:
         failure = error
+    except BrokenPipeError as error:  # click would call it a failure of the command.
+        raise _ReaderGoneError from error
     if as_json:
         print_json({"error": failure.facts})
     raise failure
@@ -201,19 +211,31 @@ def convert(
     MUSIC_TASK_ID is the task that made the music, AUDIO_ID the track in it; see
     `kie-wav tracks`.
     """
-    with _as_usage():
-        track = Track(music_task_id, audio_id)
-        if output is not None:
-            verify_target(output)
-    work = _convert(Service(base_url, insecure_hosts), track, output, timeout_s, as_json=as_json)
+    work = _convert(
+        Service(base_url, insecure_hosts),
+        (music_task_id, audio_id),
+        output,
+        timeout_s,
+        as_json=as_json,
+    )
     return _run(work, as_json=as_json)
 
 
 async def _convert(
-    service: Service, track: Track, output: Path | None, timeout_s: float, *, as_json: bool
+    service: Service,
+    ids: tuple[str, str],
+    output: Path | None,
+    timeout_s: float,
+    *,
+    as_json: bool,
 ) -> int:
+    with _as_usage():
+        track = Track(*ids)
+        if output is not None:
+            verify_target(output)  # Before anything is paid for.
     display = WaitDisplay()
     session = service.session(timeout_s=timeout_s, on_event=display.tell)
+    wav: WavFile | None = None
     try:
         with display:
             async with session:
@@ -224,7 +246,7 @@ async def _convert(
                     raise
             size = await _save(wav, output, service, display)
     except asyncio.CancelledError:
-        raise _interrupted(session) from None
+        raise _interrupted(session, wav) from None
     if as_json:
         print_json({**_facts(wav), "file": output and str(output), "bytes": size})
     else:
@@ -266,10 +288,13 @@ def _facts(wav: WavFile) -> dict[str, object]:
     }
 
 
-def _interrupted(session: WavSession) -> CliError:
+def _interrupted(session: WavSession, wav: WavFile | None) -> CliError:
     """Say what goes on although we stop."""
     task_ids = [conversion.task_id for conversion in session.conversions()]
-    if task_ids:
+    if wav is not None:
+        task_ids = [wav.task_id]
+        sentence = f"interrupted; the WAV is made: `kie-wav status {wav.task_id}` shows its URL"
+    elif task_ids:
         sentence = f"interrupted; task {task_ids[0]} goes on: `kie-wav status {task_ids[0]}`"
     elif session.unknown_submits():
         sentence = "interrupted; the submit may have been accepted: look it up in KIE's logs"
@@ -410,8 +435,13 @@ def simulate(
     Prints the environment that points kie-wav, or any program made with
     kie_wav_async, at it.
     """
+    work = _simulate(
+        as_json=as_json, port=port, median_s=median_s, time_scale=speed, seed=seed, faults=faults
+    )
+    return _run(work, as_json=as_json)
+
+
+async def _simulate(*, as_json: bool, **settings: Any) -> int:  # noqa: ANN401 - Simulator's own
     with _as_usage():
-        simulator = Simulator(
-            port=port, median_s=median_s, time_scale=speed, seed=seed, faults=faults
-        )
-    return _run(run_simulator(simulator, as_json=as_json), as_json=as_json)
+        simulator = Simulator(**settings)
+    return await run_simulator(simulator, as_json=as_json)

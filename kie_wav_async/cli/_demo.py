@@ -83,8 +83,8 @@ async def run_demo(count: int, out: Path | None, *, as_json: bool) -> int:
         async with _simulator(count) as kie:
             with DemoDisplay(count) as display:
                 display.say(
-                    f"Converting {count} tracks at a simulated KIE whose time passes "
-                    f"{_SPEED:g} times as fast. It costs nothing."
+                    f"Converting {count} tracks at a simulated KIE "
+                    f"(its time passes {_SPEED:g} times as fast)."
                 )
                 session = WavSession(
                     kie.api_key,
@@ -107,8 +107,9 @@ async def run_demo(count: int, out: Path | None, *, as_json: bool) -> int:
     saved = sum(row.file is not None for row in rows)
     display.say(
         f"{saved} of {count} tracks converted and saved in {folder} "
-        f"in {time.monotonic() - began_s:.1f} s. {_bill(session.statistics(), charged)}"
+        f"in {time.monotonic() - began_s:.1f} s."
     )
+    display.say(_bill(session.statistics(), charged))
     return max((row.failure.exit_code for row in rows if row.failure), default=DONE)
 
 
@@ -219,6 +220,6 @@ def _table(rows: list[_Row]) -> Table:
 
 def _bill(statistics: Statistics, charged: int) -> str:
     return (
-        f"Accepted {statistics.accepted} <= charged {charged} <= "
+        f"The bill: accepted {statistics.accepted} <= charged {charged} <= "
         f"accepted + unknown {statistics.accepted + statistics.unknown}."
     )

@@ -16,7 +16,7 @@ from rich.progress import (
 )
 
 from kie_wav_async import events
-from kie_wav_async.cli._output import plain
+from kie_wav_async.cli._output import plain, say
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -61,15 +61,15 @@ class WaitDisplay:
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        self._console.print(plain(text), soft_wrap=True)
+        say(text, self._console)
 
     def tell(self, event: events.Event) -> None:
         """Show an event of the session's."""
         match event:
             case events.Submitted():
                 self._is_submitted = True
-                was = "there already is" if event.adopted else "submitted:"
-                self.say(f"{was} task {event.task_id}")
+                was = "already there" if event.adopted else "submitted"
+                self.say(f"{was}: task {event.task_id}")
                 self._progress.update(self._line, description="waiting for the WAV")
             case events.SubmitHeld():
                 self.say(f"not taken yet, trying again: {event.error}")
@@ -138,7 +138,7 @@ class DemoDisplay:
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        self._console.print(plain(text), soft_wrap=True)
+        say(text, self._console)
 
     def tell(self, event: events.Event) -> None:
         """Show an event of the session's."""

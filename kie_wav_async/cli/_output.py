@@ -46,7 +46,7 @@ class CliError(Exception):
 
     def show(self) -> None:
         """Print the sentence on stderr."""
-        click.echo(f"kie-wav: {self}", err=True)
+        say(f"kie-wav: {self}")
 
 
 def clean(text: object) -> str:
@@ -67,6 +67,12 @@ def print_json(value: Mapping[str, object]) -> None:
 def print_line(*cells: object) -> None:
     """Print one line on stdout, cells apart by tabs."""
     click.echo("\t".join(clean(cell) for cell in cells))
+
+
+def say(text: str, console: Console | None = None) -> None:
+    """Print a message on stderr: filled on a terminal, else on one line."""
+    console = console or Console(stderr=True)
+    console.print(plain(text), soft_wrap=not console.is_terminal)
 
 
 def stdout_console() -> Console:

@@ -129,7 +129,7 @@ async def _fetch(
 ) -> int:
     for _ in range(_MAX_REDIRECTS):
         if url.scheme != "https" and (url.host or "") not in insecure_hosts:
-            msg = f"the file is at {url.origin()}, which is not https"
+            msg = f"the file's address ({url.scheme}: {url.host}) is not https"
             raise SaveError(msg)
         async with http.get(url, allow_redirects=False) as answer:
             if answer.status in {301, 302, 303, 307, 308} and "Location" in answer.headers:

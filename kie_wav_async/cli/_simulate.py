@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from kie_wav_async.cli._output import DONE, SERVICE, CliError, print_json, print_line
+from kie_wav_async.cli._output import DONE, SERVICE, CliError, print_json, print_line, say
 from kie_wav_async.simulator import Fault
 
 if TYPE_CHECKING:
@@ -51,16 +51,15 @@ async def run_simulator(simulator: Simulator, *, as_json: bool) -> int:
             else:
                 print_line(f"export KIE_BASE_URL={kie.base_url}")
                 print_line(f"export KIE_API_KEY={kie.api_key}")
-            click.echo("A simulated KIE is listening; Ctrl-C stops it.", err=True)
+            say("A simulated KIE is listening; Ctrl-C stops it.")
             with contextlib.suppress(asyncio.CancelledError):
                 await stop.wait()
             state = kie.state()
     except OSError as error:
         sentence = f"cannot listen: {error.strerror or error}; choose another --port"
         raise CliError(SERVICE, sentence) from error
-    click.echo(
+    say(
         f"Stopped: {len(state.arrivals)} submits, {state.charges} charged, "
-        f"{sum(state.polls.values())} polls.",
-        err=True,
+        f"{sum(state.polls.values())} polls."
     )
     return DONE
