@@ -11,6 +11,8 @@ Asyncio client for KIE.AI's WAV conversion: a track goes in, a WAV comes out.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from kie_wav_async import errors, events
 from kie_wav_async._batch import Batch
 from kie_wav_async._clock import Clock, SystemClock
@@ -58,11 +60,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> str:
-    """Look the version up when it is asked for."""
-    if name == "__version__":
-        from importlib import metadata  # noqa: PLC0415 - costs milliseconds few need
+if TYPE_CHECKING:
+    __version__: str
+else:
 
-        return metadata.version("kie-wav-async")
-    msg = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(msg)
+    def __getattr__(name: str) -> str:
+        """Look the version up when it is asked for."""
+        if name == "__version__":
+            from importlib import metadata  # noqa: PLC0415 - costs milliseconds few need
+
+            return metadata.version("kie-wav-async")
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
