@@ -82,7 +82,26 @@ def _load(response: WireResponse) -> JsonObject | None:
         # UnicodeDecodeError, JSONDecodeError and the 4,300-digit limit are all
         # ValueErrors; deep nesting is a RecursionError.
         return None
+    # Counting is quick, and nearly always enough.
+    if text.count("[") + text.count("{") > _MAX_DEPTH and not _is_shallow(loaded):
+        return None
     return cast("JsonObject", loaded) if isinstance(loaded, dict) else None
+
+
+#: How deep an answer may be nested: ten times what the service does. An error
+#: that holds a record must survive copying, which recurses.
+_MAX_DEPTH: Final = 50
+
+
+def _is_shallow(value: object) -> bool:
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        lists = [cast("list[object]", outer) for outer in level if isinstance(outer, list)]
+        lists += [list(as_object(outer).values()) for outer in level]
+        if not any(lists):
+            return True
+        level = [inner for outer in lists for inner in outer]
+    return False
 
 
 #: Below this a float holds every whole number exactly.

@@ -187,6 +187,26 @@ def test_a_body_that_is_no_object_leaves_the_status(body, status):
     assert BY_STATUS[status] == judge(answer(body, status=status))
 
 
+@pytest.mark.parametrize("pair", [(b"[", b"]"), (b'{"a":', b"}")], ids=["list", "object"])
+@pytest.mark.parametrize(
+    ("depth", "expected"),
+    [(48, "yes"), (49, errors.WireFormatError), (300, errors.WireFormatError)],
+)
+def test_an_answer_nested_too_deep_is_unreadable(pair, depth, expected):
+    """An answer of more than 50 levels is none the service would send."""
+    nested = pair[0] * depth + b"0" + pair[1] * depth
+    body = b'{"code":200,"wide":[[],{},[1,{}]],"data":' + nested + b"}"
+
+    assert expected == judge(answer(body))
+
+
+def test_an_answer_may_be_as_wide_as_it_likes():
+    """Width is no depth: the tracks of a music task are many."""
+    tracks = [{"id": str(number), "tags": [{}]} for number in range(1000)]
+
+    assert judge(answer({"code": 200, "data": tracks})) == "yes"
+
+
 def test_a_byte_order_mark_is_no_obstacle():
     """UTF-8 with a mark is read."""
     assert judge(answer(b'\xef\xbb\xbf{"code":401}')) is errors.AuthenticationError

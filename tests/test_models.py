@@ -372,8 +372,9 @@ def test_a_refusal_says_what_would_do(call, text):
         (0, {}),
         (10**300, {}),
         (-sys.float_info.max, {}),
+        (sys.float_info.max, {}),
     ],
-    ids=["unbounded", "above", "least", "zero", "big-int", "least-float"],
+    ids=["unbounded", "above", "least", "zero", "big-int", "least-float", "greatest-float"],
 )
 def test_a_number_in_range_is_taken(value, bounds):
     """Bounds hold only where they are given; ``least`` is included, ``above`` is not."""

@@ -487,6 +487,22 @@ def test_a_record_that_is_no_object_is_unreadable(data):
     assert caught.value.task_id == TASK_ID
 
 
+@pytest.mark.parametrize("depth", [10, 48, 60, 400, 900])
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda e: pickle.loads(pickle.dumps(e))])  # noqa: S301 - our own
+def test_an_error_about_a_record_survives_copying_however_deep_the_record(copier, depth):
+    """No record comes through that is nested too deep to be copied with its error."""
+    nested: object = 5
+    for _ in range(depth):
+        nested = [nested]
+    found = outcome(parse_record, answer(yes(record_data(more=nested))), TASK_ID)
+
+    if isinstance(found, TaskRecord):
+        error = errors.ConversionFailedError("it failed", record=found)
+        assert vars(error) == vars(copier(error))
+    else:
+        assert found is WireFormatError
+
+
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
