@@ -71,7 +71,11 @@ class Hub:
         if self.loop is None:
             msg = "the session is not open: use it inside `async with WavSession(...) as session:`"
             raise RuntimeError(msg)
-        if asyncio.get_running_loop() is not self.loop:
+        try:
+            is_ours = asyncio.get_running_loop() is self.loop
+        except RuntimeError:  # There is none here: another thread.
+            is_ours = False
+        if not is_ours:
             msg = (
                 "the session belongs to another event loop: open one session per loop, "
                 "with `async with WavSession(...) as session:`"

@@ -42,9 +42,7 @@ from kie_wav_async._wire import (
     parse_tracks,
     parse_url,
 )
-from kie_wav_async.errors import (
-    SessionClosedError,
-)
+from kie_wav_async.errors import KieWavError, SessionClosedError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Iterable
@@ -164,9 +162,9 @@ class WavSession:
         verify_type(poll, PollSchedule, "poll")
         verify_type(retry, RetryPolicy, "retry")
         clock = SystemClock() if clock is None else clock
-        verify_type(clock, Clock, "clock")
+        _verify_part(clock, Clock, "clock")
         transport = AiohttpTransport() if transport is None else transport
-        verify_type(transport, Transport, "transport")
+        _verify_part(transport, Transport, "transport")
         handler: object = on_event
         if handler is not None and not callable(handler):
             msg = "on_event must be callable"
@@ -174,6 +172,9 @@ class WavSession:
         if isinstance(insecure_hosts, str):
             msg = "insecure_hosts must be several host names, not one str"
             raise TypeError(msg)
+        insecure_hosts = tuple(insecure_hosts)
+        for host in insecure_hosts:
+            verify_type(host, str, "each of insecure_hosts")
         hosts = frozenset(host.lower() for host in insecure_hosts)
         key = os.environ.get("KIE_API_KEY") if api_key is None else api_key
         if key is None:
@@ -457,11 +458,14 @@ class WavSession:
             ValueError: *task_id* cannot be an id.
         """
         verify_id(task_id, "task_id")
-        return await self._reader.read(
-            self._desk.requests.poll(task_id),
-            lambda answer: parse_record(answer, task_id),
-            is_poll=True,
-        )
+        try:
+            return await self._reader.read(
+                self._desk.requests.poll(task_id),
+                lambda answer: parse_record(answer, task_id),
+                is_poll=True,
+            )
+        except KieWavError as error:
+            raise error.about(task_id=task_id) from error.__cause__
 
     async def tracks(self, music_task_id: str) -> list[Track]:
         """
@@ -510,6 +514,13 @@ class WavSession:
             msg = f"url must be an absolute http(s) URL, not {str(url)[:200]!r}"
             raise ValueError(msg)
         return await self._reader.read(self._desk.requests.fresh_url(parsed), parse_fresh_url)
+
+
+def _verify_part(value: object, kind: type, name: str) -> None:
+    verify_type(value, kind, name)
+    if isinstance(value, type):  # A class has all the methods, and none that works.
+        msg = f"{name} must be an object, not the class {value.__name__}"
+        raise TypeError(msg)
 
 
 def _named(ids: list[str]) -> str:
