@@ -31,8 +31,7 @@ fields. Each waiter gets an object of its own.
 
 from __future__ import annotations
 
-import copy
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,7 +93,8 @@ class KieWavError(Exception):
         What this error already knows stays. The copy is chained to the same
         cause, and shares no traceback with the original.
         """
-        twin = copy.copy(self)
+        # What copy.copy comes to, by the short way: a closing session tells many.
+        twin = cast("Self", _rebuild(type(self), str(self.args[0]), self.__dict__))
         twin.task_id = self.task_id if self.task_id is not None else task_id
         twin.track = self.track if self.track is not None else track
         if self.__cause__ is not None:  # Setting one, even None, hides the context.
