@@ -268,8 +268,8 @@ class WavSession:
             await self._submitter.drain()
         finally:
             await self._desk.cancel_tasks()
-            await self._desk.transport.aclose()
             self._warn_of_open()
+            await self._desk.transport.aclose()
 
     def _warn_of_open(self) -> None:
         task_ids = [conversion.task_id for conversion in self.conversions()]

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from kie_wav_async._conversion import Conversion
     from kie_wav_async._desk import Desk, Timer
-    from kie_wav_async._models import UnknownSubmit, WireResponse
+    from kie_wav_async._models import TaskRecord, UnknownSubmit, WireResponse
     from kie_wav_async._poller import Poller
 
 _logger = logging.getLogger("kie_wav_async")
@@ -92,7 +92,10 @@ class Submitter:
         self._timer = desk.timer(self.pump)
         self._is_closed = False
         self._wire_is_empty: asyncio.Future[None] | None = None
+        #: Called when the queue has room, so often as that may be news.
         self.room_listeners: set[Callable[[], None]] = set()
+        #: Called before a submit may go out, to withdraw what is not wanted any more.
+        self.turn_listeners: set[Callable[[], None]] = set()
         desk.on_place_freed = self.pump
         desk.on_key_refused = self._end_waits
         desk.hub.on_abandon = self._abandon
@@ -101,8 +104,13 @@ class Submitter:
 
     @property
     def has_room(self) -> bool:
-        """Whether the queue is shorter than a window: the next track will not wait long."""
-        return len(self._queue) < self._rate_limit.count
+        """
+        Whether a catalog may queue one more track.
+
+        A window's worth waits ready, less one: whoever comes with a single track
+        finds a turn in the next window.
+        """
+        return len(self._queue) < max(1, self._rate_limit.count - 1)
 
     def take(self, track: Track, *, again: bool = False, is_patient: bool = False) -> Conversion:
         """
@@ -168,6 +176,9 @@ class Submitter:
     def pump(self) -> None:
         """Send what may be sent now, and see to it that the rest gets its turn."""
         now = self._desk.clock.monotonic()
+        if self._queue:
+            for listener in tuple(self.turn_listeners):
+                listener()
         while self._queue and not self._is_closed:
             if self._registry.places >= self._max_in_flight or not self._is_affordable():
                 break
@@ -255,7 +266,7 @@ class Submitter:
         else:
             self._end_maintenance(conversion)
             if answer.exists:
-                await self._adopt(conversion, answer)
+                await self._adopt(conversion, answer.task_id)
             else:
                 self._accept(conversion, answer)
 
@@ -290,26 +301,30 @@ class Submitter:
         self._registry.accept(conversion, answer.task_id, self._desk.clock.monotonic())
         self._follow(conversion)
 
-    async def _adopt(self, conversion: Conversion, answer: SubmitAnswer) -> None:
-        """Take over the task that a 409 names, unless it converts another track."""
+    async def _adopt(self, conversion: Conversion, task_id: str) -> None:
+        """Take over the task that a 409 names, once its record was asked for."""
+        record: TaskRecord | None = None
         try:
-            record = await self._poller.poll(answer.task_id)
+            record = await self._poller.poll(task_id)
         except Exception as error:  # noqa: BLE001 - a transport of the user's may raise anything
-            _logger.debug("no news of task %s: %s", answer.task_id, error)
-            record = None
+            _logger.debug("no news of task %s: %s", task_id, error)
+        finally:
+            # Also if the session closes meanwhile: the service has named the task.
+            self._take_over(conversion, task_id, record)
+
+    def _take_over(self, conversion: Conversion, task_id: str, record: TaskRecord | None) -> None:
+        """Follow an existing task, unless it converts another track."""
         now = self._desk.clock.monotonic()
         audio_id = None if record is None else record.audio_id
-        if self._is_taken(answer.task_id, conversion) or audio_id not in {
+        if self._is_taken(task_id, conversion) or audio_id not in {
             None,
             _track_of(conversion).audio_id,
         }:
-            message = f"the service named task {answer.task_id}, which is another track's"
-            self._refuse(
-                conversion, AlreadyExistsError(code=409, message=message, task_id=answer.task_id)
-            )
+            message = f"the service named task {task_id}, which is another track's"
+            self._refuse(conversion, AlreadyExistsError(code=409, message=message, task_id=task_id))
             return
         attempt_id = None if record is None else find_attempt(record)
-        self._registry.adopt_existing(conversion, answer.task_id, now, attempt_id)
+        self._registry.adopt_existing(conversion, task_id, now, attempt_id)
         self._follow(conversion)
         if record is not None and self._registry.observe(conversion, record, now, "poll"):
             self._desk.ended(conversion)
