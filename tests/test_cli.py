@@ -142,6 +142,9 @@ async def test_credits_keep_their_fraction(kie_wav) -> None:
 
 # --- ends that are not good ---------------------------------------------------------------------
 
+# What a terminal might obey.
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\ud800-\udfff]")
+
 SCRIPT = (
     Fault(kind="hangup", when="after", audio_id="lost"),
     Fault(kind="code", code=402, msg="no credits", audio_id="poor"),
@@ -157,6 +160,7 @@ ENDS = [
     (("convert", "m", "a b"), 2, "audio_id"),
     (("convert", "m", "a", "--timeout", "nan"), 2, "timeout_s"),
     (("convert", "m", "a", "-o", "no/folder.wav"), 2, "there is no folder no"),
+    (("convert", "m", "a", "-o", "no\x1b[31m\u202ewhere/x.wav"), 2, "there is no folder no"),
     (("convert", "m", "a", "-o", "."), 2, "not the name of a file"),
     (("convert", "m", "a", "-o", "-"), 2, "not the name of a file"),
     (("status", "a\x1b[31mb"), 2, "task_id"),
@@ -192,6 +196,7 @@ async def test_a_bad_end(kie_wav, arguments, code, words, json_too) -> None:
     assert words in done.err
     assert KEY not in done.out + done.err
     assert "Traceback" not in done.err
+    assert not CONTROLS.search(done.out + done.err)
     sentences = [line for line in done.err.splitlines() if line.startswith(("kie-wav:", "Error:"))]
     assert 1 == len(sentences)
     if not json_too or sentences[0].startswith("Error:"):
@@ -249,7 +254,6 @@ def test_the_commands() -> None:
 # --- strangers' texts ---------------------------------------------------------------------------
 
 HOSTILE = "[bold red]x[/] [link=https://evil.example]y\x1b[31m\x1b]0;z\x07\u202e\n\udc80"
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\ud800-\udfff]")
 
 
 async def test_a_hostile_title(kie_wav) -> None:
