@@ -366,7 +366,7 @@ class Submitter:
         delay_s = retry_delay_s(self._retry, attempt, self._desk.chance(), None)
         self._registry.postpone(conversion)
         self._desk.emit(
-            events.SubmitHeld, track=conversion.track, error=error.about(), delay_s=delay_s
+            events.SubmitHeld, track=conversion.track, error=conversion.told(error), delay_s=delay_s
         )
         self._queue_in(conversion, delay_s)
 
@@ -407,7 +407,7 @@ class Submitter:
     def _queue_first(self, conversion: Conversion, error: KieWavError, delay_s: float) -> None:
         self._registry.postpone(conversion)
         self._desk.emit(
-            events.SubmitHeld, track=conversion.track, error=error.about(), delay_s=delay_s
+            events.SubmitHeld, track=conversion.track, error=conversion.told(error), delay_s=delay_s
         )
         self._queue[conversion] = None
         self._queue.move_to_end(conversion, last=False)
@@ -425,7 +425,7 @@ class Submitter:
             events.SubmitLost,
             track=doubt.track,
             attempt_id=doubt.attempt_id,
-            error=error.about(),
+            error=conversion.told(error),
         )
         may_repeat = self._on_unknown is OnUnknown.RESUBMIT and not self._is_closed
         if may_repeat and doubt.track not in self._resubmitted:
