@@ -11,6 +11,7 @@ how a ``break`` stops it, with or without ``async with``.
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections import deque
 from collections.abc import AsyncIterable, Iterator
 from typing import TYPE_CHECKING, Final, Self
@@ -19,7 +20,7 @@ import attrs
 
 from kie_wav_async._conversion import Conversion
 from kie_wav_async._lifecycle import Phase
-from kie_wav_async._models import Outcome, Track, WavFile
+from kie_wav_async._models import Outcome, Track, WavFile, verify_type
 from kie_wav_async.errors import (
     AuthenticationError,
     ChargeLimitError,
@@ -84,13 +85,14 @@ class Batch:
         self._max_in_flight = max_in_flight
         self._source = _open_source(tracks)
         self._read = 0
-        self._held: Track | None = None
+        # A heap by index: read, and not with the submitter (any more).
+        self._held: list[tuple[int, Track]] = []
         self._open: set[_Ticket] = set()
         self._ready: deque[Outcome] = deque()
         self._reader: asyncio.Future[None] | None = None
         self._is_exhausted = False
-        self._is_stopped = False
         self._is_closed = False
+        self._stopped_by: KieWavError | None = None
         self._error: Exception | None = None
         self._loops = 0
         self._pending = 0
@@ -118,21 +120,20 @@ class Batch:
         self._pending += 1
         try:
             while not self._ready:
-                if self._is_closed:
-                    raise StopAsyncIteration
                 self._read_on()
-                if not self._open and self._is_exhausted:
+                if self._is_over:
                     error, self._error = self._error, None
                     if error is not None:
                         raise error
                     raise StopAsyncIteration
-                self._news.clear()
-                await self._news.wait()
-            outcome = self._ready.popleft()
-            self._room.set()
-            return outcome
+                if not self._ready:
+                    self._news.clear()
+                    await self._news.wait()
+            return self._ready.popleft()
         finally:
             self._pending -= 1
+            # For the reader to see that there is room, or that it is not wanted.
+            self._room.set()
 
     async def __aenter__(self) -> Self:
         """Return the batch itself."""
@@ -156,90 +157,122 @@ class Batch:
         """
         self._is_closed = True
         self._is_exhausted = True
-        self._submitter.room_listeners.discard(self._room.set)
+        self._error = None
         for ticket in tuple(self._open):
-            ticket.conversion.drop_waiter(ticket)
-        self._open.clear()
+            self._drop(ticket)
+        self._held.clear()
         self._ready.clear()
         self._news.set()
-        if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.wait([self._reader])
+        reader = self._reader
+        if reader is not None:
+            reader.cancel()
+            await asyncio.wait([reader])
+        # Whoever else holds the source keeps it; else its cleanup is due.
+        self._source = _NOTHING
+        self._held.clear()
 
     # --- the reader's side --------------------------------------------------------------
 
     @property
     def _is_wanted(self) -> bool:
-        return self._loops > 0 or self._pending > 0
+        return not self._is_closed and (self._loops > 0 or self._pending > 0)
+
+    @property
+    def _is_settled(self) -> bool:
+        """Whether all that was read has its outcome, and nothing more is to be read."""
+        return self._is_exhausted and not (self._held or self._open)
+
+    @property
+    def _is_over(self) -> bool:
+        # A reader that was told to stop may still come with a track.
+        return self._is_settled and not self._ready and self._reader is None
 
     @property
     def _has_room(self) -> bool:
-        is_below = len(self._open) + len(self._ready) < self._max_in_flight
-        return is_below and self._submitter.has_room
+        if not self._submitter.has_room:
+            return False
+        unyielded = len(self._held) + len(self._open) + len(self._ready)
+        return bool(self._held) or unyielded < self._max_in_flight
 
     def _read_on(self) -> None:
         """Have a reader, unless there is nothing left to read."""
-        if self._desk.hub.closed is not None:
+        if self._desk.hub.closed is not None and not self._is_settled:
             self._stop(self._desk.hub.closed)
         self._room.set()
-        if self._reader is None and not self._is_exhausted:
+        if self._reader is None and (self._held or not self._is_exhausted):
             self._submitter.room_listeners.add(self._room.set)
             self._reader = self._desk.spawn(self._read_tracks())
+            # Not at the reader's end: it may be cancelled before it begins.
+            self._reader.add_done_callback(self._end_reading)
 
     async def _read_tracks(self) -> None:
-        try:
-            while not self._is_exhausted:
-                if not self._is_wanted:
-                    return
-                if not self._has_room:
-                    self._room.clear()
-                    await self._room.wait()
-                elif self._held is not None:
-                    track, self._held = self._held, None
-                    self._take(track)
-                else:
-                    await self._read_one()
-        finally:
-            self._reader = None
-            self._submitter.room_listeners.discard(self._room.set)
-            self._news.set()
+        while self._is_wanted and (self._held or not self._is_exhausted):
+            if not self._has_room:
+                self._room.clear()
+                await self._room.wait()
+            elif self._held:
+                self._take(*heapq.heappop(self._held))
+            else:
+                await self._read_one()
+
+    def _end_reading(self, _: asyncio.Future[None]) -> None:
+        self._reader = None
+        self._submitter.room_listeners.discard(self._room.set)
+        self._news.set()
 
     async def _read_one(self) -> None:
         try:
             track = await anext(self._source)
+            verify_type(track, Track, "each of tracks")
         except StopAsyncIteration:
-            self._is_exhausted = True
+            self._end_source(None)
+        except asyncio.CancelledError as cancellation:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Not ours: something in the source was cancelled, and with it the source.
+            error = RuntimeError("the source of the tracks was cancelled")
+            error.__cause__ = cancellation
+            self._end_source(error)
         except Exception as error:  # noqa: BLE001 - whatever the source raises is the user's to see
-            self._is_exhausted = True
-            self._error = self._error or error
+            self._end_source(error)
         else:
-            # Taken on the next turn, if the outcome is still wanted by then.
-            self._held = track
+            # Taken on the next turn, if outcomes are still wanted by then.
+            heapq.heappush(self._held, (self._read, track))
+            self._read += 1
+            if self._stopped_by is not None:
+                self._give_up(self._stopped_by)
 
-    def _take(self, track: Track) -> None:
+    def _end_source(self, error: Exception | None) -> None:
+        self._is_exhausted = True
+        self._error = self._error or error
+        self._source = _NOTHING
+
+    def _take(self, index: int, track: Track) -> None:
         """Submit one track, and see to it that its outcome is yielded."""
-        index = self._read
         try:
             conversion = self._submitter.take(track, is_patient=True)
-        except TypeError as error:
-            self._is_exhausted = True
-            self._error = error
-            return
         except KieWavError as error:
-            self._read += 1
-            self._yield(Outcome(index=index, track=track, error=error))
+            self._yield(Outcome(index=index, track=track, error=error.about(track=track)))
             return
-        self._read += 1
         ticket = _Ticket(self, index, track, conversion)
         self._open.add(ticket)
+        self._submitter.turn_listeners.add(self._review)
         if conversion.done():
             ticket.set_result(None)
         else:
             conversion.add_waiter(ticket)
 
+    def _drop(self, ticket: _Ticket) -> None:
+        """Wait for the track of *ticket* no more."""
+        self._open.discard(ticket)
+        if not self._open:
+            self._submitter.turn_listeners.discard(self._review)
+        ticket.conversion.drop_waiter(ticket)
+
     def settle(self, ticket: _Ticket, error: KieWavError | None) -> None:
         """Yield the outcome of one track: *error*, or what its conversion came to."""
-        self._open.discard(ticket)
+        self._drop(ticket)
         outcome = ticket.conversion.outcome if error is None else error
         if isinstance(outcome, WavFile):
             self._yield(Outcome(index=ticket.index, track=ticket.track, wav=outcome))
@@ -254,23 +287,37 @@ class Batch:
         if isinstance(outcome.error, _STOPPERS):
             self._stop(outcome.error)
 
+    # --- no further -----------------------------------------------------------------------
+
     def _stop(self, error: KieWavError) -> None:
         """Read nothing more, and yield what was read but not submitted."""
-        if self._is_stopped:
+        if self._stopped_by is not None:
             return
-        self._is_stopped = True
-        self._is_exhausted = True
-        self._error = self._error or error.about()
+        self._stopped_by = error.about()
+        # It will be told of other tracks.
+        self._stopped_by.task_id = self._stopped_by.track = None
+        self._end_source(error.about())
         if self._reader is not None and self._reader is not asyncio.current_task():
             self._reader.cancel()
-        if self._held is not None:
-            track, self._held = self._held, None
-            self._ready.append(Outcome(index=self._read, track=track, error=error.about()))
-            self._read += 1
+        self._review()
+
+    def _review(self) -> None:
+        """Before a submit goes out: take back what is queued and not wanted any more."""
+        if self._is_wanted and self._stopped_by is None:
+            return
         for ticket in tuple(self._open):
             if ticket.conversion.phase is Phase.QUEUED:
-                ticket.conversion.drop_waiter(ticket)
-                self.settle(ticket, error)
+                self._drop(ticket)
+                heapq.heappush(self._held, (ticket.index, ticket.track))
+        if self._stopped_by is not None:
+            self._give_up(self._stopped_by)
+
+    def _give_up(self, error: KieWavError) -> None:
+        """Yield what was read and will not be submitted."""
+        while self._held:
+            index, track = heapq.heappop(self._held)
+            self._ready.append(Outcome(index=index, track=track, error=error.about(track=track)))
+        self._news.set()
 
     def enter_loop(self) -> None:
         """Note that an ``async for`` over the batch has begun."""
@@ -278,28 +325,45 @@ class Batch:
 
     def leave_loop(self) -> None:
         """Note that an ``async for`` over the batch is over."""
-        # Only a number: the garbage collector may call this from anywhere. The
-        # reader looks at it before it reads.
+        # Only a number and a call for later: the garbage collector may call this
+        # from anywhere. Whoever reads or submits looks at the number before.
         self._loops -= 1
+        loop = self._desk.hub.loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._room.set)
 
 
 class _Loop:
-    """An iterator over a batch; its end of life is the end of the ``async for``."""
+    """An iterator over a batch; its end, of news or of life, ends the ``async for``."""
 
-    __slots__ = ("_batch",)
+    __slots__ = ("_batch", "_is_entered")
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
+        self._is_entered = True
         batch.enter_loop()
 
     def __aiter__(self) -> _Loop:
         return self
 
     async def __anext__(self) -> Outcome:
-        return await self._batch.__anext__()
+        if not self._is_entered:
+            self._is_entered = True
+            self._batch.enter_loop()
+        try:
+            return await self._batch.__anext__()
+        except BaseException:
+            # The traceback keeps this object for as long as somebody keeps it.
+            self._leave()
+            raise
 
     def __del__(self) -> None:
-        self._batch.leave_loop()
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._is_entered:
+            self._is_entered = False
+            self._batch.leave_loop()
 
 
 @attrs.define(eq=False)
@@ -344,3 +408,7 @@ class _Turned:
             return next(self._iterator)
         except StopIteration:
             raise StopAsyncIteration from None
+
+
+#: What a batch reads that has nothing more to read.
+_NOTHING: Final = _Turned(iter(()))

@@ -202,6 +202,11 @@ class Conversion(Entry):
 
     # --- for the session's rooms, not for users -------------------------------------
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether anybody waits, for the file or for the submit."""
+        return bool(self._waiters or self._submit_waiters)
+
     def add_waiter(self, waiter: Waiter) -> None:
         """Have *waiter* told when the wait for the file is over."""
         if self._waiters is None:

@@ -365,6 +365,9 @@ class Submitter:
         attempt = conversion.attempts
         delay_s = retry_delay_s(self._retry, attempt, self._desk.chance(), None)
         self._registry.postpone(conversion)
+        if not conversion.is_awaited:
+            self._abandon(conversion)
+            return
         self._desk.emit(
             events.SubmitHeld, track=conversion.track, error=conversion.told(error), delay_s=delay_s
         )
@@ -406,6 +409,9 @@ class Submitter:
 
     def _queue_first(self, conversion: Conversion, error: KieWavError, delay_s: float) -> None:
         self._registry.postpone(conversion)
+        if not conversion.is_awaited:
+            self._abandon(conversion)
+            return
         self._desk.emit(
             events.SubmitHeld, track=conversion.track, error=conversion.told(error), delay_s=delay_s
         )
