@@ -1108,6 +1108,7 @@ def hold_what_comes(parse, response: WireResponse) -> None:
 @example(response=WireResponse(status=200, body=b'{"code":200,"data":' + b"9" * 5000 + b"}"))
 @example(response=WireResponse(status=200, body=b'{"data":' * 100_000 + b"1" + b"}" * 100_000))
 @example(response=WireResponse(status=200, body=b'{"code":' + b"9" * 4300 + b"}"))
+@example(response=WireResponse(status=200, body=b'{"code":200,"data":1e99999999999999999999}'))
 def test_every_parser_is_total(parse, response):
     """For any bytes and any status a parser returns a value or raises one of our errors."""
     hold_what_comes(parse, response)
