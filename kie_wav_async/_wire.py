@@ -96,8 +96,11 @@ def _find_task_id(root: JsonObject, data: JsonObject) -> str | None:
 def _find_url(root: JsonObject, data: JsonObject) -> URL | None:
     # Most records name no file yet: what is absent is passed over at once.
     for place in (data.get("response"), data, data.get("info"), root):
-        for name in _URL_NAMES if isinstance(place, dict) else ():
-            value = cast("JsonObject", place).get(name)
+        if not place:
+            continue
+        fields = as_object(place)
+        for name in _URL_NAMES:
+            value = fields.get(name)
             if value is not None and (url := parse_url(value)) is not None:
                 return url
     return None
