@@ -12,7 +12,9 @@ import logging
 import math
 import random
 import secrets
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
 
 from kie_wav_async import events
 from kie_wav_async._conversion import Conversion, Hub
@@ -23,9 +25,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from kie_wav_async._clock import Clock, TimerHandle
+    from kie_wav_async._models import WireRequest, WireResponse
     from kie_wav_async._requests import RequestBuilder
     from kie_wav_async._transport import Transport
     from kie_wav_async.errors import KieWavError
+
+#: A shorter key is a placeholder, and may well be a word of any answer.
+_SECRET_FROM: Final = 12
 
 _logger = logging.getLogger("kie_wav_async")
 
@@ -39,7 +45,7 @@ class Desk:
 
         clock: The only time there is.
 
-        transport: The only way out.
+        transport: The only way out; `send` goes through it.
 
         requests: Builds what the transport sends.
 
@@ -56,6 +62,7 @@ class Desk:
         clock: Clock,
         transport: Transport,
         requests: RequestBuilder,
+        api_key: str,
         on_event: Callable[[events.Event], object] | None,
     ) -> None:
         """Open empty books."""
@@ -66,6 +73,7 @@ class Desk:
         self.registry: Registry[Conversion] = Registry(lambda track: Conversion(track, self.hub))
         self.on_place_freed: Callable[[], None] = lambda: None
         self.on_key_refused: Callable[[KieWavError], None] = lambda _: None
+        self._secret = api_key.encode()
         self._on_event = on_event
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -76,6 +84,21 @@ class Desk:
     def attempt_id(self) -> str:
         """Draw the name of a new attempt: 32 hex characters nobody can guess."""
         return secrets.token_hex(16)
+
+    async def send(self, request: WireRequest) -> WireResponse:
+        """
+        Send *request* and return the answer, without the API key should it repeat it.
+
+        Error pages of proxies show the headers they got, and answers end up in
+        errors and logs.
+
+        Raises:
+            KieWavError: There is no usable answer; see `Transport.send`.
+        """
+        response = await self.transport.send(request)
+        if self._secret in response.body and len(self._secret) >= _SECRET_FROM:
+            return attrs.evolve(response, body=response.body.replace(self._secret, b"[api key]"))
+        return response
 
     def timer(self, callback: Callable[[], None]) -> Timer:
         """Return a timer that is not set."""

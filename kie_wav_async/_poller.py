@@ -103,7 +103,7 @@ class Poller:
             KieWavError: No record could be read.
         """
         self._desk.registry.tally.polls += 1
-        response = await self._desk.transport.send(self._desk.requests.poll(task_id))
+        response = await self._desk.send(self._desk.requests.poll(task_id))
         try:
             return parse_record(response, task_id)
         except RateLimitedError:

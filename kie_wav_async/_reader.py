@@ -55,7 +55,7 @@ class Reader:
             self._desk.hub.verify_open()
             self._desk.registry.tally.polls += is_poll
             try:
-                return parse(await self._desk.transport.send(request))
+                return parse(await self._desk.send(request))
             except _TRANSIENT as error:
                 self._desk.registry.tally.rejected_429 += isinstance(error, RateLimitedError)
                 if self._desk.hub.closed is not None:

@@ -186,6 +186,7 @@ class WavSession:
             clock=clock,
             transport=transport,
             requests=RequestBuilder(self._base_url, parse_api_key(key)),
+            api_key=key,
             on_event=on_event,
         )
         self._poller = Poller(self._desk, poll, retry, timeout_s)

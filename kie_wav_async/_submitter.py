@@ -275,7 +275,7 @@ class Submitter:
         track = _track_of(conversion)
         request = self._desk.requests.submit(track, build_callback_url(conversion.attempt_id))
         try:
-            return await self._desk.transport.send(request)
+            return await self._desk.send(request)
         except TransportError as error:
             if error.maybe_sent:
                 self._lose(conversion, error)
