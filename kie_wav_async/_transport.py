@@ -9,18 +9,20 @@ before the first byte of a request is written; without it, no byte has left.
 
 from __future__ import annotations
 
+import asyncio
+import ssl as ssl_module
 import time
+import urllib.request
 from importlib import metadata
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 import aiohttp
 from yarl import URL
 
-from kie_wav_async._models import WireResponse
+from kie_wav_async._models import WireResponse, strip_controls, verify_type
 from kie_wav_async.errors import TransportError, TransportTimeoutError, WireFormatError
 
 if TYPE_CHECKING:
-    import ssl as ssl_module
     from types import SimpleNamespace
 
     from kie_wav_async._models import WireRequest
@@ -83,6 +85,30 @@ def _origin(request: WireRequest) -> str:
     return str(URL(request.url, encoded=True).origin())
 
 
+def _parse_proxy(value: str | URL, name: str) -> URL:
+    """Return *value* as a proxy's address; the error does not show it, for its password."""
+    if not isinstance(value, URL):
+        verify_type(value, str, name)
+    try:
+        url = URL(value)
+        is_usable = url.scheme in {"http", "https"} and bool(url.host) and url.port is not None
+    except ValueError:
+        url, is_usable = URL(), False
+    if not is_usable:
+        msg = f"{name} must be an absolute http(s) URL like http://127.0.0.1:3128"
+        raise ValueError(msg)
+    return url
+
+
+def _presentable(error: Exception) -> Exception | None:
+    """Return the part of an aiohttp error that holds neither our headers nor a proxy's password."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return error.certificate_error
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return error.os_error
+    return None if isinstance(error, aiohttp.ClientResponseError) else error
+
+
 class AiohttpTransport:
     """
     The transport a session makes for itself, for sessions that need it tuned.
@@ -91,16 +117,22 @@ class AiohttpTransport:
     connections on the loop that first sends something.
 
     Args:
-        proxy: URL of an HTTP proxy for all requests; `None` for none.
+        proxy:
+            http(s) URL of an HTTP proxy for all requests, with user and password
+            if it wants them; `None` for none.
 
         ssl:
             An `ssl.SSLContext` for certificates of your own; `True` checks
-            against the system's. There is no way to switch the check off.
+            against the system's. `False` is refused.
 
-        trust_env: Whether proxies and ``.netrc`` are taken from the environment.
+        trust_env:
+            Whether, without *proxy*, the proxies of the environment are used:
+            ``http_proxy``, ``https_proxy``, ``no_proxy``, as they are now.
 
     Raises:
-        TypeError: *ssl* is neither `True` nor an `ssl.SSLContext`.
+        TypeError: *ssl* is neither `True` nor an `ssl.SSLContext`; *proxy* is no URL.
+
+        ValueError: *proxy*, or a proxy of the environment, is not an absolute http(s) URL.
     """
 
     def __init__(
@@ -111,45 +143,74 @@ class AiohttpTransport:
         trust_env: bool = False,
     ) -> None:
         """Keep the settings; nothing is opened yet."""
-        if ssl is False:
-            msg = "ssl=False would send the API key to anybody: pass True or an ssl.SSLContext"
+        if ssl is not True and not isinstance(ssl, ssl_module.SSLContext):
+            msg = "ssl must be True or an ssl.SSLContext: anything else would trust anybody"
             raise TypeError(msg)
-        self._proxy = URL(proxy) if isinstance(proxy, str) else proxy
         self._ssl = ssl
-        self._trust_env = trust_env
+        self._proxy = None if proxy is None else _parse_proxy(proxy, "proxy")
+        # Not aiohttp's own trust_env: that also reads .netrc, and a default entry
+        # there collides with the API key.
+        self._environment: dict[str, str] = {}
+        if trust_env and self._proxy is None:
+            self._environment = urllib.request.getproxies_environment()
+            for name in self._environment.keys() & {"http", "https"}:
+                _ = self._environment_proxy(name)
+        self._is_closed = False
         self._submits: aiohttp.ClientSession | None = None
         self._reads: aiohttp.ClientSession | None = None
 
     async def send(self, request: WireRequest) -> WireResponse:
         """Send *request*; see `Transport.send`."""
+        self._verify_open()
         flight = _Flight()
         # Reads are not traced: they may be repeated, whatever became of them.
         flight.began = not request.is_submit
+        kind = TransportError
+        cause: Exception | None = None
         try:
             return await self._exchange(request, flight)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._is_closed or task is None or task.cancelling():
+                raise
+            # Nobody cancelled the caller: closing ends lookups of names this way.
+            why = f"the transport was closed before an answer from {_origin(request)}"
         except TimeoutError as error:
+            kind, cause = TransportTimeoutError, error
             why = f"no answer from {_origin(request)} in time"
-            raise TransportTimeoutError(why + flight.fate, maybe_sent=flight.began) from error
         except aiohttp.ClientConnectorCertificateError as error:
+            cause = error
             why = f"the certificate of {_origin(request)} does not hold"
-            raise TransportError(why + flight.fate, maybe_sent=flight.began) from error
+        except aiohttp.ClientResponseError as error:
+            said = strip_controls(error.message)[:200]
+            why = f"no answer from {_origin(request)}: {type(error).__name__} ({said})"
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # ValueError: yarl and aiohttp raise it for what they cannot send or read.
+            cause = error
             why = f"no answer from {_origin(request)}: {type(error).__name__}"
-            raise TransportError(why + flight.fate, maybe_sent=flight.began) from error
+        # Out here, so that aiohttp's error is not its context: it may hold the key.
+        failure = kind(why + flight.fate, maybe_sent=flight.began)
+        failure.__cause__ = None if cause is None else _presentable(cause)
+        raise failure
+
+    def _verify_open(self) -> None:
+        if self._is_closed:
+            msg = "the transport is closed; no byte of the request has left"
+            raise TransportError(msg, maybe_sent=False)
 
     async def _exchange(self, request: WireRequest, flight: _Flight) -> WireResponse:
         if request.is_submit:
             http = self._submits = self._submits or self._open(is_submit=True)
         else:
             http = self._reads = self._reads or self._open(is_submit=False)
+        url = URL(request.url, encoded=True)
         async with http.request(
             request.method,
-            URL(request.url, encoded=True),
+            url,
             data=request.body,
             headers=request.headers,
             allow_redirects=False,
-            proxy=self._proxy,
+            proxy=self._proxy_for(url) if self._environment else self._proxy,
             trace_request_ctx=flight,
         ) as answer:
             body = bytearray()
@@ -168,6 +229,22 @@ class AiohttpTransport:
                 now_unix_s=time.time(),
             )
 
+    def _proxy_for(self, url: URL) -> URL | None:
+        """Return the proxy that the environment wants for *url*; `None` for none."""
+        if url.scheme not in self._environment:
+            return None
+        names = (f".{url.host}", f".{url.host}:{url.port}", ".*")
+        for exception in self._environment.get("no", "").lower().split(","):
+            suffix = exception.strip().lstrip(".")
+            if suffix and any(name.endswith(f".{suffix}") for name in names):
+                return None
+        return self._environment_proxy(url.scheme)
+
+    def _environment_proxy(self, scheme: str) -> URL:
+        # Written without a scheme as often as with one.
+        value = self._environment[scheme]
+        return _parse_proxy(value if "//" in value else f"http://{value}", f"{scheme}_proxy")
+
     def _open(self, *, is_submit: bool) -> aiohttp.ClientSession:
         trace = aiohttp.TraceConfig()
         trace.on_request_headers_sent.append(_note_sent)
@@ -178,13 +255,12 @@ class AiohttpTransport:
             timeout=SUBMIT_TIMEOUT if is_submit else READ_TIMEOUT,
             headers={"User-Agent": f"kie-wav-async/{metadata.version('kie-wav-async')}"},
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=self._trust_env,
             trace_configs=[trace] if is_submit else [],
         )
 
     async def aclose(self) -> None:
-        """Close all connections."""
+        """Close all connections; nothing is sent any more."""
+        self._is_closed = True
         for http in (self._submits, self._reads):
             if http is not None:
                 await http.close()
-        self._submits = self._reads = None

@@ -37,8 +37,8 @@ class Plan:
         answer_bytes: How much of the answer reaches the client before the cut; `None`: as above.
         end: What a cut looks like on both sides: an orderly end, a reset, or silence until the
             client gives up.
-        answer: An answer of the proxy's own: bytes, or something that writes them. Then it
-            hangs up.
+        answer: An answer of the proxy's own: bytes, or something that writes them.
+        keeps_open: Whether the connection outlives such an answer.
         is_asked: Whether the service gets the request all the same; its answer is dropped.
         delay_s: The way of the request to the service, in seconds.
     """
@@ -47,6 +47,7 @@ class Plan:
     answer_bytes: int | None = None
     end: End = "fin"
     answer: bytes | Callable[[asyncio.StreamWriter], Awaitable[None]] | None = None
+    keeps_open: bool = False
     is_asked: bool = False
     delay_s: float = 0.0
 
@@ -75,6 +76,7 @@ class Proxy:
     Stands before *service*, an ``http://`` address, or before nothing.
 
     Attributes:
+        base_url: The address to point a client at.
         plan: Called with each whole request; says what becomes of it.
         connections: How many were accepted.
         requests: Every whole request, as bytes.
@@ -89,22 +91,13 @@ class Proxy:
         self.requests: list[bytes] = []
         self.answers: list[bytes] = []
         self._service = None if service is None else URL(service)
+        self.base_url = ""
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    @property
-    def address(self) -> tuple[str, int]:
-        """Host and port."""
-        assert self._server is not None
-        return self._server.sockets[0].getsockname()
-
-    @property
-    def base_url(self) -> str:
-        """The address to point a client at."""
-        return "http://{}:{}".format(*self.address)
-
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, backlog=4096)
+        self.base_url = "http://{}:{}".format(*self._server.sockets[0].getsockname())
         return self
 
     async def __aexit__(
@@ -171,7 +164,7 @@ class Proxy:
                 client[1].write(plan.answer)
             else:
                 await plan.answer(client[1])
-            return False
+            return plan.keeps_open
         client[1].write(answer[: plan.answer_bytes])
         if plan.answer_bytes is not None:
             await _end(plan.end, client, up)
