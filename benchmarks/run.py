@@ -1,0 +1,19 @@
+"""Run all benchmarks, or those named, and print one table."""
+
+from __future__ import annotations
+
+import bench_client_cpu
+import bench_codec
+import bench_memory
+import bench_settle
+import bench_window
+from _figures import main
+
+if __name__ == "__main__":
+    main(
+        bench_window.measure,
+        bench_memory.measure,
+        bench_settle.measure,
+        bench_codec.measure,
+        bench_client_cpu.measure,
+    )
