@@ -110,7 +110,7 @@ async def test_limit_is_used_up():
 
     judge_limit(run, number, COUNT, per_s)
     # A busy machine takes its share; the figure at life's pace is the campaign's.
-    assert 0.85 < run.usage(COUNT, per_s) <= 1.0 + 0.05
+    assert 0.8 < run.usage(COUNT, per_s) <= 1.0 + 0.05
 
 
 @pytest.mark.campaign
