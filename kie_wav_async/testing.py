@@ -120,9 +120,9 @@ class FakeClock:
         Move on by *seconds*, firing on the way what is due, each at its moment.
 
         Raises:
-            ValueError: *seconds* is negative.
+            ValueError: *seconds* is negative or NaN.
         """
-        if seconds < 0:
+        if not seconds >= 0:  # Also true of NaN.
             msg = f"time does not go back: {seconds!r}"
             raise ValueError(msg)
         end = self._monotonic_s + seconds

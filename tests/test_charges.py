@@ -52,7 +52,7 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
-# --- every answer, under every policy -----------------------------------------------------------
+# --- every answer, under every policy -----------------------------------------------------
 
 
 @attrs.frozen
@@ -201,7 +201,7 @@ async def meet(row: Row, on_unknown: OnUnknown, *, knows_repeats: bool) -> None:
             assert track() == error.track
 
 
-# --- cancelled and closed at every step -------------------------------------------------------
+# --- cancelled and closed at every step ---------------------------------------------------
 
 
 CANCELLED = {

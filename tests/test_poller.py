@@ -37,7 +37,7 @@ def raising(error: BaseException):
     return lambda _: error
 
 
-# --- no news ----------------------------------------------------------------------------
+# --- no news ------------------------------------------------------------------------------
 
 NO_NEWS = {
     "another task's record": lambda _: succeeded("another"),
@@ -85,7 +85,7 @@ async def test_no_news_changes_nothing(reply) -> None:
         assert 1 == session.statistics().settled_by_poll
 
 
-# --- data: null --------------------------------------------------------------------------
+# --- data: null ---------------------------------------------------------------------------
 
 
 async def test_missing_record_is_no_news_for_a_minute() -> None:
@@ -148,7 +148,7 @@ async def test_attached_task_without_record_is_missed_three_times() -> None:
         assert 7 == session.statistics().polls
 
 
-# --- endings -----------------------------------------------------------------------------
+# --- endings ------------------------------------------------------------------------------
 
 
 async def test_success_without_url_is_believed_the_third_time() -> None:
@@ -317,7 +317,7 @@ async def test_no_timeout_if_asked_for() -> None:
         assert "task0001" == wav.task_id
 
 
-# --- 401 -----------------------------------------------------------------------------------
+# --- 401 ----------------------------------------------------------------------------------
 
 
 async def test_first_401_pauses_and_asks_once() -> None:
@@ -481,7 +481,7 @@ async def test_refused_key_is_told() -> None:
     ]
 
 
-# --- when polls go out -------------------------------------------------------------------------
+# --- when polls go out --------------------------------------------------------------------
 
 
 async def test_poll_times_follow_the_schedule() -> None:

@@ -62,7 +62,7 @@ def service(clock) -> FakeService:
     return FakeService(clock)
 
 
-# --- arguments -------------------------------------------------------------------------------
+# --- arguments ----------------------------------------------------------------------------
 
 WRONG_VALUES = [
     ("api_key", ""),
@@ -195,7 +195,7 @@ def test_wrong_key_is_not_shown() -> None:
     assert "sk-secret" not in str(caught.value)
 
 
-# --- the environment -----------------------------------------------------------------------
+# --- the environment ----------------------------------------------------------------------
 
 
 async def test_key_and_address_come_from_the_environment(clock, monkeypatch) -> None:
@@ -273,7 +273,7 @@ def test_environment_is_read_nowhere_else(monkeypatch) -> None:
     assert [] == asyncio.run(use())
 
 
-# --- bad calls -----------------------------------------------------------------------------
+# --- bad calls ----------------------------------------------------------------------------
 
 BAD_IDS = ["", " ", "a b", "a\nb", "a\x00b", "a\u202eb", "x" * 257]
 
@@ -319,7 +319,7 @@ async def test_bad_urls_are_refused_at_the_call(service, bad) -> None:
         assert [] == service.transport.requests
 
 
-# --- where a session may be used ---------------------------------------------------------------
+# --- where a session may be used ----------------------------------------------------------
 
 
 def calls(session) -> list:
@@ -473,7 +473,7 @@ def test_repr_names_address_and_state() -> None:
     ] == asyncio.run(look())
 
 
-# --- attach ---------------------------------------------------------------------------------
+# --- attach -------------------------------------------------------------------------------
 
 
 async def test_attached_task_is_followed(clock, service) -> None:
@@ -533,7 +533,7 @@ async def test_settled_task_can_be_attached_again(clock, service) -> None:
         assert first.url == (await clock.run(again.wait())).url
 
 
-# --- reads --------------------------------------------------------------------------------------
+# --- reads --------------------------------------------------------------------------------
 
 
 def scripted(clock, replies, **settings) -> WavSession:
@@ -706,7 +706,7 @@ async def test_cancelled_read_leaves_nothing(clock) -> None:
         assert clock._next() is None
 
 
-# --- the books -----------------------------------------------------------------------------------
+# --- the books ----------------------------------------------------------------------------
 
 
 async def test_conversions_lists_what_is_open(clock, service) -> None:

@@ -47,7 +47,7 @@ def service(clock) -> FakeService:
     return FakeService(clock)
 
 
-# --- one submit for many askers ------------------------------------------------------------
+# --- one submit for many askers -----------------------------------------------------------
 
 
 async def test_submit_returns_the_handle(clock, service) -> None:
@@ -163,7 +163,7 @@ async def test_refused_track_is_sent_again(clock, service) -> None:
         assert "task0001" == (await clock.run(session.convert(track()))).task_id
 
 
-# --- again=True ----------------------------------------------------------------------------
+# --- again=True ---------------------------------------------------------------------------
 
 
 async def test_again_sends_a_settled_track(clock, service) -> None:
@@ -243,7 +243,7 @@ async def test_again_of_a_new_track_is_a_submit(clock, service) -> None:
         assert "task0001" == conversion.task_id
 
 
-# --- cancelled askers -----------------------------------------------------------------------
+# --- cancelled askers ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["submit", "convert"])
@@ -298,6 +298,21 @@ async def test_submit_on_the_wire_is_finished(clock, service, name) -> None:
         assert ["task0001"] == [conversion.task_id for conversion in session.conversions()]
         await clock.advance(100.0)
         assert 1 == session.statistics().settled_by_poll
+
+
+@pytest.mark.parametrize("fate", [UNSENT, refusal(429), refusal(455)], ids=["unsent", "429", "455"])
+async def test_submit_nobody_waits_for_is_not_sent_again(clock, service, fate) -> None:
+    """A submit whose asker went away on the wire is not repeated if it created nothing."""
+    service.latency_s = 2.0
+    service.fates.append(fate)
+    async with service.session() as session:
+        asker = asyncio.create_task(session.submit(track()))
+        await clock.advance(1.5)
+        asker.cancel()
+        await clock.advance(500.0)
+        assert 1 == len(service.submitted_at)
+        assert () == session.conversions()
+        assert "task0001" == (await clock.run(session.submit(track()))).task_id
 
 
 # --- the window and max_in_flight ---------------------------------------------------------
@@ -369,7 +384,7 @@ async def test_attached_tasks_take_no_place(clock, service) -> None:
         assert 6 == session.statistics().in_flight
 
 
-# --- max_charges -----------------------------------------------------------------------------
+# --- max_charges --------------------------------------------------------------------------
 
 
 async def test_charge_limit_counts_accepted_and_unknown(clock, service) -> None:

@@ -48,7 +48,7 @@ def service(clock) -> FakeService:
     return FakeService(clock)
 
 
-# --- repeated on its own: unsent, 429, 455 -----------------------------------------------------
+# --- repeated on its own: unsent, 429, 455 ------------------------------------------------
 
 
 async def test_unsent_submit_is_tried_again_with_full_jitter(clock, service) -> None:
@@ -206,7 +206,7 @@ async def test_lost_probe_is_a_probe(clock, service) -> None:
         assert [None] * 3 == [wait.exception() for wait in waits[1:]]
 
 
-# --- submits of unknown fate -----------------------------------------------------------------
+# --- submits of unknown fate --------------------------------------------------------------
 
 
 async def test_unknown_submit_is_raised_at_once_and_again(clock, service) -> None:
@@ -318,7 +318,7 @@ async def test_resolving_wants_one_answer(clock, service) -> None:
             await session.resolve_unknown(attempt_id, not_charged=True)
 
 
-# --- RESUBMIT ----------------------------------------------------------------------------------
+# --- RESUBMIT -----------------------------------------------------------------------------
 
 
 async def test_repeat_comes_a_minute_later(clock, service) -> None:
@@ -441,7 +441,7 @@ async def test_absolved_while_waiting_for_the_repeat(clock, service) -> None:
         assert is_bounded(service, session)
 
 
-# --- 409 ---------------------------------------------------------------------------------------
+# --- 409 ----------------------------------------------------------------------------------
 
 
 async def test_existing_task_is_adopted(clock, service) -> None:
