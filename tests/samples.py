@@ -136,5 +136,6 @@ def yes(data: object) -> dict[str, object]:
 
 def short(value: object) -> str:
     """Return *value* as the id of a table's row: readable, bounded, and its own."""
-    text = ascii(value)
+    # pytest finds no test by an id with a backslash in it.
+    text = ascii(value).replace("\\", "~")
     return text if len(text) <= 40 else f"{text[:30]}...{zlib.crc32(text.encode()):08x}"

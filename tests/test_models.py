@@ -32,6 +32,7 @@ from kie_wav_async._models import (
     verify_number,
 )
 from kie_wav_async._schedule import PollSchedule, RetryPolicy
+from samples import short
 
 TRACK = Track("music-1", "audio-1")
 WAV = WavFile(
@@ -178,7 +179,7 @@ def test_a_track_refuses_a_title_that_is_no_text(title):
         ("x" * 501, "x" * 500),
         ("\x00" * 600 + "seen", "seen"),
     ],
-    ids=ascii,
+    ids=short,
 )
 def test_a_title_is_made_harmless(title, expected):
     """Control and format characters leave a title, line breaks become blanks."""

@@ -939,7 +939,7 @@ def test_tracks_that_make_no_sense_are_unreadable(data, why):
         ('"5916.25"', "5916.25"),
         ('"12"', "12"),
     ],
-    ids=ascii,
+    ids=short,
 )
 def test_credits_are_exact(number, expected):
     """Credits are the decimal number that was sent."""
