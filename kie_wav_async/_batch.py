@@ -5,7 +5,8 @@ Who does what. One reader task takes tracks from the source and hands them to
 the submitter; no conversion has a task of its own, its end is put into a queue
 by the registry's news. The reader works while somebody wants outcomes: while an
 ``async for`` over the batch is alive, or an ``__anext__`` is pending. That is
-how a ``break`` stops it, with or without ``async with``.
+how a ``break`` stops it, with or without ``async with``; what is queued by then
+is taken back when its turn comes, and held for whoever iterates again.
 """
 
 from __future__ import annotations

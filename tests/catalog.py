@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from typing import TYPE_CHECKING
 
 import attrs
@@ -79,6 +79,8 @@ class Studio:
 
         maintained_until: When the service accepts submits again; else 455.
 
+        accepted: How many submits of a track were accepted, by its number.
+
         submitted: The numbers of the tracks in the order of their submits.
 
         submitted_at: When each of these was seen.
@@ -92,6 +94,7 @@ class Studio:
         self.bad: set[int] = set()
         self.polls_refused: int | None = None
         self.maintained_until = -math.inf
+        self.accepted: Counter[int] = Counter()
         self.submitted: list[int] = []
         self.submitted_at: list[float] = []
         self.transport = ScriptedTransport(self._reply)
@@ -115,6 +118,7 @@ class Studio:
             return refused(455)
         if self.replies[number]:
             return self.replies[number].popleft()
+        self.accepted[number] += 1
         task_id = f"task{len(self._tasks) + 1}"
         self._tasks[task_id] = number, self.clock.monotonic() + self.takes_s[number]
         return accepted(task_id)

@@ -145,6 +145,19 @@ class TestStop:
         assert following == named
         assert isinstance(collected.error, AuthenticationError)
 
+    async def test_a_key_that_is_good_again_is_asked_again(
+        self, clock: FakeClock, studio: Studio
+    ) -> None:
+        """A batch over tracks whose polls were refused for good has them polled again."""
+        async with studio.session() as session:
+            studio.polls_refused = 401
+            await clock.run(collect(session.convert_all(tracks(1, 2))))
+            studio.polls_refused = None
+            collected = await clock.run(collect(session.convert_all(tracks(1, 2))))
+
+        assert [1, 2] == studio.submitted
+        assert [True, True] == [outcome.ok for outcome in collected.outcomes]
+
     async def test_a_catalog_that_keeps_one_waiting_is_let_go(
         self, clock: FakeClock, studio: Studio
     ) -> None:
