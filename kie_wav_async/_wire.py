@@ -186,7 +186,8 @@ def parse_moment(value: object) -> dt.datetime | None:
     """
     if value is None:
         return None
-    number = parse_int(value)
+    # With a colon it is no number: the usual case, and worth the shortcut.
+    number = None if isinstance(value, str) and ":" in value else parse_int(value)
     if number is None and isinstance(value, float) and math.isfinite(value):
         number = int(value)
     try:
@@ -219,7 +220,12 @@ def _make_converter() -> cattrs.Converter:
                 raise TypeError(msg)
             return value
 
+        def structure_optional(value: object, _: object) -> object:
+            return None if value is None else structure(value, _)
+
         converter.register_structure_hook(kind, structure)
+        # cattrs finds its way through a union by itself, but slowly.
+        converter.register_structure_hook(kind | None, structure_optional)
 
     for kind in (str, int, URL, dt.datetime, TaskState):
         exactly(kind)
@@ -229,7 +235,7 @@ def _make_converter() -> cattrs.Converter:
     return converter
 
 
-_converter = _make_converter()
+_structure_record = _make_converter().get_structure_hook(TaskRecord)
 
 
 def _canonical(root: JsonObject, data: JsonObject, task_id: str) -> dict[str, object]:
@@ -320,7 +326,9 @@ def parse_record(response: WireResponse, task_id: str) -> TaskRecord | None:
         raise unreadable(response, f"a record with {error}", task_id=task_id) from None
     if named is not None and named != task_id:
         raise unreadable(response, "the record of another task", task_id=task_id)
-    return _converter.structure(_canonical(envelope.root, data, task_id), TaskRecord)
+    return cast(
+        "TaskRecord", _structure_record(_canonical(envelope.root, data, task_id), TaskRecord)
+    )
 
 
 def is_known_status(record: TaskRecord) -> bool:
