@@ -123,8 +123,8 @@ class Poller:
         heapq.heappush(self._due, (due, next(self._ties), conversion))
 
     def _arm(self) -> None:
-        """Set the timer for whatever comes first."""
-        if self._is_closed:
+        """Set the timer for whatever comes first; for nothing once the key is refused."""
+        if self._is_closed or self._key.is_refused:
             return
         when = self._deadline()
         if self._due and self._may_ask():
@@ -134,14 +134,12 @@ class Poller:
             self._timer.set(when)
 
     def _may_ask(self) -> bool:
-        if self._key.is_refused:
-            return False
         # While the key is in doubt one poll asks for all.
         return self._on_wire < (1 if self._key.strikes else _MAX_ON_WIRE)
 
     def _deadline(self) -> float:
         """Return the next deadline; forget those of conversions already terminal."""
-        if self._timeout_s is None or self._key.is_refused:
+        if self._timeout_s is None:
             return math.inf
         while self._deadlines and self._deadlines[0].phase is not Phase.ACCEPTED:
             _ = self._deadlines.popleft()
@@ -153,6 +151,8 @@ class Poller:
         return self._deadlines[0].accepted_mono_s + self._timeout_s
 
     def _tick(self) -> None:
+        if self._key.is_refused:
+            return
         now = self._desk.clock.monotonic()
         while self._timeout_s is not None and self._deadline() <= now:
             late: Conversion = self._deadlines.popleft()
