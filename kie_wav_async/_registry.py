@@ -179,6 +179,7 @@ class Registry(Generic[E]):
 
     def refuse(self, entry: E, error: KieWavError) -> None:
         """Note that the submit created nothing, and is over; not for an entry in doubt."""
+        self._verify_free(entry)
         if entry.phase is Phase.SENDING:
             self._leave_wire(entry, Event.REFUSE)
         else:
@@ -187,6 +188,7 @@ class Registry(Generic[E]):
 
     def withdraw(self, entry: E, error: KieWavError) -> None:
         """Note that nobody waits for the queued submit any more; not for an entry in doubt."""
+        self._verify_free(entry)
         advance(entry, Event.WITHDRAW)
         self._end(entry, error)
 
@@ -257,6 +259,10 @@ class Registry(Generic[E]):
         entry = self._by_track.get(doubt.track)
         if entry is None or entry.phase is not Phase.UNKNOWN:
             # The track went on under another attempt; this one is followed beside it.
+            followed = self._by_task.get(task_id)
+            if followed is not None:
+                self._claim(followed, doubt.track)
+                return followed
             entry = self._make_entry(doubt.track)
             entry.phase = Phase.UNKNOWN
             self._by_track.setdefault(doubt.track, entry)
@@ -265,6 +271,16 @@ class Registry(Generic[E]):
         self.tally.adopted += 1
         self.tally.accepted += 1
         return entry
+
+    def _claim(self, entry: E, track: Track) -> None:
+        """Note that a task in flight is one that we submitted."""
+        if entry.origin is Origin.ATTACHED:
+            entry.origin = Origin.ADOPTED
+            self._places += 1
+        if entry.track is None:
+            self.name_track(entry, track)
+        self.tally.adopted += 1
+        self.tally.accepted += 1
 
     def absolve(self, attempt_id: str) -> E | None:
         """
@@ -344,6 +360,11 @@ class Registry(Generic[E]):
         )
 
     # --- inside -------------------------------------------------------------------
+
+    def _verify_free(self, entry: E) -> None:
+        if self.is_in_doubt(entry):
+            msg = f"{entry.track} is in doubt"
+            raise IllegalTransition(msg)
 
     def _leave_wire(self, entry: E, event: Event) -> None:
         advance(entry, event)

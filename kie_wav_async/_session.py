@@ -428,8 +428,9 @@ class WavSession:
 
         Raises:
             ValueError:
-                No unknown submit has that *attempt_id*; or not exactly one of
-                *task_id* and *not_charged* is given.
+                No unknown submit has that *attempt_id*; not exactly one of
+                *task_id* and *not_charged* is given; or the task is followed for
+                another track.
 
             SessionClosedError: The session was closed.
         """
@@ -442,6 +443,10 @@ class WavSession:
         doubt = self._desk.registry.unknown_submit(attempt_id)
         if doubt is None:
             msg = f"no unknown submit has the attempt_id {attempt_id!r}"
+            raise ValueError(msg)
+        followed = None if task_id is None else self._desk.registry.find_task(task_id)
+        if followed is not None and followed.track not in {None, doubt.track}:
+            msg = f"task {task_id} is followed for another track, {followed.track}"
             raise ValueError(msg)
         self._submitter.resolve(doubt, task_id)
 

@@ -477,11 +477,18 @@ class Submitter:
             error = KieWavError("the submit was not charged; submit the track again")
             self._registry.withdraw(conversion, error.about(track=doubt.track))
             return
+        queued = self._registry.find(doubt.track)
+        if queued is not None and queued.phase is Phase.QUEUED:
+            # Its waiters get the task that was found instead of a second submit.
+            self._queue.pop(queued, None)
+            _ = self._registry.relapse(queued)
+        followed = self._registry.find_task(task_id)
         conversion = self._registry.adopt_unknown(
             doubt.attempt_id, task_id, self._desk.clock.monotonic()
         )
         self._stop_timer(conversion)
-        self._follow(conversion)
+        if conversion is not followed:
+            self._follow(conversion)
 
     # --- closing ----------------------------------------------------------------------------
 

@@ -105,6 +105,13 @@ class Task:
         return URL(self.callback_url).query["attempt"]
 
 
+class FakedSession(WavSession):
+    """Leaves `async with` in fake time, so that a test which fails does not hang."""
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._desk.clock.run(self.aclose())
+
+
 class FakeService:
     """
     Answers like the service, once ``latency_s`` of fake time has passed.
@@ -144,7 +151,7 @@ class FakeService:
         ]
 
     def session(self, **settings: object) -> WavSession:
-        return WavSession(KEY, transport=self.transport, clock=self.clock, **settings)
+        return FakedSession(KEY, transport=self.transport, clock=self.clock, **settings)
 
     def reply(self, request: WireRequest) -> Awaitable[WireResponse | BaseException]:
         return self._submit(request) if request.is_submit else self._read(request)

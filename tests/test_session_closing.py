@@ -264,7 +264,7 @@ async def test_cancelled_closing_goes_on(clock, service) -> None:
 async def test_leaving_by_an_exception_keeps_it(clock, service) -> None:
     """An exception inside `async with` closes the session and comes out as it was."""
     boom = KeyError("boom")
-    session = service.session()
+    session = WavSession(KEY, transport=service.transport, clock=clock)
 
     async def fail():
         async with session:
@@ -283,7 +283,7 @@ async def test_leaving_by_cancellation_closes(clock, service) -> None:
     """A task cancelled inside `async with` closes the session and is cancelled."""
 
     async def work():
-        async with service.session() as session:
+        async with WavSession(KEY, transport=service.transport, clock=clock) as session:
             await session.convert(track())
 
     task = asyncio.create_task(work())

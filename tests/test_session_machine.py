@@ -212,7 +212,8 @@ class SessionMachine(RuleBasedStateMachine):
         assert counted.submitted == len(self.service.submitted_at)
         assert counted.polls == len(self.service.polled_at)
         registry = self.session._desk.registry
-        assert registry.sending == self.service.on_wire
+        # More, while the record of a task that a 409 named is asked for.
+        assert registry.sending >= self.service.on_wire
 
     @invariant()
     def no_charge_is_forgotten(self):

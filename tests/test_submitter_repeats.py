@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 
@@ -316,6 +317,64 @@ async def test_resolving_wants_one_answer(clock, service) -> None:
         await session.resolve_unknown(attempt_id, not_charged=True)
         with pytest.raises(ValueError, match="no unknown submit"):
             await session.resolve_unknown(attempt_id, not_charged=True)
+
+
+async def test_resolved_as_a_task_attached_before(clock, service) -> None:
+    """A doubt resolved as a task that is followed already is followed once, and is ours."""
+    service.knows_repeats = False
+    service.latency_s = 3.0
+    service.fates.append(LOST_CHARGED)
+    async with service.session() as session:
+        with pytest.raises(SubmitUnknownError) as caught:
+            await clock.run(session.submit(track()))
+        attached = session.attach("task0001")
+        again = asyncio.create_task(session.submit(track(), again=True))
+        await clock.advance(1.0)
+        await session.resolve_unknown(caught.value.attempt_id, task_id="task0001")
+        assert (attached,) == session.conversions()
+        assert track() == attached.track
+        await clock.advance(5.0)
+        assert (attached, again.result()) == session.conversions()
+        assert 2 == session.statistics().in_flight
+        assert 2 == session._desk.registry.places
+        assert is_bounded(service, session)
+        await clock.advance(100.0)
+        counted = session.statistics()
+        assert (2, 0) == (counted.settled_by_poll, counted.duplicates)
+        assert 0 == session._desk.registry.places
+        times = [at for at, task_id in service.polled_at if task_id == "task0001"]
+        assert all(later - earlier >= 8.0 for earlier, later in itertools.pairwise(times))
+
+
+async def test_resolved_while_another_submit_is_queued(clock, service) -> None:
+    """A doubt resolved as a task while a second submit waits for its turn saves that submit."""
+    service.fates.append(LOST_CHARGED)
+    async with service.session(rate_limit=RateLimit(1, per_s=50.0)) as session:
+        with pytest.raises(SubmitUnknownError) as caught:
+            await clock.run(session.submit(track()))
+        waits = [asyncio.create_task(session.submit(track(), again=True))]
+        await clock.settle()
+        waits.append(asyncio.create_task(session.convert(track())))
+        await clock.settle()
+        await session.resolve_unknown(caught.value.attempt_id, task_id="task0001")
+        await clock.settle()
+        assert "task0001" == waits[0].result().task_id
+        assert "task0001" == (await clock.run(waits[1])).task_id
+        await clock.advance(100.0)
+        assert 1 == len(service.submitted_at)
+        assert is_bounded(service, session)
+
+
+async def test_resolved_as_another_tracks_task_is_misuse(clock, service) -> None:
+    """A task that is followed for another track cannot be what a doubt has created."""
+    service.fates += [ACCEPTED, LOST_FREE]
+    async with service.session() as session:
+        await clock.run(session.submit(track(1)))
+        with pytest.raises(SubmitUnknownError) as caught:
+            await clock.run(session.submit(track(2)))
+        with pytest.raises(ValueError, match="another track"):
+            await session.resolve_unknown(caught.value.attempt_id, task_id="task0001")
+        assert 1 == session.statistics().unknown
 
 
 # --- RESUBMIT -----------------------------------------------------------------------------
