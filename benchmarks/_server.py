@@ -4,6 +4,7 @@ A service that costs its clients nothing: the WAV endpoints on a raw asyncio pro
 It runs as a process of its own, so that its work is in nobody's figures, says
 on its first line of output which port it has, and counts what reached it. Every
 task is done at its n-th poll, so that two clients in one run meet the same.
+Answers are chunked and packed, as the service's are.
 
     python benchmarks/_server.py POLLS_PER_TASK
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import itertools
 import json
 import subprocess
@@ -27,15 +29,16 @@ _HEADERS: Final = (
     b"HTTP/1.1 200 OK\r\n"
     b"Date: Tue, 28 Apr 2026 12:28:01 GMT\r\n"
     b"Content-Type: application/json;charset=UTF-8\r\n"
-    b"Content-Length: %d\r\n"
+    b"Transfer-Encoding: chunked\r\n"
+    b"Content-Encoding: gzip\r\n"
     b"Server: cloudflare\r\n"
     b"cf-ray: 9f36107cb8b75f2f-SIN\r\n\r\n"
 )
 
 
 def _answer(payload: object) -> bytes:
-    body = json.dumps(payload).encode()
-    return _HEADERS % len(body) + body
+    body = gzip.compress(json.dumps(payload).encode(), compresslevel=1)
+    return _HEADERS + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
 
 
 def record(task_id: str, status: str) -> dict[str, object]:
@@ -139,7 +142,7 @@ def serving(polls_per_task: int) -> Iterator[str]:
 def take_counts(address: str) -> Mapping[str, int]:
     """Return what reached the server since the last call."""
     with urllib.request.urlopen(f"{address}/counts") as answer:  # noqa: S310 - our own server
-        return cast("dict[str, int]", json.load(answer))
+        return cast("dict[str, int]", json.loads(gzip.decompress(answer.read())))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,129 @@
+"""The benchmarks run, and what they count holds at any size."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kie_wav_async import RateLimit, Track, WavSession
+from kie_wav_async.testing import FakeClock, accepted, pending, polled_task_id, succeeded
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+SCRIPTS = sorted(BENCHMARKS.glob("bench_*.py"))
+
+
+def run(script, *options):
+    """Run a benchmark as its README says."""
+    return subprocess.run(  # noqa: S603 - a file of this repository
+        [sys.executable, str(script), *options],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    ).stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_benchmark_runs_saves_and_compares(script, tmp_path):
+    """Every benchmark runs at a tiny size, and a later run is compared with a saved one."""
+    saved = tmp_path / "saved.json"
+    run(script, "--quick", "--save", str(saved))
+    figures = json.loads(saved.read_text())
+    assert figures
+    assert all(isinstance(value, float | int) for value in figures.values())
+    table = run(script, "--quick", "--compare", str(saved))
+    assert all(name in table for name in figures)
+    assert table.count("%") >= sum(value > 0 for value in figures.values())
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_benchmark_answers_a_question(script):
+    """A benchmark begins with the question it answers and the decision that hangs on it."""
+    question, _, rest = script.read_text(encoding="utf-8").removeprefix('"""\n').partition("\n")
+    assert question.endswith("?")
+    assert "Decides" in rest.partition('"""')[0]
+
+
+def test_the_table_runs_every_benchmark():
+    """No benchmark is left out of the table of all."""
+    everything = (BENCHMARKS / "run.py").read_text(encoding="utf-8")
+    assert [] == [path.stem for path in SCRIPTS if f"{path.stem}.measure" not in everything]
+
+
+class Service:
+    """Accepts every submit; a task is done from its n-th poll on."""
+
+    def __init__(self, *, done_at_poll):
+        self.serials = itertools.count(1)
+        self.done_at_poll = done_at_poll
+        self.polls = {}
+        self.tasks_seen = []
+
+    async def send(self, request):
+        self.tasks_seen.append(len(asyncio.all_tasks()))
+        if request.is_submit:
+            return accepted(f"t{next(self.serials)}")
+        task_id = polled_task_id(request)
+        self.polls[task_id] = self.polls.get(task_id, 0) + 1
+        if self.polls[task_id] < self.done_at_poll:
+            return pending(task_id)
+        return succeeded(task_id)
+
+    async def aclose(self):
+        pass
+
+
+async def test_a_conversion_in_flight_has_no_task():
+    """However many conversions are in flight, between two polls the session runs no task."""
+    clock = FakeClock()
+    async with WavSession(
+        "key",
+        transport=Service(done_at_poll=10**9),
+        clock=clock,
+        rate_limit=RateLimit(1_000, per_s=1.0),
+        max_in_flight=1_000,
+    ) as session:
+        for number in range(300):
+            await session.submit(Track("m", f"a{number}"))
+        await clock.settle()
+        assert 300 == len(session.conversions())
+        assert {asyncio.current_task()} == asyncio.all_tasks()
+
+
+async def test_a_queued_submit_has_no_task():
+    """Of the tasks waiting for queued submits, all are the callers' own."""
+    clock = FakeClock()
+    async with WavSession(
+        "key", transport=Service(done_at_poll=1), clock=clock, max_in_flight=1
+    ) as session:
+        waits = [asyncio.create_task(session.convert(Track("m", f"a{n}"))) for n in range(300)]
+        await clock.settle()
+        assert {asyncio.current_task(), *waits} == asyncio.all_tasks()
+        for wait in waits:
+            wait.cancel()
+        await asyncio.wait(waits)
+
+
+async def test_a_task_exists_only_while_a_request_is_on_the_wire():
+    """A request is sent from one task of its own beside the callers'."""
+    clock, service = FakeClock(), Service(done_at_poll=3)
+    async with WavSession("key", transport=service, clock=clock) as session:
+        await clock.run(session.convert(Track("m", "a")))
+    # This test, the waiting call, and the request.
+    assert {3} == set(service.tasks_seen)
+
+
+async def test_a_conversion_makes_no_needless_exchange():
+    """One submit and the polls until it is done are all that a conversion sends."""
+    clock, service = FakeClock(), Service(done_at_poll=3)
+    async with WavSession("key", transport=service, clock=clock) as session:
+        await clock.run(session.convert(Track("m", "a")))
+        await clock.advance(3_600.0)
+        assert 3 == session.statistics().polls
+    assert 4 == len(service.tasks_seen)
