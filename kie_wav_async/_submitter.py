@@ -445,6 +445,8 @@ class Submitter:
     def _queue_in(self, conversion: Conversion, delay_s: float) -> None:
         def queue() -> None:
             del self._timers[conversion]
+            if not conversion.is_awaited:
+                return  # In doubt it stays: nothing is sent for nobody.
             if conversion.phase is Phase.UNKNOWN:
                 self._registry.resend(conversion)
             self._queue[conversion] = None
@@ -467,9 +469,9 @@ class Submitter:
             conversion = self._registry.absolve(doubt.attempt_id)
             if conversion is None:
                 return
-            if conversion in self._timers:
+            self._stop_timer(conversion)
+            if conversion.is_awaited:
                 # Its waiters wait for the repeat, which is now without risk.
-                self._stop_timer(conversion)
                 self._registry.resend(conversion)
                 self._queue[conversion] = None
                 self.pump()
@@ -498,7 +500,8 @@ class Submitter:
         self._timer.cancel()
         for conversion in (*self._queue, *self._timers):
             if conversion.phase is Phase.QUEUED:
-                self._withdraw(conversion, error.about(track=conversion.track))
+                # One error for all: each waiter is told by one that names the track.
+                self._withdraw(conversion, error)
             conversion.wake(error)
         for timer in self._timers.values():
             timer.cancel()
