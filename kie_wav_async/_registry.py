@@ -273,10 +273,12 @@ class Registry(Generic[E]):
         return entry
 
     def _claim(self, entry: E, track: Track) -> None:
-        """Note that a task in flight is one that we submitted."""
-        if entry.origin is Origin.ATTACHED:
-            entry.origin = Origin.ADOPTED
-            self._places += 1
+        """Note that a task in flight is the one that a lost submit of *track* created."""
+        if entry.origin is not Origin.ATTACHED:
+            # A later submit was given it, and has been counted.
+            return
+        entry.origin = Origin.ADOPTED
+        self._places += 1
         if entry.track is None:
             self.name_track(entry, track)
         self.tally.adopted += 1

@@ -1,0 +1,758 @@
+"""The books: what each entry says, one method at a time."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import pytest
+from yarl import URL
+
+from kie_wav_async import TaskRecord, TaskState, Track, WavFile, _registry
+from kie_wav_async._lifecycle import Entry, IllegalTransition, Origin, Phase
+from kie_wav_async._models import Statistics, UnknownSubmit
+from kie_wav_async._registry import Registry, is_foreign
+from kie_wav_async.errors import (
+    AlreadyExistsError,
+    ConversionFailedError,
+    ConversionTimeoutError,
+    KieWavError,
+    NotFoundError,
+)
+
+Books = Registry[Entry]
+
+TRACK = Track("5c79", "e1")
+OTHER = Track("5c79", "e2")
+#: 2027-01-15 08:00:00 UTC.
+NOW_UNIX_S = 1_800_000_000.0
+NOW = dt.datetime(2027, 1, 15, 8, tzinfo=dt.UTC)
+LINK = URL("https://media.invalid/t1.wav")
+
+
+@pytest.fixture
+def books() -> Books:
+    """Give empty books."""
+    return Registry(Entry)
+
+
+def queued(books: Books, track: Track = TRACK) -> Entry:
+    """Return an entry in the queue."""
+    return books.enqueue(track)
+
+
+def sending(books: Books, track: Track = TRACK, attempt_id: str = "a1") -> Entry:
+    """Return an entry on the wire."""
+    entry = books.enqueue(track)
+    books.send(entry, attempt_id, NOW_UNIX_S)
+    return entry
+
+
+def unknown(books: Books, track: Track = TRACK, attempt_id: str = "a1") -> Entry:
+    """Return an entry of unknown fate."""
+    entry = sending(books, track, attempt_id)
+    books.lose(entry, NOW_UNIX_S)
+    return entry
+
+
+def resent(books: Books, track: Track = TRACK) -> Entry:
+    """Return an entry on the wire whose first attempt, a1, is of unknown fate."""
+    entry = unknown(books, track)
+    books.resend(entry)
+    books.send(entry, "a2", NOW_UNIX_S)
+    return entry
+
+
+def accepted(books: Books, track: Track = TRACK, task_id: str = "t1") -> Entry:
+    """Return an entry in flight, accepted at 100 s."""
+    entry = sending(books, track)
+    books.accept(entry, task_id, 100.0)
+    return entry
+
+
+def succeeded(books: Books, track: Track = TRACK, task_id: str = "t1") -> Entry:
+    """Return an entry that ended well."""
+    entry = accepted(books, track, task_id)
+    assert books.observe(entry, record(wav_url=LINK), 130.0, "poll")
+    return entry
+
+
+def record(
+    state: TaskState = TaskState.SUCCEEDED, wav_url: URL | None = None, **fields: object
+) -> TaskRecord:
+    """Return what the service says of task t1."""
+    return TaskRecord(task_id="t1", state=state, wav_url=wav_url, **fields)
+
+
+PENDING = record(TaskState.PENDING)
+
+
+def counted(books: Books) -> dict[str, int]:
+    """Return the counters that are not 0."""
+    figures = books.statistics()
+    names = [name.name for name in Statistics.__attrs_attrs__]
+    return {name: getattr(figures, name) for name in names if getattr(figures, name)}
+
+
+class TestSubmit:
+    def test_empty_books_know_nothing(self, books: Books) -> None:
+        """New books hold no entry, no doubt and no figure but 0."""
+        assert books.find(TRACK) is None
+        assert books.find_task("t1") is None
+        assert books.find_result(TRACK) is None
+        assert books.find_unknown(TRACK) is None
+        assert books.unknown_submit("a1") is None
+        assert () == books.unknown_submits() == books.waiting() == tuple(books.in_flight())
+        assert (0, 0, 0) == (books.sending, books.places, books.charges)
+        assert Statistics() == books.statistics()
+
+    def test_a_queued_entry_is_found_by_its_track(self, books: Books) -> None:
+        """A track in the queue has an entry, and takes no place."""
+        entry = queued(books)
+
+        assert (Phase.QUEUED, TRACK) == (entry.phase, entry.track)
+        assert books.find(TRACK) is entry
+        assert (entry,) == books.waiting()
+        assert (0, 0) == (books.sending, books.places)
+        assert {} == counted(books)
+
+    @pytest.mark.parametrize("make", [queued, sending, unknown, accepted])
+    def test_a_track_has_one_entry_at_a_time(self, books: Books, make: object) -> None:
+        """A track that has an entry not terminal is not put into the queue again."""
+        entry = make(books)
+
+        with pytest.raises(IllegalTransition, match=r"e1.* has an entry already$"):
+            books.enqueue(TRACK)
+
+        assert books.find(TRACK) is entry
+
+    def test_a_submit_on_the_wire_takes_a_place(self, books: Books) -> None:
+        """A submit that goes out is counted, named, dated, and takes a place."""
+        entry = sending(books)
+
+        assert Phase.SENDING is entry.phase
+        assert ("a1", NOW_UNIX_S) == (entry.attempt_id, entry.submitted_unix_s)
+        assert (entry,) == books.waiting()
+        assert (1, 1, 0) == (books.sending, books.places, books.charges)
+        assert {"submitted": 1} == counted(books)
+
+    def test_a_postponed_submit_gives_its_place_back(self, books: Books) -> None:
+        """A submit that created nothing waits again, and takes no place meanwhile."""
+        entry = sending(books)
+        books.postpone(entry)
+
+        assert Phase.QUEUED is entry.phase
+        assert books.find(TRACK) is entry
+        assert (0, 0) == (books.sending, books.places)
+
+        books.send(entry, "a2", NOW_UNIX_S + 1)
+        assert ("a2", NOW_UNIX_S + 1) == (entry.attempt_id, entry.submitted_unix_s)
+        assert {"submitted": 2} == counted(books)
+
+    @pytest.mark.parametrize("make", [queued, sending])
+    def test_a_refused_submit_is_over(self, books: Books, make: object) -> None:
+        """A refused submit leaves the books with its error, and costs nothing."""
+        entry = make(books)
+        error = KieWavError("no")
+        books.refuse(entry, error)
+
+        assert Phase.REFUSED is entry.phase
+        assert entry.outcome is error
+        assert books.find(TRACK) is None
+        assert () == books.waiting()
+        assert books.find_result(TRACK) is None
+        assert (0, 0, 0) == (books.sending, books.places, books.charges)
+        assert not books.statistics().failed
+
+    def test_a_withdrawn_submit_is_over(self, books: Books) -> None:
+        """A withdrawn submit leaves the books with its error, uncounted."""
+        entry = queued(books)
+        error = KieWavError("nobody waits")
+        books.withdraw(entry, error)
+
+        assert Phase.WITHDRAWN is entry.phase
+        assert entry.outcome is error
+        assert books.find(TRACK) is None
+        assert {} == counted(books)
+
+    def test_a_submit_on_the_wire_is_not_withdrawn(self, books: Books) -> None:
+        """What may be charged at any moment cannot be withdrawn."""
+        entry = sending(books)
+
+        with pytest.raises(IllegalTransition):
+            books.withdraw(entry, KieWavError("too late"))
+
+        assert (Phase.SENDING, None) == (entry.phase, entry.outcome)
+        assert books.find(TRACK) is entry
+
+    def test_an_accepted_submit_is_in_flight(self, books: Books) -> None:
+        """An accepted submit keeps its place, is found by its task, and is a charge."""
+        entry = accepted(books)
+
+        assert Phase.ACCEPTED is entry.phase
+        assert Origin.SUBMITTED is entry.origin
+        assert ("t1", 100.0) == (entry.task_id, entry.accepted_mono_s)
+        assert books.find(TRACK) is books.find_task("t1") is entry
+        assert [entry] == [*books.in_flight()]
+        assert () == books.waiting()
+        assert (0, 1, 1) == (books.sending, books.places, books.charges)
+        assert {"submitted": 1, "accepted": 1, "in_flight": 1} == counted(books)
+
+    def test_what_is_in_flight_is_told_oldest_first(self, books: Books) -> None:
+        """The entries in flight come in the order in which their tasks became known."""
+        made = [accepted(books, Track("5c79", f"e{n}"), f"t{n}") for n in (3, 1, 2)]
+        queued(books, OTHER.__class__("5c79", "e9"))
+
+        assert made == [*books.in_flight()]
+
+
+class TestDoubt:
+    def test_a_lost_submit_is_a_doubt(self, books: Books) -> None:
+        """A lost submit gives its place back and stays in the books as a doubt."""
+        entry = sending(books)
+        doubt = books.lose(entry, NOW_UNIX_S)
+
+        assert UnknownSubmit(track=TRACK, attempt_id="a1", at=NOW) == doubt
+        assert Phase.UNKNOWN is entry.phase
+        assert books.find(TRACK) is entry
+        assert (entry,) == books.waiting()
+        assert (doubt,) == books.unknown_submits()
+        assert doubt is books.unknown_submit("a1") is books.find_unknown(TRACK)
+        assert books.find_unknown(OTHER) is None
+        assert books.is_in_doubt(entry)
+        assert (0, 0, 1) == (books.sending, books.places, books.charges)
+        assert {"submitted": 1, "unknown": 1} == counted(books)
+
+    def test_others_are_not_in_doubt(self, books: Books) -> None:
+        """A doubt is about its own track only."""
+        unknown(books)
+
+        assert not books.is_in_doubt(queued(books, OTHER))
+        assert not books.is_in_doubt(books.attach("t9", None, 0.0))
+
+    def test_a_repeat_starts_counting_anew(self, books: Books) -> None:
+        """An entry sent again after a doubt has all its attempts, and the doubt stands."""
+        entry = unknown(books)
+        entry.attempts = 2
+        books.resend(entry)
+
+        assert (Phase.QUEUED, 0) == (entry.phase, entry.attempts)
+        assert books.is_in_doubt(entry)
+        assert 1 == books.charges
+
+    def test_a_second_doubt_may_be_a_second_charge(self, books: Books) -> None:
+        """A repeat that is lost too adds a doubt, and may have been a double charge."""
+        entry = resent(books)
+        books.lose(entry, NOW_UNIX_S)
+
+        assert ["a1", "a2"] == [doubt.attempt_id for doubt in books.unknown_submits()]
+        assert "a2" == books.find_unknown(TRACK).attempt_id
+        assert 2 == books.charges
+        assert {"submitted": 2, "unknown": 2, "possible_double_charges": 1} == counted(books)
+
+    def test_an_accepted_repeat_may_be_a_second_charge(self, books: Books) -> None:
+        """A repeat that is accepted leaves the doubt, and may have been a double charge."""
+        entry = resent(books)
+        books.accept(entry, "t1", 100.0)
+
+        assert ["a1"] == [doubt.attempt_id for doubt in books.unknown_submits()]
+        assert (0, 1, 2) == (books.sending, books.places, books.charges)
+        expected = {"submitted": 2, "accepted": 1, "unknown": 1, "in_flight": 1}
+        assert {**expected, "possible_double_charges": 1} == counted(books)
+
+    @pytest.mark.parametrize("is_sent", [False, True])
+    def test_a_repeat_that_came_to_nothing_relapses(self, books: Books, *, is_sent: bool) -> None:
+        """A repeat that created nothing, or was never sent, leaves the entry in its doubt."""
+        entry = unknown(books)
+        books.resend(entry)
+        if is_sent:
+            books.send(entry, "a2", NOW_UNIX_S)
+        doubt = books.relapse(entry)
+
+        assert "a1" == doubt.attempt_id
+        assert Phase.UNKNOWN is entry.phase
+        assert books.find(TRACK) is entry
+        assert (0, 0, 1) == (books.sending, books.places, books.charges)
+
+    @pytest.mark.parametrize("make", [queued, sending])
+    def test_without_a_doubt_nothing_relapses(self, books: Books, make: object) -> None:
+        """An entry without a doubt does not relapse, and stays as it is."""
+        entry = make(books)
+        phase, sending_before = entry.phase, books.sending
+
+        with pytest.raises(IllegalTransition, match=r"e1.* is not in doubt$"):
+            books.relapse(entry)
+
+        assert (phase, sending_before) == (entry.phase, books.sending)
+
+    @pytest.mark.parametrize("end", [Registry.refuse, Registry.withdraw])
+    def test_a_doubt_is_not_ended_as_free(self, books: Books, end: object) -> None:
+        """An entry in doubt cannot end as refused or withdrawn, which would read uncharged."""
+        entry = unknown(books)
+        with pytest.raises(IllegalTransition, match=r"e1.* is in doubt$"):
+            end(books, entry, KieWavError("no"))
+        assert Phase.UNKNOWN is entry.phase
+
+        books.resend(entry)
+        with pytest.raises(IllegalTransition, match=r"e1.* is in doubt$"):
+            end(books, entry, KieWavError("no"))
+        assert Phase.QUEUED is entry.phase
+
+        books.send(entry, "a2", NOW_UNIX_S)
+        with pytest.raises(IllegalTransition, match=r"e1.* is in doubt$"):
+            end(books, entry, KieWavError("no"))
+        assert (Phase.SENDING, None) == (entry.phase, entry.outcome)
+        assert (1, 1) == (books.sending, books.places)
+
+
+class TestAdoption:
+    def test_a_task_that_existed_is_no_charge_of_ours(self, books: Books) -> None:
+        """A task named by a 409, without a doubt of ours, is followed and not counted as paid."""
+        entry = sending(books)
+        books.adopt_existing(entry, "t1", 100.0, None)
+
+        assert (Phase.ACCEPTED, Origin.ADOPTED) == (entry.phase, entry.origin)
+        assert books.find_task("t1") is entry
+        assert (0, 1, 0) == (books.sending, books.places, books.charges)
+        assert {"submitted": 1, "adopted": 1, "in_flight": 1} == counted(books)
+
+    @pytest.mark.parametrize(
+        ("attempt_id", "accepted_then"), [(None, 1), ("a1", 1), ("a2", 0), ("theirs", 0)]
+    )
+    def test_a_task_that_existed_explains_the_doubts(
+        self, books: Books, attempt_id: str | None, accepted_then: int
+    ) -> None:
+        """A 409 clears the doubts of its track, as a charge unless it names another attempt."""
+        unknown(books, OTHER, "a9")
+        entry = resent(books)
+        books.adopt_existing(entry, "t1", 100.0, attempt_id)
+
+        assert ["a9"] == [doubt.attempt_id for doubt in books.unknown_submits()]
+        assert not books.is_in_doubt(entry)
+        assert accepted_then == books.statistics().accepted
+        assert 1 == books.statistics().adopted
+        assert accepted_then + 1 == books.charges
+        assert not books.statistics().possible_double_charges
+
+    def test_several_doubts_are_explained_by_one_charge(self, books: Books) -> None:
+        """A service that answers 409 has charged once, however many attempts were lost."""
+        entry = resent(books)
+        books.lose(entry, NOW_UNIX_S)
+        books.resend(entry)
+        books.send(entry, "a3", NOW_UNIX_S)
+        books.adopt_existing(entry, "t1", 100.0, "a2")
+
+        assert () == books.unknown_submits()
+        assert 1 == books.charges
+
+    def test_a_found_task_takes_a_place_again(self, books: Books) -> None:
+        """A doubt whose task is found becomes a conversion in flight, and a charge."""
+        entry = unknown(books)
+
+        assert books.adopt_unknown("a1", "t1", 100.0) is entry
+        assert (Phase.ACCEPTED, Origin.ADOPTED) == (entry.phase, entry.origin)
+        assert ("t1", "a1", 100.0) == (entry.task_id, entry.attempt_id, entry.accepted_mono_s)
+        assert books.find_task("t1") is entry
+        assert () == books.unknown_submits()
+        assert not books.is_in_doubt(entry)
+        assert (0, 1, 1) == (books.sending, books.places, books.charges)
+        expected = {"submitted": 1, "accepted": 1, "adopted": 1, "in_flight": 1}
+        assert expected == counted(books)
+
+    def test_a_track_that_went_on_is_followed_twice(self, books: Books) -> None:
+        """A doubt resolved while its track is sent again is followed beside the repeat."""
+        entry = resent(books)
+        beside = books.adopt_unknown("a1", "t1", 100.0)
+
+        assert beside is not entry
+        assert Phase.SENDING is entry.phase
+        assert (TRACK, "a1") == (beside.track, beside.attempt_id)
+        assert books.find(TRACK) is entry
+        assert books.find_task("t1") is beside
+        assert (1, 2) == (books.sending, books.places)
+
+        books.accept(entry, "t2", 110.0)
+        assert [beside, entry] == [*books.in_flight()]
+        assert books.observe(beside, record(wav_url=LINK), 120.0, "poll")
+        assert books.find_result(TRACK) is beside
+        assert books.find(TRACK) is entry
+        assert 1 == books.places
+
+    def test_a_track_that_is_over_is_followed_again(self, books: Books) -> None:
+        """A doubt resolved after its track has ended gives the track a new entry."""
+        entry = resent(books)
+        books.accept(entry, "t2", 100.0)
+        books.time_out(entry, 5.0)
+        anew = books.adopt_unknown("a1", "t1", 110.0)
+
+        assert anew is not entry
+        assert books.find(TRACK) is anew
+        assert 1 == books.places
+
+    @pytest.mark.parametrize("track", [None, TRACK, OTHER])
+    def test_an_attached_task_can_be_found_for_a_doubt(
+        self, books: Books, track: Track | None
+    ) -> None:
+        """A task attached before it is found for a doubt is followed once, as ours."""
+        entry = resent(books)
+        attached = books.attach("t1", track, 50.0)
+
+        assert books.adopt_unknown("a1", "t1", 100.0) is attached
+        assert Origin.ADOPTED is attached.origin
+        assert (track or TRACK) == attached.track
+        assert 50.0 == attached.accepted_mono_s
+        assert books.find(TRACK) is entry
+        assert (1, 2, 1) == (books.sending, books.places, books.charges)
+        expected = {"submitted": 2, "accepted": 1, "adopted": 1, "in_flight": 1}
+        assert expected == counted(books)
+
+    def test_a_repeat_that_was_given_the_lost_task_is_one_charge(self, books: Books) -> None:
+        """A doubt resolved by the very task that its repeat was given adds no charge."""
+        entry = resent(books)
+        books.accept(entry, "t1", 100.0)
+        before = counted(books)
+
+        assert books.adopt_unknown("a1", "t1", 110.0) is entry
+        assert Origin.SUBMITTED is entry.origin
+        assert (1, 1) == (books.places, books.charges)
+        del before["unknown"]
+        assert before == counted(books)
+
+    def test_an_absolved_entry_is_given_back(self, books: Books) -> None:
+        """A doubt that was not charged leaves an entry that may be withdrawn or sent again."""
+        entry = unknown(books)
+
+        assert books.absolve("a1") is entry
+        assert Phase.UNKNOWN is entry.phase
+        assert () == books.unknown_submits()
+        assert 0 == books.charges
+        books.withdraw(entry, KieWavError("not charged"))
+        assert books.find(TRACK) is None
+
+    def test_an_entry_with_another_doubt_is_not_given_back(self, books: Books) -> None:
+        """A track with two doubts waits for both."""
+        entry = resent(books)
+        books.lose(entry, NOW_UNIX_S)
+
+        assert books.absolve("a2") is None
+        assert "a1" == books.find_unknown(TRACK).attempt_id
+        assert books.absolve("a1") is entry
+
+    def test_an_entry_that_went_on_is_not_given_back(self, books: Books) -> None:
+        """A track that is sent again, or is over, does not wait for the doubt."""
+        entry = resent(books)
+        assert books.absolve("a1") is None
+        assert Phase.SENDING is entry.phase
+
+        books.lose(entry, NOW_UNIX_S)
+        books.resend(entry)
+        books.send(entry, "a3", NOW_UNIX_S)
+        books.accept(entry, "t1", 100.0)
+        books.time_out(entry, 5.0)
+        assert books.absolve("a2") is None
+
+    @pytest.mark.parametrize("resolve", ["adopt", "absolve"])
+    def test_a_doubt_is_resolved_once(self, books: Books, resolve: str) -> None:
+        """What is no doubt, or no longer one, cannot be resolved."""
+
+        def act() -> None:
+            if resolve == "adopt":
+                books.adopt_unknown("a1", "t1", 0.0)
+            else:
+                books.absolve("a1")
+
+        unknown(books)
+        act()
+        with pytest.raises(IllegalTransition, match=r"^no unknown submit has the attempt_id 'a1'$"):
+            act()
+
+
+class TestAttach:
+    def test_an_attached_task_takes_no_place(self, books: Books) -> None:
+        """A task attached is in flight, takes no place and is no charge of ours."""
+        entry = books.attach("t1", TRACK, 100.0)
+
+        assert (Phase.ACCEPTED, Origin.ATTACHED) == (entry.phase, entry.origin)
+        assert ("t1", "", 100.0) == (entry.task_id, entry.attempt_id, entry.accepted_mono_s)
+        assert books.find(TRACK) is books.find_task("t1") is entry
+        assert (0, 0, 0) == (books.sending, books.places, books.charges)
+        assert {"in_flight": 1} == counted(books)
+
+        assert books.observe(entry, record(wav_url=LINK), 110.0, "poll")
+        assert (0, 0) == (books.places, books.statistics().in_flight)
+        assert books.find_result(TRACK) is entry
+
+    def test_a_task_without_a_track_is_found_by_its_id_only(self, books: Books) -> None:
+        """A task attached without a track ends without being remembered."""
+        entry = books.attach("t1", None, 100.0)
+
+        assert entry.track is None
+        assert [entry] == [*books.in_flight()]
+        assert books.observe(entry, record(wav_url=LINK), 110.0, "poll")
+        assert books.find_task("t1") is None
+        assert entry.outcome.track is None
+
+    def test_it_does_not_displace_a_submit(self, books: Books) -> None:
+        """A task attached for a track that is in the queue leaves that one in its place."""
+        entry = queued(books)
+        attached = books.attach("t1", TRACK, 100.0)
+
+        assert books.find(TRACK) is entry
+        assert books.find_task("t1") is attached
+        books.time_out(attached, 5.0)
+        assert books.find(TRACK) is entry
+
+    def test_a_track_can_be_named_later(self, books: Books) -> None:
+        """A task attached without a track is found by it once it is named."""
+        entry = books.attach("t1", None, 100.0)
+        books.name_track(entry, TRACK)
+
+        assert TRACK == entry.track
+        assert books.find(TRACK) is entry
+
+    def test_naming_does_not_displace_a_submit(self, books: Books) -> None:
+        """A track that has an entry keeps it when an attached task gets the same name."""
+        entry = queued(books)
+        attached = books.attach("t1", None, 100.0)
+        books.name_track(attached, TRACK)
+
+        assert books.find(TRACK) is entry
+        assert TRACK == attached.track
+
+    def test_it_has_no_submit(self, books: Books) -> None:
+        """An entry without a track has no doubt that it could relapse into."""
+        entry = books.attach("t1", None, 100.0)
+
+        with pytest.raises(IllegalTransition, match=r"^an attached task has no submit$"):
+            books.relapse(entry)
+
+    def test_two_entries_may_follow_one_task(self, books: Books) -> None:
+        """A task attached, and then named for a submit, is in flight for both until each ends."""
+        attached = books.attach("t1", None, 50.0)
+        entry = sending(books)
+        books.adopt_existing(entry, "t1", 100.0, None)
+
+        assert books.find_task("t1") is attached
+        assert [attached, entry] == [*books.in_flight()]
+        assert 2 == books.statistics().in_flight
+        assert books.observe(entry, record(wav_url=LINK), 110.0, "poll")
+        assert books.find_task("t1") is attached
+        assert [attached] == [*books.in_flight()]
+
+
+class TestNews:
+    @pytest.mark.parametrize("settled_by", ["poll", "callback"])
+    def test_a_success_is_settled_and_remembered(self, books: Books, settled_by: str) -> None:
+        """A record with a file settles the entry with it, and frees its place."""
+        entry = accepted(books)
+
+        assert books.observe(entry, record(wav_url=LINK), 130.0, settled_by)
+        assert Phase.SUCCEEDED is entry.phase
+        expected = WavFile(
+            task_id="t1",
+            url=LINK,
+            track=TRACK,
+            settled_by=settled_by,
+            expires_at=NOW + dt.timedelta(days=14),
+        )
+        assert expected == entry.outcome
+        assert books.find(TRACK) is books.find_task("t1") is None
+        assert books.find_result(TRACK) is entry
+        assert (0, 0, 1) == (books.sending, books.places, books.charges)
+        expected_figures = {"submitted": 1, "accepted": 1, f"settled_by_{settled_by}": 1}
+        assert expected_figures == counted(books)
+
+    @pytest.mark.parametrize("origin", [Origin.ADOPTED, Origin.ATTACHED])
+    def test_the_age_of_a_task_of_others_is_unknown(self, books: Books, origin: Origin) -> None:
+        """A task that was adopted or attached has no date at which its file expires."""
+        if origin is Origin.ATTACHED:
+            entry = books.attach("t1", TRACK, 100.0)
+        else:
+            entry = sending(books)
+            books.adopt_existing(entry, "t1", 100.0, None)
+        assert books.observe(entry, record(wav_url=LINK), 130.0, "poll")
+
+        assert entry.outcome.expires_at is None
+
+    def test_a_failure_ends_the_wait(self, books: Books) -> None:
+        """A record of a failure ends the entry with an error that holds it."""
+        entry = accepted(books)
+        bad = record(TaskState.FAILED, status="GENERATE_WAV_FAILED", error_message="no stems")
+
+        assert books.observe(entry, bad, 130.0, "poll")
+        assert Phase.FAILED is entry.phase
+        assert isinstance(entry.outcome, ConversionFailedError)
+        assert entry.outcome.record is bad
+        assert (TRACK, "t1") == (entry.outcome.track, entry.outcome.task_id)
+        assert str(entry.outcome).startswith("task t1 failed (no stems)")
+        assert books.find(TRACK) is books.find_task("t1") is None
+        assert books.find_result(TRACK) is None
+        assert {"submitted": 1, "accepted": 1, "failed": 1} == counted(books)
+        assert 0 == books.places
+
+    def test_a_failure_without_words_is_told_by_its_status(self, books: Books) -> None:
+        """A failure without a message is told in the service's own word."""
+        entry = accepted(books)
+        books.observe(entry, record(TaskState.FAILED, status="CREATE_TASK_FAILED"), 130.0, "poll")
+
+        assert str(entry.outcome).startswith("task t1 failed (CREATE_TASK_FAILED)")
+
+    def test_pending_is_no_news(self, books: Books) -> None:
+        """A record of a task that is not finished changes nothing."""
+        entry = accepted(books)
+
+        assert not books.observe(entry, PENDING, 1e6, "poll")
+        assert (Phase.ACCEPTED, None) == (entry.phase, entry.outcome)
+        assert 1 == books.statistics().in_flight
+
+    def test_the_third_success_without_a_file_is_a_failure(self, books: Books) -> None:
+        """A record that claims success and names no file is believed the third time."""
+        entry = accepted(books)
+        bare = record()
+
+        assert not books.observe(entry, bare, 110.0, "poll")
+        assert not books.observe(entry, PENDING, 115.0, "poll")
+        assert not books.observe(entry, bare, 120.0, "poll")
+        assert books.observe(entry, bare, 130.0, "poll")
+        assert isinstance(entry.outcome, ConversionFailedError)
+        assert entry.outcome.record is bare
+        assert TRACK == entry.outcome.track
+        assert "task t1 succeeded 3 times without naming a file" in str(entry.outcome)
+        assert 1 == books.statistics().failed
+
+    @pytest.mark.parametrize("origin", [Origin.SUBMITTED, Origin.ADOPTED])
+    def test_a_task_may_be_missing_for_a_minute(self, books: Books, origin: Origin) -> None:
+        """No record is no news until 60 s after acceptance, however often it is asked for."""
+        entry = sending(books)
+        if origin is Origin.SUBMITTED:
+            books.accept(entry, "t1", 100.0)
+        else:
+            books.adopt_existing(entry, "t1", 100.0, None)
+
+        for _ in range(9):
+            assert not books.observe(entry, None, 159.9, "poll")
+        assert books.observe(entry, None, 160.0, "poll")
+        assert Phase.FAILED is entry.phase
+        assert isinstance(entry.outcome, NotFoundError)
+        assert (404, "no record of task t1") == (entry.outcome.code, entry.outcome.message)
+        assert (TRACK, "t1") == (entry.outcome.track, entry.outcome.task_id)
+        assert 1 == books.statistics().failed
+
+    def test_an_attached_task_may_be_missing_twice(self, books: Books) -> None:
+        """An attached task is given up at the third poll in a row without a record."""
+        entry = books.attach("t1", TRACK, 100.0)
+
+        assert not books.observe(entry, None, 1e6, "poll")
+        assert not books.observe(entry, None, 1e6, "poll")
+        assert not books.observe(entry, PENDING, 1e6, "poll")
+        assert not books.observe(entry, None, 1e6, "poll")
+        assert not books.observe(entry, None, 1e6, "poll")
+        assert books.observe(entry, None, 1e6, "poll")
+        assert isinstance(entry.outcome, NotFoundError)
+
+    @pytest.mark.parametrize("state", list(TaskState))
+    def test_an_adopted_task_of_another_track_ends(self, books: Books, state: TaskState) -> None:
+        """A task taken over whose record names another track is not ours, whatever its state."""
+        entry = sending(books)
+        books.adopt_existing(entry, "t1", 100.0, None)
+        foreign = record(state, wav_url=LINK, audio_id="e9")
+
+        assert is_foreign(entry, foreign)
+        assert books.observe(entry, foreign, 110.0, "poll")
+        assert isinstance(entry.outcome, AlreadyExistsError)
+        assert 409 == entry.outcome.code
+        assert "task t1 converts another track, e9" == entry.outcome.message
+        assert (TRACK, "t1") == (entry.outcome.track, entry.outcome.task_id)
+        assert 1 == books.statistics().failed
+        assert books.find_result(TRACK) is None
+
+    def test_only_adopted_tasks_can_be_of_another_track(self, books: Books) -> None:
+        """A task is foreign if it was taken over for one track and its record names another."""
+        own = accepted(books)
+        adopted = sending(books, OTHER, "a2")
+        books.adopt_existing(adopted, "t2", 100.0, None)
+        nameless = books.attach("t3", None, 100.0)
+        nameless.origin = Origin.ADOPTED
+
+        assert not is_foreign(own, record(audio_id="e9"))
+        assert not is_foreign(adopted, record(audio_id="e2"))
+        assert not is_foreign(adopted, record(audio_id=None))
+        assert not is_foreign(nameless, record(audio_id="e9"))
+
+    def test_later_news_is_counted_and_changes_nothing(self, books: Books) -> None:
+        """News of an entry that is over is a duplicate if it is terminal, and no more."""
+        entry = succeeded(books)
+        outcome = entry.outcome
+        before = books.statistics()
+
+        assert not books.observe(entry, None, 1e6, "poll")
+        assert not books.observe(entry, PENDING, 1e6, "poll")
+        assert before == books.statistics()
+        assert not books.observe(entry, record(TaskState.FAILED), 1e6, "poll")
+        assert not books.observe(entry, record(wav_url=LINK), 1e6, "callback")
+        assert 2 == books.statistics().duplicates
+        assert entry.outcome is outcome
+        assert Phase.SUCCEEDED is entry.phase
+        assert 0 == books.places
+
+    def test_a_timeout_lets_the_task_go(self, books: Books) -> None:
+        """A conversion that took too long leaves the books; its task may be attached again."""
+        entry = accepted(books)
+        books.time_out(entry, 900.0)
+
+        assert Phase.TIMED_OUT is entry.phase
+        assert isinstance(entry.outcome, ConversionTimeoutError)
+        assert 900.0 == entry.outcome.timeout_s
+        assert (TRACK, "t1") == (entry.outcome.track, entry.outcome.task_id)
+        assert books.find(TRACK) is books.find_task("t1") is None
+        assert books.find_result(TRACK) is None
+        assert (0, 1) == (books.places, books.charges)
+        assert {"submitted": 1, "accepted": 1, "timed_out": 1} == counted(books)
+        assert books.attach("t1", TRACK, 2_000.0) is books.find_task("t1")
+
+    def test_what_is_not_in_flight_does_not_time_out(self, books: Books) -> None:
+        """Only a conversion in flight can run into its timeout."""
+        entry = succeeded(books)
+
+        with pytest.raises(IllegalTransition):
+            books.time_out(entry, 900.0)
+
+        assert 0 == books.statistics().timed_out
+
+
+class TestMemory:
+    def test_ten_thousand_successes_are_remembered(self) -> None:
+        """The books remember as many results as they say."""
+        assert 10_000 == _registry.REMEMBERED
+
+    def test_the_latest_successes_are_remembered(
+        self, books: Books, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """When there are more successes than are remembered, the oldest is forgotten."""
+        monkeypatch.setattr(_registry, "REMEMBERED", 2)
+        made = [Track("5c79", f"e{n}") for n in range(3)]
+        for number, track in enumerate(made):
+            succeeded(books, track, f"t{number}")
+
+        assert [False, True, True] == [books.find_result(track) is not None for track in made]
+
+    def test_a_success_repeated_is_the_latest(
+        self, books: Books, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A track that succeeds again is remembered as new, with its new file."""
+        monkeypatch.setattr(_registry, "REMEMBERED", 2)
+        first = Track("5c79", "e0")
+        succeeded(books, first, "t0")
+        succeeded(books, TRACK)
+        again = succeeded(books, first, "t2")
+        succeeded(books, OTHER, "t3")
+
+        assert books.find_result(first) is again
+        assert books.find_result(TRACK) is None
+
+    def test_a_later_failure_does_not_forget_the_file(self, books: Books) -> None:
+        """A track that succeeded and then failed still has its file."""
+        good = succeeded(books)
+        bad = accepted(books, TRACK, "t2")
+        books.observe(bad, record(TaskState.FAILED), 200.0, "poll")
+
+        assert books.find_result(TRACK) is good
