@@ -377,6 +377,40 @@ async def test_resolved_as_another_tracks_task_is_misuse(clock, service) -> None
         assert 1 == session.statistics().unknown
 
 
+async def test_second_submit_withdrawn_leaves_the_doubt(clock, service) -> None:
+    """A second submit of an unknown track that is withdrawn from the queue leaves it unknown."""
+    service.fates.append(LOST_FREE)
+    async with service.session(rate_limit=RateLimit(1, per_s=50.0)) as session:
+        with pytest.raises(SubmitUnknownError):
+            await clock.run(session.submit(track()))
+        asker = asyncio.create_task(session.submit(track(), again=True))
+        await clock.settle()
+        asker.cancel()
+        await clock.advance(100.0)
+        assert 1 == len(service.submitted_at)
+        with pytest.raises(SubmitUnknownError):
+            await session.submit(track())
+        await clock.run(session.submit(track(), again=True))
+        assert is_bounded(service, session)
+
+
+async def test_one_of_two_doubts_resolved(clock, service) -> None:
+    """A track with two doubts stays unknown until both are resolved."""
+    service.fates += [LOST_FREE, LOST_FREE]
+    async with service.session() as session:
+        attempts = []
+        for again in (False, True):
+            with pytest.raises(SubmitUnknownError) as caught:
+                await clock.run(session.submit(track(), again=again))
+            attempts.append(caught.value.attempt_id)
+        await session.resolve_unknown(attempts[1], not_charged=True)
+        with pytest.raises(SubmitUnknownError) as caught:
+            await session.submit(track())
+        assert attempts[0] == caught.value.attempt_id
+        await session.resolve_unknown(attempts[0], not_charged=True)
+        assert "task0001" == (await clock.run(session.submit(track()))).task_id
+
+
 # --- RESUBMIT -----------------------------------------------------------------------------
 
 
@@ -498,6 +532,49 @@ async def test_absolved_while_waiting_for_the_repeat(clock, service) -> None:
         assert "task0001" == waiter.result().task_id
         assert 0 == session.statistics().possible_double_charges
         assert is_bounded(service, session)
+
+
+async def test_repeat_nobody_waits_for_is_not_sent(clock, service) -> None:
+    """A lost submit whose waiters went away stays unknown: no repeat is sent for nobody."""
+    service.fates.append(LOST_CHARGED)
+    async with service.session(on_unknown=OnUnknown.RESUBMIT) as session:
+        asker = asyncio.create_task(session.convert(track()))
+        await clock.advance(5.0)
+        asker.cancel()
+        await clock.advance(500.0)
+        assert 1 == len(service.submitted_at)
+        assert 1 == session.statistics().unknown
+        with pytest.raises(SubmitUnknownError):
+            await session.submit(track())
+
+
+async def test_repeat_is_not_sent_for_a_batch_that_was_left(clock, service) -> None:
+    """After a break out of a batch, what it lost is not sent again."""
+    service.conversion_s = 20.0
+    service.fates += [ACCEPTED, LOST_CHARGED]
+    async with service.session(on_unknown=OnUnknown.RESUBMIT) as session:
+        async with session.convert_all([track(1), track(2)]) as batch:
+            await clock.advance(5.0)
+            outcome = await clock.run(anext(batch))
+            assert outcome.ok
+            assert 1 == session.statistics().unknown
+        await clock.advance(500.0)
+        assert 2 == len(service.submitted_at)
+
+
+async def test_repeat_found_needless_for_nobody(clock, service) -> None:
+    """A doubt found uncharged within the minute is not sent again if nobody waits."""
+    service.fates.append(LOST_FREE)
+    async with service.session(on_unknown=OnUnknown.RESUBMIT) as session:
+        asker = asyncio.create_task(session.submit(track()))
+        await clock.advance(5.0)
+        asker.cancel()
+        await clock.settle()
+        (doubt,) = session.unknown_submits()
+        await session.resolve_unknown(doubt.attempt_id, not_charged=True)
+        await clock.advance(500.0)
+        assert 1 == len(service.submitted_at)
+        assert "task0001" == (await clock.run(session.submit(track()))).task_id
 
 
 # --- 409 ----------------------------------------------------------------------------------
