@@ -756,3 +756,78 @@ class TestMemory:
         books.observe(bad, record(TaskState.FAILED), 200.0, "poll")
 
         assert books.find_result(TRACK) is good
+
+
+def _lose_and_find(books: Books, track: Track, name: str) -> None:
+    unknown(books, track, f"a{name}")
+    books.adopt_unknown(f"a{name}", f"t{name}", 100.0)
+
+
+def _lose_and_meet_again(books: Books, track: Track, name: str) -> None:
+    entry = unknown(books, track, f"a{name}")
+    books.resend(entry)
+    books.send(entry, f"b{name}", NOW_UNIX_S)
+    books.adopt_existing(entry, f"t{name}", 100.0, None)
+
+
+def _lose_and_claim(books: Books, track: Track, name: str) -> None:
+    entry = unknown(books, track, f"a{name}")
+    books.resend(entry)
+    books.attach(f"t{name}", None, 50.0)
+    books.adopt_unknown(f"a{name}", f"t{name}", 100.0)
+
+
+def _lose_twice(books: Books, track: Track, name: str) -> None:
+    entry = unknown(books, track, f"a{name}")
+    books.resend(entry)
+    books.send(entry, f"b{name}", NOW_UNIX_S)
+    books.lose(entry, NOW_UNIX_S)
+
+
+def _lose_and_repeat(books: Books, track: Track, name: str) -> None:
+    entry = unknown(books, track, f"a{name}")
+    books.resend(entry)
+    books.send(entry, f"b{name}", NOW_UNIX_S)
+    books.accept(entry, f"t{name}", 100.0)
+
+
+def _succeed_by_poll(books: Books, track: Track, name: str) -> None:
+    entry = accepted(books, track, f"t{name}")
+    books.observe(entry, record(wav_url=LINK), 130.0, "poll")
+    books.observe(entry, record(wav_url=LINK), 130.0, "poll")
+
+
+def _succeed_by_callback(books: Books, track: Track, name: str) -> None:
+    books.observe(accepted(books, track, f"t{name}"), record(wav_url=LINK), 130.0, "callback")
+
+
+def _fail(books: Books, track: Track, name: str) -> None:
+    books.observe(accepted(books, track, f"t{name}"), record(TaskState.FAILED), 130.0, "poll")
+
+
+def _time_out(books: Books, track: Track, name: str) -> None:
+    books.time_out(accepted(books, track, f"t{name}"), 900.0)
+
+
+@pytest.mark.parametrize(
+    "story",
+    [
+        _lose_and_find,
+        _lose_and_meet_again,
+        _lose_and_claim,
+        _lose_twice,
+        _lose_and_repeat,
+        _succeed_by_poll,
+        _succeed_by_callback,
+        _fail,
+        _time_out,
+    ],
+)
+def test_what_happens_thrice_is_counted_thrice(books: Books, story: object) -> None:
+    """Every figure of the books is a sum over all tracks."""
+    story(books, TRACK, "1")
+    once = counted(books)
+    story(books, OTHER, "2")
+    story(books, Track("5c79", "e3"), "3")
+
+    assert {name: 3 * figure for name, figure in once.items()} == counted(books)
