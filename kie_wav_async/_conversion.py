@@ -174,6 +174,8 @@ class Conversion(Entry):
                 error = await waiter
             finally:
                 self.drop_waiter(waiter)
+                # An error keeps the frames it came through, and all that they name.
+                del waiter
             if error is not None:
                 raise self.told(error)
         return self.result()
