@@ -406,7 +406,7 @@ def parse_credits(response: WireResponse) -> Decimal:
     envelope = read_envelope(response)
     raise_for_code(envelope)
     # str() of a float is the shortest text for it: what was sent.
-    text = str(envelope.data) if isinstance(envelope.data, (int, float, str)) else ""
+    text = str(envelope.data)
     if not _AMOUNT.fullmatch(text):
         raise unreadable(response, "credits that are no number")
     return Decimal(text)

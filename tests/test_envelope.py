@@ -348,6 +348,11 @@ def test_an_unreadable_answer_names_the_task_where_known():
     assert unreadable(answer(b""), "why", task_id="t").task_id == "t"
 
 
+def test_an_excerpt_is_looked_for_at_the_beginning():
+    """What comes after 800 bytes of rubbish is not looked for."""
+    assert unreadable(answer(b"\x00" * 799 + b"seen"), "why").excerpt == "s"
+
+
 def test_an_excerpt_is_counted_in_characters():
     """Two hundred characters of any script are quoted, whatever their bytes."""
     assert unreadable(answer("\U0001d11e".encode() * 300), "why").excerpt == "\U0001d11e" * 200

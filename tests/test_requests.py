@@ -124,15 +124,17 @@ def test_an_id_is_quoted_so_that_it_comes_back(task_id):
         ("a+b", "a%2Bb"),
         ("a&b=c", "a%26b%3Dc"),
         ("a#b", "a%23b"),
+        ("a/b", "a%2Fb"),
         ("a%2Fb", "a%252Fb"),
         ("é", "%C3%A9"),
     ],
 )
 def test_an_id_is_quoted_where_it_must_be(task_id, quoted):
     """What means something in a query is percent-encoded in an id."""
-    url = RequestBuilder(URL("https://h.example"), "k").poll(task_id).url
+    builder = RequestBuilder(URL("https://h.example"), "k")
 
-    assert url.endswith(f"?taskId={quoted}")
+    assert builder.poll(task_id).url.endswith(f"?taskId={quoted}")
+    assert builder.music(task_id).url.endswith(f"?taskId={quoted}")
 
 
 @given(strategies.ids.filter(is_id), strategies.ids.filter(is_id))
@@ -189,6 +191,16 @@ def test_a_key_that_fits_no_header_is_refused(key, kind):
         parse_api_key(key)
 
     assert "secr" not in str(caught.value)
+
+
+def test_the_refusal_of_a_key_says_what_would_do():
+    """The refusal of a key says what a key looks like."""
+    with pytest.raises(ValueError, match="visible") as caught:
+        parse_api_key("secret ")
+
+    assert str(caught.value) == (
+        "api_key must be visible ASCII without blanks or line breaks, and not empty"
+    )
 
 
 HOSTS = frozenset({"mirror.example", "kie-sim"})

@@ -4,6 +4,7 @@ import copy
 import datetime as dt
 import itertools
 import pickle
+import time
 from decimal import Decimal
 
 import attrs
@@ -332,7 +333,7 @@ def test_a_submit_is_read_wherever_the_id_is(code, _, meaning, id_data, id_root,
 )
 def test_a_submit_without_an_id_object_is_unreadable(data):
     """A yes that names no task is an answer we cannot read: it may have been charged."""
-    with pytest.raises(WireFormatError, match="a submit's answer without a task id"):
+    with pytest.raises(WireFormatError, match=r": a submit's answer without a task id; it begins "):
         parse_submit(answer(yes(data)))
 
 
@@ -347,7 +348,7 @@ def test_a_submit_without_an_id_object_is_unreadable(data):
 )
 def test_a_submit_with_a_bad_id_says_so(ids, why):
     """The text says what is wrong with the id."""
-    with pytest.raises(WireFormatError, match=why):
+    with pytest.raises(WireFormatError, match=rf": {why}; it begins "):
         parse_submit(answer(yes(ids)))
 
 
@@ -481,7 +482,7 @@ def test_the_audio_id_is_read_from_either_spelling(fields, expected):
 @pytest.mark.parametrize("data", [[], "", "x", 0, 5, True, False, [record_data()]], ids=short)
 def test_a_record_that_is_no_object_is_unreadable(data):
     """Data that is neither null nor an object is an answer we cannot read."""
-    with pytest.raises(WireFormatError, match="a record that is no object") as caught:
+    with pytest.raises(WireFormatError, match=r": a record that is no object; ") as caught:
         parse_record(answer(yes(data)), TASK_ID)
 
     assert caught.value.task_id == TASK_ID
@@ -515,7 +516,7 @@ def test_an_error_about_a_record_survives_copying_however_deep_the_record(copier
 )
 def test_the_record_of_another_task_is_unreadable(fields, why):
     """A record that names another task is never taken for ours."""
-    with pytest.raises(WireFormatError, match=why) as caught:
+    with pytest.raises(WireFormatError, match=rf": {why}; it begins ") as caught:
         parse_record(answer(yes(record_data(**fields))), TASK_ID)
 
     assert caught.value.task_id == TASK_ID
@@ -620,6 +621,19 @@ def at(*numbers: int) -> dt.datetime:
 def test_a_moment_is_read_from_any_spelling(value, expected):
     """Strings keep their wall clock, numbers are UTC, and what cannot be read is no time."""
     assert expected == parse_moment(value)
+
+
+def test_a_number_is_a_time_in_utc_wherever_we_run(monkeypatch):
+    """Our own time zone has no say in what the service's times are."""
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        moment = parse_moment(1777379281542)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+    assert at(2026, 4, 28, 12, 28, 1, 542_000) == moment
 
 
 @pytest.mark.parametrize("name", ["createTime", "completeTime"])
@@ -915,7 +929,7 @@ def test_tracks_not_there_are_not_found(document, code, message):
 )
 def test_tracks_that_make_no_sense_are_unreadable(data, why):
     """A list of tracks is taken whole or not at all."""
-    with pytest.raises(WireFormatError, match=why):
+    with pytest.raises(WireFormatError, match=rf": {why}; it begins "):
         parse_tracks(answer(yes(data)), MUSIC_TASK_ID)
 
 
@@ -979,7 +993,7 @@ def test_credits_are_exact(number, expected):
 )
 def test_credits_that_are_no_number_are_unreadable(number):
     """Credits are a finite number of sensible length, or an answer we cannot read."""
-    with pytest.raises(WireFormatError, match="credits that are no number"):
+    with pytest.raises(WireFormatError, match=r": credits that are no number; it begins "):
         parse_credits(answer(f'{{"code":200,"data":{number}}}'.encode()))
 
 
@@ -991,7 +1005,7 @@ def test_a_fresh_link_is_read():
 @pytest.mark.parametrize("data", [None, "", "soon", 5, {"url": FILE_URL}, [FILE_URL]], ids=short)
 def test_a_link_that_is_none_is_unreadable(data):
     """A link is an absolute URL, or an answer we cannot read."""
-    with pytest.raises(WireFormatError, match="a link that is no absolute URL"):
+    with pytest.raises(WireFormatError, match=r": a link that is no absolute URL; it begins "):
         parse_fresh_url(answer(yes(data)))
 
 
