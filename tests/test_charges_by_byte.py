@@ -167,7 +167,8 @@ class Bench:
             judge_track(rows[kind], track, end, seen)
         total = session.statistics()
         assert total.accepted <= seen.state.charges <= total.accepted + total.unknown
-        assert total.submitted == sum(row.submits for row in rows.values())
+        # On a busy machine a submit may time out before it has a connection.
+        assert total.submitted >= sum(row.submits for row in rows.values())
         assert total.accepted == sum(row.accepted for row in rows.values())
         assert total.unknown == sum(row.unknown for row in rows.values())
         assert total.possible_double_charges >= sum(row.charged_twice for row in rows.values())
@@ -256,16 +257,16 @@ def plans_by_kind(request_length, answer_length, step, trap_url):
 
 @pytest.fixture
 def timeouts(monkeypatch):
-    """Return a function that says how long a submit of a new session may take."""
+    """Return a function that sets the timeouts of a submit for new sessions."""
 
-    def set_to(total_s):
-        timeout = aiohttp.ClientTimeout(total=total_s)
+    def set_to(**seconds):
+        timeout = aiohttp.ClientTimeout(**seconds)
         monkeypatch.setattr("kie_wav_async._transport.SUBMIT_TIMEOUT", timeout)
 
     return set_to
 
 
-async def run(timeouts, *, on_unknown, dedupe, step, stall_s, gzip):
+async def run(timeouts, *, on_unknown, dedupe, step, stall, gzip):
     """Try every kind of fault, and return a row for each."""
     async with bench(dedupe=dedupe, gzip=gzip) as place:
         request_length, answer_length = await place.lengths()
@@ -274,7 +275,7 @@ async def run(timeouts, *, on_unknown, dedupe, step, stall_s, gzip):
         others = {kind: plans for kind, plans in kinds.items() if kind not in stalls}
         rows = await place.try_all(others, on_unknown)
         # Only where a submit is meant to time out may it do so.
-        timeouts(stall_s)
+        timeouts(**stall)
         rows += await place.try_all(stalls, on_unknown)
         assert 0 == place.trap.connections, "a redirect was followed"
     return rows
@@ -305,7 +306,14 @@ def judge(rows):
 async def test_bill_is_bounded_at_every_few_bytes(timeouts, on_unknown, dedupe, gzip, step):
     """Wherever a submit is cut: accepted <= charged <= accepted + unknown, and nobody is misled."""
     judge(
-        await run(timeouts, on_unknown=on_unknown, dedupe=dedupe, step=step, stall_s=1.0, gzip=gzip)
+        await run(
+            timeouts,
+            on_unknown=on_unknown,
+            dedupe=dedupe,
+            step=step,
+            stall={"total": PATIENCE_S, "sock_read": 1.0},
+            gzip=gzip,
+        )
     )
 
 
@@ -314,7 +322,9 @@ async def test_bill_is_bounded_at_every_byte(timeouts, capsys):
     """Whatever byte a submit is cut at, the bill stays bounded, and the table shows it."""
     asyncio.get_running_loop().set_debug(False)  # Twice as fast.
     groups = [
-        await run(timeouts, on_unknown=on_unknown, dedupe=dedupe, step=1, stall_s=5.0, gzip=True)
+        await run(
+            timeouts, on_unknown=on_unknown, dedupe=dedupe, step=1, stall={"total": 5.0}, gzip=True
+        )
         for on_unknown, dedupe in itertools.product(OnUnknown, (True, False))
     ]
     with capsys.disabled():
