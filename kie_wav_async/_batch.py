@@ -120,17 +120,17 @@ class Batch:
         self._desk.hub.verify_loop()
         self._pending += 1
         try:
-            while not self._ready:
+            while True:
                 self._read_on()
+                if self._ready:
+                    return self._ready.popleft()
                 if self._is_over:
                     error, self._error = self._error, None
                     if error is not None:
                         raise error
                     raise StopAsyncIteration
-                if not self._ready:
-                    self._news.clear()
-                    await self._news.wait()
-            return self._ready.popleft()
+                self._news.clear()
+                await self._news.wait()
         finally:
             self._pending -= 1
             # For the reader to see that there is room, or that it is not wanted.

@@ -19,7 +19,7 @@ from kie_wav_async.testing import FakeClock, refused
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-    from kie_wav_async import Batch, Track
+    from kie_wav_async import Batch, Outcome, Track
 
 #: Three submits at a time, so that there is something queued.
 BY_THREES = RateLimit(3, per_s=10.0)
@@ -398,6 +398,24 @@ class TestCancelledAnext:
         assert [1, 2, 3, 4] == sorted(numbers(found))
         assert timeouts > 1
 
+    async def test_an_iterator_can_be_asked_again(self, clock: FakeClock, studio: Studio) -> None:
+        """An iterator whose ``anext`` was cancelled reads on as soon as it is asked again."""
+        async with studio.session(max_in_flight=2) as session:
+            iterator = aiter(session.convert_all(tracks(1, 2, 3, 4)))
+            asking = asyncio.ensure_future(anext(iterator))
+            await clock.advance(1.0)
+            await cancelled(asking)
+            await clock.advance(100.0)
+            assert [1, 2] == studio.submitted
+
+            first = await clock.run(anext(iterator))
+            await clock.advance(1.0)
+            # As long as it lives it reads on, asked or not.
+            assert [1, 2, 3] == studio.submitted
+            rest = [outcome async for outcome in iterator_of(clock, iterator)]
+
+        assert [1, 2, 3, 4] == sorted(numbers([first, *rest]))
+
     async def test_what_is_ready_is_given_at_once(self, clock: FakeClock, studio: Studio) -> None:
         """An outcome that is there is returned without giving the loop a chance to cancel."""
         async with studio.session() as session:
@@ -408,3 +426,12 @@ class TestCancelledAnext:
                 second = await anext(batch)
 
         assert [1, 2] == sorted(numbers([first, second]))
+
+
+async def iterator_of(clock: FakeClock, iterator: AsyncIterator[Outcome]) -> AsyncIterator[Outcome]:
+    """Go on with *iterator* while time moves."""
+    while True:
+        try:
+            yield await clock.run(anext(iterator))
+        except StopAsyncIteration:
+            return

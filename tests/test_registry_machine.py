@@ -485,4 +485,4 @@ class BooksMachine(RuleBasedStateMachine):
 
 
 TestBooks = BooksMachine.TestCase
-TestBooks.settings = settings(max_examples=200, stateful_step_count=40)
+TestBooks.settings = settings(max_examples=100, stateful_step_count=40)
