@@ -410,11 +410,13 @@ async def test_401s_under_way_are_one() -> None:
     clock = FakeClock()
     service = FakeService(clock, conversion_s=0.0, latency_s=3.0)
     service.poll_replies += [lambda _: refused(401)] * 4
-    async with service.session(poll=STEADY) as session:
+    seen: list[object] = []
+    async with service.session(poll=STEADY, on_event=seen.append) as session:
         waiters = asyncio.gather(*(session.convert(track(n)) for n in range(4)))
         files = await clock.run(waiters)
         assert 4 == len(files)
         assert 8 == session.statistics().polls
+    assert 1 == sum(isinstance(event, events.PollingPaused) for event in seen)
 
 
 async def test_new_wait_revives_polling() -> None:

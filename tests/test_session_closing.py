@@ -126,7 +126,11 @@ async def test_submit_on_the_wire_waits_no_longer_than_25_s(clock, service) -> N
         assert is_bounded(service, session)
 
 
-@pytest.mark.parametrize("fate", [LOST_FREE, refusal(422), refusal(429), refusal(455), UNSENT])
+@pytest.mark.parametrize(
+    "fate",
+    [LOST_FREE, refusal(422), refusal(429), refusal(455), UNSENT],
+    ids=lambda fate: fate.name,
+)
 async def test_bad_answer_while_closing_is_not_repeated(clock, service, fate) -> None:
     """Whatever the submit on the wire meets while the session closes, nothing is sent again."""
     service.fates.append(fate)
@@ -136,6 +140,7 @@ async def test_bad_answer_while_closing_is_not_repeated(clock, service, fate) ->
         await clock.advance(0.5)
         await clock.run(session.aclose())
         assert isinstance(wait.exception(), SessionClosedError)
+        assert clock._next() is None
         await clock.advance(500.0)
         assert 1 == len(service.submitted_at)
         assert int(fate is LOST_FREE) == session.statistics().unknown

@@ -384,6 +384,21 @@ async def test_attached_tasks_take_no_place(clock, service) -> None:
         assert 6 == session.statistics().in_flight
 
 
+async def test_attached_tasks_give_no_place(clock, service) -> None:
+    """The end of an attached task makes no room for a submit of ours."""
+    async with service.session(max_in_flight=1) as session:
+        for number in range(3):
+            service.create(f"other{number}", track(100 + number))
+            service.tasks[f"other{number}"].ends_at = 0.0
+            session.attach(f"other{number}")
+        await clock.run(session.submit(track(1)))
+        waiting = asyncio.create_task(session.submit(track(2)))
+        await clock.advance(30.0)
+        assert 1 == session.statistics().in_flight
+        assert 1 == len(service.submitted_at)
+        await clock.run(waiting)
+
+
 # --- max_charges --------------------------------------------------------------------------
 
 

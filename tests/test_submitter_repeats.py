@@ -108,6 +108,15 @@ async def test_429_rests_all_submits(clock, service, retry_after, delay_s) -> No
         assert "task0001" == first.result().task_id
 
 
+async def test_held_submit_keeps_its_turn(clock, service) -> None:
+    """A submit that was refused for the time being goes before those behind it."""
+    service.fates += [refusal(429), refusal(455)]
+    async with service.session(rate_limit=RateLimit(1, per_s=10.0)) as session:
+        waits = asyncio.gather(*(session.submit(track(n)) for n in range(3)))
+        conversions = await clock.run(waits)
+        assert [f"task000{n + 1}" for n in range(3)] == [c.task_id for c in conversions]
+
+
 async def test_429_ends_a_submit_after_its_attempts(clock, service) -> None:
     """A submit refused with 429 time and again ends with RateLimitedError, uncharged."""
     service.fates += [refusal(429)] * 3
@@ -392,6 +401,15 @@ async def test_second_submit_withdrawn_leaves_the_doubt(clock, service) -> None:
             await session.submit(track())
         await clock.run(session.submit(track(), again=True))
         assert is_bounded(service, session)
+
+
+async def test_again_has_all_its_attempts(clock, service) -> None:
+    """A second submit of an unknown track has all attempts, however many the first one took."""
+    service.fates += [UNSENT, UNSENT, LOST_FREE, UNSENT, UNSENT, ACCEPTED]
+    async with service.session() as session:
+        with pytest.raises(SubmitUnknownError):
+            await clock.run(session.submit(track()))
+        assert "task0001" == (await clock.run(session.submit(track(), again=True))).task_id
 
 
 async def test_one_of_two_doubts_resolved(clock, service) -> None:
