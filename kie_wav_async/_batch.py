@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from kie_wav_async._desk import Desk
     from kie_wav_async._submitter import Submitter
+    from kie_wav_async._turns import Turns
 
 #: Errors that every further track would meet too.
 _STOPPERS: Final = (
@@ -78,11 +79,13 @@ class Batch:
         tracks: Iterable[Track] | AsyncIterable[Track],
         desk: Desk,
         submitter: Submitter,
+        turns: Turns,
         max_in_flight: int,
     ) -> None:
         """Read nothing yet."""
         self._desk = desk
         self._submitter = submitter
+        self._turns = turns
         self._max_in_flight = max_in_flight
         self._source = _open_source(tracks)
         self._read = 0
@@ -190,7 +193,7 @@ class Batch:
 
     @property
     def _has_room(self) -> bool:
-        if not self._submitter.has_room:
+        if not self._turns.has_room:
             return False
         unyielded = len(self._held) + len(self._open) + len(self._ready)
         return bool(self._held) or unyielded < self._max_in_flight
@@ -201,7 +204,7 @@ class Batch:
             self._stop(self._desk.hub.closed)
         self._room.set()
         if self._reader is None and (self._held or not self._is_exhausted):
-            self._submitter.room_listeners.add(self._room.set)
+            self._turns.room_listeners.add(self._room.set)
             self._reader = self._desk.spawn(self._read_tracks())
             # Not at the reader's end: it may be cancelled before it begins.
             self._reader.add_done_callback(self._end_reading)
@@ -218,7 +221,7 @@ class Batch:
 
     def _end_reading(self, _: asyncio.Future[None]) -> None:
         self._reader = None
-        self._submitter.room_listeners.discard(self._room.set)
+        self._turns.room_listeners.discard(self._room.set)
         self._news.set()
 
     async def _read_one(self) -> None:
@@ -258,7 +261,7 @@ class Batch:
             return
         ticket = _Ticket(self, index, track, conversion)
         self._open.add(ticket)
-        self._submitter.turn_listeners.add(self._review)
+        self._turns.turn_listeners.add(self._review)
         if conversion.done():
             ticket.set_result(None)
         else:
@@ -268,7 +271,7 @@ class Batch:
         """Wait for the track of *ticket* no more."""
         self._open.discard(ticket)
         if not self._open:
-            self._submitter.turn_listeners.discard(self._review)
+            self._turns.turn_listeners.discard(self._review)
         ticket.conversion.drop_waiter(ticket)
 
     def settle(self, ticket: _Ticket, error: KieWavError | None) -> None:

@@ -35,6 +35,7 @@ from kie_wav_async._requests import RequestBuilder, parse_api_key, parse_base_ur
 from kie_wav_async._schedule import PollSchedule, RetryPolicy
 from kie_wav_async._submitter import Submitter
 from kie_wav_async._transport import AiohttpTransport, Transport
+from kie_wav_async._turns import Turns
 from kie_wav_async._wire import (
     parse_credits,
     parse_fresh_url,
@@ -190,14 +191,16 @@ class WavSession:
             on_event=on_event,
         )
         self._poller = Poller(self._desk, poll, retry, timeout_s)
+        self._turns = Turns(
+            self._desk, rate_limit=rate_limit, max_in_flight=max_in_flight, max_charges=max_charges
+        )
         self._submitter = Submitter(
             self._desk,
             self._poller,
+            self._turns,
             rate_limit=rate_limit,
-            max_in_flight=max_in_flight,
             retry=retry,
             on_unknown=OnUnknown(on_unknown),
-            max_charges=max_charges,
         )
         self._reader = Reader(self._desk, retry)
         self._max_in_flight = max_in_flight
@@ -362,7 +365,7 @@ class WavSession:
             SessionClosedError: The session was closed.
         """
         self._desk.hub.verify_open()
-        return Batch(tracks, self._desk, self._submitter, self._max_in_flight)
+        return Batch(tracks, self._desk, self._submitter, self._turns, self._max_in_flight)
 
     def attach(self, task_id: str, *, track: Track | None = None) -> Conversion:
         """

@@ -1,5 +1,5 @@
 """
-The way of a submit: queue, window, wire, and what to make of the answer.
+The way of a submit: out on the wire, and what to make of the answer.
 
 A submit costs money and is not idempotent, so this room decides, for every end
 an attempt can come to, whether it may be repeated: only if provably no byte has
@@ -12,13 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from kie_wav_async import events
 from kie_wav_async._lifecycle import Origin, Phase
-from kie_wav_async._limiter import RateLimit, SlidingWindowLimiter
 from kie_wav_async._models import OnUnknown, Track, verify_type
 from kie_wav_async._requests import build_callback_url
 from kie_wav_async._schedule import (
@@ -31,7 +28,6 @@ from kie_wav_async._schedule import (
 from kie_wav_async._wire import SubmitAnswer, find_attempt, parse_submit
 from kie_wav_async.errors import (
     AlreadyExistsError,
-    ChargeLimitError,
     KieWavError,
     MaintenanceError,
     RateLimitedError,
@@ -43,12 +39,12 @@ from kie_wav_async.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from kie_wav_async._conversion import Conversion
-    from kie_wav_async._desk import Desk, Timer
+    from kie_wav_async._desk import Desk
+    from kie_wav_async._limiter import RateLimit
     from kie_wav_async._models import TaskRecord, UnknownSubmit, WireResponse
     from kie_wav_async._poller import Poller
+    from kie_wav_async._turns import Turns
 
 _logger = logging.getLogger("kie_wav_async")
 
@@ -64,53 +60,30 @@ class Submitter:
         self,
         desk: Desk,
         poller: Poller,
+        turns: Turns,
         *,
         rate_limit: RateLimit,
-        max_in_flight: int,
         retry: RetryPolicy,
         on_unknown: OnUnknown,
-        max_charges: int | None,
     ) -> None:
-        """Start with an empty queue."""
+        """Start with nothing on the wire."""
         self._desk = desk
         self._registry = desk.registry
         self._poller = poller
+        self._turns = turns
         self._rate_limit = rate_limit
-        self._limiter = SlidingWindowLimiter(rate_limit)
-        self._max_in_flight = max_in_flight
         self._retry = retry
         self._on_unknown = on_unknown
-        self._max_charges = max_charges
-        # An ordered set: from the front to the wire, from anywhere if withdrawn.
-        self._queue: OrderedDict[Conversion, None] = OrderedDict()
-        # Those that wait for a moment of their own before they queue (again).
-        self._timers: dict[Conversion, Timer] = {}
         self._resubmitted: set[Track] = set()
-        self._in_maintenance = False
-        self._probe: Conversion | None = None
-        self._probe_at = -math.inf
-        self._timer = desk.timer(self.pump)
         self._is_closed = False
         self._wire_is_empty: asyncio.Future[None] | None = None
-        #: Called when the queue has room, so often as that may be news.
-        self.room_listeners: set[Callable[[], None]] = set()
-        #: Called before a submit may go out, to withdraw what is not wanted any more.
-        self.turn_listeners: set[Callable[[], None]] = set()
-        desk.on_place_freed = self.pump
+        turns.on_turn = self._send
+        turns.on_spent = self._refuse_all
+        desk.on_place_freed = turns.pump
         desk.on_key_refused = self._end_waits
         desk.hub.on_abandon = self._abandon
 
     # --- taking tracks ------------------------------------------------------------------
-
-    @property
-    def has_room(self) -> bool:
-        """
-        Whether a catalog may queue one more track.
-
-        A window's worth waits ready, less one: whoever comes with a single track
-        finds a turn in the next window.
-        """
-        return len(self._queue) < max(1, self._rate_limit.count - 1)
 
     def take(self, track: Track, *, again: bool = False, is_patient: bool = False) -> Conversion:
         """
@@ -137,33 +110,31 @@ class Submitter:
             conversion.is_patient |= is_patient
             return conversion
         if not again:
-            if conversion is not None and conversion in self._timers:
+            if conversion is not None and self._turns.is_delayed(conversion):
                 conversion.is_patient |= is_patient
                 return conversion
             if conversion is None and (known := self._registry.find_result(track)) is not None:
                 return known
             if (doubt := self._registry.find_unknown(track)) is not None:
-                msg_0 = "an earlier submit has no known fate"
-                raise _unknown_error(msg_0, doubt)
-        if self._max_charges is not None and self._registry.charges >= self._max_charges:
-            raise ChargeLimitError(max_charges=self._max_charges, track=track)
+                raise _unknown_error(doubt, "an earlier submit has no known fate")
+        if (spent := self._turns.charge_limit()) is not None:
+            raise spent.about(track=track)
         if conversion is None:
             conversion = self._registry.enqueue(track)
         else:
-            self._stop_timer(conversion)
+            self._turns.remove(conversion)
             self._registry.resend(conversion)
         conversion.is_patient = is_patient
-        self._queue[conversion] = None
-        self.pump()
+        self._turns.add(conversion)
+        self._turns.pump()
         return conversion
 
     def _abandon(self, conversion: Conversion) -> None:
         """Withdraw a queued submit: nobody waits for it."""
-        self._queue.pop(conversion, None)
-        self._stop_timer(conversion)
+        self._turns.remove(conversion)
         error = KieWavError("the submit was withdrawn before it was sent: nobody waited for it")
         self._withdraw(conversion, error.about(track=conversion.track))
-        self._tell_room()
+        self._turns.tell_room()
 
     def _withdraw(self, conversion: Conversion, error: KieWavError) -> None:
         if self._registry.is_in_doubt(conversion):
@@ -171,72 +142,35 @@ class Submitter:
         else:
             self._registry.withdraw(conversion, error)
 
-    # --- from the queue to the wire -----------------------------------------------------
-
-    def pump(self) -> None:
-        """Send what may be sent now, and see to it that the rest gets its turn."""
-        now = self._desk.clock.monotonic()
-        if self._queue:
-            for listener in tuple(self.turn_listeners):
-                listener()
-        while self._queue and not self._is_closed:
-            if self._registry.places >= self._max_in_flight or not self._is_affordable():
-                break
-            if self._in_maintenance and self._registry.sending:
-                break  # One probe at a time; its answer pumps again.
-            if self._in_maintenance and now < self._probe_at:
-                self._timer.set(self._probe_at)
-                break
-            when = self._limiter.acquire(now)
-            if when is not None:
-                if when < math.inf:
-                    self._timer.set(when)
-                break
-            conversion, _ = self._queue.popitem(last=False)
-            if self._in_maintenance:
-                # Whatever becomes of it, the next one goes a minute later.
-                self._probe, self._probe_at = conversion, now + MAINTENANCE_PROBE_S
-            attempt_id = self._desk.attempt_id()
-            self._registry.send(conversion, attempt_id, self._desk.clock.time())
-            _ = self._desk.spawn(self._send(conversion))
-        self._tell_room()
-
-    def _is_affordable(self) -> bool:
-        """Whether one more charge is allowed; if there can be none, empty the queue."""
-        if self._max_charges is None:
-            return True
-        if self._registry.charges >= self._max_charges:
-            self._refuse_all(ChargeLimitError(max_charges=self._max_charges))
-            return False
-        # What is on the wire may be charged; its answers pump again.
-        return self._registry.charges + self._registry.sending < self._max_charges
-
     def _refuse_all(self, error: KieWavError) -> None:
-        # A refusal may make a batch withdraw the rest.
-        while self._queue:
-            self._refuse(next(iter(self._queue)), error)
+        # One at a time: a refusal may make a batch withdraw the rest.
+        while queued := self._turns.queued:
+            self._refuse(queued[0], error)
 
     def _end_waits(self, error: KieWavError) -> None:
         """Refuse all that is not on the wire, what waits for a moment of its own included."""
-        while self._timers:
-            conversion = next(iter(self._timers))
-            self._stop_timer(conversion)
+        while delayed := self._turns.delayed:
+            conversion = delayed[0]
+            self._turns.remove(conversion)
             if conversion.phase is Phase.UNKNOWN:
                 # As if the moment of its repeat had come.
                 self._registry.resend(conversion)
             self._refuse(conversion, error)
         self._refuse_all(error)
 
-    def _tell_room(self) -> None:
-        if self.has_room:
-            for listener in tuple(self.room_listeners):
-                listener()
+    # --- on the wire --------------------------------------------------------------------
 
-    async def _send(self, conversion: Conversion) -> None:
+    def _send(self, conversion: Conversion) -> None:
+        """Begin an attempt; it belongs to the session, whoever asked for it."""
+        attempt_id = self._desk.attempt_id()
+        self._registry.send(conversion, attempt_id, self._desk.clock.time())
+        _ = self._desk.spawn(self._see_through(conversion))
+
+    async def _see_through(self, conversion: Conversion) -> None:
         try:
             await self._attempt(conversion)
         finally:
-            self._limiter.release(self._desk.clock.monotonic())
+            self._turns.answered()
             if conversion.phase is Phase.SENDING:
                 # Cancelled by a session that closes, or a bug of ours.
                 self._lose(conversion, TransportError("the submit was cut off"))
@@ -244,7 +178,7 @@ class Submitter:
                 if not self._wire_is_empty.done():
                     self._wire_is_empty.set_result(None)
                 self._wire_is_empty = None
-            self.pump()
+            self._turns.pump()
 
     async def _attempt(self, conversion: Conversion) -> None:
         response = await self._exchange(conversion)
@@ -261,10 +195,10 @@ class Submitter:
             self._lose(conversion, error)
         except KieWavError as error:
             # A refusal, or a redirect that was not followed: nothing was created.
-            self._end_maintenance(conversion)
+            self._turns.end_maintenance(conversion)
             self._refuse(conversion, error)
         else:
-            self._end_maintenance(conversion)
+            self._turns.end_maintenance(conversion)
             if answer.exists:
                 await self._adopt(conversion, answer.task_id)
             else:
@@ -348,11 +282,11 @@ class Submitter:
 
     def _refuse(self, conversion: Conversion, error: KieWavError) -> None:
         """End a submit that created nothing."""
-        self._queue.pop(conversion, None)
+        self._turns.remove(conversion)
         told = conversion.told(error)
         if self._registry.is_in_doubt(conversion):
             doubt = self._registry.relapse(conversion)
-            told = _unknown_error("the repeat was refused", doubt, cause=told)
+            told = _unknown_error(doubt, "the repeat was refused", cause=told)
         else:
             self._registry.refuse(conversion, told)
             self._desk.emit(events.SubmitRefused, track=conversion.track, error=told.about())
@@ -362,40 +296,26 @@ class Submitter:
         """Send a submit again that never left, after a back-off of its own."""
         if self._is_exhausted(conversion, error):
             return
-        attempt = conversion.attempts
-        delay_s = retry_delay_s(self._retry, attempt, self._desk.chance(), None)
-        self._registry.postpone(conversion)
-        if not conversion.is_awaited:
-            self._abandon(conversion)
-            return
-        self._desk.emit(
-            events.SubmitHeld, track=conversion.track, error=conversion.told(error), delay_s=delay_s
-        )
-        self._queue_in(conversion, delay_s)
+        delay_s = retry_delay_s(self._retry, conversion.attempts, self._desk.chance(), None)
+        if self._hold(conversion, error, delay_s):
+            self._turns.add_in(conversion, delay_s)
 
     def _hold_all(self, conversion: Conversion, error: RateLimitedError) -> None:
         """Let all submits rest: another program uses the account's window too."""
-        self._end_maintenance(conversion)
+        self._turns.end_maintenance(conversion)
         delay_s = rate_limit_delay_s(self._retry, self._rate_limit.per_s, error.retry_after_s)
-        self._limiter.pause(self._desk.clock.monotonic() + delay_s)
-        if not self._is_exhausted(conversion, error):
-            self._queue_first(conversion, error, delay_s)
+        self._turns.rest(delay_s)
+        if not self._is_exhausted(conversion, error) and self._hold(conversion, error, delay_s):
+            self._turns.add(conversion, first=True)
 
     def _hold_for_maintenance(self, conversion: Conversion, error: MaintenanceError) -> None:
         """Let all submits rest but one probe a minute; not everybody waits that long."""
-        if not self._in_maintenance or conversion is self._probe:
-            self._in_maintenance = True
-            self._probe_at = self._desk.clock.monotonic() + MAINTENANCE_PROBE_S
-            for waiting in tuple(self._queue):
+        if self._turns.begin_maintenance(conversion):
+            for waiting in self._turns.queued:
                 _ = self._is_exhausted(waiting, error)
-        # Else it was on the wire with the one that brought the news.
-        if not self._is_exhausted(conversion, error):
-            self._queue_first(conversion, error, MAINTENANCE_PROBE_S)
-
-    def _end_maintenance(self, conversion: Conversion) -> None:
-        """Take in an answer other than 455: only the probe's is newer than the maintenance."""
-        if conversion is self._probe:
-            self._in_maintenance = False
+        delay_s = MAINTENANCE_PROBE_S
+        if not self._is_exhausted(conversion, error) and self._hold(conversion, error, delay_s):
+            self._turns.add(conversion, first=True)
 
     def _is_exhausted(self, conversion: Conversion, error: KieWavError) -> bool:
         """Count a refusal without a verdict; refuse for good after the last."""
@@ -407,16 +327,15 @@ class Submitter:
         self._refuse(conversion, error)
         return True
 
-    def _queue_first(self, conversion: Conversion, error: KieWavError, delay_s: float) -> None:
+    def _hold(self, conversion: Conversion, error: KieWavError, delay_s: float) -> bool:
+        """Take a submit off the wire to be sent again; return `False` if nobody waits for it."""
         self._registry.postpone(conversion)
         if not conversion.is_awaited:
             self._abandon(conversion)
-            return
-        self._desk.emit(
-            events.SubmitHeld, track=conversion.track, error=conversion.told(error), delay_s=delay_s
-        )
-        self._queue[conversion] = None
-        self._queue.move_to_end(conversion, last=False)
+            return False
+        told = conversion.told(error)
+        self._desk.emit(events.SubmitHeld, track=conversion.track, error=told, delay_s=delay_s)
+        return True
 
     def _lose(self, conversion: Conversion, error: KieWavError) -> None:
         """Put a submit into doubt: it may have been charged."""
@@ -436,30 +355,9 @@ class Submitter:
         may_repeat = self._on_unknown is OnUnknown.RESUBMIT and not self._is_closed
         if may_repeat and doubt.track not in self._resubmitted:
             self._resubmitted.add(doubt.track)
-            self._queue_in(conversion, RESUBMIT_AFTER_S)
+            self._turns.add_in(conversion, RESUBMIT_AFTER_S)
             return
-        conversion.wake(_unknown_error("the submit got no clear answer", doubt, cause=error))
-
-    # --- waiting for a moment of one's own ------------------------------------------------
-
-    def _queue_in(self, conversion: Conversion, delay_s: float) -> None:
-        def queue() -> None:
-            del self._timers[conversion]
-            if not conversion.is_awaited:
-                return  # In doubt it stays: nothing is sent for nobody.
-            if conversion.phase is Phase.UNKNOWN:
-                self._registry.resend(conversion)
-            self._queue[conversion] = None
-            self._queue.move_to_end(conversion, last=False)
-            self.pump()
-
-        timer = self._timers[conversion] = self._desk.timer(queue)
-        timer.set(self._desk.clock.monotonic() + delay_s)
-
-    def _stop_timer(self, conversion: Conversion) -> None:
-        timer = self._timers.pop(conversion, None)
-        if timer is not None:
-            timer.cancel()
+        conversion.wake(_unknown_error(doubt, "the submit got no clear answer", cause=error))
 
     # --- the user's word on a doubt -------------------------------------------------------
 
@@ -469,12 +367,12 @@ class Submitter:
             conversion = self._registry.absolve(doubt.attempt_id)
             if conversion is None:
                 return
-            self._stop_timer(conversion)
+            self._turns.remove(conversion)
             if conversion.is_awaited:
                 # Its waiters wait for the repeat, which is now without risk.
                 self._registry.resend(conversion)
-                self._queue[conversion] = None
-                self.pump()
+                self._turns.add(conversion)
+                self._turns.pump()
                 return
             error = KieWavError("the submit was not charged; submit the track again")
             self._registry.withdraw(conversion, error.about(track=doubt.track))
@@ -482,13 +380,13 @@ class Submitter:
         queued = self._registry.find(doubt.track)
         if queued is not None and queued.phase is Phase.QUEUED:
             # Its waiters get the task that was found instead of a second submit.
-            self._queue.pop(queued, None)
+            self._turns.remove(queued)
             _ = self._registry.relapse(queued)
         followed = self._registry.find_task(task_id)
         conversion = self._registry.adopt_unknown(
             doubt.attempt_id, task_id, self._desk.clock.monotonic()
         )
-        self._stop_timer(conversion)
+        self._turns.remove(conversion)
         if conversion is not followed:
             self._follow(conversion)
 
@@ -497,16 +395,13 @@ class Submitter:
     def close(self, error: SessionClosedError) -> None:
         """Send nothing more, and withdraw what has not been sent."""
         self._is_closed = True
-        self._timer.cancel()
-        for conversion in (*self._queue, *self._timers):
+        waiting = (*self._turns.queued, *self._turns.delayed)
+        self._turns.close()
+        for conversion in waiting:
             if conversion.phase is Phase.QUEUED:
                 # One error for all: each waiter is told by one that names the track.
                 self._withdraw(conversion, error)
             conversion.wake(error)
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
-        self._queue.clear()
 
     async def drain(self) -> None:
         """Wait until no submit is on the wire, 25 s at most."""
@@ -535,7 +430,7 @@ def _track_of(conversion: Conversion) -> Track:
 
 
 def _unknown_error(
-    message: str, doubt: UnknownSubmit, *, cause: KieWavError | None = None
+    doubt: UnknownSubmit, message: str, *, cause: KieWavError | None = None
 ) -> SubmitUnknownError:
     error = SubmitUnknownError(message, track=doubt.track, attempt_id=doubt.attempt_id)
     error.__cause__ = cause

@@ -24,6 +24,7 @@ ROWS: list[tuple[int, frozenset[str]]] = [
     (3, frozenset({"_session"})),
     (3, frozenset({"_batch"})),
     (3, frozenset({"_submitter", "_reader"})),
+    (3, frozenset({"_turns"})),
     (3, frozenset({"_poller"})),
     (3, frozenset({"_desk"})),
     (3, frozenset({"_conversion"})),

@@ -270,7 +270,7 @@ async def test_no_charge_is_forgotten_at_any_step(clock, fates, name) -> None:
             )
             for _ in range(step):
                 await asyncio.sleep(0)
-                if session._submitter._timers:
+                if session._turns.delayed:
                     await clock.advance(0.0)
             if name == "aclose":
                 await session.aclose()
