@@ -35,6 +35,9 @@ CONFLICT: Final = 409
 _DIGITS: Final = re.compile(r"-?[0-9]{1,18}")
 _INT_BELOW: Final = 10**18
 
+#: What stands where a secret stood.
+_BLOT: Final = b"[api key]"
+
 #: How much of an unreadable answer an error quotes.
 _EXCERPT_LENGTH: Final = 200
 
@@ -64,6 +67,22 @@ class Envelope:
     data: object
     root: JsonObject
     response: WireResponse
+
+
+def blot(body: bytes, secret: str) -> bytes:
+    r"""
+    Return *body* without *secret*, a text of ASCII characters, however JSON spells it.
+
+    Each of its characters may be written ``\u0041`` or stand behind a backslash, as
+    in ``\/``, and that once more if the body quotes JSON in a string.
+    """
+    stained = body.replace(secret.encode(), _BLOT)
+    if b"\\" not in stained:
+        return stained
+    # Three backslashes are one of JSON in JSON. Bounded, or a megabyte of
+    # backslashes would take hours.
+    letters = (rf"\\{{0,3}}(?:{re.escape(c)}|(?<=\\)u(?i:{ord(c):04x}))" for c in secret)
+    return re.sub("".join(letters).encode(), _BLOT, stained)
 
 
 def as_object(value: object) -> JsonObject:

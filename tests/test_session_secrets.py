@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import pickle
 import traceback
@@ -22,8 +23,8 @@ from fakes import (
     track,
 )
 from kie_wav_async import RetryPolicy, WavSession
-from kie_wav_async.errors import KieWavError
-from kie_wav_async.testing import FakeClock, failed, refused
+from kie_wav_async.errors import InvalidRequestError, KieWavError
+from kie_wav_async.testing import FakeClock, ScriptedTransport, failed, refused
 
 
 def spell(value: object, seen: dict[int, object], depth: int = 0) -> str:
@@ -159,3 +160,43 @@ async def test_key_that_the_service_repeats_is_not_shown(caplog) -> None:
             shown.append(caught.value)
     shown.append(caplog.text)
     assert KEY not in spell(shown, {})
+
+
+ESCAPED = ["sk-kie-1", "sk-kie-/abc+def/1234", 'sk-"kie"-5678', "sk-kie-abcdef123456789"]
+
+
+@pytest.mark.parametrize("spelling", ["plain", "slashes", "codes", "twice"])
+@pytest.mark.parametrize("key", ESCAPED)
+async def test_key_is_found_however_json_spells_it(key, spelling) -> None:
+    """A key of 8 characters or more is not shown, whichever escapes the answer has it in."""
+    text = json.dumps({"code": 422, "msg": f"bad header: Bearer {key}", "data": None})
+    if spelling == "slashes":
+        text = text.replace("/", "\\/")
+    elif spelling == "codes":
+        code = "".join(f"\\u{ord(letter):04X}" for letter in key)
+        text = text.replace(json.dumps(key)[1:-1], code)
+    elif spelling == "twice":
+        inner = text.replace("/", "\\/")
+        text = json.dumps({"code": 422, "msg": inner, "data": None})
+    transport = ScriptedTransport(lambda _: raw(text.encode()))
+    clock = FakeClock()
+    async with WavSession(key, transport=transport, clock=clock) as session:
+        with pytest.raises(InvalidRequestError) as caught:
+            await clock.run(session.convert(track()))
+
+    assert "[api key]" in caught.value.message
+    assert key not in spell(caught.value, {}).replace("\\", "")
+
+
+@pytest.mark.parametrize("name", ["request_id", "retry_after"])
+async def test_key_in_a_header_of_the_answer_is_not_shown(name) -> None:
+    """A key that comes back in a header is neither shown nor handed on."""
+    reply = attrs.evolve(refused(422), **{name: f"x{KEY}y"})
+    clock = FakeClock()
+    transport = ScriptedTransport(lambda _: reply)
+    async with WavSession(KEY, transport=transport, clock=clock) as session:
+        with pytest.raises(InvalidRequestError) as caught:
+            await clock.run(session.convert(track()))
+        handed_on = await session._desk.send(session._desk.requests.credits())
+
+    assert KEY not in spell([caught.value, handed_on], {})
