@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
+from collections.abc import Iterable
 from typing import Final
 from urllib.parse import quote
 
@@ -43,6 +45,38 @@ def parse_api_key(value: str) -> str:
     return value
 
 
+#: A host's name in any script; IP literals are read by `ipaddress`.
+_HOST_NAME: Final = re.compile(r"[\w-]+(\.[\w-]+)*\.?")
+
+
+def parse_insecure_hosts(values: Iterable[str]) -> frozenset[str]:
+    """
+    Return *values* as `parse_base_url` compares them: in lower case, addresses in short form.
+
+    Raises:
+        TypeError: *values* is one `str`, or not an iterable of `str`.
+
+        ValueError: One is neither a host's name nor an IP literal, e.g. has a port.
+    """
+    # Callers without a type checker pass None, and mean no hosts.
+    given: object = values
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        msg = f"insecure_hosts must be several host names, not one {type(given).__name__}"
+        raise TypeError(msg)
+    return frozenset(_parse_insecure_host(host) for host in values)
+
+
+def _parse_insecure_host(host: str) -> str:
+    verify_type(host, str, "each of insecure_hosts")
+    try:
+        return str(ipaddress.ip_address(host)).lower()
+    except ValueError:
+        if _HOST_NAME.fullmatch(host):
+            return host.lower()
+    msg = f"insecure_hosts must be host names or IP addresses, without scheme or port: {host!r}"
+    raise ValueError(msg)
+
+
 def parse_base_url(value: str | URL, insecure_hosts: frozenset[str]) -> URL:
     """
     Return *value* as the address of the service.
@@ -52,10 +86,16 @@ def parse_base_url(value: str | URL, insecure_hosts: frozenset[str]) -> URL:
 
         ValueError:
             Not an absolute http(s) URL; plain http to a host that is neither
-            loopback nor in *insecure_hosts*; or with userinfo, query or fragment.
+            loopback nor in *insecure_hosts*; or with userinfo, query, fragment,
+            blanks or control characters.
     """
     if not isinstance(value, URL):
         verify_type(value, str, "base_url")
+    text = str(value)
+    # yarl takes both away without a word, and reads what is left.
+    if not text.isprintable() or " " in text:
+        msg = "base_url must not have blanks or control characters"
+        raise ValueError(msg)
     try:
         url = URL(value)
         is_absolute = url.scheme in {"http", "https"} and bool(url.host) and url.port is not None
@@ -64,10 +104,11 @@ def parse_base_url(value: str | URL, insecure_hosts: frozenset[str]) -> URL:
     if not is_absolute:
         msg = "base_url must be an absolute http(s) URL like https://api.kie.ai"
         raise ValueError(msg)
-    if url.raw_user is not None or url.raw_password is not None:
+    # An empty user too, which yarl does not tell.
+    if "@" in re.split(r"[/?#]", text.partition("//")[2], maxsplit=1)[0]:
         msg = "base_url must not hold a user or password"
         raise ValueError(msg)
-    if url.raw_query_string or url.raw_fragment or str(value).endswith(("?", "#")):
+    if url.raw_query_string or url.raw_fragment or text.endswith(("?", "#")):
         msg = "base_url must not have a query or a fragment"
         raise ValueError(msg)
     host = url.host or ""

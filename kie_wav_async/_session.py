@@ -31,7 +31,12 @@ from kie_wav_async._models import (
 )
 from kie_wav_async._poller import Poller
 from kie_wav_async._reader import Reader
-from kie_wav_async._requests import RequestBuilder, parse_api_key, parse_base_url
+from kie_wav_async._requests import (
+    RequestBuilder,
+    parse_api_key,
+    parse_base_url,
+    parse_insecure_hosts,
+)
 from kie_wav_async._schedule import PollSchedule, RetryPolicy
 from kie_wav_async._submitter import Submitter
 from kie_wav_async._transport import AiohttpTransport, Transport
@@ -120,7 +125,8 @@ class WavSession:
 
         insecure_hosts:
             Hosts to which plain http is accepted: a simulator, an internal
-            mirror. Loopback needs no entry.
+            mirror; names or IP literals, without scheme or port. Loopback needs
+            no entry.
 
         transport:
             How requests are sent; `None`: an `AiohttpTransport`. It belongs to
@@ -170,13 +176,7 @@ class WavSession:
         if handler is not None and not callable(handler):
             msg = "on_event must be callable"
             raise TypeError(msg)
-        if isinstance(insecure_hosts, str):
-            msg = "insecure_hosts must be several host names, not one str"
-            raise TypeError(msg)
-        insecure_hosts = tuple(insecure_hosts)
-        for host in insecure_hosts:
-            verify_type(host, str, "each of insecure_hosts")
-        hosts = frozenset(host.lower() for host in insecure_hosts)
+        hosts = parse_insecure_hosts(insecure_hosts)
         key = os.environ.get("KIE_API_KEY") if api_key is None else api_key
         if key is None:
             msg = "no API key: pass api_key or set KIE_API_KEY"

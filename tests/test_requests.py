@@ -16,6 +16,7 @@ from kie_wav_async._requests import (
     is_loopback,
     parse_api_key,
     parse_base_url,
+    parse_insecure_hosts,
 )
 from samples import ATTEMPT_ID, AUDIO_ID, FILE_URL, MUSIC_TASK_ID, TASK_ID, short
 
@@ -251,6 +252,15 @@ def test_a_base_url_is_taken_as_text_or_url(base, kind):
         ("http://127.0.0.1.example", "be https"),
         ("http://sub.mirror.example", "be https"),
         ("https://user@api.kie.ai", "user or password"),
+        ("https://@api.kie.ai", "user or password"),
+        ("https://:@api.kie.ai", "user or password"),
+        ("https://api.kie.ai\n", "blanks or control"),
+        (" https://api.kie.ai", "blanks or control"),
+        ("https://api.kie.ai/ a", "blanks or control"),
+        ("https://api.\tkie.ai", "blanks or control"),
+        ("https://api.kie.ai/\x7f", "blanks or control"),
+        ("https://api.kie.ai\xa0", "blanks or control"),
+        ("https://secret@api.kie.ai\n", "blanks or control"),
         ("https://user:secret@api.kie.ai", "user or password"),
         ("https://:secret@api.kie.ai", "user or password"),
         ("https://api.kie.ai?x=1", "query or a fragment"),
@@ -273,6 +283,44 @@ def test_a_base_url_of_another_type_is_refused(base):
     """A base URL is a str or a URL."""
     with pytest.raises(TypeError, match=r"^base_url must be "):
         parse_base_url(base, HOSTS)
+
+
+@pytest.mark.parametrize("base", ["https://h/@x", "https://h/a@b", "https://h//@"])
+def test_an_at_sign_in_the_path_is_no_user(base):
+    """A path may hold what in front of the host would be a user."""
+    assert URL(base) == parse_base_url(base, HOSTS)
+
+
+@pytest.mark.parametrize(
+    ("host", "base"),
+    [
+        ("Mirror.Example", "http://mirror.example"),
+        ("mirror_1", "http://mirror_1:8080"),
+        ("b\xfccher.example", "http://b\xfccher.example"),
+        ("10.0.0.1", "http://10.0.0.1:8080"),
+        ("2001:DB8:0::1", "http://[2001:db8::1]:8080"),
+    ],
+)
+def test_an_insecure_host_is_a_name_or_an_address(host, base):
+    """However it is spelled, the host of a base URL is found among the insecure ones."""
+    assert URL(base) == parse_base_url(base, parse_insecure_hosts([host]))
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["", "h:80", "http://h", "h/", "u@h", "[::1]", " h", "h\n", "*.h", ".h", "a..h", "10.0.0.0/8"],
+)
+def test_what_could_never_be_a_host_is_refused(host):
+    """An insecure host with scheme, port or anything else around it is refused by name."""
+    with pytest.raises(ValueError, match=r"^insecure_hosts must be host names"):
+        parse_insecure_hosts(["mirror.example", host])
+
+
+@pytest.mark.parametrize("hosts", [None, "localhost", 5, b"h", [5], [None]], ids=short)
+def test_insecure_hosts_are_several_texts(hosts):
+    """One str, or no iterable of str, is refused by name."""
+    with pytest.raises(TypeError, match=r"insecure_hosts must be a? ?(several|str)"):
+        parse_insecure_hosts(hosts)
 
 
 def test_a_plain_base_url_names_the_way_out():
