@@ -87,7 +87,7 @@ def verify_number(
         raise TypeError(msg)
     # Also false for NaN, and for an int too large to be a float.
     if not -sys.float_info.max <= value <= sys.float_info.max:
-        msg = f"{name} must be finite and fit a float"
+        msg = f"{name} must be a finite number"
         raise ValueError(msg)
     if above is not None and value <= above:
         msg = f"{name} must be above {above:g}, not {value!r}"
@@ -187,7 +187,7 @@ class Track:
         verify_id(self.audio_id, "audio_id")
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class WavFile:
     """
     A finished conversion: where the file is, and for how long.
@@ -216,7 +216,7 @@ class WavFile:
     expires_at: dt.datetime | None
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class TaskRecord:
     """
     One answer of the service about one conversion task.
@@ -313,7 +313,7 @@ class WireResponse:
     now_unix_s: float = 0.0
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class Outcome:
     """
     How one track of a batch ended, as a value.
@@ -359,7 +359,7 @@ class Outcome:
         return cast("WavFile", self.wav)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class UnknownSubmit:
     """
     A submit of which nobody knows whether it was accepted.
@@ -405,11 +405,12 @@ class Statistics:
 
         polls: Polls sent.
 
-        rejected_429: Requests refused with 429, submits and polls.
+        rejected_429: Requests refused with 429.
 
         possible_double_charges:
-            Submits sent while an earlier one of the same track was unknown, and
-            not answered with that one's task.
+            Submits that were accepted with a task of their own, or became of
+            unknown fate themselves, while an earlier one of the same track was
+            of unknown fate. What is found out later takes none of them back.
 
         duplicates: Terminal news of tasks already settled.
 

@@ -11,7 +11,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, cast
 from urllib.parse import quote
 
 from yarl import URL
@@ -59,7 +59,7 @@ def parse_insecure_hosts(values: Iterable[str]) -> frozenset[str]:
         ValueError: One is neither a host's name nor an IP literal, e.g. has a port.
     """
     # Callers without a type checker pass None, and mean no hosts.
-    given: object = values
+    given = cast("object", values)
     if isinstance(given, str) or not isinstance(given, Iterable):
         msg = f"insecure_hosts must be several host names, not one {type(given).__name__}"
         raise TypeError(msg)

@@ -30,8 +30,10 @@ class PollSchedule:
 
     Poll *n* (from 1) comes ``first_s`` after acceptance for *n* = 1, else
     ``interval_s * (1 + jitter * x)`` after poll *n* - 1, where *x* is uniform in
-    [-1, 1). With the defaults a finished conversion is seen 5 s later at the
-    median and 12 s at the most.
+    [-1, 1). With the defaults a conversion that takes more than 15 s is seen 5 s
+    after its end at the median, and 12 s and the poll's own time after it at the
+    most; one that takes less, 15 s after its acceptance. All of it is later while
+    more polls are due than ``max_per_s`` lets out, and after a poll that failed.
 
     Attributes:
         first_s: Acceptance to first poll, in seconds; 0 or more.

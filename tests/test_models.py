@@ -347,8 +347,8 @@ def test_the_least_count_is_one(settings, name):
     [
         (lambda: verify_number("1", "x_s"), "x_s must be a number, not str"),
         (lambda: verify_number(value=True, name="x_s"), "x_s must be a number, not bool"),
-        (lambda: verify_number(float("nan"), "x_s"), "x_s must be finite and fit a float"),
-        (lambda: verify_number(10**400, "x_s"), "x_s must be finite and fit a float"),
+        (lambda: verify_number(float("nan"), "x_s"), "x_s must be a finite number"),
+        (lambda: verify_number(10**400, "x_s"), "x_s must be a finite number"),
         (lambda: verify_number(2, "x_s", above=2), "x_s must be above 2, not 2"),
         (lambda: verify_number(1.5, "x_s", least=2), "x_s must be at least 2, not 1.5"),
         (lambda: verify_count(1.0, "n"), "n must be an int, not float"),
@@ -425,6 +425,14 @@ VALUES = [
 every_value = pytest.mark.parametrize(
     "value", VALUES, ids=[type(value).__name__ for value in VALUES]
 )
+
+
+@pytest.mark.parametrize("value", VALUES[1:5], ids=[type(value).__name__ for value in VALUES[1:5]])
+def test_values_are_made_by_position_too(value):
+    """The fields of a value may be given in order, without their names."""
+    fields = [getattr(value, field.name) for field in attrs.fields(type(value))]
+
+    assert value == type(value)(*fields)
 
 
 @every_value
