@@ -375,6 +375,7 @@ def parse_tracks(response: WireResponse, music_task_id: str) -> list[Track]:
             ),
             http_status=response.status,
             request_id=response.request_id,
+            advice=_advise_on_music(status) if envelope.data is not None else None,
         )
     if not isinstance(listed, list):
         raise unreadable(response, "tracks that are no list")
@@ -388,6 +389,12 @@ def parse_tracks(response: WireResponse, music_task_id: str) -> list[Track]:
         track = Track(music_task_id, audio_id, title=title if isinstance(title, str) else None)
         tracks.setdefault(track)
     return list(tracks)
+
+
+def _advise_on_music(status: str) -> str:
+    if parse_state(status, has_url=False) is TaskState.FAILED:
+        return "it will have none; generate the music again"
+    return "ask again when it is finished"
 
 
 #: Bounded, so that nobody is handed a number of a million digits.

@@ -188,7 +188,10 @@ class ServiceError(KieWavError):
     Source: docs.kie.ai, "Getting Started with KIE API" and "Convert to WAV".
     """
 
-    advice = "see the service's code and message"
+    advice = (
+        "a proxy or an edge in between may have refused it, or this address is not on the key's "
+        "list: check both, else ask the service's support"
+    )
 
     def __init__(
         self,
@@ -200,14 +203,15 @@ class ServiceError(KieWavError):
         retry_after_s: float | None = None,
         task_id: str | None = None,
         track: Track | None = None,
+        advice: str | None = None,
     ) -> None:
-        """Compose the text from the service's answer and this class's advice."""
+        """Compose the text from the service's answer and *advice*, `None` for the class's."""
         text = f"the service answered {code}"
         if message:
             text += f" {message!r}"
         if request_id:
             text += f" (request {request_id})"
-        super().__init__(f"{text}: {self.advice}", task_id=task_id, track=track)
+        super().__init__(f"{text}: {advice or self.advice}", task_id=task_id, track=track)
         self.code = code
         self.message = message
         self.http_status = http_status
@@ -254,7 +258,10 @@ class RateLimitedError(ServiceError):
 class SourceUnavailableError(ServiceError):
     """451: the service could not fetch the source file."""
 
-    advice = "the source audio may have expired on the service's side"
+    advice = (
+        "the source audio may have expired on the service's side: check that it still plays, "
+        "else generate the music again"
+    )
 
 
 class MaintenanceError(ServiceError):
@@ -266,7 +273,7 @@ class MaintenanceError(ServiceError):
 class FeatureDisabledError(ServiceError):
     """505: the feature is switched off."""
 
-    advice = "WAV conversion is switched off on the service's side"
+    advice = "WAV conversion is switched off on the service's side: ask again another day"
 
 
 class ServerError(ServiceError):

@@ -98,16 +98,16 @@ SAMPLES: list[tuple[partial[KieWavError], dict[str, object], str]] = [
         for kind, advice in zip(
             SERVICE_ERRORS,
             [
-                "see the service's code and message",
+                "check both, else ask the service's support",
                 "check the API key (KIE_API_KEY)",
                 "top up credits",
                 "check the id",
                 "attach() it",
                 "check music_task_id and audio_id",
                 "wait, then ask again",
-                "may have expired",
+                "else generate the music again",
                 "ask again in some minutes",
-                "switched off on the service's side",
+                "ask again another day",
                 "ask again",
             ],
             strict=True,
@@ -352,6 +352,10 @@ def test_about_shares_no_notes():
             "the service answered 500 'no' (request ray): the fault is the service's; ask again",
         ),
         (
+            partial(errors.NotFoundError, code=404, advice="look elsewhere"),
+            "the service answered 404: look elsewhere",
+        ),
+        (
             partial(
                 errors.SubmitUnknownError, "the answer was lost", track=TRACK, attempt_id="ab12"
             ),
@@ -395,6 +399,7 @@ def test_about_shares_no_notes():
         "message",
         "request-id",
         "message-and-request-id",
+        "advice",
         "unknown-submit",
         "charge-limit",
         "failed",

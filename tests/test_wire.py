@@ -913,6 +913,26 @@ def test_tracks_not_there_are_not_found(document, code, message):
 
 
 @pytest.mark.parametrize(
+    ("status", "advice"),
+    [
+        ("PENDING", "ask again when it is finished"),
+        ("FIRST_SUCCESS", "ask again when it is finished"),
+        ("", "ask again when it is finished"),
+        ("GENERATE_AUDIO_FAILED", "it will have none; generate the music again"),
+        ("SENSITIVE_WORD_ERROR", "it will have none; generate the music again"),
+    ],
+    ids=short,
+)
+def test_a_music_task_without_tracks_says_what_to_do(status, advice):
+    """A music task that is not finished is to be asked again, not its id to be checked."""
+    with pytest.raises(errors.NotFoundError) as caught:
+        parse_tracks(answer(yes(music_data(status=status))), MUSIC_TASK_ID)
+
+    assert str(caught.value).endswith(f"(request {REQUEST_ID}): {advice}")
+    assert "check the id" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("data", "why"),
     [
         (5, "a music task that is no object"),
