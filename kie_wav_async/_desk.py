@@ -103,9 +103,10 @@ class Desk:
         # Nearly no answer of the service holds a backslash: two searches, and done.
         if self._secret_bytes in response.body or b"\\" in response.body:
             response = attrs.evolve(response, body=blot(response.body, self._secret))
-        for name in ("request_id", "retry_after"):
-            if self._secret in (getattr(response, name) or ""):
-                response = attrs.evolve(response, **{name: "[api key]"})
+        if self._secret in (response.request_id or ""):
+            response = attrs.evolve(response, request_id="[api key]")
+        if self._secret in (response.retry_after or ""):
+            response = attrs.evolve(response, retry_after=None)
         return response
 
     def timer(self, callback: Callable[[], None]) -> Timer:
