@@ -263,6 +263,13 @@ def test_the_pure_modules_are_the_ones_gated() -> None:
     )
 
 
+def test_there_are_two_extras() -> None:
+    """One may ask for the command line, or for all that the tests need."""
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+
+    assert {"cli", "dev"} == set(settings["project"]["optional-dependencies"])
+
+
 def test_importing_the_package_imports_no_edge() -> None:
     """Whoever only wants the client pays for no server, no terminal and no simulator."""
     heavy = ["click", "rich", "aiohttp.web", *(f"{PACKAGE}.{m}" for m in ("cli", "simulator"))]
