@@ -10,6 +10,8 @@ before the first byte of a request is written; without it, no byte has left.
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import ssl as ssl_module
 import time
 import urllib.request
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 import aiohttp
 from yarl import URL
 
-from kie_wav_async._models import WireResponse, strip_controls, verify_type
+from kie_wav_async._models import WireResponse, verify_type
 from kie_wav_async.errors import TransportError, TransportTimeoutError, WireFormatError
 
 if TYPE_CHECKING:
@@ -68,11 +70,13 @@ class _Flight:
     def __init__(self) -> None:
         self.began = False
 
-    @property
-    def fate(self) -> str:
+    def tell(self, *, is_submit: bool) -> str:
+        """Say what became of the request, and what to do."""
+        if not is_submit:
+            return "; check the network and ask again"
         if self.began:
             return "; the request may have been received"
-        return "; no byte of the request has left"
+        return "; no byte of the request has left: check the network and submit again"
 
 
 async def _note_sent(
@@ -100,13 +104,45 @@ def _parse_proxy(value: str | URL, name: str) -> URL:
     return url
 
 
-def _presentable(error: Exception) -> Exception | None:
-    """Return the part of an aiohttp error that holds neither our headers nor a proxy's password."""
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return error.certificate_error
+def _reason_of(error: Exception) -> str:
+    """
+    Name what went wrong in words of aiohttp, the system or OpenSSL, never of the peer.
+
+    A peer may repeat our headers, and the parsers quote what they cannot read.
+    """
+    name = type(error).__name__
+    if isinstance(error, aiohttp.ClientResponseError):
+        return f"{name} (HTTP {error.status})"
     if isinstance(error, aiohttp.ClientConnectorError):
-        return error.os_error
-    return None if isinstance(error, aiohttp.ClientResponseError) else error
+        error = error.os_error
+    words: str | None = None
+    if isinstance(error, ssl_module.SSLError):
+        words = error.reason
+    elif isinstance(error, socket.gaierror):
+        words = error.strerror
+    elif isinstance(error, OSError) and error.errno:
+        words = os.strerror(error.errno)
+    return f"{name} ({words})" if words else name
+
+
+def _presentable(error: Exception) -> Exception | None:
+    """
+    Return the part of an aiohttp error that holds nothing of ours or of the peer.
+
+    That is what the system or OpenSSL said: no header, no proxy's password, and
+    no bytes that a parser quotes, in it or in what led to it.
+    """
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        error = error.certificate_error
+    elif isinstance(error, aiohttp.ClientConnectorError):
+        error = error.os_error
+    chain: list[BaseException] = [error]
+    for one in chain:
+        if not isinstance(one, OSError | ssl_module.CertificateError | asyncio.CancelledError):
+            return None
+        led_here = (one.__cause__, one.__context__)
+        chain += [other for other in led_here if other is not None and other not in chain]
+    return error
 
 
 class AiohttpTransport:
@@ -181,15 +217,13 @@ class AiohttpTransport:
         except aiohttp.ClientConnectorCertificateError as error:
             cause = error
             why = f"the certificate of {_origin(request)} does not hold"
-        except aiohttp.ClientResponseError as error:
-            said = strip_controls(error.message)[:200]
-            why = f"no answer from {_origin(request)}: {type(error).__name__} ({said})"
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # ValueError: yarl and aiohttp raise it for what they cannot send or read.
             cause = error
-            why = f"no answer from {_origin(request)}: {type(error).__name__}"
+            why = f"no answer from {_origin(request)}: {_reason_of(error)}"
         # Out here, so that aiohttp's error is not its context: it may hold the key.
-        failure = kind(why + flight.fate, maybe_sent=flight.began)
+        fate = flight.tell(is_submit=request.is_submit)
+        failure = kind(why + fate, maybe_sent=flight.began)
         failure.__cause__ = None if cause is None else _presentable(cause)
         raise failure
 
@@ -219,7 +253,10 @@ class AiohttpTransport:
                 body += await answer.content.read(room)
             if len(body) > MAX_ANSWER_BYTES:
                 answer.close()
-                msg = f"the service's answer (HTTP {answer.status}) is longer than 1 MiB"
+                msg = (
+                    f"the service's answer (HTTP {answer.status}) is longer than 1 MiB. "
+                    "Is base_url right, and no proxy in between?"
+                )
                 raise WireFormatError(msg, http_status=answer.status)
             return WireResponse(
                 status=answer.status,

@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gzip
 import importlib.metadata
 import itertools
 import json
+import os
 import pickle
 import random
 import re
 import socket
 import ssl
+import traceback
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -517,6 +520,53 @@ async def test_connection_that_takes_too_long_has_sent_nothing(monkeypatch):
     assert not caught.value.maybe_sent
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ConnectionRefusedError(errno.ECONNREFUSED, KEY), os.strerror(errno.ECONNREFUSED)),
+        (OSError(errno.ENETUNREACH, KEY), os.strerror(errno.ENETUNREACH)),
+        (OSError(KEY), "ClientConnectorError;"),
+    ],
+    ids=["refused", "unreachable", "unnumbered"],
+)
+async def test_failed_connection_has_the_words_of_the_system(transport, monkeypatch, error, words):
+    """A connection that was not made says why, in the system's words."""
+
+    async def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("aiohttp.connector.aiohappyeyeballs.start_connection", fail)
+    for request_to in (submit_to, read_from):
+        with pytest.raises(TransportError) as caught:
+            await transport.send(request_to("http://127.0.0.1:1"))
+
+        assert words in str(caught.value)
+        assert KEY not in str(caught.value)
+
+
+async def test_name_without_address_says_so(transport, monkeypatch):
+    """A name that has no address is told as that."""
+
+    def find_nothing(*_, **__):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", find_nothing)
+    with pytest.raises(TransportError, match="Name or service not known"):
+        await transport.send(read_from("https://api.nowhere.invalid"))
+
+
+@pytest.mark.parametrize("answer", [b"", b"nonsense\r\n\r\n"])
+async def test_read_without_an_answer_says_what_to_do(transport, answer):
+    """A read may be repeated, so its error advises that and tells nothing of bytes that left."""
+    async with answering(answer) as server:
+        with pytest.raises(TransportError) as caught:
+            await transport.send(read_from(server.base_url))
+
+    assert str(caught.value).endswith("; check the network and ask again")
+    assert "received" not in str(caught.value)
+    assert caught.value.maybe_sent
+
+
 @pytest.mark.parametrize("server_tls", [True, False])
 async def test_failed_handshake_has_sent_nothing(transport, server_tls):
     """A submit to a stranger, or to one who speaks no TLS, was provably not sent."""
@@ -810,6 +860,7 @@ def everything_said(error):
     while todo:
         one = todo.pop()
         said += [str(one), repr(one), repr(one.args), repr(vars(one))]
+        said += traceback.format_exception(one)
         todo += [other for other in (one.__cause__, one.__context__) if other is not None]
     return "\n".join(said)
 
@@ -825,7 +876,24 @@ def everything_said(error):
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         http("200 OK", "no gzip", "Content-Encoding: gzip"),
         http("407 Who are you"),
+        http(f"407 {KEY} hush-hush"),
+        *(
+            line.replace(b"KEY", f"{KEY} hush-hush".encode())
+            for line in (
+                b"HTTP/1.1 abc KEY\r\n\r\n",
+                b"KEY\r\n\r\n",
+                b"HTTP/1.1 200 OK\r\nContent-Length: KEY\r\n\r\n",
+                b"HTTP/1.1 200 OK\r\nA KEY: b\r\n\r\n",
+                b"HTTP/1.1 200 OK\r\nA: \x00KEY\r\n\r\n",
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nKEY\r\n",
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\naKEY\r\n",
+                b"HTTP/1.1 100 KEY\r\n\r\nKEY",
+                b"HTTP/1.1 200 KEY\r\nContent-Length: 99\r\nA: KEY\r\n\r\nKEY",
+            )
+        ),
+        http("200 OK", f"{KEY} hush-hush", "Content-Encoding: gzip"),
     ],
+    ids=itertools.count(),
 )
 @pytest.mark.parametrize("through", [None, "http", "https"])
 @REQUESTS
