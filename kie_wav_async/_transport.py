@@ -111,8 +111,10 @@ def _reason_of(error: Exception) -> str:
     A peer may repeat our headers, and the parsers quote what they cannot read.
     """
     name = type(error).__name__
-    if isinstance(error, aiohttp.ClientResponseError):
+    if isinstance(error, aiohttp.ClientHttpProxyError):
         return f"{name} (HTTP {error.status})"
+    if isinstance(error, aiohttp.ClientResponseError):  # Its status is aiohttp's own.
+        return f"{name} (cannot be read as HTTP)"
     if isinstance(error, aiohttp.ClientConnectorError):
         error = error.os_error
     words: str | None = None

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from cli_runs import KEY, is_wav, names, service, submit_before
+from kie_wav_async import Track, errors
 from kie_wav_async.cli import _demo, main
 from kie_wav_async.cli._commands import cli
+from kie_wav_async.cli._output import failure_of
 from kie_wav_async.cli._save import SaveError
 from kie_wav_async.simulator import Fault, Simulator
 
@@ -205,6 +207,54 @@ async def test_a_bad_end(kie_wav, arguments, code, words, json_too) -> None:
         (told,) = done.json()
         assert sentences[0] == f"kie-wav: {told['error']['message']}"
         assert code == told["error"]["exit_code"]
+
+
+SAYS_ASK_AGAIN = errors.ServerError(code=500, message="no")
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "words"),
+    [
+        (
+            errors.TransportError("a redirect: check base_url"),
+            None,
+            "a redirect: check --base-url (KIE_BASE_URL)",
+        ),
+        (
+            errors.WireFormatError("odd. Is base_url right?"),
+            None,
+            "odd. Is --base-url (KIE_BASE_URL) right?",
+        ),
+        (
+            errors.SubmitUnknownError("x", track=Track("m", "a"), attempt_id="0f"),
+            SAYS_ASK_AGAIN,
+            "accepted (the service answered 500 'no'); it may have been charged",
+        ),
+        (
+            errors.SubmitUnknownError("x", track=Track("m", "a"), attempt_id="0f"),
+            errors.WireFormatError("odd. Is base_url right?"),
+            "accepted (its answer cannot be read); it may have been charged",
+        ),
+        (
+            errors.SubmitUnknownError("x", track=Track("m", "a"), attempt_id="0f"),
+            errors.TransportError("reset"),
+            "accepted (reset); it may have been charged",
+        ),
+        (
+            errors.SubmitUnknownError("x", track=Track("m", "a"), attempt_id="0f"),
+            None,
+            "accepted; it may have been charged",
+        ),
+    ],
+    ids=["redirect", "unreadable", "lost-500", "lost-unreadable", "lost-reset", "lost"],
+)
+def test_one_piece_of_advice(error, cause, words) -> None:
+    """An error of the library is told with one piece of advice, in words of the command line."""
+    error.__cause__ = cause
+    told = str(failure_of(error))
+
+    assert words in told
+    assert isinstance(error, errors.SubmitUnknownError) or words == told
 
 
 async def test_a_failed_task_has_a_status_and_fails(kie_wav) -> None:

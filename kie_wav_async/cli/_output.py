@@ -109,14 +109,21 @@ def failure_of(error: errors.KieWavError) -> CliError:
                 "under a task id it did not tell; look the id up in KIE's logs, then ask with "
                 "`kie-wav status TASK_ID`"
             )
-        case errors.TransportError():
-            sentence += ": check the network and try again"
-        case errors.WireFormatError():
-            sentence += ": is this address KIE's? See --base-url and KIE_BASE_URL"
+        case errors.TransportError() | errors.WireFormatError():
+            sentence = sentence.replace("base_url", "--base-url (KIE_BASE_URL)")
         case _:
             pass
     return CliError(code, sentence, **facts)
 
 
 def _reason(error: errors.KieWavError) -> str:
-    return f" ({error.__cause__})" if error.__cause__ is not None else ""
+    """Say why nobody knows, without what the cause advises: that is meant for reads."""
+    match error.__cause__:
+        case None:
+            return ""
+        case errors.ServiceError() as cause:
+            return f" (the service answered {cause.code} {cause.message!r})"
+        case errors.WireFormatError():
+            return " (its answer cannot be read)"
+        case cause:
+            return f" ({cause})"
