@@ -129,6 +129,11 @@ async def test_a_python_block_runs(source: str) -> None:
     await asyncio.to_thread(run, source)
 
 
+def test_a_catalog_needs_ten_lines() -> None:
+    """A catalog is converted in ten lines of code at the most."""
+    assert 10 >= sum(bool(line.strip()) for line in CATALOG.splitlines())
+
+
 async def test_the_service_serves(kie: Simulator) -> None:
     """The README's service answers a request with the URL of a WAV."""
     status, told = await ask(run(SERVICE)["app"], "/wav/5c79be8e/e231")
