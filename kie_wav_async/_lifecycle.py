@@ -121,6 +121,10 @@ class Entry:
 
         attempt_id: The latest attempt; ``""`` before the first and if attached.
 
+        is_recognised:
+            Whether it is known if an attempt in doubt created the task; `False`
+            only for a task that a 409 named while there was a doubt.
+
         attempts: How many times the service refused the submit without a verdict.
 
         outcome: The file or the error, once terminal.
@@ -131,6 +135,7 @@ class Entry:
         "attempt_id",
         "attempts",
         "bare_successes",
+        "is_recognised",
         "misses",
         "origin",
         "outcome",
@@ -146,6 +151,7 @@ class Entry:
         self.task_id = ""
         self.attempt_id = ""
         self.attempts = 0
+        self.is_recognised = True
         self.misses = 0
         self.bare_successes = 0
         self.phase = Phase.QUEUED

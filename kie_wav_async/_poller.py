@@ -24,6 +24,7 @@ import attrs
 
 from kie_wav_async import events
 from kie_wav_async._lifecycle import Phase
+from kie_wav_async._requests import PLACEHOLDER_CALLBACK_URL
 from kie_wav_async._schedule import (
     AUTHENTICATION_RETRY_S,
     PollSchedule,
@@ -31,7 +32,12 @@ from kie_wav_async._schedule import (
     first_poll_delay_s,
     next_poll_delay_s,
 )
-from kie_wav_async._wire import is_known_status, parse_record
+from kie_wav_async._wire import (
+    find_attempt,
+    is_called_back_elsewhere,
+    is_known_status,
+    parse_record,
+)
 from kie_wav_async.errors import AuthenticationError, KieWavError, RateLimitedError
 
 if TYPE_CHECKING:
@@ -193,7 +199,7 @@ class Poller:
         else:
             if self._key.strikes:
                 self._key = _KeyDoubt()
-            self._observe(conversion, record)
+            self.observe(conversion, record)
         finally:
             self._on_wire -= 1
             if conversion.phase is Phase.ACCEPTED:
@@ -201,12 +207,23 @@ class Poller:
                 self._push(conversion, again_from + next_poll_delay_s(self._schedule, sample))
             self._arm()
 
-    def _observe(self, conversion: Conversion, record: TaskRecord | None) -> None:
-        if record is not None and not is_known_status(record):
-            self._log_word(record)
+    def observe(self, conversion: Conversion, record: TaskRecord | None) -> None:
+        """Take in what a poll brought, and spread it if it ends the conversion."""
+        if record is not None:
+            if not is_known_status(record):
+                self._log_word(record)
+            if not conversion.is_recognised:
+                self._recognise(conversion, record)
         now = self._desk.clock.monotonic()
         if self._desk.registry.observe(conversion, record, now, "poll"):
             self._desk.ended(conversion)
+
+    def _recognise(self, conversion: Conversion, record: TaskRecord) -> None:
+        """Look whose submit created a task that existed."""
+        attempt_id = find_attempt(record)
+        if attempt_id is None and is_called_back_elsewhere(record, PLACEHOLDER_CALLBACK_URL):
+            attempt_id = ""  # Somebody else's.
+        self._desk.registry.recognise(conversion, attempt_id)
 
     def _no_news(self, conversion: Conversion, error: KieWavError) -> None:
         _logger.debug("no news of task %s: %s", conversion.task_id, error)

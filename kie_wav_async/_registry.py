@@ -235,22 +235,33 @@ class Registry(Generic[E]):
         if self.is_in_doubt(entry):
             self.tally.possible_double_charges += 1
 
-    def adopt_existing(
-        self, entry: E, task_id: str, now_mono_s: float, attempt_id: str | None
-    ) -> None:
+    def adopt_existing(self, entry: E, task_id: str, now_mono_s: float) -> None:
         """
         Note that the service named *task_id* for the submit on the wire: it existed.
 
-        Such an answer explains every doubt about the track: the task is the one
-        that an earlier attempt created, unless its record names an attempt
-        (*attempt_id*, `None` for unknown) that was not ours.
+        Whether an attempt in doubt created it, its record tells; see `recognise`.
         """
         self._follow(entry, task_id, now_mono_s, Origin.ADOPTED)
+        entry.is_recognised = not self.is_in_doubt(entry)
         self.tally.adopted += 1
-        doubts = self._unknown_by_track.pop(_track_of(entry), [])
-        for doubt in doubts:
-            del self._unknown[doubt]
-        if doubts and (attempt_id is None or attempt_id in doubts):
+
+    def recognise(self, entry: E, attempt_id: str | None) -> None:
+        """
+        Note which attempt the record of a task that existed names.
+
+        Args:
+            entry: Its entry.
+
+            attempt_id:
+                The attempt; `None` if the record names none, but may be of our
+                making: then it explains a doubt only where there is just one.
+        """
+        entry.is_recognised = True
+        doubts = self._unknown_by_track.get(_track_of(entry), [])
+        if attempt_id is None and len(doubts) == 1:
+            attempt_id = doubts[0]
+        if attempt_id is not None and attempt_id in doubts:
+            _ = self._resolve(attempt_id)
             self.tally.accepted += 1
 
     def adopt_unknown(self, attempt_id: str, task_id: str, now_mono_s: float) -> E:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from kie_wav_async import events
+from kie_wav_async._desk import CLOSE_TIMEOUT_S
 from kie_wav_async._lifecycle import Origin, Phase
 from kie_wav_async._models import OnUnknown, Track, verify_type
 from kie_wav_async._requests import build_callback_url
@@ -25,7 +26,7 @@ from kie_wav_async._schedule import (
     rate_limit_delay_s,
     retry_delay_s,
 )
-from kie_wav_async._wire import SubmitAnswer, find_attempt, parse_submit
+from kie_wav_async._wire import SubmitAnswer, parse_submit
 from kie_wav_async.errors import (
     AlreadyExistsError,
     KieWavError,
@@ -47,10 +48,6 @@ if TYPE_CHECKING:
     from kie_wav_async._turns import Turns
 
 _logger = logging.getLogger("kie_wav_async")
-
-#: How long closing waits for submits on the wire. Process managers commonly
-#: kill after 30 s.
-CLOSE_TIMEOUT_S: Final = 25.0
 
 
 class Submitter:
@@ -74,7 +71,7 @@ class Submitter:
         self._rate_limit = rate_limit
         self._retry = retry
         self._on_unknown = on_unknown
-        self._resubmitted: set[Track] = set()
+        self._repeated: set[Track] = set()
         self._is_closed = False
         self._wire_is_empty: asyncio.Future[None] | None = None
         turns.on_turn = self._send
@@ -116,6 +113,10 @@ class Submitter:
             if conversion is None and (known := self._registry.find_result(track)) is not None:
                 return known
             if (doubt := self._registry.find_unknown(track)) is not None:
+                if conversion is not None and self._may_repeat(track):
+                    # Nobody waited when its time had come; now somebody does.
+                    self._repeat(conversion)
+                    return conversion
                 raise _unknown_error(doubt, "an earlier submit has no known fate")
         if (spent := self._turns.charge_limit()) is not None:
             raise spent.about(track=track)
@@ -126,6 +127,8 @@ class Submitter:
             self._registry.resend(conversion)
         conversion.is_patient = is_patient
         self._turns.add(conversion)
+        # It may wait for a place, so for news of those in flight.
+        self._poller.revive()
         self._turns.pump()
         return conversion
 
@@ -162,6 +165,8 @@ class Submitter:
 
     def _send(self, conversion: Conversion) -> None:
         """Begin an attempt; it belongs to the session, whoever asked for it."""
+        if self._registry.is_in_doubt(conversion):
+            self._repeated.add(_track_of(conversion))
         attempt_id = self._desk.attempt_id()
         self._registry.send(conversion, attempt_id, self._desk.clock.time())
         _ = self._desk.spawn(self._see_through(conversion))
@@ -257,11 +262,10 @@ class Submitter:
             message = f"the service named task {task_id}, which is another track's"
             self._refuse(conversion, AlreadyExistsError(code=409, message=message, task_id=task_id))
             return
-        attempt_id = None if record is None else find_attempt(record)
-        self._registry.adopt_existing(conversion, task_id, now, attempt_id)
+        self._registry.adopt_existing(conversion, task_id, now)
         self._follow(conversion)
-        if record is not None and self._registry.observe(conversion, record, now, "poll"):
-            self._desk.ended(conversion)
+        if record is not None:
+            self._poller.observe(conversion, record)
 
     def _is_taken(self, task_id: str, conversion: Conversion) -> bool:
         """Whether *task_id* is in flight for another track, so cannot be this one's."""
@@ -306,7 +310,7 @@ class Submitter:
         delay_s = rate_limit_delay_s(self._retry, self._rate_limit.per_s, error.retry_after_s)
         self._turns.rest(delay_s)
         if not self._is_exhausted(conversion, error) and self._hold(conversion, error, delay_s):
-            self._turns.add(conversion, first=True)
+            self._turns.add_again(conversion)
 
     def _hold_for_maintenance(self, conversion: Conversion, error: MaintenanceError) -> None:
         """Let all submits rest but one probe a minute; not everybody waits that long."""
@@ -315,7 +319,7 @@ class Submitter:
                 _ = self._is_exhausted(waiting, error)
         delay_s = MAINTENANCE_PROBE_S
         if not self._is_exhausted(conversion, error) and self._hold(conversion, error, delay_s):
-            self._turns.add(conversion, first=True)
+            self._turns.add_again(conversion)
 
     def _is_exhausted(self, conversion: Conversion, error: KieWavError) -> bool:
         """Count a refusal without a verdict; refuse for good after the last."""
@@ -352,12 +356,19 @@ class Submitter:
             attempt_id=doubt.attempt_id,
             error=conversion.told(error),
         )
-        may_repeat = self._on_unknown is OnUnknown.RESUBMIT and not self._is_closed
-        if may_repeat and doubt.track not in self._resubmitted:
-            self._resubmitted.add(doubt.track)
+        if self._may_repeat(doubt.track) and not self._is_closed:
             self._turns.add_in(conversion, RESUBMIT_AFTER_S)
             return
         conversion.wake(_unknown_error(doubt, "the submit got no clear answer", cause=error))
+
+    def _may_repeat(self, track: Track) -> bool:
+        """Whether a submit in doubt is sent once more by itself: it was not, in this session."""
+        return self._on_unknown is OnUnknown.RESUBMIT and track not in self._repeated
+
+    def _repeat(self, conversion: Conversion) -> None:
+        self._registry.resend(conversion)
+        self._turns.add_again(conversion)
+        self._turns.pump()
 
     # --- the user's word on a doubt -------------------------------------------------------
 
@@ -370,9 +381,7 @@ class Submitter:
             self._turns.remove(conversion)
             if conversion.is_awaited:
                 # Its waiters wait for the repeat, which is now without risk.
-                self._registry.resend(conversion)
-                self._turns.add(conversion)
-                self._turns.pump()
+                self._repeat(conversion)
                 return
             error = KieWavError("the submit was not charged; submit the track again")
             self._registry.withdraw(conversion, error.about(track=doubt.track))

@@ -52,7 +52,9 @@ class Turns:
         self._limiter = SlidingWindowLimiter(rate_limit)
         self._max_in_flight = max_in_flight
         self._max_charges = max_charges
-        # An ordered set: from the front to the wire, from anywhere if withdrawn.
+        # Ordered sets: from the front to the wire, from anywhere if withdrawn.
+        # Those that had a turn before go first, in the order they came back.
+        self._returned: OrderedDict[Conversion, None] = OrderedDict()
         self._queue: OrderedDict[Conversion, None] = OrderedDict()
         # Those that wait for a moment of their own before they queue (again).
         self._timers: dict[Conversion, Timer] = {}
@@ -72,12 +74,13 @@ class Turns:
         A window's worth waits ready, less one: whoever comes with a single track
         finds a turn in the next window.
         """
-        return len(self._queue) < max(1, self._rate_limit.count - 1)
+        waiting = len(self._returned) + len(self._queue)
+        return waiting < max(1, self._rate_limit.count - 1)
 
     @property
     def queued(self) -> tuple[Conversion, ...]:
         """Who waits in the queue, the next one first."""
-        return tuple(self._queue)
+        return (*self._returned, *self._queue)
 
     @property
     def delayed(self) -> tuple[Conversion, ...]:
@@ -88,14 +91,16 @@ class Turns:
         """Return whether *conversion* waits for a moment of its own."""
         return conversion in self._timers
 
-    def add(self, conversion: Conversion, *, first: bool = False) -> None:
-        """Put *conversion* into the queue, at its end or in front."""
+    def add(self, conversion: Conversion) -> None:
+        """Put *conversion* at the end of the queue."""
         self._queue[conversion] = None
-        if first:
-            self._queue.move_to_end(conversion, last=False)
+
+    def add_again(self, conversion: Conversion) -> None:
+        """Put *conversion*, which had a turn before, ahead of those that had none."""
+        self._returned[conversion] = None
 
     def add_in(self, conversion: Conversion, delay_s: float) -> None:
-        """Put *conversion* in front in *delay_s* seconds, if it is awaited by then."""
+        """Put *conversion* back in *delay_s* seconds, if it is awaited by then."""
 
         def add() -> None:
             del self._timers[conversion]
@@ -103,7 +108,7 @@ class Turns:
                 return  # In doubt it stays: nothing is sent for nobody.
             if conversion.phase is Phase.UNKNOWN:
                 self._registry.resend(conversion)
-            self.add(conversion, first=True)
+            self.add_again(conversion)
             self.pump()
 
         timer = self._timers[conversion] = self._desk.timer(add)
@@ -111,6 +116,7 @@ class Turns:
 
     def remove(self, conversion: Conversion) -> None:
         """Let *conversion* wait no more, wherever it does."""
+        self._returned.pop(conversion, None)
         self._queue.pop(conversion, None)
         timer = self._timers.pop(conversion, None)
         if timer is not None:
@@ -121,10 +127,10 @@ class Turns:
     def pump(self) -> None:
         """Give turns to who may have one now, and see to it that the rest gets its own."""
         now = self._desk.clock.monotonic()
-        if self._queue:
+        if self._returned or self._queue:
             for listener in tuple(self.turn_listeners):
                 listener()
-        while self._queue and not self._is_closed:
+        while (waiting := self._returned or self._queue) and not self._is_closed:
             if self._registry.places >= self._max_in_flight or not self._is_affordable():
                 break
             when = self._next_turn(now)
@@ -132,7 +138,7 @@ class Turns:
                 if when < math.inf:
                     self._timer.set(when)
                 break
-            conversion, _ = self._queue.popitem(last=False)
+            conversion, _ = waiting.popitem(last=False)
             if self._in_maintenance:
                 # Whatever becomes of it, the next one goes a minute later.
                 self._probe, self._probe_at = conversion, now + MAINTENANCE_PROBE_S
@@ -206,4 +212,5 @@ class Turns:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
+        self._returned.clear()
         self._queue.clear()

@@ -346,6 +346,15 @@ def find_attempt(record: TaskRecord) -> str | None:
     return None
 
 
+def is_called_back_elsewhere(record: TaskRecord, callback_url: str) -> bool:
+    """Return whether a record shows a callback URL that is not *callback_url*, query aside."""
+    for name in ("callbackUrl", "callBackUrl"):
+        url = parse_url(record.raw.get(name))
+        if url is not None:
+            return url.with_query(None).with_fragment(None) != URL(callback_url).with_query(None)
+    return False
+
+
 def parse_tracks(response: WireResponse, music_task_id: str) -> list[Track]:
     """
     Read the answer to a music task's record: its distinct tracks, in order.

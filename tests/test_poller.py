@@ -586,3 +586,19 @@ async def test_lost_submits_are_not_polled() -> None:
             await clock.run(session.convert(track()))
         await clock.advance(1_000.0)
         assert [] == service.polled_at
+
+
+async def test_submit_without_a_place_asks_again_after_a_refused_key() -> None:
+    """A submit that waits for a place has the refused key tried again, and gets its turn."""
+    clock = FakeClock()
+    service = FakeService(clock)
+    async with service.session(max_in_flight=1) as session:
+        first = asyncio.create_task(session.convert(track(1)))
+        await clock.settle()
+        service.is_key_good = False
+        with pytest.raises(AuthenticationError):
+            await clock.run(first)
+        service.is_key_good = True
+
+        wav = await clock.run(session.convert(track(2)))
+        assert track(2) == wav.track

@@ -308,41 +308,66 @@ class TestAdoption:
     def test_a_task_that_existed_is_no_charge_of_ours(self, books: Books) -> None:
         """A task named by a 409, without a doubt of ours, is followed and not counted as paid."""
         entry = sending(books)
-        books.adopt_existing(entry, "t1", 100.0, None)
+        books.adopt_existing(entry, "t1", 100.0)
 
         assert (Phase.ACCEPTED, Origin.ADOPTED) == (entry.phase, entry.origin)
         assert books.find_task("t1") is entry
         assert (0, 1, 0) == (books.sending, books.places, books.charges)
         assert {"submitted": 1, "adopted": 1, "in_flight": 1} == counted(books)
 
-    @pytest.mark.parametrize(
-        ("attempt_id", "accepted_then"), [(None, 1), ("a1", 1), ("a2", 0), ("theirs", 0)]
-    )
-    def test_a_task_that_existed_explains_the_doubts(
-        self, books: Books, attempt_id: str | None, accepted_then: int
+    def test_a_task_that_existed_leaves_the_doubt_until_its_record_is_known(
+        self, books: Books
     ) -> None:
-        """A 409 clears the doubts of its track, as a charge unless it names another attempt."""
+        """A 409 alone does not tell whose submit created the task."""
+        entry = resent(books)
+        books.adopt_existing(entry, "t1", 100.0)
+
+        assert ["a1"] == [doubt.attempt_id for doubt in books.unknown_submits()]
+        assert not entry.is_recognised
+        assert (0, 1) == (books.statistics().accepted, books.statistics().adopted)
+
+    def test_a_task_that_existed_has_nothing_to_explain_without_a_doubt(self, books: Books) -> None:
+        """A task named by a 409 is known for what it is if no attempt is in doubt."""
+        entry = sending(books)
+        books.adopt_existing(entry, "t1", 100.0)
+
+        assert entry.is_recognised
+
+    @pytest.mark.parametrize(
+        ("attempt_id", "is_ours"), [(None, True), ("a1", True), ("a9", False), ("", False)]
+    )
+    def test_a_record_explains_the_doubt_it_names(
+        self, books: Books, attempt_id: str | None, *, is_ours: bool
+    ) -> None:
+        """A record that names our attempt, or none, explains the one doubt as a charge."""
         unknown(books, OTHER, "a9")
         entry = resent(books)
-        books.adopt_existing(entry, "t1", 100.0, attempt_id)
+        books.adopt_existing(entry, "t1", 100.0)
+        books.recognise(entry, attempt_id)
 
-        assert ["a9"] == [doubt.attempt_id for doubt in books.unknown_submits()]
-        assert not books.is_in_doubt(entry)
-        assert accepted_then == books.statistics().accepted
-        assert 1 == books.statistics().adopted
-        assert accepted_then + 1 == books.charges
+        left = [doubt.attempt_id for doubt in books.unknown_submits()]
+        assert (["a9"] if is_ours else ["a9", "a1"]) == left
+        assert entry.is_recognised
+        assert int(is_ours) == books.statistics().accepted
+        assert 2 == books.charges
         assert not books.statistics().possible_double_charges
 
-    def test_several_doubts_are_explained_by_one_charge(self, books: Books) -> None:
-        """A service that answers 409 has charged once, however many attempts were lost."""
+    @pytest.mark.parametrize(
+        ("attempt_id", "left"), [("a1", ["a2"]), ("a2", ["a1"]), (None, ["a1", "a2"])]
+    )
+    def test_a_record_explains_one_of_several_doubts(
+        self, books: Books, attempt_id: str | None, left: list[str]
+    ) -> None:
+        """A task is explained by the attempt it names, and by none of several if it names none."""
         entry = resent(books)
         books.lose(entry, NOW_UNIX_S)
         books.resend(entry)
         books.send(entry, "a3", NOW_UNIX_S)
-        books.adopt_existing(entry, "t1", 100.0, "a2")
+        books.adopt_existing(entry, "t1", 100.0)
+        books.recognise(entry, attempt_id)
 
-        assert () == books.unknown_submits()
-        assert 1 == books.charges
+        assert left == [doubt.attempt_id for doubt in books.unknown_submits()]
+        assert 2 == books.charges
 
     def test_a_found_task_takes_a_place_again(self, books: Books) -> None:
         """A doubt whose task is found becomes a conversion in flight, and a charge."""
@@ -529,7 +554,7 @@ class TestAttach:
         """A task attached, and then named for a submit, is in flight for both until each ends."""
         attached = books.attach("t1", None, 50.0)
         entry = sending(books)
-        books.adopt_existing(entry, "t1", 100.0, None)
+        books.adopt_existing(entry, "t1", 100.0)
 
         assert books.find_task("t1") is attached
         assert [attached, entry] == [*books.in_flight()]
@@ -568,7 +593,7 @@ class TestNews:
             entry = books.attach("t1", TRACK, 100.0)
         else:
             entry = sending(books)
-            books.adopt_existing(entry, "t1", 100.0, None)
+            books.adopt_existing(entry, "t1", 100.0)
         assert books.observe(entry, record(wav_url=LINK), 130.0, "poll")
 
         assert entry.outcome.expires_at is None
@@ -626,7 +651,7 @@ class TestNews:
         if origin is Origin.SUBMITTED:
             books.accept(entry, "t1", 100.0)
         else:
-            books.adopt_existing(entry, "t1", 100.0, None)
+            books.adopt_existing(entry, "t1", 100.0)
 
         for _ in range(9):
             assert not books.observe(entry, None, 159.9, "poll")
@@ -653,7 +678,7 @@ class TestNews:
     def test_an_adopted_task_of_another_track_ends(self, books: Books, state: TaskState) -> None:
         """A task taken over whose record names another track is not ours, whatever its state."""
         entry = sending(books)
-        books.adopt_existing(entry, "t1", 100.0, None)
+        books.adopt_existing(entry, "t1", 100.0)
         foreign = record(state, wav_url=LINK, audio_id="e9")
 
         assert is_foreign(entry, foreign)
@@ -669,7 +694,7 @@ class TestNews:
         """A task is foreign if it was taken over for one track and its record names another."""
         own = accepted(books)
         adopted = sending(books, OTHER, "a2")
-        books.adopt_existing(adopted, "t2", 100.0, None)
+        books.adopt_existing(adopted, "t2", 100.0)
         nameless = books.attach("t3", None, 100.0)
         nameless.origin = Origin.ADOPTED
 
@@ -767,7 +792,7 @@ def _lose_and_meet_again(books: Books, track: Track, name: str) -> None:
     entry = unknown(books, track, f"a{name}")
     books.resend(entry)
     books.send(entry, f"b{name}", NOW_UNIX_S)
-    books.adopt_existing(entry, f"t{name}", 100.0, None)
+    books.adopt_existing(entry, f"t{name}", 100.0)
 
 
 def _lose_and_claim(books: Books, track: Track, name: str) -> None:

@@ -245,17 +245,18 @@ class BooksMachine(RuleBasedStateMachine):
         row = data.draw(st.sampled_from(self.living("SENDING")))
         doubts = self.doubts_of(row.track)
         ours = [name for name in doubts if self.doubts[name].is_charged]
-        if len(ours) > 1:
-            return  # A service that answers 409 does not charge twice.
         if ours:
-            task_id, attempt_id = self.doubts[ours[0]].task_id, ours[0] if is_named else None
-            self.count["accepted"] += 1
+            name = data.draw(st.sampled_from(ours))
+            task_id, attempt_id = self.doubts[name].task_id, name if is_named else None
         else:
-            task_id, attempt_id = self.new_id("t"), "theirs"
-        self.books.adopt_existing(row.entry, task_id, self.now, attempt_id)
-        for name in doubts:
-            del self.doubts[name]
+            task_id, attempt_id = self.new_id("t"), ""
+        self.books.adopt_existing(row.entry, task_id, self.now)
         self.count["adopted"] += 1
+        if data.draw(st.booleans()):  # Its record can be read.
+            self.books.recognise(row.entry, attempt_id)
+            if ours and (is_named or len(doubts) == 1):
+                del self.doubts[name]
+                self.count["accepted"] += 1
         self.follow(row, task_id, "ADOPTED")
 
     @precondition(lambda self: any(a.is_charged for a in self.doubts.values()))

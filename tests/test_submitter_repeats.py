@@ -34,7 +34,7 @@ from kie_wav_async.errors import (
     SubmitUnknownError,
     TransportError,
 )
-from kie_wav_async.testing import FakeClock, answer, refused
+from kie_wav_async.testing import FakeClock, answer, refused, submitted_track
 
 
 @pytest.fixture
@@ -553,7 +553,7 @@ async def test_absolved_while_waiting_for_the_repeat(clock, service) -> None:
 
 
 async def test_repeat_nobody_waits_for_is_not_sent(clock, service) -> None:
-    """A lost submit whose waiters went away stays unknown: no repeat is sent for nobody."""
+    """A lost submit whose waiters went away is repeated when somebody asks again, not before."""
     service.fates.append(LOST_CHARGED)
     async with service.session(on_unknown=OnUnknown.RESUBMIT) as session:
         asker = asyncio.create_task(session.convert(track()))
@@ -562,8 +562,11 @@ async def test_repeat_nobody_waits_for_is_not_sent(clock, service) -> None:
         await clock.advance(500.0)
         assert 1 == len(service.submitted_at)
         assert 1 == session.statistics().unknown
-        with pytest.raises(SubmitUnknownError):
-            await session.submit(track())
+        conversion = await session.submit(track())
+        assert 2 == len(service.submitted_at)
+        assert "task0001" == conversion.task_id
+        assert 0 == session.statistics().unknown
+        assert is_bounded(service, session)
 
 
 async def test_repeat_is_not_sent_for_a_batch_that_was_left(clock, service) -> None:
@@ -685,3 +688,70 @@ async def test_task_of_another_track_is_no_answer(clock, service) -> None:
 
 
 ONE = {"code": 200, "msg": "success", "data": {"taskId": "task0001"}}
+
+
+# --- whose task a 409 names ---------------------------------------------------------------
+
+
+def conflict(task_id: str) -> Fate:
+    """Return the fate of a submit whose track has a task already."""
+    return Fate("409", is_charged=False, reply=lambda _: refused(409, data={"taskId": task_id}))
+
+
+async def test_conflict_explains_only_the_attempt_its_record_names(service) -> None:
+    """Of two doubts a 409 ends the one that its task's record names; the other stays."""
+    service.knows_repeats = False
+    service.fates += [LOST_CHARGED, LOST_CHARGED]
+    async with service.session() as session:
+        for again in (False, True):
+            with pytest.raises(SubmitUnknownError):
+                await session.submit(track(), again=again)
+        first, second = session.unknown_submits()
+        newest = list(service.tasks)[-1]
+        service.fates.append(conflict(newest))
+        await session.submit(track(), again=True)
+
+        assert service.tasks[newest].attempt_id == second.attempt_id
+        assert (first,) == session.unknown_submits()
+        assert is_bounded(service, session)
+
+
+async def test_conflict_with_a_task_of_others_leaves_the_doubt(service) -> None:
+    """A 409 that names somebody else's task does not make our lost submit a charge."""
+    service.create("task9999", track(), "https://other.example/hook")
+    service.fates += [LOST_FREE, conflict("task9999")]
+    async with service.session() as session:
+        with pytest.raises(SubmitUnknownError):
+            await session.submit(track())
+        await session.submit(track(), again=True)
+
+        assert 0 == service.charged
+        assert 1 == session.statistics().unknown
+        assert is_bounded(service, session)
+
+
+async def test_doubt_is_explained_by_the_first_record_that_can_be_read(clock, service) -> None:
+    """If the record of a 409's task cannot be read, the next one that can ends the doubt."""
+    service.fates.append(LOST_CHARGED)
+    service.poll_replies.append(lambda _: raw(b"<html>", 502))
+    async with service.session() as session:
+        with pytest.raises(SubmitUnknownError):
+            await session.submit(track())
+        conversion = await session.submit(track(), again=True)
+        assert 1 == session.statistics().unknown
+        await clock.run(conversion.wait())
+
+        assert (1, 0) == (session.statistics().accepted, session.statistics().unknown)
+        assert is_bounded(service, session)
+
+
+async def test_submits_refused_together_keep_their_order(clock, service) -> None:
+    """Submits that met a 429 at the same time go again in the order they came."""
+    service.latency_s = 1.0
+    service.fates += [refusal(429)] * 4
+    async with service.session(rate_limit=RateLimit(4, per_s=10.0)) as session:
+        waiters = [asyncio.create_task(session.submit(track(n))) for n in range(6)]
+        await clock.run(asyncio.gather(*waiters))
+
+    order = [submitted_track(request).audio_id for request in service.transport.submits]
+    assert ["e0", "e1", "e2", "e3", "e0", "e1", "e2", "e3", "e4", "e5"] == order
