@@ -122,6 +122,7 @@ class Batch:
         """
         self._desk.hub.verify_loop()
         self._pending += 1
+        self._desk.hub.close_listeners.add(self._news.set)
         try:
             while True:
                 self._read_on()
@@ -136,6 +137,8 @@ class Batch:
                 await self._news.wait()
         finally:
             self._pending -= 1
+            if not self._pending:
+                self._desk.hub.close_listeners.discard(self._news.set)
             # For the reader to see that there is room, or that it is not wanted.
             self._room.set()
 
@@ -167,10 +170,8 @@ class Batch:
         self._held.clear()
         self._ready.clear()
         self._news.set()
-        reader = self._reader
-        if reader is not None:
-            reader.cancel()
-            await asyncio.wait([reader])
+        if self._reader is not None:
+            await self._desk.stop(self._reader)
         # Whoever else holds the source keeps it; else its cleanup is due.
         self._source = _NOTHING
         self._held.clear()

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Protocol
 
 from kie_wav_async._lifecycle import Entry, Phase
 from kie_wav_async._models import WavFile
+from kie_wav_async.errors import SessionClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from kie_wav_async._models import Track
-    from kie_wav_async.errors import KieWavError, SessionClosedError
+    from kie_wav_async.errors import KieWavError
 
 
 _SUBMITTING = frozenset({Phase.QUEUED, Phase.SENDING, Phase.UNKNOWN})
+_IN_DOUBT = frozenset({Phase.SENDING, Phase.UNKNOWN})
 _NEVER_SUBMITTED = frozenset({Phase.REFUSED, Phase.WITHDRAWN})
 
 
@@ -47,17 +49,20 @@ class Hub:
 
         closed: What a wait ends with once the session closes; `None` before.
 
+        close_listeners: Called when the session closes.
+
         on_wait: Called when somebody begins to wait for a task in flight.
 
         on_abandon: Called when the last waiter of a queued submit is gone.
     """
 
-    __slots__ = ("closed", "loop", "on_abandon", "on_wait")
+    __slots__ = ("close_listeners", "closed", "loop", "on_abandon", "on_wait")
 
     def __init__(self) -> None:
         """Start before the session is entered."""
         self.loop: asyncio.AbstractEventLoop | None = None
         self.closed: SessionClosedError | None = None
+        self.close_listeners: set[Callable[[], None]] = set()
         self.on_wait: Callable[[], None] = lambda: None
         self.on_abandon: Callable[[Conversion], None] = lambda _: None
 
@@ -120,8 +125,9 @@ class Conversion(Entry):
         """Start without waiters."""
         super().__init__(track)
         self._hub = hub
-        self._waiters: list[Waiter] | None = None
-        self._submit_waiters: list[Waiter] | None = None
+        # Ordered sets: told in the order they came, and any may leave.
+        self._waiters: dict[Waiter, None] | None = None
+        self._submit_waiters: dict[Waiter, None] | None = None
         #: Whether its submit sits out a maintenance, however long.
         self.is_patient = False
 
@@ -191,8 +197,8 @@ class Conversion(Entry):
             loop = self._hub.verify_open()
             waiter: asyncio.Future[KieWavError | None] = loop.create_future()
             if self._submit_waiters is None:
-                self._submit_waiters = []
-            self._submit_waiters.append(waiter)
+                self._submit_waiters = {}
+            self._submit_waiters[waiter] = None
             try:
                 error = await waiter
             finally:
@@ -212,8 +218,8 @@ class Conversion(Entry):
     def add_waiter(self, waiter: Waiter) -> None:
         """Have *waiter* told when the wait for the file is over."""
         if self._waiters is None:
-            self._waiters = []
-        self._waiters.append(waiter)
+            self._waiters = {}
+        self._waiters[waiter] = None
         if self.phase is Phase.ACCEPTED:
             self._hub.on_wait()
 
@@ -221,8 +227,8 @@ class Conversion(Entry):
         """Forget *waiter*; a queued submit that nobody waits for is withdrawn."""
         for waiters in (self._waiters, self._submit_waiters):
             if waiters is not None and waiter in waiters:
-                waiters.remove(waiter)
-                if self.phase is Phase.QUEUED and not self._waiters and not self._submit_waiters:
+                del waiters[waiter]
+                if self.phase is Phase.QUEUED and not self.is_awaited:
                     self._hub.on_abandon(self)
 
     def wake(self, error: KieWavError | None = None) -> None:
@@ -242,4 +248,11 @@ class Conversion(Entry):
 
     def told(self, error: KieWavError) -> KieWavError:
         """Return *error* as a new object that names this conversion."""
+        if isinstance(error, SessionClosedError):
+            return SessionClosedError(
+                open_task_ids=error.open_task_ids,
+                is_submitting=self.phase in _IN_DOUBT,
+                task_id=self.task_id or None,
+                track=self.track,
+            )
         return error.about(task_id=self.task_id or None, track=self.track)

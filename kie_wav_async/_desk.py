@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 #: A shorter key is a placeholder, and may well be a word of any answer.
 _SECRET_FROM: Final = 8
 
+#: How long closing waits for what is under way. Process managers commonly kill
+#: after 30 s.
+CLOSE_TIMEOUT_S: Final = 25.0
+
 _logger = logging.getLogger("kie_wav_async")
 
 
@@ -126,11 +130,40 @@ class Desk:
             _logger.error("a task of the session died; please report this", exc_info=error)
 
     async def cancel_tasks(self) -> None:
-        """Cancel what is still running, and wait until it has stopped."""
-        tasks = tuple(self._tasks)
-        for task in tasks:
+        """Cancel what is still running, and wait until it has stopped; see `stop`."""
+        await self.stop(*self._tasks)
+
+    async def stop(self, *tasks: asyncio.Future[None]) -> None:
+        """Cancel *tasks* and wait until they have stopped, 25 s at most."""
+        running = {task for task in tasks if not task.done()}
+        if not running:
+            return
+        stopped = self.hub.verify_loop().create_future()
+
+        def give_up() -> None:
+            if not stopped.done():
+                stopped.set_result(None)
+
+        def note(task: asyncio.Future[None]) -> None:
+            running.discard(task)
+            if not running:
+                give_up()
+
+        for task in tuple(running):
+            task.add_done_callback(note)
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        timer = self.timer(give_up)
+        timer.set(self.clock.monotonic() + CLOSE_TIMEOUT_S)
+        try:
+            await stopped
+        finally:
+            timer.cancel()
+        if running:
+            _logger.warning(
+                "%d tasks did not stop when cancelled: does the source of a catalog "
+                "swallow its cancellation?",
+                len(running),
+            )
 
     def emit(self, kind: type[events.Event], **fields: object) -> None:
         """Tell the user's ``on_event``, if there is one, and mind nothing it raises."""
@@ -139,7 +172,8 @@ class Desk:
         at = dt.datetime.fromtimestamp(self.clock.time(), dt.UTC)
         try:
             self._on_event(kind(at=at, **fields))
-        except Exception:
+        except (Exception, asyncio.CancelledError):
+            # Nothing is awaited here, so a cancellation is not meant for us.
             _logger.exception("on_event raised for %s; going on", kind.__name__)
 
     def ended(self, conversion: Conversion) -> None:

@@ -6,6 +6,7 @@ Scheduled polls do not come this way; for them the next poll is the retry.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from kie_wav_async._schedule import RetryPolicy, retry_delay_s
@@ -19,7 +20,6 @@ from kie_wav_async.errors import (
 )
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from kie_wav_async._desk import Desk
@@ -45,6 +45,7 @@ class Reader:
         self._desk = desk
         self._retry = retry
         self._sleepers: set[asyncio.Future[None]] = set()
+        self._sends: set[asyncio.Task[WireResponse]] = set()
 
     async def read(
         self, request: WireRequest, parse: Callable[[WireResponse], T], *, is_poll: bool = False
@@ -55,7 +56,7 @@ class Reader:
             self._desk.hub.verify_open()
             self._desk.registry.tally.polls += is_poll
             try:
-                return parse(await self._desk.send(request))
+                return parse(await self._send(request))
             except _TRANSIENT as error:
                 self._desk.registry.tally.rejected_429 += isinstance(error, RateLimitedError)
                 if self._desk.hub.closed is not None:
@@ -66,6 +67,21 @@ class Reader:
                 delay_s = retry_delay_s(self._retry, attempt, self._desk.chance(), asked)
             attempt += 1
             await self._sleep(delay_s)
+
+    async def _send(self, request: WireRequest) -> WireResponse:
+        """Send in a task that closing can cancel; the caller's own we must not."""
+        hub = self._desk.hub
+        task = hub.verify_loop().create_task(self._desk.send(request))
+        self._sends.add(task)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if hub.closed is None or (caller is not None and caller.cancelling()):
+                raise
+            raise hub.closed.about() from None
+        finally:
+            self._sends.discard(task)
 
     async def _sleep(self, delay_s: float) -> None:
         """Wait, or less if the session closes."""
@@ -84,7 +100,9 @@ class Reader:
             self._sleepers.discard(sleeper)
 
     def close(self) -> None:
-        """Let nobody wait for a repeat any more."""
+        """Let nobody wait any more, for an answer or for a repeat."""
+        for task in self._sends:
+            task.cancel()
         for sleeper in self._sleepers:
             if not sleeper.done():
                 sleeper.set_result(None)

@@ -8,6 +8,7 @@ arguments, reads the environment, opens and closes.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 import warnings
@@ -176,6 +177,9 @@ class WavSession:
         if handler is not None and not callable(handler):
             msg = "on_event must be callable"
             raise TypeError(msg)
+        if inspect.iscoroutinefunction(handler):
+            msg = "on_event is called, not awaited: pass a plain function"
+            raise TypeError(msg)
         hosts = parse_insecure_hosts(insecure_hosts)
         key = os.environ.get("KIE_API_KEY") if api_key is None else api_key
         if key is None:
@@ -268,6 +272,8 @@ class WavSession:
         for conversion in (*registry.waiting(), *registry.in_flight()):
             conversion.wake(hub.closed)
         self._reader.close()
+        for listener in tuple(hub.close_listeners):
+            listener()
         try:
             await self._submitter.drain()
         finally:

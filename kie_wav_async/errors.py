@@ -369,13 +369,19 @@ class SessionClosedError(KieWavError):
         self,
         *,
         open_task_ids: tuple[str, ...] = (),
+        is_submitting: bool = False,
         task_id: str | None = None,
         track: Track | None = None,
     ) -> None:
-        """Name what was left open, as far as a sentence can."""
+        """Say what goes on without the session, and where to find it."""
         text = "the session is closed"
         if task_id is not None:
             text += f"; task {task_id} goes on: attach() it in a new session"
+        elif is_submitting:
+            text += (
+                " and the submit was under way, so it may be accepted: look into conversions() "
+                "and unknown_submits() of the closed session before you submit the track again"
+            )
         elif open_task_ids:
             text += f"; {len(open_task_ids)} tasks go on: attach() them in a new session"
         else:

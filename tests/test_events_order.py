@@ -230,3 +230,13 @@ async def test_on_event_may_close_the_session(clock, service) -> None:
             await clock.run(session.convert(track()))
         await asyncio.gather(*closings)
         assert ["task0001"] == [conversion.task_id for conversion in session.conversions()]
+
+
+async def test_cancelled_error_of_the_handler_stops_nothing(clock, service) -> None:
+    """A handler that raises CancelledError is mistaken, and the conversion goes on."""
+
+    def handle(_: events.Event) -> None:
+        raise asyncio.CancelledError
+
+    async with service.session(on_event=handle) as session:
+        assert "task0001" == (await clock.run(session.convert(track()))).task_id

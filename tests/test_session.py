@@ -690,13 +690,12 @@ async def test_waiting_read_ends_with_the_session(clock) -> None:
 
 
 async def test_read_cut_off_by_closing(clock) -> None:
-    """A read whose connection is cut by closing ends with SessionClosedError, not a retry."""
+    """A read on the wire ends with SessionClosedError when the session closes, not a retry."""
     gate = asyncio.get_running_loop().create_future()
     async with scripted(clock, lambda _: gate) as session:
         read = asyncio.create_task(session.credits())
         await clock.settle()
         await session.aclose()
-        gate.set_result(lost("connection closed"))
         with pytest.raises(SessionClosedError):
             await read
 
@@ -777,3 +776,12 @@ async def test_pending_reply_is_in_flight(clock) -> None:
         conversion = session.attach("t1")
         await clock.advance(100.0)
         assert (conversion,) == session.conversions()
+
+
+async def test_coroutine_function_is_no_handler(clock) -> None:
+    """An async on_event would never be awaited, so it is refused at the call."""
+
+    async def handle(_: object) -> None: ...
+
+    with pytest.raises(TypeError, match=r"on_event is called, not awaited"):
+        WavSession("key", on_event=handle, clock=clock)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
 import pytest
@@ -350,3 +351,73 @@ async def test_refused_key_while_closing(clock, service) -> None:
         assert isinstance(wait.exception(), SessionClosedError)
         assert isinstance(submit.exception(), SessionClosedError | TransportError)
         assert 2 == session.statistics().in_flight
+
+
+async def test_waiting_for_an_outcome_ends_at_once(clock, service) -> None:
+    """A batch that waits for its source ends with the closing, not with the last submit."""
+
+    async def endless():
+        await asyncio.get_running_loop().create_future()
+        yield track()
+
+    service.fates.append(SILENT_CHARGED)
+    async with service.session() as session:
+        submit = asyncio.create_task(session.submit(track(9)))
+        outcome = asyncio.ensure_future(anext(session.convert_all(endless())))
+        await clock.settle()
+        closing = asyncio.create_task(session.aclose())
+        await clock.settle()
+
+        assert not closing.done()
+        with pytest.raises(SessionClosedError):
+            await outcome
+        with pytest.raises(SessionClosedError):
+            await submit
+
+
+async def test_submit_on_the_wire_is_not_told_to_submit_again(clock, service) -> None:
+    """Closing tells a waiter whose submit is on the wire that it may still be accepted."""
+    service.fates.append(SILENT_CHARGED)
+    async with service.session() as session:
+        submit = asyncio.create_task(session.submit(track()))
+        await clock.settle()
+        closing = asyncio.create_task(session.aclose())
+        await clock.settle()
+
+        with pytest.raises(SessionClosedError, match=r"may be accepted.*unknown_submits\(\)"):
+            await submit
+        await clock.run(closing)
+
+
+async def test_waiter_is_told_its_own_task(clock, service) -> None:
+    """Closing names the waiter's own task in the sentence it gets."""
+    async with service.session() as session:
+        conversion = await session.submit(track())
+        waiter = asyncio.create_task(conversion.wait())
+        await clock.settle()
+        await session.aclose()
+
+        with pytest.raises(SessionClosedError, match=r"task task0001 goes on"):
+            await waiter
+
+
+async def test_source_that_swallows_its_cancellation(clock, service, caplog) -> None:
+    """A catalog's source that will not end is given 25 s, and then left with a warning."""
+    gate = asyncio.get_running_loop().create_future()
+
+    async def stubborn():
+        while not gate.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(gate)
+        yield track()
+
+    async with service.session() as session:
+        outcome = asyncio.ensure_future(anext(session.convert_all(stubborn())))
+        await clock.settle()
+        before = clock.monotonic()
+        await clock.run(session.aclose())
+
+        assert 25.0 == clock.monotonic() - before
+        assert "did not stop when cancelled" in caplog.text
+        gate.set_result(None)
+        assert isinstance((await clock.run(outcome)).error, SessionClosedError)
