@@ -386,6 +386,16 @@ def test_about_shares_no_notes():
         ),
         (partial(errors.SessionClosedError), "the session is closed: open a new one"),
         (
+            partial(errors.SessionClosedError, open_task_ids=("a", "b"), is_submitting=True),
+            "the session is closed and the submit was under way, so it may be accepted: look into "
+            "conversions() and unknown_submits() of the closed session before you submit the "
+            "track again",
+        ),
+        (
+            partial(errors.SessionClosedError, is_submitting=True, task_id="a"),
+            "the session is closed; task a goes on: attach() it in a new session",
+        ),
+        (
             partial(errors.SessionClosedError, open_task_ids=("a", "b")),
             "the session is closed; 2 tasks go on: attach() them in a new session",
         ),
@@ -405,6 +415,8 @@ def test_about_shares_no_notes():
         "failed",
         "timeout",
         "closed",
+        "closed-while-submitting",
+        "closed-with-a-task",
         "closed-tasks",
         "closed-task",
     ],

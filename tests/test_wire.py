@@ -19,6 +19,7 @@ from kie_wav_async._models import TaskRecord, TaskState, Track, WireResponse
 from kie_wav_async._wire import (
     SubmitAnswer,
     find_attempt,
+    is_called_back_elsewhere,
     is_known_status,
     parse_credits,
     parse_fresh_url,
@@ -780,6 +781,34 @@ def test_an_attempt_is_named_once_or_not_at_all(fields, expected):
     found = TaskRecord(task_id=TASK_ID, state=PENDING, raw=fields)
 
     assert expected == find_attempt(found)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"callbackUrl": CALLBACK_URL}, False),
+        ({"callBackUrl": CALLBACK_URL}, False),
+        ({"callbackUrl": CALLBACK_URL.partition("?")[0]}, False),
+        ({"callbackUrl": f"{CALLBACK_URL}#part"}, False),
+        ({"callbackUrl": f"{CALLBACK_URL}&attempt={OTHER_ID}"}, False),
+        ({"callbackUrl": "https://other.example/callback"}, True),
+        ({"callBackUrl": "https://other.example/callback"}, True),
+        ({"callbackUrl": None, "callBackUrl": "https://other.example/callback"}, True),
+        ({"callbackUrl": CALLBACK_URL, "callBackUrl": "https://other.example/"}, False),
+        ({"callbackUrl": CALLBACK_URL.replace("https", "http")}, True),
+        ({"callbackUrl": CALLBACK_URL.replace("?", "/x?")}, True),
+        ({"callbackUrl": "rubbish"}, False),
+        ({"callbackUrl": 5}, False),
+        ({}, False),
+    ],
+    ids=short,
+)
+def test_a_task_is_called_back_elsewhere_if_its_record_says_so(fields, expected):
+    """A task is somebody else's if its record shows a callback URL that is not ours."""
+    found = TaskRecord(task_id=TASK_ID, state=PENDING, raw=fields)
+
+    assert is_called_back_elsewhere(found, CALLBACK_URL) is expected
+    assert is_called_back_elsewhere(found, CALLBACK_URL.partition("?")[0]) is expected
 
 
 @pytest.mark.parametrize(
