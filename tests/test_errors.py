@@ -387,9 +387,11 @@ def test_about_shares_no_notes():
         (partial(errors.SessionClosedError), "the session is closed: open a new one"),
         (
             partial(errors.SessionClosedError, open_task_ids=("a", "b"), is_submitting=True),
-            "the session is closed and the submit was under way, so it may be accepted: look into "
-            "conversions() and unknown_submits() of the closed session before you submit the "
-            "track again",
+            (
+                "the session is closed and the submit was under way, so it may be accepted: look into "
+                "conversions() and unknown_submits() of the closed session before you submit the "
+                "track again"
+            ),
         ),
         (
             partial(errors.SessionClosedError, is_submitting=True, task_id="a"),
