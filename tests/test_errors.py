@@ -389,8 +389,8 @@ def test_about_shares_no_notes():
             partial(errors.SessionClosedError, open_task_ids=("a", "b"), is_submitting=True),
             (
                 "the session is closed and the submit was under way, so it may be accepted: look "
-                "into conversions() and unknown_submits() of the closed session before you submit the "
-                "track again"
+                "into conversions() and unknown_submits() of the closed session before you submit "
+                "the track again"
             ),
         ),
         (
