@@ -147,13 +147,14 @@ class Submitter:
 
     def _refuse_all(self, error: KieWavError) -> None:
         # One at a time: a refusal may make a batch withdraw the rest.
-        while queued := self._turns.queued:
-            self._refuse(queued[0], error)
+        while (conversion := self._turns.first_queued()) is not None:
+            self._refuse(conversion, error)
 
     def _end_waits(self, error: KieWavError) -> None:
         """Refuse all that is not on the wire, what waits for a moment of its own included."""
-        while delayed := self._turns.delayed:
-            conversion = delayed[0]
+        for conversion in self._turns.delayed:
+            if not self._turns.is_delayed(conversion):
+                continue  # A refusal before made a batch withdraw it.
             self._turns.remove(conversion)
             if conversion.phase is Phase.UNKNOWN:
                 # As if the moment of its repeat had come.

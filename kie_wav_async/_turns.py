@@ -87,6 +87,10 @@ class Turns:
         """Who waits for a moment of its own."""
         return tuple(self._timers)
 
+    def first_queued(self) -> Conversion | None:
+        """Return who is next in the queue, if anybody is."""
+        return next(iter(self._returned or self._queue), None)
+
     def is_delayed(self, conversion: Conversion) -> bool:
         """Return whether *conversion* waits for a moment of its own."""
         return conversion in self._timers
