@@ -13,6 +13,7 @@ changes nothing. Nothing but `Registry` changes an entry's phase::
     SENDING   accept → ACCEPTED   refuse → REFUSED     postpone → QUEUED
               lose → UNKNOWN
     UNKNOWN   accept → ACCEPTED   resend → QUEUED      withdraw → WITHDRAWN
+    FOUND     accept → ACCEPTED
     ACCEPTED  succeed → SUCCEEDED fail → FAILED        time_out → TIMED_OUT
 
 and, for an entry that was UNKNOWN before, relapse → UNKNOWN from QUEUED and SENDING.
@@ -55,6 +56,7 @@ class Phase(enum.Enum):
     QUEUED = enum.auto()  #: waits for its turn
     SENDING = enum.auto()  #: its submit is on the wire
     UNKNOWN = enum.auto()  #: its submit may have been accepted
+    FOUND = enum.auto()  #: its task is named by someone, who need not be its submitter
     ACCEPTED = enum.auto()  #: has a task id, and is followed
     SUCCEEDED = enum.auto()
     FAILED = enum.auto()
@@ -92,6 +94,7 @@ TRANSITIONS: Final[Mapping[tuple[Phase, Event], Phase]] = {
     (Phase.UNKNOWN, Event.RESEND): Phase.QUEUED,
     (Phase.UNKNOWN, Event.ACCEPT): Phase.ACCEPTED,
     (Phase.UNKNOWN, Event.WITHDRAW): Phase.WITHDRAWN,
+    (Phase.FOUND, Event.ACCEPT): Phase.ACCEPTED,
     (Phase.ACCEPTED, Event.SUCCEED): Phase.SUCCEEDED,
     (Phase.ACCEPTED, Event.FAIL): Phase.FAILED,
     (Phase.ACCEPTED, Event.TIME_OUT): Phase.TIMED_OUT,

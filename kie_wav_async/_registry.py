@@ -275,7 +275,7 @@ class Registry(Generic[E]):
                 self._claim(followed, doubt.track)
                 return followed
             entry = self._make_entry(doubt.track)
-            entry.phase = Phase.UNKNOWN
+            entry.phase = Phase.FOUND
             self._by_track.setdefault(doubt.track, entry)
         entry.attempt_id = attempt_id
         self._follow(entry, task_id, now_mono_s, Origin.ADOPTED)
@@ -313,7 +313,7 @@ class Registry(Generic[E]):
     def attach(self, task_id: str, track: Track | None, now_mono_s: float) -> E:
         """Open an entry for a task submitted elsewhere, which must not be in flight here."""
         entry = self._make_entry(track)
-        entry.phase = Phase.UNKNOWN
+        entry.phase = Phase.FOUND
         if track is not None:
             self._by_track.setdefault(track, entry)
         self._follow(entry, task_id, now_mono_s, Origin.ATTACHED)
