@@ -11,7 +11,6 @@ faster than life. At life's own pace, with the figures printed::
 from __future__ import annotations
 
 import asyncio
-import itertools
 import statistics
 import time
 
@@ -151,14 +150,11 @@ async def test_429_that_comes_anyway_is_obeyed(retry_after, rest_s):
     times = sorted(arrival.at for arrival in run.state.arrivals)
     [refused] = [a.at for a in run.state.arrivals if a.verdict == "scripted"]
     later = [at for at in times if at > refused]
-    # Those on the wire with it arrive all the same; then there is silence.
-    silences = [b - a for a, b in itertools.pairwise([refused, *later])]
 
     assert 12 == run.state.charges == run.statistics.accepted
     assert 1 == run.state.rejected_429 == run.statistics.rejected_429
-    assert max(silences) >= rest_s
-    on_the_wire = silences.index(max(silences))
-    assert on_the_wire <= 3
+    # Three may have been on the wire with it; the next one came after the rest.
+    assert later[3] - refused >= rest_s
 
 
 async def test_account_shared_with_another_program_comes_to_its_end():
