@@ -369,6 +369,35 @@ class TestAdoption:
         assert left == [doubt.attempt_id for doubt in books.unknown_submits()]
         assert 2 == books.charges
 
+    def test_each_doubt_explained_is_a_charge(self, books: Books) -> None:
+        """Two lost submits whose tasks are named by 409s are two charges."""
+        for track, name in ((TRACK, "a1"), (OTHER, "a2")):
+            entry = unknown(books, track, name)
+            books.resend(entry)
+            books.send(entry, f"{name}-again", NOW_UNIX_S)
+            books.adopt_existing(entry, f"t-{name}", 100.0)
+            books.recognise(entry, name)
+
+        assert (2, 2) == (books.statistics().accepted, books.charges)
+        assert () == books.unknown_submits()
+
+    def test_a_record_explains_nothing_where_no_doubt_is_left(self, books: Books) -> None:
+        """A doubt resolved meanwhile is not explained a second time."""
+        entry = resent(books)
+        books.adopt_existing(entry, "t1", 100.0)
+        books.absolve("a1")
+        books.recognise(entry, "a1")
+
+        assert entry.is_recognised
+        assert (0, 0) == (books.statistics().accepted, books.charges)
+
+    def test_every_submit_on_the_wire_counts(self, books: Books) -> None:
+        """Two submits on the wire are two, and take two places."""
+        sending(books, TRACK, "a1")
+        sending(books, OTHER, "a2")
+
+        assert (2, 2) == (books.sending, books.places)
+
     def test_a_found_task_takes_a_place_again(self, books: Books) -> None:
         """A doubt whose task is found becomes a conversion in flight, and a charge."""
         entry = unknown(books)
