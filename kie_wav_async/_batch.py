@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, Self
 import attrs
 
 from kie_wav_async._conversion import Conversion
+from kie_wav_async._desk import CLOSE_TIMEOUT_S
 from kie_wav_async._lifecycle import Phase
 from kie_wav_async._models import Outcome, Track, WavFile, verify_type
 from kie_wav_async.errors import (
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
     from types import TracebackType
 
-    from kie_wav_async._desk import Desk
+    from kie_wav_async._desk import Desk, Timer
     from kie_wav_async._submitter import Submitter
     from kie_wav_async._turns import Turns
 
@@ -100,6 +101,7 @@ class Batch:
         self._error: Exception | None = None
         self._loops = 0
         self._pending = 0
+        self._patience: Timer | None = None
         self._room = asyncio.Event()
         self._news = asyncio.Event()
 
@@ -172,6 +174,7 @@ class Batch:
         self._news.set()
         if self._reader is not None:
             await self._desk.stop(self._reader)
+            self._end_reading()
         # Whoever else holds the source keeps it; else its cleanup is due.
         self._source = _NOTHING
         self._held.clear()
@@ -220,8 +223,11 @@ class Batch:
             else:
                 await self._read_one()
 
-    def _end_reading(self, _: asyncio.Future[None]) -> None:
+    def _end_reading(self, _: asyncio.Future[None] | None = None) -> None:
         self._reader = None
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
         self._turns.room_listeners.discard(self._room.set)
         self._news.set()
 
@@ -304,6 +310,9 @@ class Batch:
         self._end_source(error.about())
         if self._reader is not None and self._reader is not asyncio.current_task():
             self._reader.cancel()
+            # A source that swallows its cancellation is not waited for.
+            self._patience = self._desk.timer(self._end_reading)
+            self._patience.set(self._desk.clock.monotonic() + CLOSE_TIMEOUT_S)
         self._review()
 
     def _review(self) -> None:

@@ -133,7 +133,7 @@ class Desk:
         """Cancel what is still running, and wait until it has stopped; see `stop`."""
         await self.stop(*self._tasks)
 
-    async def stop(self, *tasks: asyncio.Future[None]) -> None:
+    async def stop(self, *tasks: asyncio.Future[Any]) -> None:
         """Cancel *tasks* and wait until they have stopped, 25 s at most."""
         running = {task for task in tasks if not task.done()}
         if not running:
@@ -144,7 +144,7 @@ class Desk:
             if not stopped.done():
                 stopped.set_result(None)
 
-        def note(task: asyncio.Future[None]) -> None:
+        def note(task: asyncio.Future[Any]) -> None:
             running.discard(task)
             if not running:
                 give_up()

@@ -24,6 +24,7 @@ import attrs
 
 from kie_wav_async import events
 from kie_wav_async._lifecycle import Phase
+from kie_wav_async._registry import is_foreign
 from kie_wav_async._requests import PLACEHOLDER_CALLBACK_URL
 from kie_wav_async._schedule import (
     AUTHENTICATION_RETRY_S,
@@ -212,7 +213,7 @@ class Poller:
         if record is not None:
             if not is_known_status(record):
                 self._log_word(record)
-            if not conversion.is_recognised:
+            if not (conversion.is_recognised or is_foreign(conversion, record)):
                 self._recognise(conversion, record)
         now = self._desk.clock.monotonic()
         if self._desk.registry.observe(conversion, record, now, "poll"):

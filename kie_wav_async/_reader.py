@@ -82,6 +82,8 @@ class Reader:
             raise hub.closed.about() from None
         finally:
             self._sends.discard(task)
+            # Its error's traceback holds this frame: no cycle through the task.
+            del task
 
     async def _sleep(self, delay_s: float) -> None:
         """Wait, or less if the session closes."""
@@ -99,8 +101,13 @@ class Reader:
             timer.cancel()
             self._sleepers.discard(sleeper)
 
+    @property
+    def on_wire(self) -> tuple[asyncio.Task[WireResponse], ...]:
+        """The reads that have no answer yet."""
+        return tuple(self._sends)
+
     def close(self) -> None:
-        """Let nobody wait any more, for an answer or for a repeat."""
+        """Let nobody wait any more, for an answer or for a repeat; see `on_wire`."""
         for task in self._sends:
             task.cancel()
         for sleeper in self._sleepers:

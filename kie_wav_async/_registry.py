@@ -256,10 +256,11 @@ class Registry(Generic[E]):
                 The attempt; `None` if the record names none, but may be of our
                 making: then it explains a doubt only where there is just one.
         """
-        entry.is_recognised = True
         doubts = self._unknown_by_track.get(_track_of(entry), [])
         if attempt_id is None and len(doubts) == 1:
             attempt_id = doubts[0]
+        # One that names none leaves it open which of several it was.
+        entry.is_recognised = attempt_id is not None or not doubts
         if attempt_id is not None and attempt_id in doubts:
             _ = self._resolve(attempt_id)
             self.tally.accepted += 1
@@ -286,7 +287,10 @@ class Registry(Generic[E]):
     def _claim(self, entry: E, track: Track) -> None:
         """Note that a task in flight is the one that a lost submit of *track* created."""
         if entry.origin is not Origin.ATTACHED:
-            # A later submit was given it, and has been counted.
+            # A later submit was given it, and has been counted, unless a 409 named
+            # it and its record did not tell whose it is.
+            self.tally.accepted += not entry.is_recognised
+            entry.is_recognised = True
             return
         entry.origin = Origin.ADOPTED
         self._places += 1

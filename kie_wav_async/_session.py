@@ -177,7 +177,7 @@ class WavSession:
         if handler is not None and not callable(handler):
             msg = "on_event must be callable"
             raise TypeError(msg)
-        if inspect.iscoroutinefunction(handler):
+        if any(map(inspect.iscoroutinefunction, (handler, type(handler).__call__))):
             msg = "on_event is called, not awaited: pass a plain function"
             raise TypeError(msg)
         hosts = parse_insecure_hosts(insecure_hosts)
@@ -271,6 +271,7 @@ class WavSession:
         self._submitter.close(hub.closed)
         for conversion in (*registry.waiting(), *registry.in_flight()):
             conversion.wake(hub.closed)
+        reads = self._reader.on_wire
         self._reader.close()
         for listener in tuple(hub.close_listeners):
             listener()
@@ -278,6 +279,7 @@ class WavSession:
             await self._submitter.drain()
         finally:
             await self._desk.cancel_tasks()
+            await self._desk.stop(*reads)
             self._warn_of_open()
             await self._desk.transport.aclose()
 

@@ -112,11 +112,9 @@ class Submitter:
                 return conversion
             if conversion is None and (known := self._registry.find_result(track)) is not None:
                 return known
-            if (doubt := self._registry.find_unknown(track)) is not None:
-                if conversion is not None and self._may_repeat(track):
-                    # Nobody waited when its time had come; now somebody does.
-                    self._repeat(conversion)
-                    return conversion
+            doubt = self._registry.find_unknown(track)
+            # If its time for a repeat came when nobody waited, it is now.
+            if doubt is not None and not (conversion is not None and self._is_overdue(doubt)):
                 raise _unknown_error(doubt, "an earlier submit has no known fate")
         if (spent := self._turns.charge_limit()) is not None:
             raise spent.about(track=track)
@@ -335,6 +333,8 @@ class Submitter:
     def _hold(self, conversion: Conversion, error: KieWavError, delay_s: float) -> bool:
         """Take a submit off the wire to be sent again; return `False` if nobody waits for it."""
         self._registry.postpone(conversion)
+        # A repeat that created nothing was none.
+        self._repeated.discard(_track_of(conversion))
         if not conversion.is_awaited:
             self._abandon(conversion)
             return False
@@ -366,10 +366,10 @@ class Submitter:
         """Whether a submit in doubt is sent once more by itself: it was not, in this session."""
         return self._on_unknown is OnUnknown.RESUBMIT and track not in self._repeated
 
-    def _repeat(self, conversion: Conversion) -> None:
-        self._registry.resend(conversion)
-        self._turns.add_again(conversion)
-        self._turns.pump()
+    def _is_overdue(self, doubt: UnknownSubmit) -> bool:
+        """Whether the time to repeat a submit in doubt has come and gone."""
+        rested_s = self._desk.clock.time() - doubt.at.timestamp()
+        return self._may_repeat(doubt.track) and rested_s >= RESUBMIT_AFTER_S
 
     # --- the user's word on a doubt -------------------------------------------------------
 
@@ -382,7 +382,9 @@ class Submitter:
             self._turns.remove(conversion)
             if conversion.is_awaited:
                 # Its waiters wait for the repeat, which is now without risk.
-                self._repeat(conversion)
+                self._registry.resend(conversion)
+                self._turns.add_again(conversion)
+                self._turns.pump()
                 return
             error = KieWavError("the submit was not charged; submit the track again")
             self._registry.withdraw(conversion, error.about(track=doubt.track))

@@ -43,6 +43,7 @@ class Row:
     attempt_id: str = ""
     task_id: str = ""
     origin: str = "SUBMITTED"
+    is_recognised: bool = True
     accepted_at: float = 0.0
     misses: int = 0
     bare: int = 0
@@ -252,11 +253,15 @@ class BooksMachine(RuleBasedStateMachine):
             task_id, attempt_id = self.new_id("t"), ""
         self.books.adopt_existing(row.entry, task_id, self.now)
         self.count["adopted"] += 1
+        row.is_recognised = not doubts
         if data.draw(st.booleans()):  # Its record can be read.
             self.books.recognise(row.entry, attempt_id)
             if ours and (is_named or len(doubts) == 1):
                 del self.doubts[name]
                 self.count["accepted"] += 1
+                row.is_recognised = True
+            row.is_recognised |= not ours
+        assert row.entry.is_recognised is row.is_recognised
         self.follow(row, task_id, "ADOPTED")
 
     @precondition(lambda self: any(a.is_charged for a in self.doubts.values()))
@@ -269,8 +274,10 @@ class BooksMachine(RuleBasedStateMachine):
         row = self.occupant.get(attempt.track)
         followed = self.holder.get(attempt.task_id)
         goes_on = row is None or row.phase != "UNKNOWN"
-        if goes_on and followed is not None and followed.origin == "SUBMITTED":
+        if goes_on and followed is not None and followed.origin != "ATTACHED":
             assert entry is followed.entry
+            self.count["accepted"] += not followed.is_recognised
+            followed.is_recognised = True
             return
         self.count["accepted"] += 1
         self.count["adopted"] += 1

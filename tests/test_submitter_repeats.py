@@ -28,13 +28,15 @@ from kie_wav_async import (
 )
 from kie_wav_async.errors import (
     AlreadyExistsError,
+    AuthenticationError,
+    ChargeLimitError,
     InvalidRequestError,
     MaintenanceError,
     RateLimitedError,
     SubmitUnknownError,
     TransportError,
 )
-from kie_wav_async.testing import FakeClock, answer, refused, submitted_track
+from kie_wav_async.testing import FakeClock, answer, refused, submitted_track, succeeded
 
 
 @pytest.fixture
@@ -755,3 +757,100 @@ async def test_submits_refused_together_keep_their_order(clock, service) -> None
 
     order = [submitted_track(request).audio_id for request in service.transport.submits]
     assert ["e0", "e1", "e2", "e3", "e0", "e1", "e2", "e3", "e4", "e5"] == order
+
+
+async def test_resolved_as_the_task_a_409_named(service) -> None:
+    """A doubt resolved as the task that a 409 named, of unread record, is one charge."""
+    service.fates.append(LOST_CHARGED)
+    service.poll_replies.append(lambda _: raw(b"<html>", 502))
+    async with service.session() as session:
+        with pytest.raises(SubmitUnknownError):
+            await session.submit(track())
+        await session.submit(track(), again=True)
+        (doubt,) = session.unknown_submits()
+        await session.resolve_unknown(doubt.attempt_id, task_id="task0001")
+
+        assert (1, 0) == (session.statistics().accepted, session.statistics().unknown)
+        assert is_bounded(service, session)
+
+
+async def test_late_record_of_another_track_explains_no_doubt(clock, service) -> None:
+    """A 409's task whose record turns out to be another track's leaves our doubt."""
+    service.create("task9999", track(5))
+    service.fates += [LOST_FREE, conflict("task9999")]
+    foreign = succeeded("task9999", musicId="e5")
+    service.poll_replies += [lambda _: raw(b"<html>", 502), lambda _: foreign]
+    async with service.session() as session:
+        with pytest.raises(SubmitUnknownError):
+            await session.submit(track())
+        conversion = await session.submit(track(), again=True)
+        with pytest.raises(AlreadyExistsError):
+            await clock.run(conversion.wait())
+
+        assert (0, 1) == (session.statistics().accepted, session.statistics().unknown)
+        assert is_bounded(service, session)
+
+
+# --- a repeat that nobody waited for, asked for later ---------------------------------------
+
+
+async def overdue(clock, session) -> None:
+    """Lose a submit under RESUBMIT, and let the time of its repeat go by with nobody there."""
+    asker = asyncio.create_task(session.convert(track()))
+    await clock.advance(5.0)
+    asker.cancel()
+    await clock.advance(100.0)
+
+
+async def test_overdue_repeat_keeps_to_the_charge_limit(clock, service) -> None:
+    """A repeat that is overdue is refused at the charge limit, and nobody waits for ever."""
+    service.fates.append(LOST_FREE)
+    async with service.session(on_unknown=OnUnknown.RESUBMIT, max_charges=1) as session:
+        await overdue(clock, session)
+        with pytest.raises(ChargeLimitError):
+            await clock.run(session.convert(track()))
+
+
+async def test_overdue_repeat_of_a_batch_sits_out_maintenance(clock, service) -> None:
+    """A batch that takes up an overdue repeat waits for the end of a maintenance."""
+    service.fates += [LOST_FREE, *[refusal(455)] * 5]
+    async with service.session(on_unknown=OnUnknown.RESUBMIT) as session:
+        await overdue(clock, session)
+        outcome = await clock.run(anext(session.convert_all([track()])))
+
+        assert outcome.ok
+        assert 7 == len(service.submitted_at)
+
+
+async def test_repeat_is_not_sent_before_its_time(clock, service) -> None:
+    """A doubt younger than a minute is not repeated, although its timer is gone."""
+    service.fates.append(ACCEPTED)
+    async with service.session(on_unknown=OnUnknown.RESUBMIT) as session:
+        followed = asyncio.create_task(session.convert(track(2)))
+        await clock.advance(9.0)
+        service.fates.append(LOST_FREE)
+        lost_one = asyncio.create_task(session.convert(track()))
+        await clock.advance(1.0)
+        service.is_key_good = False
+        for waiter in (followed, lost_one):
+            with pytest.raises((AuthenticationError, SubmitUnknownError)):
+                await clock.run(waiter)
+        service.is_key_good = True
+
+        assert clock.monotonic() - service.submitted_at[-1] < 60.0
+        with pytest.raises(SubmitUnknownError):
+            await clock.run(session.convert(track()))
+        assert 2 == len(service.submitted_at)
+
+
+async def test_repeat_that_created_nothing_is_not_used_up(clock, service) -> None:
+    """A repeat that met a 429, and was left, is sent when somebody asks again."""
+    service.fates += [LOST_FREE, refusal(429)]
+    async with service.session(on_unknown=OnUnknown.RESUBMIT) as session:
+        asker = asyncio.create_task(session.convert(track()))
+        await clock.advance(60.0)
+        asker.cancel()
+        await clock.advance(100.0)
+        assert 2 == len(service.submitted_at)
+
+        assert "task0001" == (await clock.run(session.convert(track()))).task_id
