@@ -391,6 +391,34 @@ class TestAdoption:
         assert entry.is_recognised
         assert (0, 0) == (books.statistics().accepted, books.charges)
 
+    def test_the_users_word_counts_a_task_of_unread_record_once(self, books: Books) -> None:
+        """A task named by a 409 and then by the user, for two tracks, is two charges in all."""
+        for track, name in ((TRACK, "a1"), (OTHER, "a2")):
+            entry = unknown(books, track, name)
+            books.resend(entry)
+            books.send(entry, f"{name}-again", NOW_UNIX_S)
+            books.lose(entry, NOW_UNIX_S)
+            books.resend(entry)
+            books.send(entry, f"{name}-last", NOW_UNIX_S)
+            books.adopt_existing(entry, f"t-{name}", 100.0)
+            assert books.adopt_unknown(name, f"t-{name}", 101.0) is entry
+            assert entry.is_recognised is True
+
+        assert (2, 2) == (books.statistics().accepted, books.statistics().unknown)
+        assert books.adopt_unknown("a1-again", "t-a1", 102.0).is_recognised is True
+        assert 2 == books.statistics().accepted
+
+    def test_a_record_that_names_none_of_several_leaves_it_open(self, books: Books) -> None:
+        """A record without an attempt settles nothing while two attempts are in doubt."""
+        entry = resent(books)
+        books.lose(entry, NOW_UNIX_S)
+        books.resend(entry)
+        books.send(entry, "a3", NOW_UNIX_S)
+        books.adopt_existing(entry, "t1", 100.0)
+        books.recognise(entry, None)
+
+        assert entry.is_recognised is False
+
     def test_every_submit_on_the_wire_counts(self, books: Books) -> None:
         """Two submits on the wire are two, and take two places."""
         sending(books, TRACK, "a1")
