@@ -24,7 +24,32 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
-class WaitDisplay:
+class _Display:
+    """A progress on a console, with lines that stay above it."""
+
+    _console: Console
+    _progress: Progress
+
+    def __enter__(self) -> Self:
+        """Begin to show."""
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop showing; a transient progress disappears, and the lines stay."""
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        say(text, self._console)
+
+
+class WaitDisplay(_Display):
     """
     The wait for one conversion.
 
@@ -44,24 +69,6 @@ class WaitDisplay:
             disable=not self._console.is_terminal,
         )
         self._line = self._progress.add_task("submitting", total=None)
-
-    def __enter__(self) -> Self:
-        """Begin to show."""
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Leave the terminal as it was, with the lines that were said."""
-        self._progress.stop()
-
-    def say(self, text: str) -> None:
-        """Print a line that stays."""
-        say(text, self._console)
 
     def tell(self, event: events.Event) -> None:
         """Show an event of the session's."""
@@ -98,7 +105,7 @@ class WaitDisplay:
         self._progress.update(self._line, completed=done, total=total)
 
 
-class DemoDisplay:
+class DemoDisplay(_Display):
     """
     How far a catalog has come: submitted, converted, saved.
 
@@ -121,24 +128,6 @@ class DemoDisplay:
         self._submitted = self._progress.add_task("submitted", total=count)
         self._converted = self._progress.add_task("converted", total=count)
         self._saved = self._progress.add_task("saved", total=count)
-
-    def __enter__(self) -> Self:
-        """Begin to show."""
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Leave the bars as they are."""
-        self._progress.stop()
-
-    def say(self, text: str) -> None:
-        """Print a line that stays."""
-        say(text, self._console)
 
     def tell(self, event: events.Event) -> None:
         """Show an event of the session's."""
