@@ -14,7 +14,7 @@ import datetime as dt
 import email.utils
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, cast
 
 import attrs
@@ -90,13 +90,20 @@ def as_object(value: object) -> JsonObject:
     return cast("JsonObject", value) if isinstance(value, dict) else {}
 
 
-def _load(response: WireResponse) -> JsonObject | None:
-    """Return the body as a JSON object; `None` if it is anything else."""
+def load_object(
+    body: bytes,
+    make_object: Callable[[list[tuple[str, object]]], JsonObject] | None = None,
+) -> JsonObject | None:
+    """
+    Return *body* as a JSON object; `None` if it is anything else.
+
+    *make_object*, if given, makes each object of its pairs, and refuses by `ValueError`.
+    """
     try:
         # UTF-8 with or without a mark, and never UTF-16, which json.loads would
         # guess from bytes. The codec utf-8-sig is slower than all the rest here.
-        text = response.body.decode().removeprefix("\ufeff")
-        loaded: object = json.loads(text)
+        text = body.decode().removeprefix("\ufeff")
+        loaded: object = json.loads(text, object_pairs_hook=make_object)
     except (ValueError, RecursionError):
         # UnicodeDecodeError, JSONDecodeError and the 4,300-digit limit are all
         # ValueErrors; deep nesting is a RecursionError.
@@ -147,7 +154,7 @@ def read_envelope(response: WireResponse) -> Envelope:
     Raises:
         WireFormatError: There is neither a code nor an HTTP status to go by.
     """
-    root = _load(response)
+    root = load_object(response.body)
     is_yes = 200 <= response.status < 300  # noqa: PLR2004 - HTTP's own classes
     if root is None:
         if is_yes:

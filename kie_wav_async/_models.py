@@ -146,6 +146,38 @@ class OnUnknown(enum.StrEnum):
     RESUBMIT = "resubmit"
 
 
+class CallbackTrust(enum.StrEnum):
+    """
+    How much of an authentic callback is believed: its signature does not cover its body.
+
+    Without webhook keys nothing is authentic, and neither makes a difference.
+    """
+
+    #: It settles a conversion, if it names the very submit that made the task and
+    #: brings a file's https URL. Everything else is a hint.
+    PAYLOAD = "payload"
+
+    #: Every callback is a hint: one poll decides.
+    HINT = "hint"
+
+
+class CallbackVerdict(enum.StrEnum):
+    """What was made of a callback that was not refused."""
+
+    #: It settled its conversion.
+    SETTLED = "settled"
+
+    #: A poll will decide.
+    CONFIRMING = "confirming"
+
+    #: Its task was settled before.
+    DUPLICATE = "duplicate"
+
+    #: We know no such task. If the callback is authentic it is kept for 15
+    #: minutes, for a submit whose answer is still on its way.
+    ORPHAN = "orphan"
+
+
 def _clean_title(value: object) -> str | None:
     if value is not None and not isinstance(value, str):
         msg = f"title must be a str or None, not {type(value).__name__}"
@@ -260,6 +292,39 @@ class TaskRecord:
     error_message: str | None = None
     created_at: dt.datetime | None = None
     completed_at: dt.datetime | None = None
+    raw: Mapping[str, object] = attrs.field(factory=dict[str, object], hash=False, repr=False)
+
+
+@attrs.frozen
+class Callback:
+    """
+    What one callback says.
+
+    The signature covers *task_id* and *timestamp* and **nothing else**: whoever has
+    seen a genuine callback can send another with the same two and a body of his
+    own. Ask `WavSession.record` before you act on the rest.
+
+    Attributes:
+        task_id: The conversion task; ASCII letters, digits, ``_`` and ``-``.
+
+        code: The service's code: 200 for success; `None` if there is none to read.
+
+        message: The service's words, made printable; may be empty.
+
+        wav_url: Absolute http(s) URL of the file, as sent; `None` if there is none.
+
+        timestamp: When the service signed it: Unix time in whole seconds.
+
+        raw: The body as loaded from JSON, unknown fields included.
+
+    Source: docs.kie.ai, "Convert to WAV Callbacks".
+    """
+
+    task_id: str
+    code: int | None
+    message: str
+    wav_url: URL | None
+    timestamp: int
     raw: Mapping[str, object] = attrs.field(factory=dict[str, object], hash=False, repr=False)
 
 

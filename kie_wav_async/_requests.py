@@ -24,10 +24,6 @@ MUSIC_PATH: Final = "/api/v1/generate/record-info"
 DOWNLOAD_URL_PATH: Final = "/api/v1/common/download-url"
 CREDITS_PATH: Final = "/api/v1/chat/credit"
 
-#: Where the service is told to post when nobody listens: the field is
-#: mandatory, and RFC 2606 reserves ``.invalid``, so no stranger gets results.
-PLACEHOLDER_CALLBACK_URL: Final = "https://kie-wav-async.invalid/callback"
-
 
 def parse_api_key(value: str) -> str:
     """
@@ -196,8 +192,3 @@ class RequestBuilder:
 
     def _get(self, url: str) -> WireRequest:
         return WireRequest(method="GET", url=url, headers=self._headers)
-
-
-def build_callback_url(attempt_id: str) -> str:
-    """Return the placeholder callback URL that names *attempt_id*."""
-    return f"{PLACEHOLDER_CALLBACK_URL}?attempt={attempt_id}"

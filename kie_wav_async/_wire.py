@@ -45,9 +45,6 @@ from kie_wav_async._models import (
     strip_controls,
 )
 
-#: The query name under which a callback URL names its attempt.
-ATTEMPT_NAME: Final = "attempt"
-
 
 @attrs.frozen(kw_only=True)
 class SubmitAnswer:
@@ -66,7 +63,7 @@ class SubmitAnswer:
 
 # --- reading: where things are spelled -----------------------------------------
 
-_TASK_ID_NAMES: Final = ("taskId", "task_id")
+TASK_ID_NAMES: Final = ("taskId", "task_id")
 _URL_NAMES: Final = ("audioWavUrl", "audio_wav_url", "wavUrl", "wav_url")
 
 
@@ -79,7 +76,7 @@ def _find_task_id(root: JsonObject, data: JsonObject) -> str | None:
     """
     found: str | None = None
     for place in (data, root):
-        for name in _TASK_ID_NAMES:
+        for name in TASK_ID_NAMES:
             value = place.get(name)
             if value is None or value == "":
                 continue
@@ -93,7 +90,8 @@ def _find_task_id(root: JsonObject, data: JsonObject) -> str | None:
     return found
 
 
-def _find_url(root: JsonObject, data: JsonObject) -> URL | None:
+def find_url(root: JsonObject, data: JsonObject) -> URL | None:
+    """Return the file's URL, wherever an answer or a callback has it; `None` if nowhere."""
     # Most records name no file yet: what is absent is passed over at once.
     for place in (data.get("response"), data, data.get("info"), root):
         if not place:
@@ -240,7 +238,7 @@ _structure_record = _make_converter().get_structure_hook(TaskRecord)
 
 def _canonical(root: JsonObject, data: JsonObject, task_id: str) -> dict[str, object]:
     """Return a record's fields under our names, each of the type our model wants."""
-    url = _find_url(root, data)
+    url = find_url(root, data)
     status = _status_word(data)
     state = parse_state(status, has_url=url is not None)
     audio_id = data.get("musicId") or data.get("audioId")
@@ -334,25 +332,6 @@ def parse_record(response: WireResponse, task_id: str) -> TaskRecord | None:
 def is_known_status(record: TaskRecord) -> bool:
     """Return whether the record's status is a word we know the meaning of."""
     return parse_state(record.status, has_url=record.wav_url is not None) is not None
-
-
-def find_attempt(record: TaskRecord) -> str | None:
-    """Return the attempt that a record's callback URL names; `None` if it names none or several."""
-    for name in ("callbackUrl", "callBackUrl"):
-        url = parse_url(record.raw.get(name))
-        if url is not None:
-            values = url.query.getall(ATTEMPT_NAME, [])
-            return values[0] if len(values) == 1 else None
-    return None
-
-
-def is_called_back_elsewhere(record: TaskRecord, callback_url: str) -> bool:
-    """Return whether a record shows a callback URL that is not *callback_url*, query aside."""
-    for name in ("callbackUrl", "callBackUrl"):
-        url = parse_url(record.raw.get(name))
-        if url is not None:
-            return url.with_query(None).with_fragment(None) != URL(callback_url).with_query(None)
-    return False
 
 
 def parse_tracks(response: WireResponse, music_task_id: str) -> list[Track]:

@@ -20,6 +20,8 @@ Everything that can go wrong, as one tree::
     ├── ChargeLimitError            max_charges reached
     ├── ConversionFailedError       the task ended badly
     ├── ConversionTimeoutError      our timeout; also a TimeoutError
+    ├── SignatureError              a callback that is forged, malformed or stale
+    ├── CallbackFormatError         a callback we cannot read
     └── SessionClosedError          the session was closed while you waited
 
 Misuse by the caller is a builtin `ValueError`, `TypeError` or `RuntimeError`.
@@ -31,16 +33,17 @@ fields. Each waiter gets an object of its own.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from kie_wav_async._models import TaskRecord, Track
 
 __all__ = [
     "AlreadyExistsError",
     "AuthenticationError",
+    "CallbackFormatError",
     "ChargeLimitError",
     "ConversionFailedError",
     "ConversionTimeoutError",
@@ -54,6 +57,7 @@ __all__ = [
     "ServerError",
     "ServiceError",
     "SessionClosedError",
+    "SignatureError",
     "SourceUnavailableError",
     "SubmitUnknownError",
     "TransportError",
@@ -355,6 +359,70 @@ class ConversionTimeoutError(KieWavError, TimeoutError):
             track=track,
         )
         self.timeout_s = timeout_s
+
+
+SignatureReason: TypeAlias = Literal["headers", "timestamp", "signature", "stale"]
+
+_REFUSALS: Final[Mapping[SignatureReason, str]] = {
+    "headers": (
+        "the callback does not carry exactly one X-Webhook-Timestamp and one "
+        "X-Webhook-Signature: is a webhook key generated in KIE's settings, and does the proxy "
+        "pass both headers on?"
+    ),
+    "timestamp": "the callback's timestamp is not ten digits of Unix time: it is not KIE's",
+    "signature": (
+        "no key signed the callback: it is forged, or webhook_keys (KIE_WEBHOOK_HMAC_KEY) "
+        "lacks the key that is set in KIE's settings"
+    ),
+    "stale": (
+        "the callback is genuine but was signed too long ago, or ahead of our time: it was "
+        "replayed or held up, or this machine's clock is wrong"
+    ),
+}
+
+
+class SignatureError(KieWavError):
+    """
+    A callback that is forged, malformed or stale; nothing was done on its word.
+
+    Answer it over HTTP with 401 and no body: the reason is for the operator.
+
+    Attributes:
+        reason:
+            ``"headers"``: not exactly one timestamp and one signature.
+            ``"timestamp"``: not Unix time in ten digits. ``"signature"``: no key
+            made it. ``"stale"``: genuine, but outside the tolerance.
+    """
+
+    def __init__(
+        self,
+        *,
+        reason: SignatureReason,
+        task_id: str | None = None,
+        track: Track | None = None,
+    ) -> None:
+        """Say what is wrong with it, and never what would have been right."""
+        super().__init__(_REFUSALS[reason], task_id=task_id, track=track)
+        self.reason: SignatureReason = reason
+
+
+class CallbackFormatError(KieWavError):
+    """
+    A callback whose body we cannot read; nothing was done on its word.
+
+    The task id stands in the body, so this is found out before the signature is
+    looked at: anybody may have sent it.
+    """
+
+    def __init__(
+        self, message: str, *, task_id: str | None = None, track: Track | None = None
+    ) -> None:
+        """Say what is wrong with the body, without repeating any of it."""
+        super().__init__(
+            f"cannot read the callback: {message}; it is not of the shape the service documents",
+            task_id=task_id,
+            track=track,
+        )
 
 
 class SessionClosedError(KieWavError):

@@ -134,6 +134,16 @@ SAMPLES: list[tuple[partial[KieWavError], dict[str, object], str]] = [
         "attach('task-1')",
     ),
     (
+        partial(errors.SignatureError, reason="stale", task_id="task-1", track=TRACK),
+        {"reason": "stale", "task_id": "task-1", "track": TRACK},
+        "or this machine's clock is wrong",
+    ),
+    (
+        partial(errors.CallbackFormatError, "it names no task", task_id="task-1", track=TRACK),
+        {"task_id": "task-1", "track": TRACK},
+        "not of the shape the service documents",
+    ),
+    (
         partial(errors.SessionClosedError, open_task_ids=("a", "b"), task_id="task-1", track=TRACK),
         {"open_task_ids": ("a", "b"), "task_id": "task-1", "track": TRACK},
         "attach() it in a new session",
@@ -384,6 +394,39 @@ def test_about_shares_no_notes():
                 "still finish, so attach('task-1') rather than submit again"
             ),
         ),
+        (
+            partial(errors.SignatureError, reason="headers"),
+            (
+                "the callback does not carry exactly one X-Webhook-Timestamp and one "
+                "X-Webhook-Signature: is a webhook key generated in KIE's settings, and does the "
+                "proxy pass both headers on?"
+            ),
+        ),
+        (
+            partial(errors.SignatureError, reason="timestamp"),
+            "the callback's timestamp is not ten digits of Unix time: it is not KIE's",
+        ),
+        (
+            partial(errors.SignatureError, reason="signature"),
+            (
+                "no key signed the callback: it is forged, or webhook_keys "
+                "(KIE_WEBHOOK_HMAC_KEY) lacks the key that is set in KIE's settings"
+            ),
+        ),
+        (
+            partial(errors.SignatureError, reason="stale"),
+            (
+                "the callback is genuine but was signed too long ago, or ahead of our time: it "
+                "was replayed or held up, or this machine's clock is wrong"
+            ),
+        ),
+        (
+            partial(errors.CallbackFormatError, "it names no task"),
+            (
+                "cannot read the callback: it names no task; it is not of the shape the service "
+                "documents"
+            ),
+        ),
         (partial(errors.SessionClosedError), "the session is closed: open a new one"),
         (
             partial(errors.SessionClosedError, open_task_ids=("a", "b"), is_submitting=True),
@@ -416,6 +459,11 @@ def test_about_shares_no_notes():
         "charge-limit",
         "failed",
         "timeout",
+        "headers",
+        "timestamp",
+        "signature",
+        "stale",
+        "format",
         "closed",
         "closed-while-submitting",
         "closed-with-a-task",

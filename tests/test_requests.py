@@ -12,13 +12,12 @@ from kie_wav_async import _requests
 from kie_wav_async._models import Track, is_id
 from kie_wav_async._requests import (
     RequestBuilder,
-    build_callback_url,
     is_loopback,
     parse_api_key,
     parse_base_url,
     parse_insecure_hosts,
 )
-from samples import ATTEMPT_ID, AUDIO_ID, FILE_URL, MUSIC_TASK_ID, TASK_ID, short
+from samples import AUDIO_ID, FILE_URL, MUSIC_TASK_ID, TASK_ID, short
 
 TRACK = Track(MUSIC_TASK_ID, AUDIO_ID, title="Not for the service")
 HEADERS = {
@@ -151,14 +150,6 @@ def test_the_key_is_in_no_repr(builder):
     """Neither a builder nor a request shows the key."""
     assert "key-1" not in repr(builder)
     assert "key-1" not in repr(builder.submit(TRACK, "https://x/"))
-
-
-def test_the_placeholder_names_the_attempt():
-    """Where nobody listens, the callback URL is under ``.invalid`` and names the attempt."""
-    url = URL(build_callback_url(ATTEMPT_ID))
-
-    assert url.host.endswith(".invalid")
-    assert dict(url.query) == {"attempt": ATTEMPT_ID}
 
 
 @pytest.mark.parametrize("key", ["k", "sk-kie-0123", "a/b+c=", "~!@#$%^&*()"])

@@ -18,8 +18,6 @@ from kie_wav_async import _wire, errors
 from kie_wav_async._models import TaskRecord, TaskState, Track, WireResponse
 from kie_wav_async._wire import (
     SubmitAnswer,
-    find_attempt,
-    is_called_back_elsewhere,
     is_known_status,
     parse_credits,
     parse_fresh_url,
@@ -32,9 +30,7 @@ from kie_wav_async._wire import (
 )
 from kie_wav_async.errors import KieWavError, WireFormatError
 from samples import (
-    ATTEMPT_ID,
     AUDIO_ID,
-    CALLBACK_URL,
     FILE_URL,
     MUSIC_TASK_ID,
     RECORDED,
@@ -755,63 +751,6 @@ def test_a_path_in_ascii_stays_as_it_was_sent(path):
 
 
 @pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({"callbackUrl": CALLBACK_URL}, ATTEMPT_ID),
-        ({"callBackUrl": CALLBACK_URL}, ATTEMPT_ID),
-        ({"callbackUrl": None, "callBackUrl": CALLBACK_URL}, ATTEMPT_ID),
-        ({"callbackUrl": "rubbish", "callBackUrl": CALLBACK_URL}, ATTEMPT_ID),
-        ({"callbackUrl": "https://h.example/", "callBackUrl": CALLBACK_URL}, None),
-        ({"callbackUrl": f"https://h.example/cb?x=1&attempt={ATTEMPT_ID}&y=2"}, ATTEMPT_ID),
-        ({"callbackUrl": f"{CALLBACK_URL}&attempt={OTHER_ID}"}, None),
-        ({"callbackUrl": f"{CALLBACK_URL}&attempt={ATTEMPT_ID}"}, None),
-        ({"callbackUrl": "https://h.example/cb?attempt"}, ""),
-        ({"callbackUrl": "https://h.example/cb?attempt="}, ""),
-        ({"callbackUrl": f"https://h.example/cb?Attempt={ATTEMPT_ID}"}, None),
-        ({"callbackUrl": f"https://h.example/cb?xattempt={ATTEMPT_ID}"}, None),
-        ({"callbackUrl": f"https://h.example/cb#attempt={ATTEMPT_ID}"}, None),
-        ({"callbackUrl": f"https://h.example/attempt={ATTEMPT_ID}"}, None),
-        ({"callbackUrl": 5}, None),
-        ({}, None),
-    ],
-    ids=short,
-)
-def test_an_attempt_is_named_once_or_not_at_all(fields, expected):
-    """The attempt is the one value of its name in the callback URL's query."""
-    found = TaskRecord(task_id=TASK_ID, state=PENDING, raw=fields)
-
-    assert expected == find_attempt(found)
-
-
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({"callbackUrl": CALLBACK_URL}, False),
-        ({"callBackUrl": CALLBACK_URL}, False),
-        ({"callbackUrl": CALLBACK_URL.partition("?")[0]}, False),
-        ({"callbackUrl": f"{CALLBACK_URL}#part"}, False),
-        ({"callbackUrl": f"{CALLBACK_URL}&attempt={OTHER_ID}"}, False),
-        ({"callbackUrl": "https://other.example/callback"}, True),
-        ({"callBackUrl": "https://other.example/callback"}, True),
-        ({"callbackUrl": None, "callBackUrl": "https://other.example/callback"}, True),
-        ({"callbackUrl": CALLBACK_URL, "callBackUrl": "https://other.example/"}, False),
-        ({"callbackUrl": CALLBACK_URL.replace("https", "http")}, True),
-        ({"callbackUrl": CALLBACK_URL.replace("?", "/x?")}, True),
-        ({"callbackUrl": "rubbish"}, False),
-        ({"callbackUrl": 5}, False),
-        ({}, False),
-    ],
-    ids=short,
-)
-def test_a_task_is_called_back_elsewhere_if_its_record_says_so(fields, expected):
-    """A task is somebody else's if its record shows a callback URL that is not ours."""
-    found = TaskRecord(task_id=TASK_ID, state=PENDING, raw=fields)
-
-    assert is_called_back_elsewhere(found, CALLBACK_URL) is expected
-    assert is_called_back_elsewhere(found, CALLBACK_URL.partition("?")[0]) is expected
-
-
-@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("task_id", None),
@@ -1155,7 +1094,6 @@ def hold_what_comes(parse, response: WireResponse) -> None:
         assert value.created_at is None or value.created_at.tzinfo is None
         repr(value).encode()
         is_known_status(value)
-        find_attempt(value)
     elif isinstance(value, Decimal):
         assert value.is_finite()
         int(value)

@@ -1,0 +1,123 @@
+"""
+Callbacks as values: what a delivery says, and whether to believe that it was sent.
+
+Total: whatever the bytes, there is a value or one of our two errors. The body is
+read strictly, since two parsers that read it differently are a hole: one task id
+in however many spellings, and no name twice in an object.
+
+Order of judgement: the shape of the headers, the body and its id, the signature,
+the age. A callback that says ``stale`` is thus a genuine one.
+
+Sources: docs.kie.ai, "Convert to WAV Callbacks" and "Webhook Security Verification".
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, cast
+
+from kie_wav_async._envelope import JsonObject, as_object, load_object, parse_int, parse_text
+from kie_wav_async._models import Callback
+from kie_wav_async._signature import TOLERANCE_S, Headers, read_signed, verify_signed
+from kie_wav_async._wire import TASK_ID_NAMES, find_url
+from kie_wav_async.errors import CallbackFormatError
+
+#: Longest body that is read. The service's have some hundred bytes; this is what
+#: other receivers of webhooks take, three times over.
+MAX_BODY_LENGTH: Final = 64 * 1024
+
+#: What a signed id may consist of: nothing that could be part of ``.`` and a
+#: timestamp, else one signature would serve for two ids.
+_TASK_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+
+def authenticate(
+    headers: Headers,
+    body: bytes,
+    *,
+    keys: tuple[bytes, ...],
+    now_unix_s: float,
+    tolerance_s: float = TOLERANCE_S,
+) -> Callback:
+    """
+    Return what a callback says, if one of *keys* signed its id and time.
+
+    Raises:
+        SignatureError: Forged, malformed or stale.
+
+        CallbackFormatError: The body cannot be read.
+
+        TypeError: *headers* or *body* has the wrong type.
+    """
+    signed = read_signed(headers)
+    callback = read_callback(body, timestamp=int(signed.timestamp))
+    verify_signed(
+        callback.task_id, signed, keys=keys, now_unix_s=now_unix_s, tolerance_s=tolerance_s
+    )
+    return callback
+
+
+def read_callback(body: bytes, *, timestamp: int) -> Callback:
+    """
+    Return what a body says; nothing is verified.
+
+    Raises:
+        CallbackFormatError: It cannot be read.
+
+        TypeError: *body* is no bytes.
+    """
+    given = cast("object", body)
+    if not isinstance(given, bytes | bytearray | memoryview):
+        msg = f"body must be bytes as they were received, not {type(given).__name__}"
+        raise TypeError(msg)
+    raw = bytes(cast("bytes", given))
+    if len(raw) > MAX_BODY_LENGTH:
+        msg = f"the body is longer than {MAX_BODY_LENGTH} bytes"
+        raise CallbackFormatError(msg)
+    root = load_object(raw, _make_object)
+    if root is None:
+        msg = "the body is no JSON object in UTF-8, or names something twice"
+        raise CallbackFormatError(msg)
+    data = as_object(root.get("data"))
+    return Callback(
+        task_id=_find_task_id(root, data),
+        code=parse_int(root.get("code")),
+        message=parse_text(root.get("msg")) or parse_text(root.get("message")),
+        wav_url=find_url(root, data),
+        timestamp=timestamp,
+        raw=root,
+    )
+
+
+def _make_object(pairs: list[tuple[str, object]]) -> JsonObject:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        msg = "a name stands twice"
+        raise ValueError(msg)
+    return made
+
+
+def _find_task_id(root: JsonObject, data: JsonObject) -> str:
+    """
+    Return the one task id of a body.
+
+    Raises:
+        CallbackFormatError: It names none, two different ones, or one that cannot be.
+    """
+    found: str | None = None
+    for place in (data, root):
+        for name in TASK_ID_NAMES:
+            value = place.get(name)
+            if value is None:
+                continue
+            if not isinstance(value, str) or _TASK_ID.fullmatch(value) is None:
+                msg = "a task id is not 1 to 128 letters, digits, _ and - of ASCII"
+                raise CallbackFormatError(msg)
+            if found is not None and value != found:
+                msg = "it names two different tasks"
+                raise CallbackFormatError(msg)
+            found = value
+    if found is None:
+        msg = "it names no task"
+        raise CallbackFormatError(msg)
+    return found
