@@ -19,6 +19,9 @@ from kie_wav_async._clock import Clock, SystemClock
 from kie_wav_async._conversion import Conversion
 from kie_wav_async._limiter import RateLimit
 from kie_wav_async._models import (
+    Callback,
+    CallbackTrust,
+    CallbackVerdict,
     OnUnknown,
     Outcome,
     Statistics,
@@ -32,11 +35,16 @@ from kie_wav_async._models import (
 )
 from kie_wav_async._schedule import PollSchedule, RetryPolicy
 from kie_wav_async._session import WavSession
+from kie_wav_async._signature import sign
 from kie_wav_async._transport import AiohttpTransport, Transport
+from kie_wav_async._verification import parse_callback, verify_signature
 
 __all__ = [
     "AiohttpTransport",
     "Batch",
+    "Callback",
+    "CallbackTrust",
+    "CallbackVerdict",
     "Clock",
     "Conversion",
     "OnUnknown",
@@ -57,6 +65,9 @@ __all__ = [
     "WireResponse",
     "errors",
     "events",
+    "parse_callback",
+    "sign",
+    "verify_signature",
 ]
 
 

@@ -119,7 +119,7 @@ class Conversion(Entry):
         track: What is converted; `None` if attached without one.
     """
 
-    __slots__ = ("_hub", "_submit_waiters", "_waiters", "is_patient")
+    __slots__ = ("_hub", "_submit_waiters", "_waiters", "is_patient", "turn")
 
     def __init__(self, track: Track | None, hub: Hub) -> None:
         """Start without waiters."""
@@ -130,6 +130,8 @@ class Conversion(Entry):
         self._submit_waiters: dict[Waiter, None] | None = None
         #: Whether its submit sits out a maintenance, however long.
         self.is_patient = False
+        #: Names its next poll to the poller; 0 while one is on the wire.
+        self.turn = 0
 
     def __repr__(self) -> str:
         """Name the task, the track and the phase."""

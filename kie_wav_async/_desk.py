@@ -19,6 +19,8 @@ import attrs
 from kie_wav_async import events
 from kie_wav_async._conversion import Conversion, Hub
 from kie_wav_async._envelope import blot
+from kie_wav_async._health import CallbackHealth
+from kie_wav_async._lifecycle import Origin, Phase
 from kie_wav_async._models import WavFile
 from kie_wav_async._registry import Registry
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from kie_wav_async._clock import Clock, TimerHandle
-    from kie_wav_async._models import WireRequest, WireResponse
+    from kie_wav_async._models import UnknownSubmit, WireRequest, WireResponse
     from kie_wav_async._requests import RequestBuilder
     from kie_wav_async._transport import Transport
     from kie_wav_async.errors import KieWavError
@@ -56,6 +58,14 @@ class Desk:
 
         registry: The books.
 
+        callback_url: Where the service is told to post, before the attempt is named.
+
+        health: Whether callbacks flow.
+
+        on_followed: Called when a task has entered the registry.
+
+        on_lost: Called when a submit has become one of unknown fate.
+
         on_place_freed: Called when a conversion of ours has left the registry.
 
         on_key_refused: Called when the service has refused the API key for good.
@@ -68,6 +78,7 @@ class Desk:
         transport: Transport,
         requests: RequestBuilder,
         api_key: str,
+        callback_url: str,
         on_event: Callable[[events.Event], object] | None,
     ) -> None:
         """Open empty books."""
@@ -76,6 +87,10 @@ class Desk:
         self.transport = transport
         self.requests = requests
         self.registry: Registry[Conversion] = Registry(lambda track: Conversion(track, self.hub))
+        self.callback_url = callback_url
+        self.health = CallbackHealth()
+        self.on_followed: Callable[[Conversion], None] = lambda _: None
+        self.on_lost: Callable[[UnknownSubmit], None] = lambda _: None
         self.on_place_freed: Callable[[], None] = lambda: None
         self.on_key_refused: Callable[[KieWavError], None] = lambda _: None
         self._secret = api_key if len(api_key) >= _SECRET_FROM else ""
@@ -178,6 +193,9 @@ class Desk:
 
     def ended(self, conversion: Conversion) -> None:
         """Spread the news that *conversion* is terminal."""
+        # An attached or adopted task may call back elsewhere, or have done so long ago.
+        if conversion.origin is Origin.SUBMITTED and conversion.phase is not Phase.TIMED_OUT:
+            self.health.ended(is_called_back=conversion.is_called_back)
         outcome = conversion.outcome
         if isinstance(outcome, WavFile):
             self.emit(events.Settled, wav=outcome)

@@ -130,6 +130,8 @@ class Entry:
 
         attempts: How many times the service refused the submit without a verdict.
 
+        is_called_back: Whether an authentic callback of the task has come.
+
         outcome: The file or the error, once terminal.
     """
 
@@ -138,6 +140,7 @@ class Entry:
         "attempt_id",
         "attempts",
         "bare_successes",
+        "is_called_back",
         "is_recognised",
         "misses",
         "origin",
@@ -155,6 +158,7 @@ class Entry:
         self.attempt_id = ""
         self.attempts = 0
         self.is_recognised = True
+        self.is_called_back = False
         self.misses = 0
         self.bare_successes = 0
         self.phase = Phase.QUEUED

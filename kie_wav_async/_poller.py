@@ -5,6 +5,11 @@ A conversion in flight costs one heap item, not a task: a timer on the clock
 wakes the scheduler for whatever is due first, and a task exists only while a
 poll is on the wire. A poll is never repeated: the next poll is the retry.
 
+A callback that must be confirmed moves its conversion's next poll forward (a
+*hint*), within limits of its own; one that may belong to a lost submit has the
+task *probed*, by the same way. Both go before the scheduled polls, and take at
+most half of their budget, so that a flood of callbacks ends nobody's wait.
+
 What a poll can bring. A record is news and goes to the registry. A 401 is about
 the key and not the task, so all polling rests, asks once more, and on a second
 401 ends all waits; the tasks stay in the books and polling starts again when
@@ -23,9 +28,10 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from kie_wav_async import events
+from kie_wav_async._callback_url import find_attempt, is_called_back_elsewhere
+from kie_wav_async._hint_limiter import HintLimiter
 from kie_wav_async._lifecycle import Phase
 from kie_wav_async._registry import is_foreign
-from kie_wav_async._requests import PLACEHOLDER_CALLBACK_URL
 from kie_wav_async._schedule import (
     AUTHENTICATION_RETRY_S,
     PollSchedule,
@@ -33,15 +39,12 @@ from kie_wav_async._schedule import (
     first_poll_delay_s,
     next_poll_delay_s,
 )
-from kie_wav_async._wire import (
-    find_attempt,
-    is_called_back_elsewhere,
-    is_known_status,
-    parse_record,
-)
+from kie_wav_async._wire import is_known_status, parse_record
 from kie_wav_async.errors import AuthenticationError, KieWavError, RateLimitedError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kie_wav_async._conversion import Conversion
     from kie_wav_async._desk import Desk
     from kie_wav_async._models import TaskRecord
@@ -56,9 +59,36 @@ _MAX_ON_WIRE: Final = 100
 #: loop are some milliseconds late. Ours.
 _MAX_LATE_S: Final = 0.1
 
+#: Most tasks probed at a time; one more has to wait for its callback's retry. Ours.
+_MAX_PROBES: Final = 1_000
+
 #: Most unknown status words remembered as logged, so that a lying peer cannot
 #: grow the set.
 _MAX_WORDS: Final = 100
+
+
+class Probe:
+    """
+    A task that is asked about on a callback's word until its record says enough.
+
+    Attributes:
+        task_id: The task.
+
+        on_record: Given the record, `None` if there is none; returns whether that is enough.
+
+        until_mono_s: When to give up.
+    """
+
+    __slots__ = ("is_over", "on_record", "task_id", "until_mono_s")
+
+    def __init__(
+        self, task_id: str, on_record: Callable[[TaskRecord | None], bool], until_mono_s: float
+    ) -> None:
+        """Start without an answer."""
+        self.task_id = task_id
+        self.on_record = on_record
+        self.until_mono_s = until_mono_s
+        self.is_over = False
 
 
 class Poller:
@@ -74,7 +104,13 @@ class Poller:
         self._timeout_s = timeout_s
         self._gap_s = 1 / schedule.max_per_s
         self._due: list[tuple[float, int, Conversion]] = []
-        self._ties = itertools.count()
+        # Counts from 1: a conversion's turn is the tie of its one valid item, or 0.
+        self._ties = itertools.count(1)
+        self._hints: list[tuple[float, int, Conversion | Probe]] = []
+        self._hinted: set[Conversion] = set()
+        self._hinted_on_wire: set[Conversion] = set()
+        self._hint_limiter = HintLimiter(least_gap_s=2 * self._gap_s)
+        self._probes: dict[str, Probe] = {}
         # One timeout for all: the order of acceptance is the order of deadlines.
         self._deadlines: deque[Conversion] = deque()
         self._timer = desk.timer(self._tick)
@@ -93,8 +129,25 @@ class Poller:
         now = self._desk.clock.monotonic()
         if self._timeout_s is not None:
             self._deadlines.append(conversion)
-        self._push(conversion, now + first_poll_delay_s(self._schedule, callbacks_flow=False))
+        # Who is given up before the backstop would otherwise never be asked about.
+        has_backstop = self._timeout_s is None or self._schedule.backstop_s < self._timeout_s
+        flow = has_backstop and self._desk.health.is_good(now)
+        self._push(conversion, now + first_poll_delay_s(self._schedule, callbacks_flow=flow))
         self._arm()
+
+    def hint(self, conversion: Conversion) -> None:
+        """Poll *conversion* as soon as the limits allow: a callback says there is news."""
+        if self._is_closed or conversion in self._hinted:
+            return
+        self._hinted.add(conversion)
+        self._push_hint(conversion, self._desk.clock.monotonic())
+
+    def probe(self, probe: Probe) -> None:
+        """Ask about a task that is not followed, unless that is being done."""
+        if self._is_closed or probe.task_id in self._probes or len(self._probes) >= _MAX_PROBES:
+            return
+        self._probes[probe.task_id] = probe
+        self._push_hint(probe, self._desk.clock.monotonic())
 
     def revive(self) -> None:
         """Somebody waits: ask again, even if the key was refused."""
@@ -121,22 +174,33 @@ class Poller:
         """Follow nothing any more."""
         self._is_closed = True
         self._timer.cancel()
-        self._due.clear()
+        for books in (self._due, self._hints, self._hinted, self._hinted_on_wire, self._probes):
+            books.clear()
         self._deadlines.clear()
 
     # --- the scheduler ------------------------------------------------------------------
 
     def _push(self, conversion: Conversion, due: float) -> None:
-        heapq.heappush(self._due, (due, next(self._ties), conversion))
+        # An earlier item of the conversion is thereby void.
+        conversion.turn = next(self._ties)
+        heapq.heappush(self._due, (due, conversion.turn, conversion))
+
+    def _push_hint(self, target: Conversion | Probe, due: float) -> None:
+        due = max(due, self._hint_limiter.free_at(target.task_id))
+        heapq.heappush(self._hints, (due, next(self._ties), target))
+        self._arm()
 
     def _arm(self) -> None:
         """Set the timer for whatever comes first; for nothing once the key is refused."""
         if self._is_closed or self._key.is_refused:
             return
         when = self._deadline()
-        if self._due and self._may_ask():
-            due = max(self._due[0][0], self._next_poll_at, self._paused_until)
-            when = min(when, due)
+        if self._may_ask():
+            free_at = max(self._next_poll_at, self._paused_until)
+            if self._hints:
+                when = min(when, max(self._hints[0][0], self._hint_limiter.next_at, free_at))
+            if self._due:
+                when = min(when, max(self._due[0][0], free_at))
         if when < math.inf:
             self._timer.set(when)
 
@@ -165,48 +229,91 @@ class Poller:
             late: Conversion = self._deadlines.popleft()
             self._desk.registry.time_out(late, self._timeout_s)
             self._desk.ended(late)
-        while self._due and self._due[0][0] <= now and self._may_ask():
-            free_at = max(self._next_poll_at, self._paused_until)
-            if free_at > now:
-                break
-            due, _, conversion = heapq.heappop(self._due)
-            if conversion.phase is not Phase.ACCEPTED:
-                continue
-            # The budget counts from when the poll's turn was, so that a late timer
-            # costs none of it; a loop that was blocked for long gets no burst.
-            turn = max(due, free_at, now - _MAX_LATE_S)
-            self._next_poll_at = turn + self._gap_s
-            self._on_wire += 1
-            _ = self._desk.spawn(self._ask(conversion, now))
+        self._send_hints(now)
+        while self._due and self._due[0][0] <= now and self._is_free(now):
+            due, turn, conversion = heapq.heappop(self._due)
+            if conversion.turn == turn and conversion.phase is Phase.ACCEPTED:
+                self._send(conversion, due, now)
         self._arm()
+
+    def _send_hints(self, now: float) -> None:
+        while self._hints and self._hints[0][0] <= now and self._is_free(now):
+            if self._hint_limiter.next_at > now:
+                return
+            due, _, target = heapq.heappop(self._hints)
+            if isinstance(target, Probe):
+                self._hint_limiter.spend(target.task_id, now)
+                self._send(target, due, now)
+                continue
+            self._hinted.discard(target)
+            if target.phase is not Phase.ACCEPTED:
+                continue
+            if not target.turn:
+                # A poll that left before the callback came need not have its news.
+                self._hinted_on_wire.add(target)
+                continue
+            self._hint_limiter.spend(target.task_id, now)
+            self._send(target, due, now)
+
+    def _is_free(self, now: float) -> bool:
+        return self._may_ask() and max(self._next_poll_at, self._paused_until) <= now
+
+    def _send(self, target: Conversion | Probe, due: float, now: float) -> None:
+        # The budget counts from when the poll's turn was, so that a late timer
+        # costs none of it; a loop that was blocked for long gets no burst.
+        free_at = max(self._next_poll_at, self._paused_until)
+        self._next_poll_at = max(due, free_at, now - _MAX_LATE_S) + self._gap_s
+        self._on_wire += 1
+        if not isinstance(target, Probe):
+            target.turn = 0
+        _ = self._desk.spawn(self._ask(target, now))
 
     # --- one poll -----------------------------------------------------------------------
 
-    async def _ask(self, conversion: Conversion, sent_at: float) -> None:
+    async def _ask(self, target: Conversion | Probe, sent_at: float) -> None:
         doubt = self._key
         # Counted from the poll's start, so that latency does not stretch the interval.
         again_from = sent_at
         try:
-            record = await self.poll(conversion.task_id)
+            record = await self.poll(target.task_id)
         except AuthenticationError as error:
             self._strike(doubt, error)
         except KieWavError as error:
-            self._no_news(conversion, error)
+            self._no_news(target.task_id, error)
             again_from = self._desk.clock.monotonic()
         except Exception:
             # A transport of the user's may raise anything; the wait goes on.
-            _logger.exception("polling task %s failed; asking again later", conversion.task_id)
+            _logger.exception("polling task %s failed; asking again later", target.task_id)
             again_from = self._desk.clock.monotonic()
         else:
             if self._key.strikes:
                 self._key = _KeyDoubt()
-            self.observe(conversion, record)
+            if isinstance(target, Probe):
+                target.is_over = target.on_record(record)
+            else:
+                self.observe(target, record)
         finally:
             self._on_wire -= 1
-            if conversion.phase is Phase.ACCEPTED:
-                sample = self._desk.chance()
-                self._push(conversion, again_from + next_poll_delay_s(self._schedule, sample))
+            self._go_on(target, again_from)
             self._arm()
+
+    def _go_on(self, target: Conversion | Probe, again_from: float) -> None:
+        """See to it that a poll without a last word is followed by another."""
+        if self._is_closed:
+            return
+        due = again_from + next_poll_delay_s(self._schedule, self._desk.chance())
+        if isinstance(target, Probe):
+            if target.is_over or due >= target.until_mono_s:
+                del self._probes[target.task_id]
+            else:
+                self._push_hint(target, due)
+            return
+        was_hinted = target in self._hinted_on_wire
+        self._hinted_on_wire.discard(target)
+        if target.phase is Phase.ACCEPTED:
+            self._push(target, due)
+            if was_hinted:
+                self.hint(target)
 
     def observe(self, conversion: Conversion, record: TaskRecord | None) -> None:
         """Take in what a poll brought, and spread it if it ends the conversion."""
@@ -222,12 +329,12 @@ class Poller:
     def _recognise(self, conversion: Conversion, record: TaskRecord) -> None:
         """Look whose submit created a task that existed."""
         attempt_id = find_attempt(record)
-        if attempt_id is None and is_called_back_elsewhere(record, PLACEHOLDER_CALLBACK_URL):
+        if attempt_id is None and is_called_back_elsewhere(record, self._desk.callback_url):
             attempt_id = ""  # Somebody else's.
         self._desk.registry.recognise(conversion, attempt_id)
 
-    def _no_news(self, conversion: Conversion, error: KieWavError) -> None:
-        _logger.debug("no news of task %s: %s", conversion.task_id, error)
+    def _no_news(self, task_id: str, error: KieWavError) -> None:
+        _logger.debug("no news of task %s: %s", task_id, error)
         if isinstance(error, RateLimitedError) and error.retry_after_s is not None:
             delay_s = min(error.retry_after_s, self._retry.retry_after_cap_s)
             self._paused_until = max(self._paused_until, self._desk.clock.monotonic() + delay_s)

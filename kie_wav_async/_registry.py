@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 #: How many successes are remembered: an hour and a half of submits at full rate.
 REMEMBERED: Final = 10_000
 
+#: How many tasks that ended at the service are remembered by their ids, so that
+#: a callback delivered again is known for what it is.
+ENDED_REMEMBERED: Final = 10_000
+
 #: How long after acceptance a missing record is no news. The service may not
 #: show a task it has just created. Ours.
 GRACE_S: Final = 60.0
@@ -85,6 +89,7 @@ class Registry(Generic[E]):
         self._by_track: dict[Track, E] = {}
         self._by_task: dict[str, E] = {}
         self._results: OrderedDict[Track, E] = OrderedDict()
+        self._ended_tasks: OrderedDict[str, None] = OrderedDict()
         self._unknown: dict[str, UnknownSubmit] = {}
         self._unknown_by_track: dict[Track, list[str]] = {}
         self._sending = 0
@@ -101,6 +106,10 @@ class Registry(Generic[E]):
     def find_task(self, task_id: str) -> E | None:
         """Return the entry in flight under *task_id*, if there is one."""
         return self._by_task.get(task_id)
+
+    def has_ended(self, task_id: str) -> bool:
+        """Return whether the task, not in flight now, is one of the last that ended here."""
+        return task_id in self._ended_tasks
 
     def find_result(self, track: Track) -> E | None:
         """Return the remembered success of *track*, if there is one."""
@@ -461,6 +470,11 @@ class Registry(Generic[E]):
             self._places -= entry.origin is not Origin.ATTACHED
             if self._by_task.get(entry.task_id) is entry:
                 del self._by_task[entry.task_id]
+            if entry.phase is not Phase.TIMED_OUT:
+                self._ended_tasks[entry.task_id] = None
+                self._ended_tasks.move_to_end(entry.task_id)
+                if len(self._ended_tasks) > ENDED_REMEMBERED:
+                    self._ended_tasks.popitem(last=False)
         if entry.track is None:
             return
         if self._by_track.get(entry.track) is entry:

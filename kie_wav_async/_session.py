@@ -15,10 +15,13 @@ import warnings
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from kie_wav_async._batch import Batch
+from kie_wav_async._callback_url import PLACEHOLDER_CALLBACK_URL, parse_callback_url
 from kie_wav_async._clock import Clock, SystemClock
 from kie_wav_async._desk import Desk
 from kie_wav_async._limiter import RateLimit
 from kie_wav_async._models import (
+    CallbackTrust,
+    CallbackVerdict,
     OnUnknown,
     Statistics,
     TaskRecord,
@@ -32,6 +35,7 @@ from kie_wav_async._models import (
 )
 from kie_wav_async._poller import Poller
 from kie_wav_async._reader import Reader
+from kie_wav_async._receiver import Receiver
 from kie_wav_async._requests import (
     RequestBuilder,
     parse_api_key,
@@ -39,6 +43,7 @@ from kie_wav_async._requests import (
     parse_insecure_hosts,
 )
 from kie_wav_async._schedule import PollSchedule, RetryPolicy
+from kie_wav_async._signature import parse_keys
 from kie_wav_async._submitter import Submitter
 from kie_wav_async._transport import AiohttpTransport, Transport
 from kie_wav_async._turns import Turns
@@ -60,6 +65,7 @@ if TYPE_CHECKING:
 
     from kie_wav_async import events
     from kie_wav_async._conversion import Conversion
+    from kie_wav_async._signature import Headers
 
 _logger = logging.getLogger("kie_wav_async")
 
@@ -97,6 +103,21 @@ class WavSession:
             ``https://api.kie.ai``. https, unless the host is loopback or in
             *insecure_hosts*; no userinfo, query or fragment.
 
+        callback_url:
+            Where the service posts results, an absolute http(s) URL that leads
+            to `deliver`; `None`: ``KIE_CALLBACK_URL``, else polling only; ``""``:
+            polling only, whatever the environment says. Its query is kept, and
+            each submit adds ``attempt=<32 hex>``. No userinfo, no fragment. With
+            polling only the service is given a placeholder that leads nowhere.
+
+        webhook_keys:
+            The account's webhook HMAC key, or several while one replaces another;
+            each 16 characters or more. `None`: ``KIE_WEBHOOK_HMAC_KEY``, comma
+            separated; ``()``: none. Without a key no callback is authentic: it
+            may cause a poll of a task we know, and nothing else.
+
+        callback_trust: How much of an authentic callback is believed.
+
         rate_limit: New submits, as a true sliding window.
 
         max_in_flight:
@@ -127,7 +148,8 @@ class WavSession:
         insecure_hosts:
             Hosts to which plain http is accepted: a simulator, an internal
             mirror; names or IP literals, without scheme or port. Loopback needs
-            no entry.
+            no entry to be spoken to, but one for a callback to settle a
+            conversion with a plain http link to it.
 
         transport:
             How requests are sent; `None`: an `AiohttpTransport`. It belongs to
@@ -140,7 +162,8 @@ class WavSession:
 
         ValueError: An argument is out of range, or there is no API key.
 
-    Source: docs.kie.ai, "Convert to WAV" and "Getting Started with KIE API".
+    Sources: docs.kie.ai, "Convert to WAV", "Convert to WAV Callbacks", "Webhook
+    Security Verification" and "Getting Started with KIE API".
     """
 
     def __init__(
@@ -148,6 +171,9 @@ class WavSession:
         api_key: str | None = None,
         *,
         base_url: str | URL | None = None,
+        callback_url: str | URL | None = None,
+        webhook_keys: str | Iterable[str] | None = None,
+        callback_trust: CallbackTrust = CallbackTrust.PAYLOAD,
         rate_limit: RateLimit = DEFAULT_RATE_LIMIT,
         max_in_flight: int = 400,
         poll: PollSchedule = DEFAULT_POLL,
@@ -187,11 +213,21 @@ class WavSession:
             raise ValueError(msg)
         address = os.environ.get("KIE_BASE_URL") or DEFAULT_BASE_URL
         self._base_url = parse_base_url(address if base_url is None else base_url, hosts)
+        if callback_url is None:
+            callback_url = os.environ.get("KIE_CALLBACK_URL") or ""
+        self._is_called_back = callback_url != ""
+        keys = _parse_webhook_keys(webhook_keys)
+        self._has_keys = bool(keys)
         self._desk = Desk(
             clock=clock,
             transport=transport,
             requests=RequestBuilder(self._base_url, parse_api_key(key)),
             api_key=key,
+            callback_url=(
+                parse_callback_url(callback_url)
+                if self._is_called_back
+                else PLACEHOLDER_CALLBACK_URL
+            ),
             on_event=on_event,
         )
         self._poller = Poller(self._desk, poll, retry, timeout_s)
@@ -205,6 +241,14 @@ class WavSession:
             rate_limit=rate_limit,
             retry=retry,
             on_unknown=OnUnknown(on_unknown),
+        )
+        self._receiver = Receiver(
+            self._desk,
+            self._poller,
+            self._submitter,
+            keys=keys,
+            trust=CallbackTrust(callback_trust),
+            insecure_hosts=hosts,
         )
         self._reader = Reader(self._desk, retry)
         self._max_in_flight = max_in_flight
@@ -232,6 +276,12 @@ class WavSession:
             msg = "a session serves once: make a new one for another `async with`"
             raise RuntimeError(msg)
         self._desk.hub.loop = asyncio.get_running_loop()
+        if self._is_called_back and not self._has_keys:
+            _logger.warning(
+                "callbacks are asked for, but without a webhook key none can be verified: each "
+                "will only cause a poll. Generate a key in KIE's settings and pass webhook_keys "
+                "(KIE_WEBHOOK_HMAC_KEY)"
+            )
         return self
 
     async def __aexit__(
@@ -403,12 +453,50 @@ class WavSession:
             now = self._desk.clock.monotonic()
             conversion = self._desk.registry.attach(task_id, track, now)
             self._poller.follow(conversion)
+            self._desk.on_followed(conversion)
         elif track is not None and conversion.track is None:
             self._desk.registry.name_track(conversion, track)
         elif track not in {None, conversion.track}:
             msg = f"task {task_id} is followed for another track, {conversion.track}"
             raise ValueError(msg)
         return conversion
+
+    # --- callbacks ------------------------------------------------------------------------
+
+    async def deliver(
+        self, headers: Headers, body: bytes, *, query: str | bytes = ""
+    ) -> CallbackVerdict:
+        """
+        Take one callback, from whatever framework received it.
+
+        Answer 200 whatever it returns: a duplicate or an unknown task is not the
+        service's fault. `kie_wav_async.webhook` has routes that do all of this.
+
+        Args:
+            headers: All headers of the request: a mapping or pairs, of text or of
+                bytes, whatever the case of the names.
+
+            body: The body as received, 64 KiB at most.
+
+            query: The raw query string of the request's URL, without its ``?``;
+                it names the attempt. Without it every callback is a hint.
+
+        Raises:
+            SignatureError: Forged, malformed or stale: answer 401, without a body.
+
+            CallbackFormatError: The body cannot be read: answer 400.
+
+            SessionClosedError: The session was closed: answer 503.
+
+            TypeError: An argument has the wrong type.
+
+            RuntimeError: Called from another loop than the session's.
+
+        Sources: docs.kie.ai, "Convert to WAV Callbacks" and "Webhook Security
+        Verification".
+        """
+        self._desk.hub.verify_open()
+        return self._receiver.deliver(headers, body, query)
 
     # --- looking at the books -------------------------------------------------------------------
 
@@ -531,6 +619,13 @@ class WavSession:
             msg = f"url must be an absolute http(s) URL, not {str(url)[:200]!r}"
             raise ValueError(msg)
         return await self._reader.read(self._desk.requests.fresh_url(parsed), parse_fresh_url)
+
+
+def _parse_webhook_keys(given: str | Iterable[str] | None) -> tuple[bytes, ...]:
+    if given is not None:
+        return parse_keys(given, "webhook_keys")
+    value = os.environ.get("KIE_WEBHOOK_HMAC_KEY")
+    return parse_keys(value.split(","), "KIE_WEBHOOK_HMAC_KEY") if value else ()
 
 
 def _verify_part(value: object, kind: type, name: str) -> None:

@@ -15,10 +15,10 @@ import logging
 from typing import TYPE_CHECKING
 
 from kie_wav_async import events
+from kie_wav_async._callback_url import build_callback_url
 from kie_wav_async._desk import CLOSE_TIMEOUT_S
 from kie_wav_async._lifecycle import Origin, Phase
 from kie_wav_async._models import OnUnknown, Track, verify_type
-from kie_wav_async._requests import build_callback_url
 from kie_wav_async._schedule import (
     MAINTENANCE_PROBE_S,
     RESUBMIT_AFTER_S,
@@ -211,7 +211,8 @@ class Submitter:
     async def _exchange(self, conversion: Conversion) -> WireResponse | None:
         """Return the answer to a submit; `None` if there is none, which is dealt with."""
         track = _track_of(conversion)
-        request = self._desk.requests.submit(track, build_callback_url(conversion.attempt_id))
+        callback_url = build_callback_url(self._desk.callback_url, conversion.attempt_id)
+        request = self._desk.requests.submit(track, callback_url)
         try:
             return await self._desk.send(request)
         except TransportError as error:
@@ -282,6 +283,7 @@ class Submitter:
         )
         self._poller.follow(conversion)
         conversion.wake_submitted()
+        self._desk.on_followed(conversion)
 
     def _refuse(self, conversion: Conversion, error: KieWavError) -> None:
         """End a submit that created nothing."""
@@ -359,8 +361,9 @@ class Submitter:
         )
         if self._may_repeat(doubt.track) and not self._is_closed:
             self._turns.add_in(conversion, RESUBMIT_AFTER_S)
-            return
-        conversion.wake(_unknown_error(doubt, "the submit got no clear answer", cause=error))
+        else:
+            conversion.wake(_unknown_error(doubt, "the submit got no clear answer", cause=error))
+        self._desk.on_lost(doubt)
 
     def _may_repeat(self, track: Track) -> bool:
         """Whether a submit in doubt is sent once more by itself: it was not, in this session."""

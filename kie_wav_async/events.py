@@ -13,10 +13,12 @@ from typing import Literal
 
 import attrs
 
-from kie_wav_async._models import Track, WavFile
-from kie_wav_async.errors import KieWavError
+from kie_wav_async._models import CallbackVerdict, Track, WavFile
+from kie_wav_async.errors import CallbackFormatError, KieWavError, SignatureError
 
 __all__ = [
+    "CallbackReceived",
+    "CallbackRefused",
     "Event",
     "PollingPaused",
     "Settled",
@@ -156,3 +158,35 @@ class PollingPaused(Event):
 
     reason: Literal["authentication", "rate-limit"]
     delay_s: float | None
+
+
+@attrs.frozen(kw_only=True)
+class CallbackReceived(Event):
+    """
+    A callback was delivered and not refused.
+
+    Attributes:
+        task_id: The conversion task it names.
+
+        verdict: What was made of it.
+
+        is_authentic: Whether its signature was verified; `False` without webhook keys.
+    """
+
+    task_id: str
+    verdict: CallbackVerdict
+    is_authentic: bool
+
+
+@attrs.frozen(kw_only=True)
+class CallbackRefused(Event):
+    """
+    A callback was delivered that is not authentic or not readable: nothing was done.
+
+    Anybody who knows the address can cause this, as often as he likes.
+
+    Attributes:
+        error: Why.
+    """
+
+    error: SignatureError | CallbackFormatError

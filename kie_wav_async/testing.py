@@ -19,16 +19,19 @@ import heapq
 import inspect
 import itertools
 import json
-from collections.abc import Awaitable, Callable, Iterable
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import attrs
 from yarl import URL
 
 from kie_wav_async._models import Track, WireRequest, WireResponse
 from kie_wav_async._requests import RECORD_PATH
+from kie_wav_async._signature import sign
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from kie_wav_async._clock import TimerHandle
 
@@ -36,6 +39,7 @@ __all__ = [
     "FakeClock",
     "Reply",
     "ScriptedTransport",
+    "SignedCallback",
     "accepted",
     "answer",
     "failed",
@@ -43,6 +47,8 @@ __all__ = [
     "pending",
     "polled_task_id",
     "refused",
+    "signed_callback",
+    "submitted_callback_query",
     "submitted_track",
     "succeeded",
 ]
@@ -299,6 +305,75 @@ def submitted_track(request: WireRequest) -> Track:
     return Track(body["taskId"], body["audioId"])
 
 
+def submitted_callback_query(request: WireRequest) -> str:
+    """Return the query of the callback URL that a submit gives: what a delivery brings back."""
+    body = json.loads(request.body or b"{}")
+    return URL(body["callBackUrl"], encoded=True).raw_query_string
+
+
 def polled_task_id(request: WireRequest) -> str:
     """Return the task that a poll asks about."""
     return URL(request.url, encoded=True).query["taskId"]
+
+
+# --- callbacks --------------------------------------------------------------------------
+
+
+@attrs.frozen
+class SignedCallback:
+    """
+    A callback as it would arrive: ``await session.deliver(*callback, query=...)``.
+
+    Attributes:
+        headers: What the service sends, the two signed headers included.
+
+        body: JSON, UTF-8.
+    """
+
+    headers: Mapping[str, str]
+    body: bytes
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield headers and body, the order in which they are taken."""
+        return iter((self.headers, self.body))
+
+
+def signed_callback(
+    task_id: str,
+    url: str | None = "https://media.invalid/song.wav",
+    *,
+    key: str,
+    now_unix_s: float | None = None,
+    code: int = 200,
+    message: str = "success",
+    **fields: object,
+) -> SignedCallback:
+    """
+    Return a callback of *task_id*, signed with *key*.
+
+    Args:
+        task_id: The conversion task.
+
+        url: Where the file is; `None` for a callback without one.
+
+        key: The webhook key.
+
+        now_unix_s: When it is signed, Unix seconds, cut to whole ones: the
+            `time` of your clock. `None` for the system's.
+
+        code: 200, or how the conversion failed.
+
+        message: The service's words.
+
+        fields: Added to the body's ``data`` as they are, or put in place of ours.
+    """
+    timestamp = str(int(time.time() if now_unix_s is None else now_unix_s))
+    data = {"task_id": task_id, "audioWavUrl": url, **fields}
+    return SignedCallback(
+        headers={
+            "Content-Type": "application/json",
+            "X-Webhook-Timestamp": timestamp,
+            "X-Webhook-Signature": sign(task_id, timestamp, key),
+        },
+        body=json.dumps({"code": code, "msg": message, "data": data}).encode(),
+    )

@@ -19,17 +19,25 @@ ROOT = REPOSITORY / PACKAGE
 ROWS: list[tuple[int, frozenset[str]]] = [
     (5, frozenset({"__main__"})),
     (5, frozenset({"cli"})),
-    (4, frozenset({"testing"})),
+    (4, frozenset({"testing", "webhook"})),
     (3, frozenset({"__init__"})),
     (3, frozenset({"_session"})),
-    (3, frozenset({"_batch"})),
+    (3, frozenset({"_batch", "_receiver"})),
     (3, frozenset({"_submitter", "_reader"})),
     (3, frozenset({"_turns"})),
     (3, frozenset({"_poller"})),
     (3, frozenset({"_desk"})),
     (3, frozenset({"_conversion"})),
+    (2, frozenset({"_verification"})),
     (2, frozenset({"_transport", "_clock"})),
-    (1, frozenset({"_wire", "_schedule", "_limiter", "_registry", "_requests"})),
+    (1, frozenset({"_callback", "_callback_url"})),
+    (
+        1,
+        frozenset(
+            {"_wire", "_schedule", "_limiter", "_registry", "_requests"}
+            | {"_signature", "_inbox", "_health", "_hint_limiter"}
+        ),
+    ),
     (1, frozenset({"_envelope", "_lifecycle"})),
     (0, frozenset({"events"})),
     (0, frozenset({"_models", "errors"})),

@@ -8,7 +8,7 @@ import pytest
 from yarl import URL
 
 from kie_wav_async import errors, events
-from kie_wav_async._models import Track, WavFile
+from kie_wav_async._models import CallbackVerdict, Track, WavFile
 
 AT = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
 TRACK = Track("music-1", "audio-1")
@@ -25,6 +25,10 @@ SAMPLES = [
     events.Settled(at=AT, wav=WAV),
     events.WaitEnded(at=AT, task_id="task-1", track=None, error=ERROR),
     events.PollingPaused(at=AT, reason="authentication", delay_s=None),
+    events.CallbackReceived(
+        at=AT, task_id="task-1", verdict=CallbackVerdict.SETTLED, is_authentic=True
+    ),
+    events.CallbackRefused(at=AT, error=errors.SignatureError(reason="stale")),
 ]
 every_event = pytest.mark.parametrize(
     "event", SAMPLES, ids=[type(event).__name__ for event in SAMPLES]

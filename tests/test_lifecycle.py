@@ -125,6 +125,7 @@ def test_a_new_entry_is_queued_and_knows_nothing() -> None:
         "attempt_id": "",
         "attempts": 0,
         "bare_successes": 0,
+        "is_called_back": False,
         "is_recognised": True,
         "misses": 0,
         "origin": Origin.SUBMITTED,

@@ -16,6 +16,9 @@ NAMES = {
     "kie_wav_async": [
         "AiohttpTransport",
         "Batch",
+        "Callback",
+        "CallbackTrust",
+        "CallbackVerdict",
         "Clock",
         "Conversion",
         "OnUnknown",
@@ -36,10 +39,14 @@ NAMES = {
         "WireResponse",
         "errors",
         "events",
+        "parse_callback",
+        "sign",
+        "verify_signature",
     ],
     "kie_wav_async.errors": [
         "AlreadyExistsError",
         "AuthenticationError",
+        "CallbackFormatError",
         "ChargeLimitError",
         "ConversionFailedError",
         "ConversionTimeoutError",
@@ -53,6 +60,7 @@ NAMES = {
         "ServerError",
         "ServiceError",
         "SessionClosedError",
+        "SignatureError",
         "SourceUnavailableError",
         "SubmitUnknownError",
         "TransportError",
@@ -60,6 +68,8 @@ NAMES = {
         "WireFormatError",
     ],
     "kie_wav_async.events": [
+        "CallbackReceived",
+        "CallbackRefused",
         "Event",
         "PollingPaused",
         "Settled",
@@ -80,6 +90,7 @@ NAMES = {
         "FakeClock",
         "Reply",
         "ScriptedTransport",
+        "SignedCallback",
         "accepted",
         "answer",
         "failed",
@@ -87,6 +98,8 @@ NAMES = {
         "pending",
         "polled_task_id",
         "refused",
+        "signed_callback",
+        "submitted_callback_query",
         "submitted_track",
         "succeeded",
     ],
@@ -100,6 +113,7 @@ METHODS = {
     "convert": "async (self, track, *, again=False)",
     "convert_all": "(self, tracks)",
     "credits": "async (self)",
+    "deliver": "async (self, headers, body, *, query='')",
     "fresh_url": "async (self, url)",
     "record": "async (self, task_id)",
     "resolve_unknown": "async (self, attempt_id, *, task_id=None, not_charged=False)",
@@ -114,6 +128,7 @@ HANDLES = {
     "Outcome": ["ok", "unwrap"],
 }
 VALUES = {
+    "Callback": "task_id code message wav_url timestamp raw",
     "Outcome": "index track wav error",
     "PollSchedule": "first_s interval_s jitter backstop_s max_per_s",
     "RateLimit": "count per_s",
@@ -130,16 +145,22 @@ VALUES = {
     "WavFile": "task_id url track settled_by expires_at",
 }
 
-# Names that exist once callbacks, ledgers and downloads do, and not before.
-LATER = {
-    "kie_wav_async": (
-        "Callback CallbackTrust CallbackVerdict Download parse_callback sign verify_signature"
+FUNCTIONS = {
+    "parse_callback": "(headers, body, *, keys, now_unix_s=None, tolerance_s=300.0)",
+    "sign": "(task_id, timestamp, key)",
+    "verify_signature": (
+        "(task_id, timestamp, signature, *, keys, now_unix_s=None, tolerance_s=300.0)"
     ),
-    "kie_wav_async.errors": "CallbackFormatError DownloadError LedgerError SignatureError",
 }
-LATER_METHODS = "deliver download recover"
-LATER_KEYWORDS = "callback_trust callback_url download_hosts ledger webhook_keys"
-LATER_MODULES = "ledger webhook"
+
+# Names that exist once ledgers and downloads do, and not before.
+LATER = {
+    "kie_wav_async": "Download",
+    "kie_wav_async.errors": "DownloadError LedgerError",
+}
+LATER_METHODS = "download recover"
+LATER_KEYWORDS = "download_hosts ledger"
+LATER_MODULES = "ledger"
 
 
 def bare(call: Any) -> str:
@@ -195,6 +216,9 @@ def test_the_settings_of_a_session() -> None:
             name: (inspect.Parameter.KEYWORD_ONLY, default)
             for name, default in {
                 "base_url": None,
+                "callback_url": None,
+                "webhook_keys": None,
+                "callback_trust": kie.CallbackTrust.PAYLOAD,
                 "rate_limit": kie.RateLimit(20, per_s=10.0),
                 "max_in_flight": 400,
                 "poll": kie.PollSchedule(
@@ -228,6 +252,12 @@ def test_the_defaults_of_the_policies() -> None:
 def test_the_methods_of_a_session(name: str) -> None:
     """Each method of ``WavSession`` takes these arguments, and is awaited or not."""
     assert METHODS[name] == bare(getattr(kie.WavSession, name))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_functions_without_a_session(name: str) -> None:
+    """Each function takes these arguments, and is not awaited."""
+    assert FUNCTIONS[name] == bare(getattr(kie, name))
 
 
 def test_a_session_has_no_other_methods() -> None:

@@ -281,7 +281,9 @@ def test_every_keyword_is_listed() -> None:
 
     assert list(parameters) == first_column("Configuration")
     for name, parameter in parameters.items():
-        if name in {"rate_limit", "poll", "retry", "on_unknown"}:
+        if name == "callback_trust":
+            assert ["CallbackTrust.PAYLOAD"] == shown[name]
+        elif name in {"rate_limit", "poll", "retry", "on_unknown"}:
             made = eval(shown[name][0], vars(kie_wav_async))  # noqa: S307 - the README is ours
             assert made == instead.get(name, RetryPolicy() if name == "retry" else OnUnknown.RAISE)
         else:

@@ -20,6 +20,7 @@ import kie_wav_async
 from kie_wav_async import (
     AiohttpTransport,
     Batch,
+    CallbackTrust,
     Clock,
     Conversion,
     OnUnknown,
@@ -100,7 +101,10 @@ def sessions(seen: list[events.Event]) -> None:
 
     WavSession("key", "https://api.kie.ai")  # type: ignore[call-arg]  # the address has a keyword
     WavSession(rate_limit=20)  # type: ignore[arg-type]  # 20 per what?
-    WavSession(callback_url="https://x.test")  # type: ignore[call-arg]  # not before callbacks
+    WavSession(ledger=None)  # type: ignore[call-arg]  # not before ledgers
+    WavSession(callback_url="https://x.test", webhook_keys="0123456789abcdef")
+    WavSession(callback_url=URL("https://x.test"), webhook_keys=("0123456789abcdef",))
+    WavSession(callback_url="", webhook_keys=(), callback_trust=CallbackTrust.HINT)
 
 
 # One conversion per request of a web service.

@@ -1,0 +1,205 @@
+"""
+What a callback does to a session: settle, have a poll sent, wait, or nothing.
+
+The signature covers the task id and the time, not the body, so most of what a
+callback says is a reason to ask and no more. A callback settles only what the
+session submitted itself, under the very attempt that the delivery names, and
+only with a file's URL; everything else that is authentic makes the next poll of
+its task come soon. What is not authentic counts, and changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from kie_wav_async import events
+from kie_wav_async._callback import authenticate, read_callback
+from kie_wav_async._callback_url import find_attempt, is_called_back_elsewhere, parse_attempt
+from kie_wav_async._inbox import KEPT_S, Inbox, Notice
+from kie_wav_async._lifecycle import Origin
+from kie_wav_async._models import CallbackTrust, CallbackVerdict, TaskRecord, TaskState
+from kie_wav_async._poller import Probe
+from kie_wav_async.errors import CallbackFormatError, SignatureError
+
+if TYPE_CHECKING:
+    from yarl import URL
+
+    from kie_wav_async._conversion import Conversion
+    from kie_wav_async._desk import Desk
+    from kie_wav_async._models import Callback, UnknownSubmit
+    from kie_wav_async._poller import Poller
+    from kie_wav_async._signature import Headers
+    from kie_wav_async._submitter import Submitter
+
+_logger = logging.getLogger("kie_wav_async")
+
+_OK = 200
+
+
+class Receiver:
+    """Takes deliveries, and brings what they say to the books and the poller."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        poller: Poller,
+        submitter: Submitter,
+        *,
+        keys: tuple[bytes, ...],
+        trust: CallbackTrust,
+        insecure_hosts: frozenset[str],
+    ) -> None:
+        """Start with nothing received; without *keys* nothing is authentic."""
+        self._desk = desk
+        self._registry = desk.registry
+        self._poller = poller
+        self._submitter = submitter
+        self._keys = keys
+        self._trust = trust
+        self._insecure_hosts = insecure_hosts
+        self._inbox = Inbox()
+        self._warned: set[str] = set()
+        desk.on_followed = self._look_for_early
+        desk.on_lost = self._look_for_lost
+
+    def deliver(self, headers: Headers, body: bytes, query: str | bytes) -> CallbackVerdict:
+        """
+        Take one delivery.
+
+        Raises:
+            SignatureError: It is not authentic.
+
+            CallbackFormatError: It cannot be read.
+
+            TypeError: An argument has the wrong type.
+        """
+        attempt_id = parse_attempt(query)
+        try:
+            if self._keys:
+                now_unix_s = self._desk.clock.time()
+                callback = authenticate(headers, body, keys=self._keys, now_unix_s=now_unix_s)
+            else:
+                callback = read_callback(body, timestamp=0)
+        except (SignatureError, CallbackFormatError) as error:
+            self._refuse(error)
+            raise
+        verdict = self._take(self._notice_of(callback, attempt_id))
+        self._desk.emit(
+            events.CallbackReceived,
+            task_id=callback.task_id,
+            verdict=verdict,
+            is_authentic=bool(self._keys),
+        )
+        return verdict
+
+    def _refuse(self, error: SignatureError | CallbackFormatError) -> None:
+        self._registry.tally.refused_callbacks += 1
+        reason = error.reason if isinstance(error, SignatureError) else "format"
+        # Once per reason: whoever knows the address could fill the logs.
+        if reason not in self._warned:
+            self._warned.add(reason)
+            _logger.warning("refused a callback, and will not log the next: %s", error)
+        self._desk.emit(events.CallbackRefused, error=error.about())
+
+    def _notice_of(self, callback: Callback, attempt_id: str | None) -> Notice:
+        """Return what may be believed of a callback, wherever it is looked at."""
+        url = callback.wav_url
+        is_believed = (
+            bool(self._keys)
+            and self._trust is CallbackTrust.PAYLOAD
+            and attempt_id is not None
+            and callback.code == _OK
+            and url is not None
+            and self._is_safe(url)
+        )
+        return Notice(callback.task_id, attempt_id, url if is_believed else None)
+
+    def _is_safe(self, url: URL) -> bool:
+        return url.scheme == "https" or (url.host or "").lower() in self._insecure_hosts
+
+    # --- what it is about --------------------------------------------------------------
+
+    def _take(self, notice: Notice) -> CallbackVerdict:
+        conversion = self._registry.find_task(notice.task_id)
+        if conversion is not None:
+            return self._apply(conversion, notice)
+        if self._registry.has_ended(notice.task_id):
+            self._registry.tally.duplicates += 1
+            return CallbackVerdict.DUPLICATE
+        self._registry.tally.orphans += 1
+        if not self._keys:
+            return CallbackVerdict.ORPHAN
+        self._inbox.keep(notice, self._desk.clock.monotonic())
+        if notice.attempt_id and self._registry.unknown_submit(notice.attempt_id) is not None:
+            self._probe(notice.task_id, notice.attempt_id)
+            return CallbackVerdict.CONFIRMING
+        return CallbackVerdict.ORPHAN
+
+    def _apply(self, conversion: Conversion, notice: Notice) -> CallbackVerdict:
+        """Take what a callback says of a conversion in flight."""
+        now = self._desk.clock.monotonic()
+        if self._keys:
+            conversion.is_called_back = True
+            self._desk.health.called_back(now)
+        is_ours = (
+            conversion.origin is Origin.SUBMITTED and conversion.attempt_id == notice.attempt_id
+        )
+        if notice.wav_url is None or not is_ours:
+            self._poller.hint(conversion)
+            return CallbackVerdict.CONFIRMING
+        record = TaskRecord(notice.task_id, TaskState.SUCCEEDED, wav_url=notice.wav_url)
+        self._registry.observe(conversion, record, now, "callback")
+        self._desk.ended(conversion)
+        return CallbackVerdict.SETTLED
+
+    # --- what came too early, or instead of an answer -------------------------------------
+
+    def _look_for_early(self, conversion: Conversion) -> None:
+        """A task has become known: its callback may have been here before."""
+        notice = self._inbox.take(conversion.task_id, self._desk.clock.monotonic())
+        if notice is not None:
+            _ = self._apply(conversion, notice)
+
+    def _look_for_lost(self, doubt: UnknownSubmit) -> None:
+        """A submit's answer is lost: its callback may have been here before."""
+        now = self._desk.clock.monotonic()
+        for task_id in self._inbox.naming(doubt.attempt_id, now):
+            self._probe(task_id, doubt.attempt_id)
+
+    def _probe(self, task_id: str, attempt_id: str) -> None:
+        """Have the service say whether the lost submit *attempt_id* made *task_id*."""
+
+        def on_record(record: TaskRecord | None) -> bool:
+            doubt = self._registry.unknown_submit(attempt_id)
+            if doubt is None:
+                return True  # It was resolved meanwhile.
+            return record is not None and self._compare(record, doubt)
+
+        until = self._desk.clock.monotonic() + KEPT_S
+        self._poller.probe(Probe(task_id, on_record, until))
+
+    def _compare(self, record: TaskRecord, doubt: UnknownSubmit) -> bool:
+        """Adopt the task of *record* if the lost submit made it; nothing else tells more."""
+        followed = self._registry.find_task(record.task_id)
+        is_taken = followed is not None and followed.track not in {None, doubt.track}
+        if (
+            is_taken
+            or record.audio_id != doubt.track.audio_id
+            or find_attempt(record) != doubt.attempt_id
+            or is_called_back_elsewhere(record, self._desk.callback_url)
+        ):
+            _logger.warning(
+                "a callback of task %s names the lost attempt %s, but the task's record "
+                "does not show that it made the task: not adopted",
+                record.task_id,
+                doubt.attempt_id,
+            )
+            return True
+        _ = self._inbox.take(record.task_id, self._desk.clock.monotonic())
+        self._submitter.resolve(doubt, record.task_id)
+        conversion = self._registry.find_task(record.task_id)
+        if conversion is not None:
+            conversion.is_called_back = True
+            self._poller.observe(conversion, record)
+        return True
