@@ -59,8 +59,8 @@ _MAX_ON_WIRE: Final = 100
 #: loop are some milliseconds late. Ours.
 _MAX_LATE_S: Final = 0.1
 
-#: Most tasks probed at a time; one more has to wait for its callback's retry. Ours.
-_MAX_PROBES: Final = 1_000
+#: Most tasks probed at a time: as many as there are early callbacks. Ours.
+_MAX_PROBES: Final = 10_000
 
 #: Most unknown status words remembered as logged, so that a lying peer cannot
 #: grow the set.
@@ -233,7 +233,7 @@ class Poller:
         while self._due and self._due[0][0] <= now and self._is_free(now):
             due, turn, conversion = heapq.heappop(self._due)
             if conversion.turn == turn and conversion.phase is Phase.ACCEPTED:
-                self._send(conversion, due, now)
+                self._send(conversion, due, now, is_hint=False)
         self._arm()
 
     def _send_hints(self, now: float) -> None:
@@ -241,24 +241,21 @@ class Poller:
             if self._hint_limiter.next_at > now:
                 return
             due, _, target = heapq.heappop(self._hints)
-            if isinstance(target, Probe):
-                self._hint_limiter.spend(target.task_id, now)
-                self._send(target, due, now)
-                continue
-            self._hinted.discard(target)
-            if target.phase is not Phase.ACCEPTED:
-                continue
-            if not target.turn:
-                # A poll that left before the callback came need not have its news.
-                self._hinted_on_wire.add(target)
-                continue
+            if not isinstance(target, Probe):
+                self._hinted.discard(target)
+                if target.phase is not Phase.ACCEPTED:
+                    continue
+                if not target.turn:
+                    # A poll that left before the callback came need not have its news.
+                    self._hinted_on_wire.add(target)
+                    continue
             self._hint_limiter.spend(target.task_id, now)
-            self._send(target, due, now)
+            self._send(target, due, now, is_hint=True)
 
     def _is_free(self, now: float) -> bool:
         return self._may_ask() and max(self._next_poll_at, self._paused_until) <= now
 
-    def _send(self, target: Conversion | Probe, due: float, now: float) -> None:
+    def _send(self, target: Conversion | Probe, due: float, now: float, *, is_hint: bool) -> None:
         # The budget counts from when the poll's turn was, so that a late timer
         # costs none of it; a loop that was blocked for long gets no burst.
         free_at = max(self._next_poll_at, self._paused_until)
@@ -266,11 +263,11 @@ class Poller:
         self._on_wire += 1
         if not isinstance(target, Probe):
             target.turn = 0
-        _ = self._desk.spawn(self._ask(target, now))
+        _ = self._desk.spawn(self._ask(target, now, is_hint=is_hint))
 
     # --- one poll -----------------------------------------------------------------------
 
-    async def _ask(self, target: Conversion | Probe, sent_at: float) -> None:
+    async def _ask(self, target: Conversion | Probe, sent_at: float, *, is_hint: bool) -> None:
         doubt = self._key
         # Counted from the poll's start, so that latency does not stretch the interval.
         again_from = sent_at
@@ -291,7 +288,7 @@ class Poller:
             if isinstance(target, Probe):
                 target.is_over = target.on_record(record)
             else:
-                self.observe(target, record)
+                self.observe(target, record, is_hint=is_hint)
         finally:
             self._on_wire -= 1
             self._go_on(target, again_from)
@@ -315,15 +312,21 @@ class Poller:
             if was_hinted:
                 self.hint(target)
 
-    def observe(self, conversion: Conversion, record: TaskRecord | None) -> None:
-        """Take in what a poll brought, and spread it if it ends the conversion."""
+    def observe(
+        self, conversion: Conversion, record: TaskRecord | None, *, is_hint: bool = False
+    ) -> None:
+        """
+        Take in what a poll brought, and spread it if it ends the conversion.
+
+        *is_hint*: a callback made us ask, so an empty answer exhausts no patience.
+        """
         if record is not None:
             if not is_known_status(record):
                 self._log_word(record)
             if not (conversion.is_recognised or is_foreign(conversion, record)):
                 self._recognise(conversion, record)
         now = self._desk.clock.monotonic()
-        if self._desk.registry.observe(conversion, record, now, "poll"):
+        if self._desk.registry.observe(conversion, record, now, "poll", is_hint=is_hint):
             self._desk.ended(conversion)
 
     def _recognise(self, conversion: Conversion, record: TaskRecord) -> None:

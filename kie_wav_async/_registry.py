@@ -338,18 +338,26 @@ class Registry(Generic[E]):
         self._by_track.setdefault(track, entry)
 
     def observe(
-        self, entry: E, record: TaskRecord | None, now_mono_s: float, settled_by: SettledBy
+        self,
+        entry: E,
+        record: TaskRecord | None,
+        now_mono_s: float,
+        settled_by: SettledBy,
+        *,
+        is_hint: bool = False,
     ) -> bool:
         """
         Take in what the service says of a task; return whether this settled it.
 
         *record* is `None` if the service has none. News about an entry that is
-        terminal is counted if it is terminal too, and changes nothing.
+        terminal is counted if it is terminal too, and changes nothing. A poll that
+        a callback caused (*is_hint*) is not counted among those that may bring no
+        news: replayed callbacks must not use up our patience with the service.
         """
         if entry.phase is not Phase.ACCEPTED:
             self.tally.duplicates += record is not None and record.state is not TaskState.PENDING
             return False
-        error = self._judge(entry, record, now_mono_s)
+        error = self._judge(entry, record, now_mono_s, is_hint=is_hint)
         if error is not None:
             advance(entry, Event.FAIL)
             self.tally.failed += 1
@@ -412,10 +420,12 @@ class Registry(Generic[E]):
             # the limit if need be.
             self._places += 1
 
-    def _judge(self, entry: E, record: TaskRecord | None, now_mono_s: float) -> KieWavError | None:
+    def _judge(
+        self, entry: E, record: TaskRecord | None, now_mono_s: float, *, is_hint: bool
+    ) -> KieWavError | None:
         """Return the error that *record* ends the entry with, if it does."""
         if record is None:
-            entry.misses += 1
+            entry.misses += not is_hint
             if entry.origin is Origin.ATTACHED:
                 missing = entry.misses >= ATTACHED_MISSES
             else:
@@ -442,7 +452,7 @@ class Registry(Generic[E]):
                 f"task {entry.task_id} failed ({why})", record=record, track=entry.track
             )
         if record.state is TaskState.SUCCEEDED and record.wav_url is None:
-            entry.bare_successes += 1
+            entry.bare_successes += not is_hint
             if entry.bare_successes >= BARE_SUCCESSES:
                 return ConversionFailedError(
                     f"task {entry.task_id} succeeded {BARE_SUCCESSES} times without naming a file",
