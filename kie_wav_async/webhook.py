@@ -1,0 +1,530 @@
+"""
+Where callbacks arrive: a route for aiohttp, an ASGI application, a server of our own.
+
+::
+
+    app = web.Application()
+    add_callback_route(app, session)  # answers POST /kie/callback
+
+All three answer alike. 200 and a small JSON for everything authentic, duplicates
+and unknown tasks too, so that the answer tells a peer nothing; 401 with an empty
+body for whatever is not authentic, 400 for what cannot be read; 405 for all but
+POST, 413 over 64 KiB, 415 for any ``Content-Encoding``, 408 when a body takes
+more than 10 s, 503 while the session is closing and to whoever comes while 64
+bodies are being read. Whoever is refused before the body was read loses the
+connection: nothing is drained.
+
+The session has to be entered in the loop that serves; for WSGI programs there is
+`kie_wav_async.parse_callback`. TLS, and peers that take their time over headers,
+are the reverse proxy's. Nothing of a request is logged here; the access logs of
+your own server are yours.
+
+Source: docs.kie.ai, "Convert to WAV Callbacks".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
+
+import attrs
+from aiohttp import hdrs, web
+
+from kie_wav_async._callback import MAX_BODY_LENGTH
+from kie_wav_async._models import verify_type
+from kie_wav_async._session import WavSession
+from kie_wav_async.errors import CallbackFormatError, SessionClosedError, SignatureError
+
+if TYPE_CHECKING:
+    import socket
+    from types import TracebackType
+
+__all__ = ["CallbackServer", "add_callback_route", "asgi_app"]
+
+#: Most bodies being read at a time: nobody has proved anything before the end of one.
+_MAX_READS: Final = 64
+
+#: How long a body may take. The service's have some hundred bytes.
+_READ_TIMEOUT_S = 10.0
+
+#: How long the session may take after that. The service waits 15 s for an answer.
+_TAKE_TIMEOUT_S = 2.0
+
+#: How long a connection to our own server may stay idle, or hold back its headers.
+_IDLE_TIMEOUT_S = 30.0
+
+#: How long our own server, when it stops, waits for requests under way; twice.
+_SHUTDOWN_TIMEOUT_S = 0.5
+
+_MAX_PORT: Final = 65_535
+
+_logger = logging.getLogger("kie_wav_async")
+
+_Scope: TypeAlias = MutableMapping[str, Any]
+_Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
+_Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+# --- what is answered, whoever serves -------------------------------------------------------
+
+
+@attrs.frozen
+class _Answer:
+    status: int
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+# One object for all that is authentic: it must not show what became of it.
+_RECEIVED: Final = _Answer(200, b'{"status":"received"}', (("Content-Type", "application/json"),))
+_UNREADABLE: Final = _Answer(400)
+_UNAUTHENTIC: Final = _Answer(401)
+_NO_POST: Final = _Answer(405, headers=(("Allow", "POST"),))
+_TOO_SLOW: Final = _Answer(408)
+_TOO_LONG: Final = _Answer(413)
+_ENCODED: Final = _Answer(415)
+_BROKEN: Final = _Answer(500)
+_UNAVAILABLE: Final = _Answer(503)
+
+
+class _GoneError(Exception):
+    """The peer left, or sent what is no body, so that the rest of it cannot be read."""
+
+
+class _Webhook:
+    """
+    Decides on every answer; the adapters below only carry bytes to and fro.
+
+    Layer by layer: `judge` sees the head of a request, `read` its body, and
+    `take` what is complete.
+    """
+
+    __slots__ = ("_reads", "_session")
+
+    def __init__(self, session: WavSession) -> None:
+        """
+        Start with nobody reading.
+
+        Raises:
+            TypeError: *session* is no `WavSession`.
+        """
+        verify_type(session, WavSession, "session")
+        self._session = session
+        self._reads = 0
+
+    def judge(self, method: str, *, is_encoded: bool, length: int | None) -> _Answer | None:
+        """
+        Return the refusal of a request by its head; `None`: go on to its body.
+
+        Args:
+            method: As sent.
+
+            is_encoded: Whether there is a ``Content-Encoding``, whatever it says.
+
+            length: ``Content-Length``; `None` if there is none.
+        """
+        if method != "POST":
+            return _NO_POST
+        if is_encoded:
+            return _ENCODED
+        if length is not None and length > MAX_BODY_LENGTH:
+            return _TOO_LONG
+        if self._reads >= _MAX_READS:
+            return _UNAVAILABLE
+        return None
+
+    async def read(self, next_part: Callable[[], Awaitable[bytes | None]]) -> bytes | _Answer:
+        """
+        Return a body, read part by part until `None`; or the refusal of it.
+
+        Raises:
+            _GoneError: By *next_part*.
+        """
+        parts: list[bytes] = []
+        length = 0
+        self._reads += 1
+        try:
+            async with asyncio.timeout(_READ_TIMEOUT_S):
+                while (part := await next_part()) is not None:
+                    length += len(part)
+                    if length > MAX_BODY_LENGTH:
+                        return _TOO_LONG
+                    parts.append(part)
+        except TimeoutError:
+            return _TOO_SLOW
+        finally:
+            self._reads -= 1
+        return b"".join(parts)
+
+    async def take(
+        self, headers: Iterable[tuple[bytes, bytes]], body: bytes, query: str | bytes
+    ) -> _Answer:
+        """Have the session take a delivery, and return the answer to it."""
+        answer = _RECEIVED
+        try:
+            async with asyncio.timeout(_TAKE_TIMEOUT_S):
+                await self._session.deliver(headers, body, query=query)
+        except SignatureError:
+            answer = _UNAUTHENTIC
+        except CallbackFormatError:
+            answer = _UNREADABLE
+        except SessionClosedError:
+            answer = _UNAVAILABLE
+        except TimeoutError:
+            _logger.error("the session took too long over a callback: answered 503")  # noqa: TRY400 - a traceback would tell nothing
+            answer = _UNAVAILABLE
+        except Exception as error:  # noqa: BLE001 - a route answers whatever happens
+            _log(error)
+            answer = _BROKEN
+        return answer
+
+
+def _log(error: Exception) -> None:
+    """Log where *error* was raised, and not its text, which may quote the request."""
+    # A plain RuntimeError is a session not entered, or in another loop, and says so.
+    text = f": {error}" if type(error) is RuntimeError else ""
+    _logger.error(
+        "a callback could not be taken and was answered 500: %s%s\n%s",
+        type(error).__name__,
+        text,
+        "".join(traceback.format_tb(error.__traceback__)),
+    )
+
+
+# --- aiohttp --------------------------------------------------------------------------------
+
+
+def add_callback_route(
+    app: web.Application, session: WavSession, path: str = "/kie/callback"
+) -> None:
+    """
+    Add the route that answers callbacks to an aiohttp application.
+
+    aiohttp decompresses before any handler runs. The refusal of
+    ``Content-Encoding`` thus comes after the work, unless the application is run
+    by ``web.AppRunner(app, auto_decompress=False)``, or the reverse proxy refuses
+    such requests; `CallbackServer` does not decompress.
+
+    Args:
+        app: Not started yet.
+
+        session: It has to be entered in the loop that serves *app*.
+
+        path: The path of ``callback_url``.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+
+        ValueError: *path* does not begin with ``/``.
+
+        RuntimeError: *app* has been started, or has that path.
+    """
+    verify_type(app, web.Application, "app")
+    verify_type(path, str, "path")
+    # All methods, so that the refusal of the others is ours too.
+    app.router.add_route("*", path, _AiohttpHandler(session).handle, expect_handler=_expect_nothing)
+
+
+async def _expect_nothing(request: web.Request) -> None:
+    """Leave ``Expect`` to the handler, which may not want the body."""
+
+
+class _AiohttpHandler:
+    __slots__ = ("_webhook",)
+
+    def __init__(self, session: WavSession) -> None:
+        self._webhook = _Webhook(session)
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        webhook = self._webhook
+        refusal = webhook.judge(
+            request.method,
+            is_encoded=hdrs.CONTENT_ENCODING in request.headers,
+            length=request.content_length,
+        )
+        if refusal is not None:
+            return await _refuse(request, refusal)
+        content = request.content
+        if content.is_eof() and content.exception() is None:
+            # The usual case: nothing to wait for.
+            if content.total_bytes > MAX_BODY_LENGTH:
+                return _respond(_TOO_LONG)
+            body = content.read_nowait()
+        else:
+            try:
+                await _continue(request)
+                read = await webhook.read(_parts_of(request))
+            except _GoneError:
+                read = _UNREADABLE
+            if isinstance(read, _Answer):
+                return await _refuse(request, read)
+            body = read
+        # The raw target: what yarl makes of a query may be another spelling of it.
+        query = request.raw_path.partition("?")[2]
+        return _respond(await webhook.take(request.raw_headers, body, query))
+
+
+def _parts_of(request: web.BaseRequest) -> Callable[[], Awaitable[bytes | None]]:
+    async def next_part() -> bytes | None:
+        try:
+            return await request.content.readany() or None
+        except (web.RequestPayloadError, OSError, RuntimeError) as error:
+            raise _GoneError from error
+
+    return next_part
+
+
+async def _continue(request: web.BaseRequest) -> None:
+    """Tell a client that asks first to send its body."""
+    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # Of the answer nothing was sent.
+
+
+def _respond(answer: _Answer) -> web.Response:
+    return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
+
+
+async def _refuse(request: web.BaseRequest, answer: _Answer) -> web.StreamResponse:
+    """Send a refusal, and drop the connection if a body is still to come."""
+    response = _respond(answer)
+    if request.content.is_eof():
+        return response
+    response.force_close()
+    await response.prepare(request)
+    await response.write_eof()
+    # Without this aiohttp would go on reading the body for a while.
+    request.protocol.force_close()
+    return response
+
+
+# --- ASGI -----------------------------------------------------------------------------------
+
+
+def asgi_app(session: WavSession) -> _AsgiApp:
+    """
+    Return an ASGI application that answers callbacks, on whatever path it is given.
+
+    For Starlette's ``Route(path, app)``, for FastAPI's ``add_route(path, app)``,
+    to be mounted, or to be run alone. Mounted at ``/kie/callback`` it is reached
+    at ``/kie/callback/``: the path without the slash is answered with a redirect,
+    which no sender of callbacks can be expected to follow.
+
+    Args:
+        session: It has to be entered in the loop that serves.
+
+    Raises:
+        TypeError: *session* is no `WavSession`.
+    """
+    return _AsgiApp(session)
+
+
+class _AsgiApp:
+    """An instance and not a function, which Starlette would call with a request."""
+
+    __slots__ = ("_webhook",)
+
+    def __init__(self, session: WavSession) -> None:
+        self._webhook = _Webhook(session)
+
+    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+        match scope["type"]:
+            case "http":
+                await self._answer(scope, receive, send)
+            case "lifespan":
+                await _live(receive, send)
+            case "websocket":
+                await receive()
+                await send({"type": "websocket.close"})
+            case other:
+                msg = f"cannot serve the ASGI scope {other!r}"
+                raise ValueError(msg)
+
+    async def _answer(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        is_encoded, length = _read_head(headers)
+        answer: bytes | _Answer | None = self._webhook.judge(
+            scope["method"], is_encoded=is_encoded, length=length
+        )
+        if answer is None:
+            try:
+                answer = await self._webhook.read(_parts_from(receive))
+            except _GoneError:
+                return
+        is_read = isinstance(answer, bytes)
+        if isinstance(answer, bytes):
+            answer = await self._webhook.take(headers, answer, scope["query_string"])
+        sent = [(name.lower().encode(), value.encode()) for name, value in answer.headers]
+        sent.append((b"content-length", b"%d" % len(answer.body)))
+        # Later versions of HTTP have no such header, and no connection to lose.
+        if not is_read and scope["http_version"].startswith("1"):
+            sent.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": answer.status, "headers": sent})
+        await send({"type": "http.response.body", "body": answer.body})
+
+
+def _read_head(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bool, int | None]:
+    is_encoded = False
+    length: int | None = None
+    for name, value in headers:
+        if name == b"content-encoding":
+            is_encoded = True
+        elif name == b"content-length" and value.isdigit():
+            # Digits enough to be too many are not worth reading.
+            length = int(value[:20])
+    return is_encoded, length
+
+
+def _parts_from(receive: _Receive) -> Callable[[], Awaitable[bytes | None]]:
+    is_over = False
+
+    async def next_part() -> bytes | None:
+        nonlocal is_over
+        if is_over:
+            return None
+        message = await receive()
+        if message["type"] != "http.request":
+            raise _GoneError
+        is_over = not message.get("more_body", False)
+        body: bytes = message.get("body", b"")
+        return body
+
+    return next_part
+
+
+async def _live(receive: _Receive, send: _Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
+
+
+# --- a server of our own --------------------------------------------------------------------
+
+
+class CallbackServer:
+    """
+    A server for callbacks alone, for scripts that have none; any path will do.
+
+    ::
+
+        async with WavSession(callback_url="https://example.com/kie") as session:
+            async with CallbackServer(session, port=8080):
+                wav = await session.convert(Track("5c79", "e231"))
+
+    It speaks plain HTTP: let a reverse proxy or a tunnel bring the callbacks
+    here. It decompresses nothing, writes no access log, and drops connections
+    that stay idle or hold back their headers for 30 s.
+
+    Args:
+        session: It has to be entered in the same loop.
+
+        host: Where to listen.
+
+        port: 0 for any free one; see `port`.
+
+        sock: A bound socket to listen on, in place of *host* and *port*; it
+            belongs to the server and is closed with it.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+
+        ValueError: *port* is out of range.
+
+        OSError: On entering: the address cannot be listened on.
+
+        RuntimeError: It was entered before.
+    """
+
+    def __init__(
+        self,
+        session: WavSession,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        sock: socket.socket | None = None,
+    ) -> None:
+        """Check everything; nothing is opened yet."""
+        verify_type(host, str, "host")
+        verify_type(port, int, "port")
+        if not 0 <= port <= _MAX_PORT:
+            msg = f"port must be 0 to {_MAX_PORT}, not {port}"
+            raise ValueError(msg)
+        self._handler = _AiohttpHandler(session)
+        self._host = host
+        self._port = port
+        self._sock = sock
+        self._is_entered = False
+        self._runner: web.ServerRunner | None = None
+
+    @property
+    def port(self) -> int:
+        """
+        The port that is listened on.
+
+        Raises:
+            RuntimeError: The server does not run.
+        """
+        if self._runner is None or not self._runner.addresses:
+            msg = "the server does not run: use `async with`"
+            raise RuntimeError(msg)
+        return int(self._runner.addresses[0][1])
+
+    async def __aenter__(self) -> Self:
+        """Listen."""
+        if self._is_entered:
+            msg = "a CallbackServer is entered once: make a new one"
+            raise RuntimeError(msg)
+        self._is_entered = True
+        server = web.Server(
+            self._handler.handle,
+            access_log=None,
+            auto_decompress=False,
+            keepalive_timeout=_IDLE_TIMEOUT_S,
+            lingering_time=0.0,
+            logger=_silent_logger(),
+        )
+        runner = web.ServerRunner(server, shutdown_timeout=_SHUTDOWN_TIMEOUT_S)
+        self._runner = runner
+        try:
+            await runner.setup()
+            site = (
+                web.TCPSite(runner, self._host, self._port)
+                if self._sock is None
+                else web.SockSite(runner, self._sock)
+            )
+            await site.start()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop, whatever the reason for leaving."""
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """
+        Stop listening; requests under way get a moment, and no more.
+
+        Closing twice, or a server never entered, does nothing.
+        """
+        if self._runner is not None:
+            runner, self._runner = self._runner, None
+            await runner.cleanup()
+
+
+def _silent_logger() -> logging.Logger:
+    """Return a logger that says nothing: aiohttp quotes what it cannot parse."""
+    logger = logging.Logger("kie_wav_async.webhook")  # noqa: LOG001 - nobody shall configure it
+    logger.addHandler(logging.NullHandler())
+    return logger
