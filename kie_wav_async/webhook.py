@@ -1,11 +1,6 @@
 """
 Where callbacks arrive: a route for aiohttp, an ASGI application, a server of our own.
 
-::
-
-    app = web.Application()
-    add_callback_route(app, session)  # answers POST /kie/callback
-
 All three answer alike. 200 and a small JSON for everything authentic, duplicates
 and unknown tasks too, so that the answer tells a peer nothing; 401 with an empty
 body for whatever is not authentic, 400 for what cannot be read; 405 for all but
@@ -412,9 +407,11 @@ class CallbackServer:
 
     ::
 
-        async with WavSession(callback_url="https://example.com/kie") as session:
-            async with CallbackServer(session, port=8080):
-                wav = await session.convert(Track("5c79", "e231"))
+        from kie_wav_async.webhook import CallbackServer
+
+        async with CallbackServer(session) as server:
+            print("POST anything to port", server.port)
+            wav = await session.convert(Track("5c79", "e231"))
 
     It speaks plain HTTP: let a reverse proxy or a tunnel bring the callbacks
     here. It decompresses nothing, writes no access log, and drops connections
