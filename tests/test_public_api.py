@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import kie_wav_async as kie
+from kie_wav_async import webhook
 
 NAMES = {
     "kie_wav_async": [
@@ -103,6 +104,7 @@ NAMES = {
         "submitted_track",
         "succeeded",
     ],
+    "kie_wav_async.webhook": ["CallbackServer", "add_callback_route", "asgi_app"],
 }
 
 # Parameters of the session's methods, as a call would show them.
@@ -151,6 +153,13 @@ FUNCTIONS = {
     "verify_signature": (
         "(task_id, timestamp, signature, *, keys, now_unix_s=None, tolerance_s=300.0)"
     ),
+}
+
+# The edge has the names of its module, and these parameters.
+EDGES = {
+    "CallbackServer": "(session, host='127.0.0.1', port=0, *, sock=None)",
+    "add_callback_route": "(app, session, path='/kie/callback')",
+    "asgi_app": "(session)",
 }
 
 # Names that exist once ledgers and downloads do, and not before.
@@ -258,6 +267,12 @@ def test_the_methods_of_a_session(name: str) -> None:
 def test_the_functions_without_a_session(name: str) -> None:
     """Each function takes these arguments, and is not awaited."""
     assert FUNCTIONS[name] == bare(getattr(kie, name))
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_the_edges_for_callbacks(name: str) -> None:
+    """Each way to receive callbacks over HTTP takes these arguments."""
+    assert EDGES[name] == bare(getattr(webhook, name))
 
 
 def test_a_session_has_no_other_methods() -> None:
