@@ -133,11 +133,12 @@ def _parse_key(key: str, name: str) -> bytes:
     if len(key) < _MIN_KEY_LENGTH:
         msg = f"a key of {name} is shorter than {_MIN_KEY_LENGTH} characters: it could be guessed"
         raise ValueError(msg)
-    try:
-        return key.encode()
-    except UnicodeEncodeError:
+    encoded = key.encode(errors="ignore")
+    # Not asked by way of the codec's error, which would carry the key behind ours.
+    if encoded.decode() != key:
         msg = f"a key of {name} is no Unicode text"
-        raise ValueError(msg) from None
+        raise ValueError(msg)
+    return encoded
 
 
 def verify_tolerance(tolerance_s: float) -> None:

@@ -8,6 +8,9 @@ Justin Tanner); everything else is made by hand from the vendor's pages.
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
 import json
 import zlib
 
@@ -22,6 +25,8 @@ FILE_URL = "https://tempfile.example/s/04e6a3f2e727.wav"
 ATTEMPT_ID = "0123456789abcdef0123456789abcdef"
 CALLBACK_URL = f"https://kie-wav-async.invalid/callback?attempt={ATTEMPT_ID}"
 REQUEST_ID = "9f36107cb8b75f2f-SIN"
+WEBHOOK_KEY = "webhook-key-of-the-tests"
+SIGNED_AT = 1_769_670_760
 
 
 @attrs.frozen(kw_only=True)
@@ -127,6 +132,31 @@ def music_data(**changes: object) -> dict[str, object]:
             ],
         },
     } | changes
+
+
+def signature(
+    task_id: str = TASK_ID, timestamp: object = SIGNED_AT, key: str = WEBHOOK_KEY
+) -> bytes:
+    """Return the documented signature, made by the standard library and by no code of ours."""
+    message = timestamp if isinstance(timestamp, bytes) else str(timestamp).encode()
+    message = task_id.encode() + b"." + message
+    return base64.b64encode(hmac.new(key.encode(), message, hashlib.sha256).digest())
+
+
+def signed_pairs(
+    task_id: str = TASK_ID, timestamp: int = SIGNED_AT, key: str = WEBHOOK_KEY
+) -> list[tuple[bytes, bytes]]:
+    """Return the headers of a genuine callback as they stand on the wire."""
+    return [
+        (b"Content-Type", b"application/json"),
+        (b"X-Webhook-Timestamp", str(timestamp).encode()),
+        (b"X-Webhook-Signature", signature(task_id, timestamp, key)),
+    ]
+
+
+def callback(**changes: object) -> dict[str, object]:
+    """Return the documented callback of a success, with *changes* made to its ``data``."""
+    return yes({"audioWavUrl": FILE_URL, "task_id": TASK_ID} | changes)
 
 
 def yes(data: object) -> dict[str, object]:

@@ -13,13 +13,17 @@ from hypothesis import strategies as st
 
 from kie_wav_async._models import WireResponse
 from samples import (
+    ATTEMPT_ID,
     AUDIO_ID,
     CALLBACK_URL,
     FILE_URL,
     MUSIC_TASK_ID,
+    SIGNED_AT,
     TASK_ID,
+    callback,
     music_data,
     record_data,
+    signature,
 )
 
 #: Whatever can be an id: visible characters of any script, no blanks.
@@ -95,6 +99,26 @@ def mutated_answers(draw: st.DrawFn) -> str:
     """Return a genuine answer with some of its values replaced by hostile ones."""
     data = draw(st.sampled_from([record_data(), music_data(), {"taskId": TASK_ID}, None, FILE_URL]))
     document: dict[str, object] = {"code": 200, "msg": "success", "data": data}
+    _mark_some(draw, document)
+    return _spell(draw, document)
+
+
+@st.composite
+def mutated_callbacks(draw: st.DrawFn) -> str:
+    """Return a callback of our task with some of its other values replaced by hostile ones."""
+    document = callback(response={"audioWavUrl": FILE_URL}, info={"wav_url": FILE_URL})
+    _mark_some(draw, document)
+    # Whatever became of the rest, the signed id stands where it may.
+    data = document.get("data")
+    places = [document, *([data] if isinstance(data, dict) else [])]
+    for place in places:
+        for name in ("task_id", "taskId"):
+            place.pop(name, None)
+    draw(st.sampled_from(places))[draw(st.sampled_from(["task_id", "taskId"]))] = TASK_ID
+    return _spell(draw, document)
+
+
+def _mark_some(draw: st.DrawFn, document: dict[str, object]) -> None:
     replaced = draw(st.integers(1, 4))
     for _ in range(replaced):
         place: object = document
@@ -108,6 +132,9 @@ def mutated_answers(draw: st.DrawFn) -> str:
                 place[key] = _MARK
                 break
             place = inner
+
+
+def _spell(draw: st.DrawFn, document: dict[str, object]) -> str:
     text = json.dumps(document, ensure_ascii=False)
     while f'"{_MARK}"' in text:
         text = text.replace(f'"{_MARK}"', draw(_leaves | _objects(_leaves)), 1)
@@ -160,4 +187,58 @@ responses = st.builds(
     retry_after=retry_afters,
     request_id=st.none() | st.text(max_size=10),
     now_unix_s=st.floats(0, 4e9),
+)
+
+# --- callbacks ------------------------------------------------------------------------
+
+_header_names = st.one_of(
+    st.sampled_from(["X-Webhook-Timestamp", "X-Webhook-Signature"]),
+    st.sampled_from(["x-webhook-timestamp", "X-WEBHOOK-SIGNATURE", "x-webhoo\u212a-signature"]),
+    st.text(max_size=25),
+)
+
+_header_values = st.one_of(
+    st.just(str(SIGNED_AT)),
+    st.just(signature().decode()),
+    st.integers().map(str),
+    st.text(max_size=50),
+    st.text(min_size=44, max_size=44),
+    st.from_regex(r"\d{10}", fullmatch=True),
+    st.sampled_from(["\ud800", "\udcff" * 44, "9" * 5000, "", " ", "\x00" * 44]),
+)
+
+
+def _as_bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+_header_texts = st.tuples(_header_names, _header_values)
+_pair_lists = st.lists(_header_texts, max_size=5)
+
+#: The headers of a request, as one framework or another has them.
+headers = st.one_of(
+    _pair_lists,
+    _pair_lists.map(dict),
+    _pair_lists.map(lambda pairs: [(_as_bytes(name), _as_bytes(value)) for name, value in pairs]),
+    st.lists(st.tuples(st.binary(max_size=25), st.binary(max_size=50)), max_size=5),
+    st.fixed_dictionaries(
+        {"X-Webhook-Timestamp": _header_values, "X-Webhook-Signature": _header_values}
+    ),
+)
+
+#: The body of a request that claims to be a callback.
+callback_bodies = bodies | mutated_callbacks().map(lambda text: text.encode("utf-8", "replace"))
+
+#: The raw query of a callback's URL.
+queries = st.one_of(
+    st.text(max_size=60),
+    st.binary(max_size=60),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["attempt", "%61ttempt", "Attempt", "a", "", "attempt%00", "+attempt"]),
+            st.sampled_from(["=", "", "=="]),
+            st.sampled_from([ATTEMPT_ID, ATTEMPT_ID.upper(), ATTEMPT_ID + "0", "", "%30"]),
+        ).map("".join),
+        max_size=4,
+    ).map("&".join),
 )
