@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import sys
@@ -12,72 +11,38 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import click
-from yarl import URL
 
-from kie_wav_async import TaskState, Track, WavSession
+from kie_wav_async import TaskState
 from kie_wav_async import __version__ as version
+from kie_wav_async.cli._convert import run_convert
 from kie_wav_async.cli._demo import run_demo
-from kie_wav_async.cli._display import WaitDisplay
+from kie_wav_async.cli._listen import read_address
 from kie_wav_async.cli._output import (
     DONE,
     FAILED,
     INTERRUPTED,
     SERVICE,
-    USAGE,
     CliError,
     failure_of,
     print_json,
     print_line,
 )
-from kie_wav_async.cli._save import SaveError, open_http, save, verify_target
+from kie_wav_async.cli._service import Service, as_usage
 from kie_wav_async.cli._simulate import read_script, run_simulator
 from kie_wav_async.errors import KieWavError
 from kie_wav_async.simulator import Simulator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
-    from kie_wav_async import TaskRecord, WavFile
+    from kie_wav_async import TaskRecord
     from kie_wav_async.simulator import Fault
 
-_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _BROKEN_PIPE: Final = 141  # What a shell shows for a command that SIGPIPE ended.
 
 
 class _ReaderGoneError(Exception):
     """Whoever read our results has gone, as ``head`` does."""
-
-
-@attrs.frozen
-class Service:
-    """Where the service is, as the command line says; the rest is in the environment."""
-
-    base_url: str | None
-    insecure_hosts: tuple[str, ...]
-
-    def session(self, **settings: Any) -> WavSession:  # noqa: ANN401 - WavSession checks them
-        """Return a session, not entered."""
-        if not os.environ.get("KIE_API_KEY"):
-            raise CliError(USAGE, "no API key: set KIE_API_KEY (`kie-wav demo` works without one)")
-        with _as_usage():
-            return WavSession(
-                base_url=self.base_url, insecure_hosts=self.insecure_hosts, **settings
-            )
-
-    def file_hosts(self) -> set[str]:
-        """Return the hosts from which a file may come by plain http: a local service's."""
-        base = URL(self.base_url or os.environ.get("KIE_BASE_URL") or "")
-        is_local = base.scheme == "http" and base.host in _LOOPBACK
-        return {*self.insecure_hosts, *(_LOOPBACK if is_local else ())}
-
-
-@contextlib.contextmanager
-def _as_usage() -> Generator[None]:
-    """Turn the package's word on a wrong argument into ours."""
-    try:
-        yield
-    except ValueError as error:
-        raise CliError(USAGE, str(error).replace("insecure_hosts", "--insecure-host")) from error
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -194,6 +159,18 @@ def demo(tracks: int, out: Path | None, *, as_json: bool) -> int:
     metavar="SECONDS",
     help="How long to wait once the service has taken it.",
 )
+@click.option(
+    "--listen",
+    "address",
+    metavar="HOST:PORT",
+    callback=read_address,
+    help="Wait for KIE's callback here, and poll only as a safety net.",
+)
+@click.option(
+    "--callback-url",
+    metavar="URL",
+    help="Where KIE posts so that it gets to --listen.  [default: $KIE_CALLBACK_URL]",
+)
 @_service_options
 def convert(
     music_task_id: str,
@@ -201,6 +178,8 @@ def convert(
     *,
     output: Path | None,
     timeout_s: float,
+    address: tuple[str, int] | None,
+    callback_url: str | None,
     base_url: str | None,
     insecure_hosts: tuple[str, ...],
     as_json: bool,
@@ -210,97 +189,24 @@ def convert(
 
     MUSIC_TASK_ID is the task that made the music, AUDIO_ID the track in it; see
     `kie-wav tracks`.
+
+    With --listen the result is waited for by callback: KIE posts to
+    --callback-url, and a reverse proxy or tunnel of yours brings it to HOST:PORT
+    (plain http; any path). The webhook key of the account is read from the
+    environment, KIE_WEBHOOK_HMAC_KEY; without it a callback only makes kie-wav
+    ask KIE. Without --listen the result is polled for, whatever KIE_CALLBACK_URL
+    says.
     """
-    work = _convert(
+    work = run_convert(
         Service(base_url, insecure_hosts),
         (music_task_id, audio_id),
         output,
         timeout_s,
+        address=address,
+        callback_url=callback_url,
         as_json=as_json,
     )
     return _run(work, as_json=as_json)
-
-
-async def _convert(
-    service: Service,
-    ids: tuple[str, str],
-    output: Path | None,
-    timeout_s: float,
-    *,
-    as_json: bool,
-) -> int:
-    with _as_usage():
-        track = Track(*ids)
-        if output is not None:
-            verify_target(output)  # Before anything is paid for.
-    display = WaitDisplay()
-    session = service.session(timeout_s=timeout_s, on_event=display.tell)
-    wav: WavFile | None = None
-    try:
-        with display:
-            async with session:
-                try:
-                    wav = await session.convert(track)
-                except asyncio.CancelledError:
-                    display.tell_interrupted()
-                    raise
-            size = await _save(wav, output, service, display)
-    except asyncio.CancelledError:
-        raise _interrupted(session, wav) from None
-    if as_json:
-        print_json({**_facts(wav), "file": output and str(output), "bytes": size})
-    else:
-        print_line(output or wav.url)
-    return DONE
-
-
-async def _save(
-    wav: WavFile, output: Path | None, service: Service, display: WaitDisplay
-) -> int | None:
-    if output is None:
-        return None
-    display.tell_saving(output)
-    try:
-        async with open_http() as http:
-            return await save(
-                http,
-                wav.url,
-                output,
-                insecure_hosts=service.file_hosts(),
-                on_progress=display.tell_bytes,
-            )
-    except SaveError as error:
-        sentence = (
-            f"the WAV is made but not saved: {error}. Do not convert it again: "
-            f"`kie-wav status {wav.task_id}` shows its URL"
-        )
-        raise CliError(SERVICE, sentence, type="SaveError", **_facts(wav)) from error
-
-
-def _facts(wav: WavFile) -> dict[str, object]:
-    return {
-        "task_id": wav.task_id,
-        "music_task_id": wav.track and wav.track.music_task_id,
-        "audio_id": wav.track and wav.track.audio_id,
-        "url": str(wav.url),
-        "settled_by": wav.settled_by,
-        "expires_at": wav.expires_at and wav.expires_at.isoformat(),
-    }
-
-
-def _interrupted(session: WavSession, wav: WavFile | None) -> CliError:
-    """Say what goes on although we stop."""
-    task_ids = [conversion.task_id for conversion in session.conversions()]
-    if wav is not None:
-        task_ids = [wav.task_id]
-        sentence = f"interrupted; the WAV is made: `kie-wav status {wav.task_id}` shows its URL"
-    elif task_ids:
-        sentence = f"interrupted; task {task_ids[0]} goes on: `kie-wav status {task_ids[0]}`"
-    elif session.unknown_submits():
-        sentence = "interrupted; the submit may have been accepted: look it up in KIE's logs"
-    else:
-        sentence = "interrupted; nothing is under way"
-    return CliError(INTERRUPTED, sentence, task_id=task_ids[0] if task_ids else None)
 
 
 @cli.command()
@@ -321,7 +227,7 @@ def status(
 
 async def _status(service: Service, task_id: str, *, as_json: bool) -> int:
     async with service.session() as session:
-        with _as_usage():
+        with as_usage():
             record = await session.record(task_id)
     if record is None:
         sentence = (
@@ -370,7 +276,7 @@ def tracks(
 
 async def _tracks(service: Service, music_task_id: str, *, as_json: bool) -> int:
     async with service.session() as session:
-        with _as_usage():
+        with as_usage():
             found = await session.tracks(music_task_id)
     width = max((len(track.audio_id) for track in found), default=0)
     for track in found:
@@ -442,6 +348,6 @@ def simulate(
 
 
 async def _simulate(*, as_json: bool, **settings: Any) -> int:  # noqa: ANN401 - Simulator's own
-    with _as_usage():
+    with as_usage():
         simulator = Simulator(**settings)
     return await run_simulator(simulator, as_json=as_json)

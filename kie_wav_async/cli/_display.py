@@ -14,14 +14,18 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from yarl import URL
 
 from kie_wav_async import events
+from kie_wav_async.cli._listen import KEY_NAME
 from kie_wav_async.cli._output import plain, say
 
 if TYPE_CHECKING:
     import datetime as dt
     from pathlib import Path
     from types import TracebackType
+
+    from kie_wav_async.cli._listen import Listening
 
 
 class _Display:
@@ -60,6 +64,7 @@ class WaitDisplay(_Display):
         """Show nothing yet."""
         self._console = Console(stderr=True)
         self._is_submitted = False
+        self._refusals: set[str] = set()
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -82,8 +87,26 @@ class WaitDisplay(_Display):
                 self.say(f"not taken yet, trying again: {event.error}")
             case events.PollingPaused(delay_s=float(delay_s)):
                 self.say(f"polling refused ({event.reason}), asking again in {delay_s:g} s")
+            case events.CallbackRefused(error=error):
+                self._tell_refused(str(error).replace(f"webhook_keys ({KEY_NAME})", KEY_NAME))
             case _:
                 pass
+
+    def tell_listening(self, listening: Listening) -> None:
+        """Say where callbacks are waited for, and what they may do."""
+        outside = URL(listening.callback_url).with_query(None)  # A query may hold a secret.
+        self.say(f"listening on {listening} for what KIE posts to {outside}")
+        if not listening.has_keys:
+            self.say(
+                f"no webhook key: set {KEY_NAME}. Without it callbacks cannot be "
+                "verified, and are hints only: each makes kie-wav ask KIE"
+            )
+
+    def _tell_refused(self, reason: str) -> None:
+        # Once each: anybody can cause them, as often as he likes.
+        if reason not in self._refusals:
+            self._refusals.add(reason)
+            self.say(f"refused a callback, and will not tell of the next: {reason}")
 
     def tell_interrupted(self) -> None:
         """Say why the end takes a moment."""

@@ -1,0 +1,139 @@
+"""``kie-wav convert``: one track, from its submit to its file."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from kie_wav_async import Track
+from kie_wav_async.cli._display import WaitDisplay
+from kie_wav_async.cli._listen import listen, read_listening
+from kie_wav_async.cli._output import (
+    DONE,
+    INTERRUPTED,
+    SERVICE,
+    CliError,
+    print_json,
+    print_line,
+)
+from kie_wav_async.cli._save import SaveError, open_http, save, verify_target
+from kie_wav_async.cli._service import as_usage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kie_wav_async import WavFile, WavSession
+    from kie_wav_async.cli._service import Service
+
+
+async def run_convert(
+    service: Service,
+    ids: tuple[str, str],
+    output: Path | None,
+    timeout_s: float,
+    *,
+    address: tuple[str, int] | None,
+    callback_url: str | None,
+    as_json: bool,
+) -> int:
+    """
+    Convert one track and print where it is.
+
+    Args:
+        service: Where to convert it.
+
+        ids: The music task, and the track in it.
+
+        output: The file to save it in; `None`: print its URL.
+
+        timeout_s: How long to wait once the service has taken it.
+
+        address: The host and port to wait for the callback at; `None`: poll only.
+
+        callback_url: Where the service posts to get there; `None`: as in the environment.
+
+        as_json: Print one JSON object.
+
+    Raises:
+        CliError: It did not come to its end.
+
+        KieWavError: It did not come to its end at the service.
+    """
+    listening = read_listening(address, callback_url)
+    with as_usage():
+        track = Track(*ids)
+        if output is not None:
+            verify_target(output)  # Before anything is paid for.
+    display = WaitDisplay()
+    session = service.session(
+        listening.callback_url if listening else "", timeout_s=timeout_s, on_event=display.tell
+    )
+    wav: WavFile | None = None
+    try:
+        with display:
+            # Listening first: a callback may come before the submit's answer.
+            async with session, listen(session, listening):
+                if listening is not None:
+                    display.tell_listening(listening)
+                try:
+                    wav = await session.convert(track)
+                except asyncio.CancelledError:
+                    display.tell_interrupted()
+                    raise
+            size = await _save(wav, output, service, display)
+    except asyncio.CancelledError:
+        raise _interrupted(session, wav) from None
+    if as_json:
+        print_json({**_facts(wav), "file": output and str(output), "bytes": size})
+    else:
+        print_line(output or wav.url)
+    return DONE
+
+
+async def _save(
+    wav: WavFile, output: Path | None, service: Service, display: WaitDisplay
+) -> int | None:
+    if output is None:
+        return None
+    display.tell_saving(output)
+    try:
+        async with open_http() as http:
+            return await save(
+                http,
+                wav.url,
+                output,
+                insecure_hosts=service.file_hosts(),
+                on_progress=display.tell_bytes,
+            )
+    except SaveError as error:
+        sentence = (
+            f"the WAV is made but not saved: {error}. Do not convert it again: "
+            f"`kie-wav status {wav.task_id}` shows its URL"
+        )
+        raise CliError(SERVICE, sentence, type="SaveError", **_facts(wav)) from error
+
+
+def _facts(wav: WavFile) -> dict[str, object]:
+    return {
+        "task_id": wav.task_id,
+        "music_task_id": wav.track and wav.track.music_task_id,
+        "audio_id": wav.track and wav.track.audio_id,
+        "url": str(wav.url),
+        "settled_by": wav.settled_by,
+        "expires_at": wav.expires_at and wav.expires_at.isoformat(),
+    }
+
+
+def _interrupted(session: WavSession, wav: WavFile | None) -> CliError:
+    """Say what goes on although we stop."""
+    task_ids = [conversion.task_id for conversion in session.conversions()]
+    if wav is not None:
+        task_ids = [wav.task_id]
+        sentence = f"interrupted; the WAV is made: `kie-wav status {wav.task_id}` shows its URL"
+    elif task_ids:
+        sentence = f"interrupted; task {task_ids[0]} goes on: `kie-wav status {task_ids[0]}`"
+    elif session.unknown_submits():
+        sentence = "interrupted; the submit may have been accepted: look it up in KIE's logs"
+    else:
+        sentence = "interrupted; nothing is under way"
+    return CliError(INTERRUPTED, sentence, task_id=task_ids[0] if task_ids else None)
