@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import attrs
 from yarl import URL
 
-from kie_wav_async import Track, WavSession, WireResponse
+from kie_wav_async import Track, WavSession, WireResponse, events
 from kie_wav_async._requests import RECORD_PATH
 from kie_wav_async.errors import TransportError
 from kie_wav_async.testing import (
@@ -28,6 +28,7 @@ from kie_wav_async.testing import (
     pending,
     polled_task_id,
     refused,
+    signed_callback,
     submitted_track,
     succeeded,
 )
@@ -35,9 +36,13 @@ from kie_wav_async.testing import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from kie_wav_async import WireRequest
+    from kie_wav_async import CallbackVerdict, WireRequest
 
 KEY = "sk-kie-PLANTED-0123456789"
+WEBHOOK_KEY = "whk-PLANTED-0123456789"
+
+#: Where a session that listens is called back.
+LISTENING_AT = "https://app.example/kie/callback?shop=7"
 
 
 def track(number: int = 1) -> Track:
@@ -105,6 +110,25 @@ class Task:
         return URL(self.callback_url).query["attempt"]
 
 
+@attrs.frozen
+class Delivery:
+    """One callback as it arrives."""
+
+    headers: Mapping[str, str]
+    body: bytes
+    query: str
+
+    async def to(self, session: WavSession) -> CallbackVerdict:
+        """Deliver it."""
+        return await session.deliver(self.headers, self.body, query=self.query)
+
+    def saying(self, **changes: object) -> Delivery:
+        """Return it with another body: the signature does not cover it. `None` leaves out."""
+        said = {**json.loads(self.body), **changes}
+        kept = {name: value for name, value in said.items() if value is not None}
+        return attrs.evolve(self, body=json.dumps(kept).encode())
+
+
 class FakedSession(WavSession):
     """Leaves `async with` in fake time, so that a test which fails does not hang."""
 
@@ -152,6 +176,57 @@ class FakeService:
 
     def session(self, **settings: object) -> WavSession:
         return FakedSession(KEY, transport=self.transport, clock=self.clock, **settings)
+
+    def listening(self, **settings: object) -> WavSession:
+        """Return a session that is called back, with the key that signs."""
+        given = {"callback_url": LISTENING_AT, "webhook_keys": WEBHOOK_KEY, **settings}
+        return self.session(**given)
+
+    def callback(
+        self,
+        task_id: str,
+        url: str | None = "https://cdn.example/called-back.wav",
+        *,
+        attempt_id: str | None = None,
+        query: str | None = None,
+        key: str = WEBHOOK_KEY,
+        at_s: float = 0.0,
+        **said: object,
+    ) -> Delivery:
+        """
+        Return a callback of *task_id* as the service would send it now.
+
+        Args:
+            task_id: The task; its callback URL has the query, if there is such a task.
+
+            url: What the body names as the file; not what the record does.
+
+            attempt_id: Named by the query instead of the task's own.
+
+            query: The whole query, instead.
+
+            key: What signs.
+
+            at_s: When it was signed, from now.
+
+            said: See `signed_callback`.
+        """
+        if query is None:
+            task = self.tasks.get(task_id)
+            if attempt_id is not None or task is None:
+                query = f"shop=7&attempt={attempt_id or 'f' * 32}"
+            else:
+                query = URL(task.callback_url, encoded=True).raw_query_string
+        signed = signed_callback(task_id, url, key=key, now_unix_s=self.clock.time() + at_s, **said)
+        return Delivery(signed.headers, signed.body, query)
+
+    def finish(self, task_id: str) -> None:
+        """End a task now: its record shows the file from now on."""
+        self.tasks[task_id].ends_at = self.clock.monotonic()
+
+    def polls_of(self, task_id: str) -> list[float]:
+        """Return when polls of one task were sent."""
+        return [at for at, polled in self.polled_at if polled == task_id]
 
     def reply(self, request: WireRequest) -> Awaitable[WireResponse | BaseException]:
         return self._submit(request) if request.is_submit else self._read(request)
@@ -209,3 +284,19 @@ def is_bounded(service: FakeService, session: WavSession) -> bool:
     """Return whether the session's bill bounds what the service charged."""
     counted = session.statistics()
     return counted.accepted <= service.charged <= counted.accepted + counted.unknown
+
+
+def counted(session: WavSession) -> dict[str, int]:
+    """Return the figures of *session* that are not 0."""
+    return {name: n for name, n in attrs.asdict(session.statistics()).items() if n}
+
+
+def told(event: object) -> tuple[type, object]:
+    """Return what an event says, in short."""
+    if isinstance(event, events.CallbackReceived):
+        return type(event), (event.task_id, event.verdict, event.is_authentic)
+    if isinstance(event, events.CallbackRefused):
+        return type(event), type(event.error)
+    if isinstance(event, events.Settled):
+        return type(event), event.wav
+    return type(event), getattr(event, "task_id", None)
