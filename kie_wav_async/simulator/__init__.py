@@ -14,6 +14,6 @@ It shares no code with the client, so that a misreading of the service cannot ca
 from kie_wav_async.simulator._faults import Fault
 from kie_wav_async.simulator._process import SimulatorProcess
 from kie_wav_async.simulator._server import Simulator
-from kie_wav_async.simulator._state import Arrival, SimulatorState
+from kie_wav_async.simulator._state import Arrival, Delivery, SimulatorState
 
-__all__ = ["Arrival", "Fault", "Simulator", "SimulatorProcess", "SimulatorState"]
+__all__ = ["Arrival", "Delivery", "Fault", "Simulator", "SimulatorProcess", "SimulatorState"]

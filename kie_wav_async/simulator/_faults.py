@@ -19,13 +19,14 @@ from typing import Final, Literal, NoReturn, TypeAlias, cast, get_args
 import attrs
 
 Endpoint: TypeAlias = Literal[
-    "submit", "poll", "music", "credits", "download-url", "media", "conversion"
+    "submit", "poll", "music", "credits", "download-url", "media", "conversion", "callback"
 ]
 When: TypeAlias = Literal["arrival", "before", "after"]
 Seconds: TypeAlias = float | tuple[float, float]
 
 _API: Final = ("submit", "poll", "music", "credits", "download-url")
 _HTTP: Final = (*_API, "media")
+_SAID: Final = (*_API, "callback")
 
 STYLES: Final = ("int", "digits", "chinese", "lower", "null")
 
@@ -40,32 +41,39 @@ class _Kind:
 
 
 _KINDS: Final[dict[str, _Kind]] = {
-    "code": _Kind(_HTTP, ("before", "after")),
+    "code": _Kind((*_HTTP, "callback"), ("before", "after")),
     "html": _Kind(_HTTP, ("before", "after")),
-    "body": _Kind(_HTTP, ("before", "after")),
+    "body": _Kind((*_HTTP, "callback"), ("before", "after")),
     "redirect": _Kind(_HTTP, ("before", "after")),
     "reset": _Kind(_HTTP, ("arrival", "before", "after")),
     "hangup": _Kind(_HTTP, ("arrival", "before", "after")),
     "stall": _Kind(_HTTP, ("arrival", "before", "after")),
     "slow": _Kind(_HTTP, ("after", "arrival")),
     "cut": _Kind(_HTTP, ("after",)),
-    "truncated": _Kind(_API, ("after",)),
-    "huge": _Kind(_API, ("after",)),
-    "string-code": _Kind(_API, ("after",)),
-    "no-code": _Kind(_API, ("after",)),
-    "no-data": _Kind(_API, ("after",)),
-    "envelope": _Kind(_API, ("after",)),
-    "fields": _Kind(_API, ("after",), "data"),
-    "id-places": _Kind(("submit",), ("after",), "id"),
-    "data-null": _Kind(("poll", "music"), ("after",)),
-    "url-places": _Kind(("poll",), ("after",), "done"),
-    "no-url": _Kind(("poll",), ("after",), "done"),
+    "truncated": _Kind(_SAID, ("after",)),
+    "huge": _Kind(_SAID, ("after",)),
+    "string-code": _Kind(_SAID, ("after",)),
+    "no-code": _Kind(_SAID, ("after",)),
+    "no-data": _Kind(_SAID, ("after",)),
+    "envelope": _Kind(_SAID, ("after",)),
+    "fields": _Kind(_SAID, ("after",), "data"),
+    "id-places": _Kind(("submit", "callback"), ("after",), "id"),
+    "data-null": _Kind(("poll", "music", "callback"), ("after",)),
+    "url-places": _Kind(("poll", "callback"), ("after",), "done"),
+    "no-url": _Kind(("poll", "callback"), ("after",), "done"),
     "callback-exception": _Kind(("poll",), ("after",), "done"),
     "flag-style": _Kind(("poll",), ("after",), "record"),
     "flag-name": _Kind(("poll",), ("after",), "record"),
     "word": _Kind(("poll",), ("after",), "record"),
     "ms-times": _Kind(("poll",), ("after",), "record"),
     "other-task": _Kind(("poll",), ("after",), "record"),
+    "lost": _Kind(("callback",), ("after",)),
+    "late": _Kind(("callback",), ("after",)),
+    "early": _Kind(("callback",), ("after",)),
+    "doubled": _Kind(("callback",), ("after",)),
+    "unsigned": _Kind(("callback",), ("after",)),
+    "stale-retry": _Kind(("callback",), ("after",)),
+    "no-query": _Kind(("callback",), ("after",)),
     "fail": _Kind(("conversion",), ("before",)),
     "never": _Kind(("conversion",), ("before",)),
     "takes": _Kind(("conversion",), ("before",)),
@@ -178,12 +186,26 @@ class Fault:
     ``GENERATE_WAV_FAILED``, the default, or ``CREATE_TASK_FAILED``; `code` and `msg` go to
     the record), ``never`` (never finishes), ``takes`` (`delay_s` seconds).
 
+    **Callback** (counted at each task created whose callback will be sent, and then for all
+    deliveries of it; `when` is always ``after``): ``lost`` (never sent), ``late`` (`delay_s`
+    after the end), ``early`` (the conversion is done at once, and the submit is answered only
+    after the callback was), ``doubled`` (sent twice at the same time, or `delay_s` apart),
+    ``unsigned``, ``stale-retry`` (retries carry the timestamp of the first delivery, as old
+    as if no time were scaled), ``no-query`` (the query is left out of the address). What it
+    says is changed by ``id-places`` and ``url-places`` (documented besides
+    ``data.task_id`` and ``data.audioWavUrl`` are ``data.taskId``, ``taskId`` and
+    ``data.audio_wav_url``; ``data.response.audioWavUrl`` was seen), ``no-url`` (success; the
+    URL is `null`, or `drop` says what is missing), ``code`` (a failure with `code` and `msg`,
+    however the conversion ended), ``fields``, ``envelope``, ``string-code``, ``no-code``,
+    ``no-data``, ``data-null``, ``huge``, ``truncated`` and ``body``, as above. The signature
+    is for the true task id.
+
     **Media:** ``expired`` (`http_status`: 404, the default, or 410), ``no-ranges`` (a range
     is answered with the whole file).
 
     Attributes:
         on: The endpoint: ``submit``, ``poll``, ``music``, ``credits``, ``download-url``,
-            ``media``, or ``conversion``.
+            ``media``, ``conversion``, or ``callback``.
         kind: What happens, from the lists above.
         at: The first request struck, from 1.
         every: Strike each `every`-th request only.
@@ -196,7 +218,7 @@ class Fault:
         chance: Strike with this probability only, 0 to 1, drawn from the simulator's seed.
         code: The body code; int, string or `None` (``code`` and ``fail``).
         msg: The message beside it.
-        data: The ``data`` beside it.
+        data: The ``data`` beside it; for a callback, `None` is that of a failure.
         http_status: The HTTP status; `None`: the default of the kind.
         retry_after: Sent as ``Retry-After`` as it stands, whatever it is.
         retry_after_date_s: As an HTTP date this many real seconds from now instead.
@@ -258,8 +280,9 @@ class Fault:
             _refuse(f"no kind {self.kind!r}; there are {', '.join(sorted(_KINDS))}")
         if self.on not in kind.on:
             _refuse(f"{self.kind!r} is for {', '.join(kind.on)}, not for {self.on!r}")
-        if self.when is not None and self.when not in kind.when:
-            _refuse(f"{self.kind!r} happens {' or '.join(kind.when)}, not {self.when!r}")
+        moments = ("after",) if self.on == "callback" else kind.when
+        if self.when is not None and self.when not in moments:
+            _refuse(f"{self.kind!r} happens {' or '.join(moments)}, not {self.when!r}")
         for name in ("at", "every", "times", "size", "http_status"):
             number = getattr(self, name)
             if number is not None and type(number) is not int:
@@ -284,7 +307,7 @@ class Fault:
             "chance is a probability": not 0 <= self.chance <= 1,
             f"no style {self.style!r}; there are {', '.join(STYLES)}": (self.style not in STYLES),
             f"{self.kind!r} needs delay_s": (
-                self.kind in {"slow", "takes"} and self.delay_s is None
+                self.kind in {"slow", "takes", "late"} and self.delay_s is None
             ),
             f"{self.kind!r} needs word": self.kind in {"word", "flag-name"} and self.word is None,
             f"{self.kind!r} needs url": self.kind == "redirect" and not self.url,
@@ -296,7 +319,9 @@ class Fault:
     @property
     def moment(self) -> When:
         """The moment at which it strikes: `when`, or the default of the kind."""
-        return self.when or _KINDS[self.kind].when[0]
+        # What is called back was carried out.
+        default = "after" if self.on == "callback" else _KINDS[self.kind].when[0]
+        return self.when or default
 
     @property
     def needs(self) -> str:

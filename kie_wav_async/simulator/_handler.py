@@ -17,6 +17,7 @@ from typing import Any, Final, NoReturn, cast
 import attrs
 from aiohttp import web
 
+from kie_wav_async.simulator._callbacks import Sender
 from kie_wav_async.simulator._faults import (
     Endpoint,
     Fault,
@@ -67,6 +68,7 @@ class _Call:
     verdict: str = ""
     reply: Reply = attrs.field(factory=Reply)
     task: Task | None = None
+    early: asyncio.Task[None] | None = None  # A callback that goes out before the answer.
 
 
 @attrs.frozen(kw_only=True)
@@ -112,7 +114,10 @@ def _first(faults: Sequence[Fault], kinds: Collection[str]) -> Fault | None:
 class Handler:
     """Answers the requests of one simulator."""
 
-    def __init__(self, settings: Settings, manners: Manners, faults: Iterable[Fault]) -> None:
+    def __init__(
+        self, settings: Settings, manners: Manners, sender: Sender, faults: Iterable[Fault]
+    ) -> None:
+        self.sender = sender
         self._settings = settings
         self._manners = manners
         self._authorization = f"Bearer {manners.api_key}"
@@ -131,6 +136,7 @@ class Handler:
         self._submits_on_used_connection = 0
         self._keys_sent_to_media = 0
         self._rejected_429 = 0
+        self.sender.forget()
         if self.server is not None:
             self.server.used.clear()
 
@@ -175,10 +181,14 @@ class Handler:
             submits_on_used_connection=self._submits_on_used_connection,
             keys_sent_to_media=self._keys_sent_to_media,
             credits=service.credits,
+            deliveries=tuple(self.sender.deliveries),
+            callbacks=dict(self.sender.fates),
         )
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request, or end its connection."""
+        # The timer goes by the loop; a clock of the user's may have moved since.
+        self.sender.look()
         try:
             if request.path.startswith("/__sim__/"):
                 return await self._control(request)
@@ -217,6 +227,8 @@ class Handler:
         if on == "submit" and fields is not None:
             call.task_id, call.audio_id = str(fields.get("taskId")), str(fields.get("audioId"))
         await self._judge(call, fields)
+        if call.early is not None:
+            await asyncio.wait({call.early})
         return await self._answer(call)
 
     async def _arrive(self, call: _Call) -> bytes:
@@ -294,6 +306,8 @@ class Handler:
         match call.on:
             case "submit":
                 payload, call.verdict = service.submit(body, call.at, self._conversion_faults)
+                if call.verdict == "created":
+                    call.early = self._announce(payload)
             case "poll":
                 payload, call.task = service.poll(call.task_id, call.at)
             case "music":
@@ -310,11 +324,26 @@ class Handler:
         del music_task_id
         return self._script.pick("conversion", "before", audio_id=audio_id, task_id=task_id)
 
+    def _announce(self, payload: Payload) -> asyncio.Task[None] | None:
+        data = cast("Mapping[str, str]", payload["data"])
+        task = self.service.tasks[data["taskId"]]
+        return self.sender.announce(
+            task, self.service.url_of(task), self._callback_faults, self._own_delay_s
+        )
+
+    def _callback_faults(self, task: Task, parts: frozenset[str]) -> Sequence[Fault]:
+        return self._script.pick(
+            "callback", "after", audio_id=task.audio_id, task_id=task.task_id, parts=parts
+        )
+
+    def _own_delay_s(self, fault: Fault) -> float:
+        return 0.0 if fault.delay_s is None else draw_s(fault.delay_s, self._chance)
+
     def _delay_s(self, always_s: Seconds, faults: Sequence[Fault]) -> float:
         delay_s = draw_s(always_s, self._chance)
         for fault in faults:
-            if fault.kind == "slow" and fault.delay_s is not None:
-                delay_s += draw_s(fault.delay_s, self._chance)
+            if fault.kind == "slow":
+                delay_s += self._own_delay_s(fault)
         return delay_s
 
     async def _pause(self, service_s: float) -> None:
@@ -440,7 +469,9 @@ class Handler:
             case "GET", "/__sim__/state":
                 state = self.state()
                 if "brief" in request.query:
-                    state = attrs.evolve(state, arrivals=(), charges_by_track={}, polls={})
+                    state = attrs.evolve(
+                        state, arrivals=(), charges_by_track={}, polls={}, deliveries=()
+                    )
                 return web.json_response(state.to_json())
             case "POST", "/__sim__/faults":
                 faults = _decode(await request.read())

@@ -228,7 +228,8 @@ class SimulatorProcess:
         Return everything counted so far.
 
         Args:
-            brief: Leave out what grows with each track: `arrivals`, `charges_by_track`, `polls`.
+            brief: Leave out what grows with each track: `arrivals`, `charges_by_track`, `polls`,
+                `deliveries`.
 
         """
         answer = await self._ask("GET", "state" + "?brief=1" * brief)

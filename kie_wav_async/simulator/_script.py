@@ -123,7 +123,8 @@ def parts_of(payload: Mapping[str, object]) -> frozenset[str]:
     return frozenset(parts)
 
 
-def _place(payload: dict[str, object], path: str, value: object) -> None:
+def place(payload: dict[str, object], path: str, value: object) -> None:
+    """Put a value at a place, dotted from the root; objects on the way are made."""
     *above, last = path.split(".")
     here = payload
     for name in above:
@@ -134,7 +135,8 @@ def _place(payload: dict[str, object], path: str, value: object) -> None:
     here[last] = value
 
 
-def _merge(target: dict[str, object], fault: Fault) -> None:
+def merge(target: dict[str, object], fault: Fault) -> None:
+    """Add the fields of a fault and take away the keys it drops."""
     target.update(fault.fields)
     for name in fault.drop:
         target.pop(name, None)
@@ -151,7 +153,7 @@ def _shape_record(fault: Fault, record: dict[str, object]) -> None:
     match fault.kind:
         case "no-url":
             record["response"] = {"audioWavUrl": None}
-            _merge(record, fault)
+            merge(record, fault)
         case "callback-exception":
             record["successFlag"] = "CALLBACK_EXCEPTION"
             if not fault.with_url:
@@ -167,7 +169,7 @@ def _shape_record(fault: Fault, record: dict[str, object]) -> None:
             record["createTime"] = _ms(record["createTime"])
             record["completeTime"] = _ms(record["completeTime"])
         case "fields":
-            _merge(record, fault)
+            merge(record, fault)
         case _:  # other-task
             record["taskId"] = str(record["taskId"])[::-1]
 
@@ -183,9 +185,9 @@ def _shape_places(fault: Fault, payload: dict[str, object], data: dict[str, obje
         other = value.replace("/s/", "/s/0")
         data["response"] = None
     for path in fault.places:
-        _place(payload, path, value)
+        place(payload, path, value)
     for path in fault.other_places:
-        _place(payload, path, other)
+        place(payload, path, other)
 
 
 def shape(fault: Fault, payload: dict[str, object]) -> None:
@@ -203,7 +205,7 @@ def shape(fault: Fault, payload: dict[str, object]) -> None:
         case "data-null":
             payload["data"] = None
         case "envelope":
-            _merge(payload, fault)
+            merge(payload, fault)
         case "id-places" | "url-places":
             _shape_places(fault, payload, data)
         case _:

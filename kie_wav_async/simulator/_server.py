@@ -8,10 +8,11 @@ from typing import Final, Self
 
 from aiohttp import web
 
+from kie_wav_async.simulator._callbacks import Postal, Sender
 from kie_wav_async.simulator._faults import Fault, Seconds, check_seconds
 from kie_wav_async.simulator._handler import Handler, Manners, Server
 from kie_wav_async.simulator._service import Settings
-from kie_wav_async.simulator._state import Arrival, SimulatorState
+from kie_wav_async.simulator._state import Arrival, Delivery, SimulatorState
 
 _DAY_S: Final = 86_400.0
 # Twice this long handlers may go on; then those still delayed or stalled are cancelled.
@@ -35,7 +36,7 @@ def _in_order(name: str, value: float, *, above: float | None = None) -> float:
 
 class Simulator:
     """
-    A local KIE on 127.0.0.1: submits, records, music tasks, credits, links and WAV files.
+    A local KIE on 127.0.0.1: submits, records, callbacks, music tasks, credits, links, WAV files.
 
     Use it as ``async with Simulator() as kie`` and point a client at `base_url` with
     `api_key`. It behaves like the service as documented at docs.kie.ai and as recorded from
@@ -48,7 +49,11 @@ class Simulator:
     repeated. Settings are in *service seconds*: with ``time_scale=60`` a median of 60 s, the
     window, delays and retentions all pass 60 times faster. `state()` is in real seconds.
 
-    It sends no callbacks; the callback address is kept and shown in the record.
+    When a conversion has ended, well or badly, it POSTs the callback to the address that the
+    submit gave, byte for byte, query included, and signed with `webhook_key`. An answer other
+    than HTTP 200, or none within `callback_timeout_s`, is followed by a retry; redirects are
+    not followed. **It calls this machine only**: addresses of 127.0.0.0/8, ``[::1]`` and
+    ``localhost``, http or https (any certificate will do). No other is ever contacted.
 
     It answers three control requests, without a key, as long as it runs:
     ``GET /__sim__/state`` (the snapshot as JSON; with ``?brief=1`` without the lists that
@@ -83,11 +88,19 @@ class Simulator:
         retention_s: How long files are kept; 14 days.
         gzip: `False`: answers are neither compressed nor chunked, which is faster.
         api_key: The key that is accepted.
-        webhook_key: The key callbacks would be signed with.
+        webhook_key: The key that callbacks are signed with; ``""``: an account without one,
+            whose callbacks are not signed. Timestamps are the wall clock's, not scaled.
+        callbacks: `False`: none are sent.
+        callback_retries_s: When a callback is sent again: so long after the first delivery
+            that failed, so long after the second, and so on.
+        callback_timeout_s: How long an answer to a callback is waited for. Scaled down to a
+            real second at least, because the receiver's own work is not faster.
         port: The port; 0: any free one.
         now: The clock of conversions, window and retention: seconds that never go back. The
             wall clock is read once, at the start, for `createTime` and the like. Delays are
-            waited for on the event loop.
+            waited for on the event loop. Callbacks, late ones and retries too, go out when
+            this clock is seen to have passed their moment: it is looked at when the loop's
+            own clock says that it should have, and at every request, control requests too.
 
     Raises:
         ValueError: a setting is out of range.
@@ -123,6 +136,9 @@ class Simulator:
         gzip: bool = True,
         api_key: str = "sk-kie-simulator",
         webhook_key: str = "simulator-webhook-key",
+        callbacks: bool = True,
+        callback_retries_s: Sequence[float] = (60.0, 300.0, 900.0),
+        callback_timeout_s: float = 15.0,
         port: int = 0,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -156,10 +172,18 @@ class Simulator:
             gzip=gzip,
             now=now,
         )
+        postal = Postal(
+            enabled=callbacks,
+            webhook_key=webhook_key,
+            retries_s=tuple(_in_order("callback_retries_s", one) for one in callback_retries_s),
+            timeout_s=_in_order("callback_timeout_s", callback_timeout_s, above=0),
+            time_scale=settings.time_scale,
+            now=now,
+        )
         self.api_key = api_key
         self.webhook_key = webhook_key
         self._port = port
-        self._handler = Handler(settings, manners, faults)
+        self._handler = Handler(settings, manners, Sender(postal), faults)
         self._entered = False
         self._runner: web.ServerRunner | None = None
 
@@ -189,12 +213,13 @@ class Simulator:
 
     async def aclose(self) -> None:
         """
-        Stop listening and drop every connection; delayed and stalled answers are never sent.
+        Stop listening and drop every connection; delayed answers and callbacks are never sent.
 
         What was counted can still be read. Closing twice does nothing.
         """
         if self._runner is not None:
             runner, self._runner = self._runner, None
+            await self._handler.sender.aclose()
             await runner.cleanup()
 
     def reset(self) -> None:
@@ -224,6 +249,11 @@ class Simulator:
     def arrivals(self) -> tuple[Arrival, ...]:
         """Every submit so far, in the order of judgement."""
         return tuple(self._handler.service.arrivals)
+
+    @property
+    def deliveries(self) -> tuple[Delivery, ...]:
+        """Every callback sent so far that was answered or not in time."""
+        return tuple(self._handler.sender.deliveries)
 
     def audio_ids(self, music_task_id: str) -> tuple[str, ...]:
         """Return the audio ids of a music task; none if it does not exist."""

@@ -71,6 +71,7 @@ class Task:
     polls: int = 0
     last_polls: tuple[float, ...] = ()
     seen_done: bool = False
+    overheard: str = ""  # The timestamp of the last signed callback.
 
 
 def envelope(code: object, msg: str, data: object = None) -> Payload:

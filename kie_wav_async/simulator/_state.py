@@ -31,6 +31,24 @@ class Arrival(NamedTuple):
     task_id: str | None
 
 
+class Delivery(NamedTuple):
+    """
+    One callback sent, and what was answered.
+
+    Attributes:
+        at: When it was sent: a reading of the simulator's `now`.
+        task_id: The WAV task id it was about, whatever the script made it say.
+        attempt: 1 for the first delivery, and for its double; 2 and more for retries.
+        status: The HTTP status answered; `None`: none, in time.
+
+    """
+
+    at: float
+    task_id: str
+    attempt: int
+    status: int | None
+
+
 @attrs.frozen(kw_only=True)
 class SimulatorState:
     """
@@ -57,6 +75,11 @@ class SimulatorState:
             connection.
         keys_sent_to_media: Requests for a file that carried an ``Authorization`` header.
         credits: Credits left.
+        deliveries: Every callback sent, in the order in which they were answered or given up.
+        callbacks: Tasks by what became of their callback: ``delivered`` (answered 200),
+            ``given_up`` (no retry is left), ``lost`` (never sent, as scripted), ``not_sent``
+            (no loopback address, or callbacks are off). Others are yet to come: their
+            conversion is not done, or a retry is.
 
     """
 
@@ -74,6 +97,8 @@ class SimulatorState:
     submits_on_used_connection: int
     keys_sent_to_media: int
     credits: Decimal
+    deliveries: tuple[Delivery, ...]
+    callbacks: Mapping[str, int]
 
     def most_arrivals_in(self, per_s: float) -> int:
         """
@@ -104,6 +129,8 @@ class SimulatorState:
         charges = cast("list[tuple[str, str, int]]", fields["charges_by_track"])
         arrivals = cast("list[list[object]]", fields["arrivals"])
         fields["charges_by_track"] = {(music, audio): n for music, audio, n in charges}
+        sent = cast("list[tuple[float, str, int, int | None]]", fields["deliveries"])
+        fields["deliveries"] = tuple(Delivery(*one) for one in sent)
         fields["arrivals"] = tuple(Arrival(*one) for one in arrivals)  # type: ignore[arg-type]  # JSON
         fields["seen_lags_s"] = tuple(cast("list[float]", fields["seen_lags_s"]))
         fields["credits"] = Decimal(cast("str", fields["credits"]))
