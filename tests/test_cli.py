@@ -349,23 +349,52 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_demo, "_SPEED", 3_000.0)
 
 
-@pytest.mark.usefixtures("hasty")
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `hasty`, but let no poll be faster than a callback, however busy the machine."""
+    monkeypatch.setattr(_demo, "_SPEED", 3_000.0)
+    monkeypatch.setattr(_demo, "_FIRST_POLL_S", 1_500.0)
+    monkeypatch.setattr(_demo, "_BACKSTOP_S", 1_500.0)
+
+
+@pytest.mark.usefixtures("patient")
 async def test_the_demo(kie_wav, tmp_path: Path) -> None:
     """The demo ends with a table of tracks, each a WAV file in a new folder, and the bill."""
     (tmp_path / "kie-wav-demo").mkdir()
-    done = await kie_wav("demo", "--tracks", "3", key=None)
+    done = await kie_wav("demo", "--tracks", "4", key=None)
 
     files = sorted((tmp_path / "kie-wav-demo-2").iterdir())
     assert 0 == done.code
-    assert 3 == len(files)
+    assert 4 == len(files)
     assert all(is_wav(file) for file in files)
     header, _, *rows = [line.split() for line in done.out.splitlines() if line.strip()]
     assert ["Track", "Settled", "by", "Seconds", "Bytes", "File"] == header
     assert [file.name for file in files] == [row[-1] for row in rows]
     assert [f"{file.stat().st_size:,}" for file in files] == [row[-2] for row in rows]
-    assert {"poll"} == {row[-4] for row in rows}
-    assert "3 of 3 tracks converted and saved in kie-wav-demo-2" in done.err
-    assert "accepted 3 <= charged 3 <= accepted + unknown 3" in done.err
+    assert "4 of 4 tracks converted and saved in kie-wav-demo-2" in done.err
+    assert "accepted 4 <= charged 4 <= accepted + unknown 4" in done.err
+
+
+@pytest.mark.usefixtures("patient")
+async def test_the_demo_settles_both_ways(kie_wav, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second callback of the demo gets lost, and polling finds what it would have told."""
+    # The demo has an address of its own, and a key.
+    monkeypatch.setenv("KIE_CALLBACK_URL", "nonsense")
+    monkeypatch.setenv("KIE_WEBHOOK_HMAC_KEY", "short")
+    done = await kie_wav("demo", "--tracks", "6", "--json", key=None)
+
+    ways = [row["settled_by"] for row in sorted(done.json(), key=lambda row: str(row["file"]))]
+    assert ["callback", "poll"] * 3 == ways
+    assert ": 3 settled by callback, 3 by polling.\n" in done.err
+
+
+@pytest.mark.usefixtures("patient")
+async def test_the_demo_of_one_track(kie_wav) -> None:
+    """One track is told of in the singular."""
+    done = await kie_wav("demo", "--tracks", "1", key=None)
+
+    assert "Converting 1 track at " in done.err
+    assert "1 of 1 track converted" in done.err
 
 
 @pytest.mark.usefixtures("hasty")

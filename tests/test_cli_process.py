@@ -142,12 +142,12 @@ async def test_simulate() -> None:
     """`simulate` prints an environment that works, and Ctrl-C is its good end."""
     process = await start("-m", "kie_wav_async", "simulate", "--speed", "60")
     async with asyncio.timeout(LONG_S):
-        lines = [(await process.stdout.readline()).decode() for _ in range(2)]
+        lines = [(await process.stdout.readline()).decode() for _ in range(3)]
     given = dict(re.fullmatch(r"export (\w+)=(\S+)\n", line).groups() for line in lines)
     asked = await end(await start("-m", "kie_wav_async", "credits", **given))
     done = await interrupt(process, b"Ctrl-C")
 
-    assert {"KIE_BASE_URL", "KIE_API_KEY"} == set(given)
+    assert {"KIE_BASE_URL", "KIE_API_KEY", "KIE_WEBHOOK_HMAC_KEY"} == set(given)
     assert Done(0, "100000.25\n", "") == asked
     assert (0, "") == (done.code, done.out)
     assert "Stopped: 0 submits, 0 charged, 0 polls.\n" == done.err
@@ -163,7 +163,7 @@ async def test_simulate_on_a_taken_port() -> None:
     process.terminate()
     done = await end(process)
 
-    assert {"base_url", "api_key"} == set(ready)
+    assert {"base_url", "api_key", "webhook_key"} == set(ready)
     assert (3, "") == (second.code, second.out)
     assert "choose another --port" in second.err
     assert 0 == done.code

@@ -339,7 +339,7 @@ def simulate(
     Run a local KIE until Ctrl-C.
 
     Prints the environment that points kie-wav, or any program made with
-    kie_wav_async, at it.
+    kie_wav_async, at it. It calls back to addresses of this machine only.
     """
     work = _simulate(
         as_json=as_json, port=port, median_s=median_s, time_scale=speed, seed=seed, faults=faults

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import socket
 import tempfile
 import time
 from pathlib import Path
@@ -28,7 +29,8 @@ from kie_wav_async.cli._output import (
     stdout_console,
 )
 from kie_wav_async.cli._save import SaveError, open_http, save
-from kie_wav_async.simulator import Simulator
+from kie_wav_async.simulator import Fault, Simulator
+from kie_wav_async.webhook import CallbackServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
 # Simulated time, and with it the session's waits, passes so many times as fast.
 _SPEED: Final = 30.0
 _MEDIAN_S: Final = 60.0
+_FIRST_POLL_S: Final = 15.0
+# Some tracks are followed before the first callback is missed: they are not to wait for long.
+_BACKSTOP_S: Final = 120.0
 _PARALLEL_SAVES: Final = 4
 # Seconds of sound: short files, and shorter ones for many tracks.
 _LONGEST_S: Final = 4.0
@@ -83,20 +88,18 @@ async def run_demo(count: int, out: Path | None, *, as_json: bool) -> int:
         async with _simulator(count) as kie:
             with DemoDisplay(count) as display:
                 display.say(
-                    f"Converting {count} tracks at a simulated KIE "
-                    f"(its time passes {_SPEED:g} times as fast)."
+                    f"Converting {_tracks(count)} at a simulated KIE (its time passes "
+                    f"{_SPEED:g} times as fast), which loses every second callback."
                 )
-                session = WavSession(
-                    kie.api_key,
-                    base_url=kie.base_url,
-                    rate_limit=RateLimit(20, per_s=10.0 / _SPEED),
-                    poll=PollSchedule(
-                        first_s=15.0 / _SPEED, interval_s=10.0 / _SPEED, max_per_s=30.0 * _SPEED
-                    ),
-                    on_event=display.tell,
-                )
-                async with session, open_http() as http:
-                    rows = await _Work(session, http, folder, display, as_json).run(count)
+                # Bound first: the session tells the port to the service.
+                with socket.create_server(("127.0.0.1", 0)) as sock:
+                    session = _session(kie, sock.getsockname()[1], display)
+                    async with (
+                        session,
+                        CallbackServer(session, sock=sock),
+                        open_http() as http,
+                    ):
+                        rows = await _Work(session, http, folder, display, as_json).run(count)
             charged = kie.charges
     finally:
         if out is None:
@@ -105,18 +108,42 @@ async def run_demo(count: int, out: Path | None, *, as_json: bool) -> int:
     if not as_json:
         stdout_console().print(_table(rows))
     saved = sum(row.file is not None for row in rows)
+    statistics = session.statistics()
     display.say(
-        f"{saved} of {count} tracks converted and saved in {folder} "
-        f"in {time.monotonic() - began_s:.1f} s."
+        f"{saved} of {_tracks(count)} converted and saved in {folder} "
+        f"in {time.monotonic() - began_s:.1f} s: {statistics.settled_by_callback} settled by "
+        f"callback, {statistics.settled_by_poll} by polling."
     )
-    display.say(_bill(session.statistics(), charged))
+    display.say(_bill(statistics, charged))
     return max((row.failure.exit_code for row in rows if row.failure), default=DONE)
 
 
 def _simulator(count: int) -> Simulator:
     longest_s = min(_LONGEST_S, _SOUND_S / count)
     return Simulator(
-        median_s=_MEDIAN_S, time_scale=_SPEED, wav_s=(longest_s / 4, longest_s), seed=1
+        median_s=_MEDIAN_S,
+        time_scale=_SPEED,
+        wav_s=(longest_s / 4, longest_s),
+        seed=1,
+        faults=[Fault(on="callback", kind="lost", every=2)],
+    )
+
+
+def _session(kie: Simulator, port: int, display: DemoDisplay) -> WavSession:
+    return WavSession(
+        kie.api_key,
+        base_url=kie.base_url,
+        callback_url=f"http://127.0.0.1:{port}/kie/callback",
+        webhook_keys=kie.webhook_key,
+        insecure_hosts=("127.0.0.1",),
+        rate_limit=RateLimit(20, per_s=10.0 / _SPEED),
+        poll=PollSchedule(
+            first_s=_FIRST_POLL_S / _SPEED,
+            interval_s=10.0 / _SPEED,
+            backstop_s=_BACKSTOP_S / _SPEED,
+            max_per_s=30.0 * _SPEED,
+        ),
+        on_event=display.tell,
     )
 
 
@@ -216,6 +243,10 @@ def _table(rows: list[_Row]) -> Table:
             plain(row.file.name if row.file else str(failure) if failure else "-"),
         )
     return table
+
+
+def _tracks(count: int) -> str:
+    return "1 track" if count == 1 else f"{count} tracks"
 
 
 def _bill(statistics: Statistics, charged: int) -> str:

@@ -47,10 +47,17 @@ async def run_simulator(simulator: Simulator, *, as_json: bool) -> int:
     try:
         async with simulator as kie:
             if as_json:
-                print_json({"base_url": kie.base_url, "api_key": kie.api_key})
+                print_json(
+                    {
+                        "base_url": kie.base_url,
+                        "api_key": kie.api_key,
+                        "webhook_key": kie.webhook_key,
+                    }
+                )
             else:
                 print_line(f"export KIE_BASE_URL={kie.base_url}")
                 print_line(f"export KIE_API_KEY={kie.api_key}")
+                print_line(f"export KIE_WEBHOOK_HMAC_KEY={kie.webhook_key}")
             say("A simulated KIE is listening; Ctrl-C stops it.")
             with contextlib.suppress(asyncio.CancelledError):
                 await stop.wait()
