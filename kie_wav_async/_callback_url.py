@@ -10,8 +10,9 @@ end up in access logs.
 from __future__ import annotations
 
 import re
+import string
 from typing import TYPE_CHECKING, Final, cast
-from urllib.parse import unquote_plus
+from urllib.parse import quote, unquote_plus
 
 from yarl import URL
 
@@ -57,22 +58,28 @@ def parse_callback_url(value: str | URL) -> str:
     if "#" in text:
         msg = "callback_url must not have a fragment"
         raise ValueError(msg)
+    after_scheme = text.partition("//")[2]
+    authority = re.split(r"[/?]", after_scheme, maxsplit=1)[0]
     # An empty user too, which yarl does not tell.
-    if "@" in re.split(r"[/?]", text.partition("//")[2], maxsplit=1)[0]:
+    if "@" in authority:
         msg = "callback_url must not hold a user or password"
         raise ValueError(msg)
     if _values_of_attempt(text.partition("?")[2]):
         msg = f"callback_url must not have {ATTEMPT_NAME!r} in its query: each submit adds its own"
         raise ValueError(msg)
-    return text if text.isascii() else str(url)
+    if text.isascii():
+        return text
+    # yarl would spell the ASCII part of path and query anew as well.
+    rest = quote(after_scheme.removeprefix(authority), safe=string.punctuation)
+    return f"{url.scheme}://{url.raw_authority}{rest}"
 
 
 def build_callback_url(callback_url: str, attempt_id: str) -> str:
     """Return *callback_url* with the attempt named at the end of its query."""
-    joint = "&" if "?" in callback_url else "?"
-    if callback_url.endswith(("?", "&")):
-        joint = ""
-    return f"{callback_url}{joint}{ATTEMPT_NAME}={attempt_id}"
+    before, _, query = callback_url.partition("?")
+    if query and not query.endswith("&"):
+        query += "&"
+    return f"{before}?{query}{ATTEMPT_NAME}={attempt_id}"
 
 
 def parse_attempt(query: str | bytes) -> str | None:
@@ -120,7 +127,9 @@ def is_called_back_elsewhere(record: TaskRecord, callback_url: str) -> bool:
     url = _find_callback_url(record)
     if url is None:
         return False
-    return url.with_query(None).with_fragment(None) != URL(callback_url).with_query(None)
+    # Both read the same way, else our own URL could seem another's.
+    ours = URL(callback_url, encoded=True)
+    return url.with_query(None).with_fragment(None) != ours.with_query(None)
 
 
 def _find_callback_url(record: TaskRecord) -> URL | None:
