@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
@@ -34,7 +35,6 @@ from kie_wav_async._session import WavSession
 from kie_wav_async.errors import CallbackFormatError, SessionClosedError, SignatureError
 
 if TYPE_CHECKING:
-    import socket
     from types import TracebackType
 
 __all__ = ["CallbackServer", "add_callback_route", "asgi_app"]
@@ -488,6 +488,8 @@ class CallbackServer:
         """Check everything; nothing is opened yet."""
         verify_type(host, str, "host")
         verify_type(port, int, "port")
+        if sock is not None:
+            verify_type(sock, socket.socket, "sock")
         if not 0 <= port <= _MAX_PORT:
             msg = f"port must be 0 to {_MAX_PORT}, not {port}"
             raise ValueError(msg)

@@ -1,0 +1,281 @@
+"""
+Everything that answers callbacks, as real servers on loopback, and a client on a bare socket.
+
+All serve a session in the loop of the test. Uvicorn looks ten times a second
+whether it shall stop, so a test that runs it takes that long to leave.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import TYPE_CHECKING, Any, Self
+
+import attrs
+import uvicorn
+from aiohttp import web
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.routing import Mount, Route
+
+from kie_wav_async.webhook import CallbackServer, add_callback_route, asgi_app
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from kie_wav_async import WavSession
+
+#: For what must not hang a test that fails.
+PATIENCE_S = 20.0
+
+PATH = "/kie/callback"
+
+
+@attrs.frozen
+class Served:
+    """Where callbacks are answered."""
+
+    port: int
+    path: str = PATH
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}{self.path}"
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the loop turn until something is so."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110 - the servers offer no event for this
+            await asyncio.sleep(0)
+
+
+# --- servers --------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def run_aiohttp(app: web.Application, path: str = PATH, **settings: Any):
+    """Run an aiohttp application."""
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05, **settings)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield Served(runner.addresses[0][1], path)
+    finally:
+        await runner.cleanup()
+
+
+class Uvicorn(uvicorn.Server):
+    """Uvicorn that leaves the signals to pytest."""
+
+    @contextlib.contextmanager
+    def capture_signals(self):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def run_asgi(app: Any, path: str = PATH, *, http: str = "h11"):
+    """Run an ASGI application under uvicorn."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+        config = uvicorn.Config(app, http=http, lifespan="on", log_config=None, access_log=False)
+        server = Uvicorn(config)
+        serving = asyncio.create_task(server.serve(sockets=[sock]))
+        try:
+            await until(lambda: server.started or serving.done())
+            yield Served(port, path)
+        finally:
+            server.should_exit = True
+            await serving
+
+
+def embedded(session: WavSession) -> AbstractAsyncContextManager[Served]:
+    """Serve by a route in an aiohttp application."""
+    app = web.Application()
+    add_callback_route(app, session)
+    return run_aiohttp(app)
+
+
+@contextlib.asynccontextmanager
+async def own_server(session: WavSession) -> AsyncIterator[Served]:
+    """Serve by our own server."""
+    async with CallbackServer(session) as server:
+        yield Served(server.port, "/any/path/will/do")
+
+
+def alone(session: WavSession) -> AbstractAsyncContextManager[Served]:
+    """Serve by uvicorn with nothing else in it."""
+    return run_asgi(asgi_app(session))
+
+
+def alone_in_c(session: WavSession) -> AbstractAsyncContextManager[Served]:
+    """Serve by uvicorn with the parser most of its installations have."""
+    return run_asgi(asgi_app(session), http="httptools")
+
+
+def in_fastapi(session: WavSession) -> AbstractAsyncContextManager[Served]:
+    """Serve by a route of FastAPI's."""
+    app = FastAPI()
+    app.add_route(PATH, asgi_app(session))
+    return run_asgi(app)
+
+
+def under_fastapi(session: WavSession) -> AbstractAsyncContextManager[Served]:
+    """Serve mounted in FastAPI."""
+    app = FastAPI()
+    app.mount(PATH, asgi_app(session))
+    return run_asgi(app, f"{PATH}/")
+
+
+def in_starlette(session: WavSession) -> AbstractAsyncContextManager[Served]:
+    """Serve by a route of Starlette's."""
+    return run_asgi(Starlette(routes=[Route(PATH, asgi_app(session))]))
+
+
+def under_starlette(session: WavSession) -> AbstractAsyncContextManager[Served]:
+    """Serve mounted in Starlette."""
+    return run_asgi(Starlette(routes=[Mount(PATH, asgi_app(session))]), f"{PATH}/")
+
+
+#: Those that parse HTTP each in their own way.
+PARSERS = {
+    "aiohttp": embedded,
+    "CallbackServer": own_server,
+    "uvicorn": alone,
+    "uvicorn with httptools": alone_in_c,
+}
+RECEIVERS = {
+    **PARSERS,
+    "FastAPI route": in_fastapi,
+    "FastAPI mount": under_fastapi,
+    "Starlette route": in_starlette,
+    "Starlette mount": under_starlette,
+}
+
+
+# --- a client -------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Answer:
+    """One answer as it was sent."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Wire:
+    """
+    A client that sends bytes and sees what comes back, whatever the order.
+
+    It reads from the socket itself: asyncio's streams forget what was received
+    once the connection is reset.
+    """
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+        self._socket = socket.socket()
+        self._buffer = b""
+
+    async def __aenter__(self) -> Self:
+        self._socket.setblocking(False)  # noqa: FBT003 - the name of the parameter is "flag"
+        address = ("127.0.0.1", self._served.port)
+        try:
+            await asyncio.get_running_loop().sock_connect(self._socket, address)
+        except OSError:
+            self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    async def send(self, data: bytes) -> bool:
+        """Send *data*; return whether it could be sent."""
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await asyncio.get_running_loop().sock_sendall(self._socket, data)
+        except ConnectionError:
+            return False
+        return True
+
+    async def post(self, headers: object = (), body: bytes = b"", **how: Any) -> bool:
+        """Send a request; see `request`."""
+        return await self.send(request(self._served.path, headers, body, **how))
+
+    async def answer(self) -> Answer:
+        """Return the next answer; one without a body counts as one."""
+        while b"\r\n\r\n" not in self._buffer:
+            assert await self._receive(), f"closed after {self._buffer!r}"
+        head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
+        status, *lines = head.decode().split("\r\n")
+        headers = {
+            name.lower(): value.strip() for name, _, value in (x.partition(":") for x in lines)
+        }
+        length = int(headers.get("content-length", "0"))
+        while len(self._buffer) < length:
+            assert await self._receive(), f"closed after {self._buffer!r}"
+        body, self._buffer = self._buffer[:length], self._buffer[length:]
+        return Answer(int(status.split()[1]), headers, body)
+
+    async def is_closed(self) -> bool:
+        """Wait for the end of the connection; return false if more comes instead."""
+        return not self._buffer and not await self._receive()
+
+    async def _receive(self) -> bytes:
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                got = await asyncio.get_running_loop().sock_recv(self._socket, 65_536)
+        except ConnectionError:
+            return b""
+        self._buffer += got
+        return got
+
+
+def request(
+    path: str,
+    headers: object = (),
+    body: bytes = b"",
+    *,
+    method: str = "POST",
+    query: str = "",
+    length: int | None = None,
+) -> bytes:
+    """
+    Return the bytes of a request.
+
+    Args:
+        path: Where to.
+
+        headers: Pairs or a mapping, of text or bytes, sent as they are.
+
+        body: What is sent of the body.
+
+        method: The method.
+
+        query: Sent as it is.
+
+        length: What ``Content-Length`` says, if not the truth; negative: no such header.
+    """
+    items = headers.items() if hasattr(headers, "items") else headers
+    lines = [f"{method} {path}{'?' if query else ''}{query} HTTP/1.1".encode(), b"Host: h"]
+    lines += [_bytes(name) + b": " + _bytes(value) for name, value in items]
+    length = len(body) if length is None else length
+    if length >= 0:
+        lines.append(b"Content-Length: %d" % length)
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+def _bytes(text: str | bytes) -> bytes:
+    return text.encode() if isinstance(text, str) else text
+
+
+def chunk(data: bytes) -> bytes:
+    """Return one chunk of a chunked body."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
