@@ -70,13 +70,12 @@ def verify_signature(
     Source: docs.kie.ai, "Webhook Security Verification".
     """
     verify_type(task_id, str, "task_id")
-    verify_signed(
-        task_id,
-        shape_signed(timestamp, signature),
-        keys=_some_keys(keys),
-        now_unix_s=_now(now_unix_s),
-        tolerance_s=_tolerance(tolerance_s),
-    )
+    # Yours first, so that a setting that verifies nothing shows whatever a peer sends.
+    parsed = _some_keys(keys)
+    now = _now(now_unix_s)
+    tolerance = _tolerance(tolerance_s)
+    signed = shape_signed(timestamp, signature)
+    verify_signed(task_id, signed, keys=parsed, now_unix_s=now, tolerance_s=tolerance)
 
 
 def parse_callback(
