@@ -224,6 +224,11 @@ class FakeService:
         """End a task now: its record shows the file from now on."""
         self.tasks[task_id].ends_at = self.clock.monotonic()
 
+    @property
+    def polled_at_moments(self) -> list[float]:
+        """When polls were sent, whichever task they asked about."""
+        return [at for at, _ in self.polled_at]
+
     def polls_of(self, task_id: str) -> list[float]:
         """Return when polls of one task were sent."""
         return [at for at, polled in self.polled_at if polled == task_id]

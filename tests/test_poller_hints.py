@@ -1,0 +1,717 @@
+"""When callbacks make the poller ask, how often at most, and when it may rest for them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fakes import LOST_CHARGED, FakeService, counted, lost, raw, track
+from kie_wav_async import CallbackTrust, CallbackVerdict, PollSchedule, RateLimit, events
+from kie_wav_async.errors import (
+    AuthenticationError,
+    ConversionFailedError,
+    ConversionTimeoutError,
+    NotFoundError,
+    SignatureError,
+    SubmitUnknownError,
+)
+from kie_wav_async.testing import FakeClock, failed, no_record, pending, refused
+
+if TYPE_CHECKING:
+    from kie_wav_async import Conversion, WavSession, WireResponse
+
+CONFIRMING, SETTLED = CallbackVerdict.CONFIRMING, CallbackVerdict.SETTLED
+
+STEADY = PollSchedule(first_s=15.0, interval_s=10.0, jitter=0.0)
+
+#: Nobody is asked about unless a callback says so.
+QUIET = PollSchedule(first_s=100_000.0, interval_s=100_000.0, jitter=0.0)
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    """Return a clock that stands still."""
+    return FakeClock()
+
+
+@pytest.fixture
+def service(clock) -> FakeService:
+    """Return a service whose conversions end when the test says so."""
+    return FakeService(clock, conversion_s=1e9)
+
+
+def hinting(service: FakeService, **settings: object) -> WavSession:
+    """Return a session to which every callback is a hint, and that submits at once."""
+    return service.listening(
+        **{
+            "callback_trust": CallbackTrust.HINT,
+            "poll": QUIET,
+            "timeout_s": None,
+            "rate_limit": RateLimit(10_000, per_s=1.0),
+            "max_in_flight": 10_000,
+            **settings,
+        }
+    )
+
+
+async def in_flight(
+    clock: FakeClock, session: WavSession, count: int = 1
+) -> tuple[Conversion, ...]:
+    """Submit so many tracks."""
+    for number in range(1, count + 1):
+        await clock.run(session.submit(track(number)))
+    return session.conversions()
+
+
+async def hint(service: FakeService, session: WavSession, task_id: str = "task0001") -> None:
+    """Deliver a callback that is a hint."""
+    assert CONFIRMING is await service.callback(task_id).to(session)
+
+
+def since(start: float, moments: list[float]) -> list[float]:
+    """Return *moments* as seconds after *start*."""
+    return [round(at - start, 6) for at in moments]
+
+
+# --- how often ----------------------------------------------------------------------------
+
+
+async def test_hints_of_one_moment_are_one_poll(clock, service) -> None:
+    """Fifty callbacks of one task in one moment cause one poll."""
+    async with hinting(service) as session:
+        await in_flight(clock, session)
+        for _ in range(50):
+            await hint(service, session)
+        await clock.advance(100.0)
+        assert 1 == len(service.polled_at) == session.statistics().polls
+
+
+async def test_task_is_asked_about_every_2_s_at_most(clock, service) -> None:
+    """Callbacks of one task every 0.1 s cause one poll every 2 s."""
+    async with hinting(service) as session:
+        await in_flight(clock, session)
+        start = clock.monotonic()
+        for _ in range(101):
+            await hint(service, session)
+            await clock.advance(0.1)
+        await clock.advance(60.0)
+        # The one at 10 s is the last callback's, and the one at 12 s that of those between.
+        assert [0.0, 2.0, 4.0, 6.0, 8.0, 10.0] == since(start, service.polls_of("task0001"))[:6]
+        assert 7 >= len(service.polled_at)
+
+
+async def test_replay_storm_on_one_task(clock, service) -> None:
+    """The same callback thousands of times costs the allowed polls, and no memory."""
+    async with hinting(service) as session:
+        await in_flight(clock, session)
+        callback = service.callback("task0001")
+        start = clock.monotonic()
+        for _ in range(30):
+            for _ in range(200):
+                await callback.to(session)
+            await clock.advance(0.5)
+        assert [2.0 * n for n in range(8)] == since(start, service.polled_at_moments)
+        poller = session._poller
+        assert 2 >= len(poller._hints) + len(poller._hinted) + len(poller._hinted_on_wire)
+        assert 8 + 1 >= len(poller._due)
+        service.finish("task0001")
+        await clock.advance(2.0)
+        assert 1 == session.statistics().settled_by_poll
+        assert CallbackVerdict.DUPLICATE is await callback.to(session)
+
+
+async def test_ten_polls_a_second_in_all(clock, service) -> None:
+    """Callbacks of fifty tasks in one moment cause ten polls a second, in the order they came."""
+    async with hinting(service) as session:
+        await in_flight(clock, session, 50)
+        start = clock.monotonic()
+        order = [f"task{number:04d}" for number in (*range(50, 0, -2), *range(1, 50, 2))]
+        for task_id in order:
+            await hint(service, session, task_id)
+        await clock.advance(60.0)
+        assert order == [task_id for _, task_id in service.polled_at]
+        assert [round(0.1 * n, 6) for n in range(50)] == since(start, service.polled_at_moments)
+
+
+@pytest.mark.parametrize(
+    ("max_per_s", "gap_s"), [(30.0, 0.1), (20.0, 0.1), (10.0, 0.2), (1.0, 2.0), (0.1, 20.0)]
+)
+async def test_hints_take_half_of_the_budget_at_most(clock, service, max_per_s, gap_s) -> None:
+    """However small the budget of polls is, callbacks cause no more than half of it."""
+    poll = PollSchedule(first_s=1e6, interval_s=1e6, max_per_s=max_per_s)
+    async with hinting(service, poll=poll) as session:
+        await in_flight(clock, session, 8)
+        start = clock.monotonic()
+        for number in range(1, 9):
+            await hint(service, session, f"task{number:04d}")
+        await clock.advance(200.0)
+        assert [round(gap_s * n, 6) for n in range(8)] == since(start, service.polled_at_moments)
+
+
+async def test_flood_of_hints_leaves_scheduled_polls_their_half(clock, service) -> None:
+    """While callbacks flood in, the tasks that nobody calls back are asked about in turn."""
+    poll = PollSchedule(first_s=10.0, interval_s=10.0, jitter=0.0, max_per_s=4.0)
+    async with hinting(service, poll=poll) as session:
+        await in_flight(clock, session, 40)
+        start = clock.monotonic()
+        for _ in range(600):
+            for number in range(1, 21):
+                await service.callback(f"task{number:04d}").to(session)
+            await clock.advance(0.1)
+        called_back = {f"task{number:04d}" for number in range(1, 21)}
+        late = [(at - start, task) for at, task in service.polled_at if at - start >= 10.0]
+        hinted = [at for at, task in late if task in called_back]
+        others = [task for _, task in late if task not in called_back]
+        assert 200 >= len(late) >= 198
+        # Half a budget of 4 per s, 50 s long, is for 20 tasks that have a turn each 10 s.
+        assert 98 <= len(others) <= 102
+        assert {f"task{number:04d}" for number in range(21, 41)} == set(others)
+        assert 98 <= len(hinted) <= 102
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="a hint that waited for the 10 per s counts against max_per_s as if it had gone out "
+    "up to 0.1 s before",
+)
+async def test_hint_that_waited_is_within_the_budget(clock, service) -> None:
+    """Between a callback's poll that had to wait for its turn and the next one is a full gap."""
+    poll = PollSchedule(first_s=1.1, interval_s=1e6, max_per_s=2.0)
+    async with hinting(service, poll=poll) as session:
+        await in_flight(clock, session, 3)
+        start = clock.monotonic()
+        await hint(service, session, "task0001")
+        await hint(service, session, "task0002")
+        await clock.advance(60.0)
+        assert [0.0, 1.0, 1.5] == since(start, service.polled_at_moments)
+
+
+async def test_hint_of_an_idle_task_does_not_wait_for_scheduled_polls(clock, service) -> None:
+    """A callback's poll goes before the scheduled ones that are due."""
+    poll = PollSchedule(first_s=10.0, interval_s=1_000.0, max_per_s=2.0)
+    async with hinting(service, poll=poll) as session:
+        await in_flight(clock, session, 40)
+        await clock.advance(12.0)
+        asked_at = clock.monotonic()
+        await hint(service, session, "task0040")
+        await clock.advance(0.5)
+        assert [asked_at] == pytest.approx(service.polls_of("task0040"), abs=0.5)
+
+
+async def test_scheduled_polls_do_not_count_as_hinted(clock, service) -> None:
+    """A callback just after a scheduled poll causes a poll at once."""
+    async with hinting(service, poll=STEADY) as session:
+        await in_flight(clock, session)
+        start = clock.monotonic()
+        await clock.advance(15.5)
+        await hint(service, session)
+        await clock.advance(20.0)
+        assert [15.0, 15.5, 25.5, 35.5] == since(start, service.polled_at_moments)
+
+
+# --- what follows -------------------------------------------------------------------------
+
+
+async def test_after_a_hint_comes_the_interval(clock, service) -> None:
+    """After a hint whose record is pending the next poll comes at the interval, not twice."""
+    async with hinting(service, poll=STEADY) as session:
+        await in_flight(clock, session)
+        start = clock.monotonic()
+        await clock.advance(4.0)
+        await hint(service, session)
+        await clock.advance(36.0)
+        assert [4.0, 14.0, 24.0, 34.0] == since(start, service.polled_at_moments)
+
+
+async def test_after_a_hint_comes_the_interval_and_not_the_backstop(clock, service) -> None:
+    """A conversion whose hint brought nothing is polled at the interval though callbacks flow."""
+    async with service.listening(poll=STEADY, timeout_s=None) as session:
+        await in_flight(clock, session)
+        await service.callback("task0001").to(session)
+        await clock.run(session.submit(track(2)))
+        start = clock.monotonic()
+        await clock.advance(100.0)
+        assert [] == service.polled_at
+        await hint_by_failure(service, session, "task0002")
+        await clock.advance(30.0)
+        assert [100.0, 110.0, 120.0, 130.0] == since(start, service.polls_of("task0002"))
+
+
+async def hint_by_failure(service: FakeService, session: WavSession, task_id: str) -> None:
+    """Deliver a callback that is a hint under any trust."""
+    assert CONFIRMING is await service.callback(task_id, None, code=500).to(session)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [lambda _: raw(b"<html>", 502), lambda _: lost(), pending],
+    ids=["html", "reset", "pending"],
+)
+async def test_hint_without_news_leaves_it_to_the_next_poll(clock, service, reply) -> None:
+    """A hint's poll that brings no news is not repeated before the interval is over."""
+    service.poll_replies.append(reply)
+    async with hinting(service, poll=STEADY) as session:
+        (conversion,) = await in_flight(clock, session)
+        service.finish("task0001")
+        start = clock.monotonic()
+        await hint(service, session)
+        wav = await clock.run(conversion.wait())
+        assert [0.0, 10.0] == since(start, service.polled_at_moments)
+        assert "poll" == wav.settled_by
+
+
+# --- while a poll is on the wire ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("latency_s", "hints_at", "polls_at"),
+    [
+        # The poll of 15 s is scheduled, what comes of hints is free at once.
+        (1.0, [15.5], [15.0, 16.0]),
+        (1.0, [15.0], [15.0, 16.0]),
+        (1.0, [15.1, 15.3, 15.9], [15.0, 16.0]),
+        (1.0, [16.5], [15.0, 16.5]),
+        # That of a hint needs 2 s to the next one of a hint.
+        (1.0, [3.0, 3.5], [3.0, 5.0]),
+        (0.5, [3.0, 3.6], [3.0, 5.0]),
+        (1.0, [3.0, 5.5], [3.0, 5.5]),
+        (3.0, [3.0, 3.5], [3.0, 6.0]),
+        (3.0, [3.0, 3.5, 4.0, 5.5], [3.0, 6.0]),
+        (3.0, [3.0, 5.9], [3.0, 6.0]),
+        (5.0, [3.0, 4.0, 7.0], [3.0, 8.0]),
+    ],
+)
+async def test_hint_while_a_poll_is_on_the_wire(
+    clock, service, latency_s, hints_at, polls_at
+) -> None:
+    """A callback that comes while a poll is out causes exactly one more when that is back."""
+    service.latency_s = latency_s
+    poll = PollSchedule(first_s=15.0, interval_s=1_000.0, jitter=0.0)
+    async with hinting(service, poll=poll) as session:
+        await in_flight(clock, session)
+        start = clock.monotonic()
+        for at in hints_at:
+            await clock.advance(start + at - clock.monotonic())
+            await hint(service, session)
+        await clock.advance(100.0)
+        assert polls_at == since(start, service.polled_at_moments)
+
+
+async def test_poll_under_way_may_bring_the_news(clock, service) -> None:
+    """A hint while a poll is out is void if that poll ends the conversion."""
+    service.latency_s = 1.0
+    async with hinting(service, poll=STEADY) as session:
+        (conversion,) = await in_flight(clock, session)
+        service.finish("task0001")
+        await clock.advance(15.5)
+        await hint(service, session)
+        await clock.advance(60.0)
+        assert (1, True) == (session.statistics().polls, conversion.done())
+        assert not session._poller._hinted_on_wire
+        assert not session._poller._hints
+
+
+# --- while polling rests ------------------------------------------------------------------
+
+
+async def test_hint_while_polling_rests_after_a_429(clock, service) -> None:
+    """After a 429 with a Retry-After callbacks wait until the rest is over, and ask once each."""
+    service.poll_replies.append(lambda _: refused(429, retry_after="30"))
+    async with hinting(service) as session:
+        await in_flight(clock, session, 2)
+        start = clock.monotonic()
+        await clock.advance(2.0)
+        await hint(service, session, "task0001")
+        await clock.advance(1.0)
+        for task_id in ("task0001", "task0002") * 5:
+            await hint(service, session, task_id)
+        await clock.advance(100.0)
+        polls = [(round(at - start, 6), task_id) for at, task_id in service.polled_at]
+        # The first has had a hint's poll at 2 s, so that it is free at 4 s and comes second.
+        assert [(2.0, "task0001"), (32.0, "task0002"), (32.1, "task0001")] == polls
+        assert 1 == session.statistics().rejected_429
+
+
+async def test_hint_while_the_key_is_in_doubt(clock, service) -> None:
+    """After a first 401 a callback waits its 5 s, and one poll asks for all."""
+    service.latency_s = 1.0
+    service.is_key_good = False
+    async with hinting(service) as session:
+        service.is_key_good = True
+        await in_flight(clock, session, 3)
+        service.is_key_good = False
+        start = clock.monotonic()
+        await hint(service, session, "task0001")
+        await clock.advance(2.0)
+        for number in (2, 3, 1):
+            await hint(service, session, f"task000{number}")
+        await clock.advance(3.9)
+        assert [0.0] == since(start, service.polled_at_moments)
+        service.is_key_good = True
+        await clock.advance(0.5)
+        assert [0.0, 6.0] == since(start, service.polled_at_moments)
+        await clock.advance(1.0)
+        # Then the key is known to be good, and the others follow.
+        polls = [(round(at - start, 6), task_id) for at, task_id in service.polled_at]
+        assert [(0.0, "task0001"), (6.0, "task0002"), (7.0, "task0003"), (7.1, "task0001")] == polls
+
+
+async def test_hint_while_the_key_is_refused(clock, service) -> None:
+    """Once the key is refused callbacks cause no poll, until somebody waits again."""
+    async with hinting(service) as session:
+        (conversion,) = await in_flight(clock, session)
+        waiting = asyncio.create_task(conversion.wait())
+        await clock.settle()
+        service.is_key_good = False
+        await hint(service, session)
+        await clock.advance(3.0)
+        await hint(service, session)
+        await clock.advance(3.0)
+        with pytest.raises(AuthenticationError):
+            await waiting
+        assert 2 == len(service.polled_at)
+        for _ in range(20):
+            await hint(service, session)
+            await clock.advance(10.0)
+        assert 2 == len(service.polled_at)
+
+        service.is_key_good = True
+        service.finish("task0001")
+        again_at = clock.monotonic()
+        assert "poll" == (await clock.run(conversion.wait())).settled_by
+        assert [again_at] == service.polled_at_moments[2:]
+
+
+# --- what ends meanwhile ------------------------------------------------------------------
+
+
+async def test_hint_of_what_has_settled_meanwhile(clock, service) -> None:
+    """A hint that waits for its turn is void once a callback has settled the conversion."""
+    async with service.listening(poll=QUIET) as session:
+        await in_flight(clock, session, 2)
+        await hint_by_failure(service, session, "task0001")
+        await clock.advance(0.5)
+        await hint_by_failure(service, session, "task0001")
+        assert SETTLED is await service.callback("task0001").to(session)
+        await clock.advance(1.5)
+        asked_at = clock.monotonic()
+        await hint_by_failure(service, session, "task0002")
+        await clock.advance(60.0)
+        assert 1 == len(service.polls_of("task0001"))
+        # Nor does it take the turn of another.
+        assert [asked_at] == service.polls_of("task0002")
+        assert not session._poller._hinted
+
+
+async def test_hint_of_what_has_timed_out_meanwhile(clock, service) -> None:
+    """A hint that waits for its turn is void once the conversion has timed out."""
+    async with hinting(service, timeout_s=5.0) as session:
+        (conversion,) = await in_flight(clock, session)
+        await clock.advance(4.0)
+        await hint(service, session)
+        await clock.advance(0.5)
+        await hint(service, session)
+        await clock.advance(60.0)
+        with pytest.raises(ConversionTimeoutError):
+            conversion.result()
+        assert 1 == session.statistics().polls
+
+
+async def test_hint_when_the_session_closes(clock, service) -> None:
+    """A hint that waits for its turn when the session closes causes no poll."""
+    async with hinting(service) as session:
+        await in_flight(clock, session, 3)
+        for number in range(1, 4):
+            await hint(service, session, f"task000{number}")
+        await clock.advance(0.1)
+        await clock.run(session.aclose())
+        await clock.advance(60.0)
+        assert 2 == session.statistics().polls
+        assert 3 == len(session.conversions())
+
+
+async def test_hinted_poll_on_the_wire_when_the_session_closes(clock, service) -> None:
+    """A poll that a callback caused ends with the session, like any other."""
+    service.latency_s = 10.0
+    async with hinting(service) as session:
+        (conversion,) = await in_flight(clock, session)
+        await hint(service, session)
+        await clock.advance(1.0)
+        await hint(service, session)
+        await clock.run(session.aclose())
+        await clock.advance(60.0)
+        assert (1, False) == (session.statistics().polls, conversion.done())
+
+
+@pytest.mark.xfail(
+    strict=True, reason="a probe and a hint of one task each look at the 2 s when they queue"
+)
+async def test_task_attached_while_it_is_probed_is_asked_about_every_2_s(clock, service) -> None:
+    """Two reasons to ask about one task keep 2 s between them."""
+    service.fates.append(LOST_CHARGED)
+    async with hinting(service) as session:
+        with pytest.raises(SubmitUnknownError):
+            await clock.run(session.submit(track()))
+        start = clock.monotonic()
+        await hint(service, session)
+        session.attach("task0001")
+        await clock.advance(60.0)
+        polls = since(start, service.polls_of("task0001"))
+        assert [b - a for a, b in itertools.pairwise(polls) if b - a < 2.0] == []
+
+
+# --- patience -----------------------------------------------------------------------------
+
+
+async def test_hints_do_not_use_up_patience_with_a_bare_success(clock, service) -> None:
+    """A record that names no file is borne three scheduled polls, however often callbacks come."""
+
+    def bare(task_id: str) -> WireResponse:
+        return pending(task_id, successFlag="SUCCESS")
+
+    service.poll_replies += [bare] * 30
+    poll = PollSchedule(first_s=15.0, interval_s=10.0, jitter=0.0)
+    async with hinting(service, poll=poll) as session:
+        (conversion,) = await in_flight(clock, session)
+        for _ in range(4):
+            await hint(service, session)
+            await clock.advance(2.0)
+        assert (4, False) == (session.statistics().polls, conversion.done())
+        # Polled by schedule 10, 20 and 30 s after the last hint, which was at 6 s.
+        await clock.advance(27.5)
+        assert not conversion.done()
+        await clock.advance(1.0)
+        with pytest.raises(ConversionFailedError):
+            conversion.result()
+        assert 7 == session.statistics().polls
+
+
+async def test_hints_do_not_use_up_patience_with_an_attached_task(clock, service) -> None:
+    """An attached task without a record is missed at three scheduled polls, hints aside."""
+    service.poll_replies += [lambda _: no_record()] * 30
+    async with hinting(service, poll=STEADY) as session:
+        conversion = session.attach("gone")
+        for _ in range(4):
+            await hint(service, session, "gone")
+            await clock.advance(2.0)
+        assert (4, False) == (session.statistics().polls, conversion.done())
+        with pytest.raises(NotFoundError):
+            await clock.run(conversion.wait())
+        assert 7 == session.statistics().polls
+
+
+async def test_hinted_failure_ends_the_wait(clock, service) -> None:
+    """A record that shows a failure ends the wait, also if a callback made us ask."""
+    service.poll_replies.append(failed)
+    async with hinting(service) as session:
+        (conversion,) = await in_flight(clock, session)
+        await hint(service, session)
+        with pytest.raises(ConversionFailedError):
+            await clock.run(conversion.wait())
+
+
+# --- may polling rest? --------------------------------------------------------------------
+
+
+async def first_poll_s(
+    clock: FakeClock, service: FakeService, session: WavSession, number: int
+) -> float:
+    """Return how long after its acceptance a track is first polled; leave no trace."""
+    health = session._desk.health
+    before = (health._called_back_at, health._needed_poll.copy())
+    conversion = await clock.run(session.submit(track(number)))
+    start = clock.monotonic()
+    service.finish(conversion.task_id)
+    await clock.run(conversion.wait())
+    health._called_back_at, health._needed_poll = before
+    (polled_at,) = service.polls_of(conversion.task_id)
+    return polled_at - start
+
+
+async def test_polling_rests_once_a_callback_has_come(clock, service) -> None:
+    """The first callback makes the conversions accepted after it wait for the backstop."""
+    async with service.listening(poll=STEADY) as session:
+        assert 15.0 == await first_poll_s(clock, service, session, 1)
+        await clock.run(session.submit(track(2)))
+        assert SETTLED is await service.callback("task0002").to(session)
+        assert 300.0 == await first_poll_s(clock, service, session, 3)
+
+
+async def test_hint_that_a_poll_confirms_needed_no_poll(clock, service) -> None:
+    """Under HINT polling rests as well: what a callback told of was not found by polling."""
+    async with hinting(service, poll=STEADY) as session:
+        for number in range(1, 4):
+            conversion = await clock.run(session.submit(track(number)))
+            service.finish(conversion.task_id)
+            await hint(service, session, conversion.task_id)
+            assert "poll" == (await clock.run(conversion.wait())).settled_by
+        assert 300.0 == await first_poll_s(clock, service, session, 9)
+
+
+@pytest.mark.parametrize(("quiet_s", "expected"), [(899.5, 300.0), (900.0, 300.0), (900.5, 15.0)])
+async def test_callback_counts_for_15_minutes(clock, service, quiet_s, expected) -> None:
+    """Polling rests for 15 minutes after the last callback of a conversion of ours."""
+    async with service.listening(poll=STEADY, timeout_s=None) as session:
+        await clock.run(session.submit(track(1)))
+        await service.callback("task0001").to(session)
+        await clock.advance(quiet_s)
+        assert expected == await first_poll_s(clock, service, session, 2)
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "backstop_s", "expected"),
+    [
+        (None, 300.0, 300.0),
+        (300.1, 300.0, 300.0),
+        (300.0, 300.0, 15.0),
+        (100.0, 300.0, 15.0),
+        (100.0, 99.0, 99.0),
+    ],
+)
+async def test_backstop_comes_before_the_timeout(
+    clock, service, timeout_s, backstop_s, expected
+) -> None:
+    """Who would be given up before the backstop is polled as if no callbacks came."""
+    poll = PollSchedule(first_s=15.0, interval_s=10.0, backstop_s=backstop_s)
+    async with service.listening(poll=poll, timeout_s=timeout_s) as session:
+        await clock.run(session.submit(track(1)))
+        await service.callback("task0001").to(session)
+        assert expected == await first_poll_s(clock, service, session, 2)
+
+
+async def settle_by_callback(
+    clock: FakeClock, service: FakeService, session: WavSession, number: int
+) -> None:
+    """Have one conversion settled by its callback."""
+    conversion = await clock.run(session.submit(track(number)))
+    assert SETTLED is await service.callback(conversion.task_id).to(session)
+
+
+async def test_lost_callback_is_found_by_the_backstop(clock, service) -> None:
+    """A conversion whose callback is lost settles by its poll at the backstop."""
+    async with service.listening(poll=STEADY) as session:
+        await settle_by_callback(clock, service, session, 1)
+        conversion = await clock.run(session.submit(track(2)))
+        start = clock.monotonic()
+        service.finish("task0002")
+        wav = await clock.run(conversion.wait())
+        assert ("poll", 300.0) == (wav.settled_by, clock.monotonic() - start)
+        assert 1 == session.statistics().polls
+
+
+@pytest.mark.parametrize(("later", "expected"), [(0, 15.0), (19, 15.0), (20, 300.0)])
+async def test_lost_callback_makes_polling_fall_back(clock, service, later, expected) -> None:
+    """One conversion that needed a poll counts until 20 others have needed none."""
+    async with service.listening(poll=STEADY) as session:
+        await settle_by_callback(clock, service, session, 1)
+        lost_one = await clock.run(session.submit(track(2)))
+        service.finish("task0002")
+        await clock.run(lost_one.wait())
+        await settle_by_callback(clock, service, session, 3)
+        for number in range(4, 3 + later):
+            await settle_by_callback(clock, service, session, number)
+        if later == 0:
+            # Not even the callback of one that was in flight meanwhile makes it good.
+            assert 15.0 == await first_poll_s(clock, service, session, 98)
+        assert expected == await first_poll_s(clock, service, session, 99)
+
+
+async def test_failure_found_by_polling_needed_a_poll(clock, service) -> None:
+    """A failure that no callback told of makes polling fall back too."""
+    async with service.listening(poll=STEADY) as session:
+        await settle_by_callback(clock, service, session, 1)
+        conversion = await clock.run(session.submit(track(2)))
+        service.poll_replies.append(failed)
+        with pytest.raises(ConversionFailedError):
+            await clock.run(conversion.wait())
+        assert 15.0 == await first_poll_s(clock, service, session, 3)
+
+
+async def test_conversion_of_others_does_not_tell_of_our_callbacks(clock, service) -> None:
+    """An attached task that a poll settles, whose callback went elsewhere, is no bad sign."""
+    async with service.listening(poll=STEADY) as session:
+        await settle_by_callback(clock, service, session, 1)
+        service.create("old", track(50))
+        service.finish("old")
+        await clock.run(session.attach("old").wait())
+        assert 300.0 == await first_poll_s(clock, service, session, 2)
+
+
+async def forged(service: FakeService, session: WavSession) -> None:
+    """Deliver what nobody with the key has signed."""
+    with pytest.raises(SignatureError):
+        await service.callback("task0001", key="whk-of-somebody-else").to(session)
+
+
+async def stale(service: FakeService, session: WavSession) -> None:
+    """Deliver an old one."""
+    with pytest.raises(SignatureError):
+        await service.callback("task0001", at_s=-1_000.0).to(session)
+
+
+async def foreign(service: FakeService, session: WavSession) -> None:
+    """Deliver an authentic one of a task that is not ours."""
+    assert CallbackVerdict.ORPHAN is await service.callback("of-another-product").to(session)
+
+
+@pytest.mark.parametrize("deliver", [forged, stale, foreign])
+async def test_what_is_no_callback_of_ours_is_no_good_sign(clock, service, deliver) -> None:
+    """Polling does not rest for callbacks that are refused, or of tasks that are not ours."""
+    async with service.listening(poll=STEADY) as session:
+        await clock.run(session.submit(track(1)))
+        await deliver(service, session)
+        # Both are due at the same moment.
+        polled_s = await first_poll_s(clock, service, session, 2)
+        assert pytest.approx(15.0, abs=0.1) == polled_s
+
+
+async def test_without_keys_polling_never_rests(clock, service) -> None:
+    """Without keys callbacks cause polls, and are no sign that more will come."""
+    async with service.listening(poll=STEADY, webhook_keys=()) as session:
+        conversion = await clock.run(session.submit(track(1)))
+        service.finish("task0001")
+        await hint(service, session)
+        await clock.run(conversion.wait())
+        assert 15.0 == await first_poll_s(clock, service, session, 2)
+
+
+async def test_run_of_lost_callbacks_loses_nothing(clock, service) -> None:
+    """With every third callback lost all conversions settle, none later than its backstop."""
+    service.conversion_s = 60.0
+    seen: list[events.Event] = []
+    async with service.listening(
+        poll=STEADY, rate_limit=RateLimit(1, per_s=20.0), on_event=seen.append
+    ) as session:
+        waiting = [asyncio.create_task(session.convert(track(n))) for n in range(1, 31)]
+        called: set[str] = set()
+        while not all(waiter.done() for waiter in waiting):
+            await clock.advance(1.0)
+            for number, task in enumerate(service.tasks.values()):
+                if task.ends_at <= clock.monotonic() and task.task_id not in called:
+                    called.add(task.task_id)
+                    if number % 3:
+                        await service.callback(task.task_id).to(session)
+        figures = counted(session)
+        assert 30 == figures["settled_by_callback"] + figures["settled_by_poll"]
+        assert {"submitted": 30, "accepted": 30} == {
+            name: figures[name] for name in ("submitted", "accepted")
+        }
+        begun = {e.task_id: e.at for e in seen if isinstance(e, events.Submitted)}
+        ended = {e.wav.task_id: e.at for e in seen if isinstance(e, events.Settled)}
+        assert 300.0 >= max((ended[t] - begun[t]).total_seconds() for t in begun)
+        assert begun.keys() == ended.keys()
+
+
+async def test_callbacks_that_all_come_save_all_polls(clock, service) -> None:
+    """While callbacks flow no poll is sent, however long the run is."""
+    async with service.listening(poll=STEADY) as session:
+        await settle_by_callback(clock, service, session, 1)
+        polls = session.statistics().polls
+        for number in range(2, 60):
+            conversion = await clock.run(session.submit(track(number)))
+            await clock.advance(60.0)
+            assert SETTLED is await service.callback(conversion.task_id).to(session)
+        assert 0 == polls == session.statistics().polls
