@@ -46,10 +46,15 @@ def signed_headers(timestamp: str, signature: str) -> Headers:
     return [("X-Webhook-Timestamp", timestamp), ("X-Webhook-Signature", signature)]
 
 
+def success_of(task_id: str, url: str) -> Payload:
+    """Return what a callback of a success says, in the documented spelling."""
+    return envelope(200, "success", {"audioWavUrl": url, "task_id": task_id})
+
+
 def payload_of(task: Task, url: str) -> Payload:
-    """Return what the callback of a task says once it has ended, in the documented spelling."""
+    """Return what the callback of a task says once it has ended."""
     if task.ending == "SUCCESS":
-        return envelope(200, "success", {"audioWavUrl": url, "task_id": task.task_id})
+        return success_of(task.task_id, url)
     data = {"audioWavUrl": None, "task_id": task.task_id}
     return envelope(task.error_code, task.error_message, data)
 

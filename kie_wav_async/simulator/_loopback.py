@@ -7,10 +7,9 @@ sent again, and requests can be sent that no client would send.
 
 import asyncio
 import contextlib
-import functools
 import ipaddress
 import re
-import ssl
+import socket
 from collections.abc import Iterable, Sequence
 from typing import Final, Self, TypeAlias
 from urllib.parse import urlsplit
@@ -19,23 +18,24 @@ import attrs
 
 Headers: TypeAlias = Sequence[tuple[str, str | bytes]]
 
-_URL: Final = re.compile(r"(https?)://([^/?#@]+)((?:[/?][^#]*)?)(?:#.*)?", re.IGNORECASE)
+_URL: Final = re.compile(r"http://([^/?#@]+)((?:[/?][^#]*)?)(?:#.*)?", re.IGNORECASE)
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})\b")
 _LENGTH: Final = re.compile(rb"(?im)^content-length: *([0-9]{1,9}) *\r?$")
 _CHUNKED: Final = re.compile(rb"(?im)^transfer-encoding: *chunked *\r?$")
+_CHUNK: Final = re.compile(rb"[0-9A-Fa-f]{1,8}")
 _NEWS: Final = 200  # Statuses below it announce another answer.
+_MOST_HEAD: Final = 65_536  # Bytes of an answer before its body.
 _MOST_BODY: Final = 65_536  # Bytes of an answer that are read.
 
 
 @attrs.frozen
 class Address:
     """
-    Where a request goes: an http(s) URL whose host is this machine.
+    Where a request goes: a plain http URL whose host is this machine.
 
     Attributes:
         hosts: Literal addresses to try one after the other; nothing is looked up.
         port: The port.
-        tls: Whether it is https. Certificates are not verified: nobody is in between.
         authority: Host and port as in the URL, for the ``Host`` header.
         path: The path as in the URL.
         query: What follows it, with its question mark; empty where there is none.
@@ -44,19 +44,18 @@ class Address:
 
     hosts: Sequence[str]
     port: int
-    tls: bool
     authority: str
     path: str
     query: str
 
     @classmethod
     def parse(cls, url: str) -> Self | None:
-        """Return the address; `None` for what is no http(s) URL of 127/8, ::1 or localhost."""
+        """Return the address; `None` for what is no http URL of 127/8, ::1 or localhost."""
         match = _URL.fullmatch(url)
         # What is not visible ASCII would not reach the wire, or the host, as it is given.
         if match is None or not url.isascii() or not url.isprintable() or " " in url:
             return None
-        scheme, authority, rest = match.groups()
+        authority, rest = match.groups()
         try:
             parts = urlsplit(f"//{authority}")
             host, port = parts.hostname or "", parts.port
@@ -65,12 +64,8 @@ class Address:
         hosts = ("127.0.0.1", "::1") if host == "localhost" else (host,)
         if not all(map(_is_loopback, hosts)):
             return None
-        tls = scheme.lower() == "https"
         path, mark, query = rest.partition("?")
-        default = 443 if tls else 80
-        return cls(
-            hosts, default if port is None else port, tls, authority, path or "/", mark + query
-        )
+        return cls(hosts, 80 if port is None else port, authority, path or "/", mark + query)
 
     def request(
         self,
@@ -118,14 +113,6 @@ def _is_loopback(host: str) -> bool:
     return address.is_loopback if address.version == 4 else host == "::1"  # noqa: PLR2004 - the number of IPv4
 
 
-@functools.cache
-def _unverified() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
-
-
 @attrs.frozen
 class Answer:
     """
@@ -151,69 +138,103 @@ async def exchange(address: Address, request: bytes, more: Iterable[bytes] = ())
         more: What follows, as fast as it is taken, until the answer is there.
 
     """
+    # A socket, not a stream: who answers early and hangs up makes sending fail, and a stream
+    # would then no longer tell the answer.
     try:
-        reader, writer = await _connect(address)
+        sock = await _connect(address)
     except OSError:
         return Answer()
-    sending = asyncio.create_task(_send(writer, request, more))
-    try:
-        return await _read_answer(reader)
-    finally:
-        sending.cancel()
-        writer.transport.abort()
-        # Only then is the connection gone, and nothing left behind.
-        await asyncio.gather(sending, writer.wait_closed(), return_exceptions=True)
+    loop = asyncio.get_running_loop()
+    with sock:
+        sending = loop.create_task(_send(sock, request, more))
+        try:
+            data, answer = b"", None
+            while answer is None:
+                piece = await _receive(sock)
+                data += piece
+                answer = parse_answer(data, ended=not piece)
+            return answer
+        finally:
+            sending.cancel()
+            # It looks at the socket, which has to stay open as long.
+            await asyncio.gather(sending, return_exceptions=True)
 
 
-async def _connect(address: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _connect(address: Address) -> socket.socket:
     *others, last = address.hosts
-    context = _unverified() if address.tls else None
     for host in others:
         with contextlib.suppress(OSError):
-            return await asyncio.open_connection(host, address.port, ssl=context)
-    return await asyncio.open_connection(last, address.port, ssl=context)
+            return await _connect_to(host, address.port)
+    return await _connect_to(last, address.port)
 
 
-async def _send(writer: asyncio.StreamWriter, request: bytes, more: Iterable[bytes]) -> None:
-    # Who does not want to read on may hang up, and can still have answered.
+async def _connect_to(host: str, port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        sock.setblocking(False)  # noqa: FBT003 - as the method has it
+        await asyncio.get_running_loop().sock_connect(sock, (host, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _send(sock: socket.socket, request: bytes, more: Iterable[bytes]) -> None:
+    loop = asyncio.get_running_loop()
     with contextlib.suppress(OSError):
-        writer.write(request)
-        await writer.drain()
+        await loop.sock_sendall(sock, request)
         for piece in more:
-            writer.write(piece)
-            await writer.drain()
-            # A drained buffer does not yield: the answer would not be seen.
+            await loop.sock_sendall(sock, piece)
+            # What is taken at once does not yield, and the answer would not be seen.
             await asyncio.sleep(0)
 
 
-async def _read_answer(reader: asyncio.StreamReader) -> Answer:
-    head, status = b"", 0
+async def _receive(sock: socket.socket) -> bytes:
     try:
-        while status < _NEWS:
-            head = await reader.readuntil(b"\r\n\r\n")
-            match = _STATUS.match(head)
-            if match is None:
-                return Answer()
-            status = int(match[1])
-    except (OSError, EOFError, asyncio.LimitOverrunError):
-        return Answer()
-    body = bytearray()
-    with contextlib.suppress(OSError, EOFError, ValueError, asyncio.LimitOverrunError):
-        if _CHUNKED.search(head):
-            while size := int(await reader.readline(), 16):
-                await _read(reader, body, size)
-                await reader.readline()
-        else:
-            length = _LENGTH.search(head)
-            await _read(reader, body, int(length[1]) if length else _MOST_BODY)
-    return Answer(status, bytes(body))
+        return await asyncio.get_running_loop().sock_recv(sock, _MOST_BODY)
+    except OSError:
+        return b""
 
 
-async def _read(reader: asyncio.StreamReader, body: bytearray, size: int) -> None:
-    """Add the next `size` bytes to a body, or as many as there are; `EOFError` beyond the limit."""
-    end = len(body) + size
-    while len(body) < end:
-        piece = await reader.read(min(end, _MOST_BODY) - len(body))
-        if not piece:
-            raise EOFError
-        body += piece
+def parse_answer(data: bytes, *, ended: bool) -> Answer | None:
+    """
+    Return the answer that has come so far; `None`: there is more to wait for.
+
+    Args:
+        data: What was received.
+        ended: Whether no more will come.
+
+    """
+    status, head = 0, b""
+    while status < _NEWS:
+        head, end, data = data.partition(b"\r\n\r\n")
+        match = _STATUS.match(head)
+        if not end:
+            return Answer() if ended or len(head) > _MOST_HEAD else None
+        if match is None:
+            return Answer()
+        status = int(match[1])
+    if _CHUNKED.search(head):
+        body, is_whole = _join_chunks(data)
+    else:
+        length = _LENGTH.search(head)
+        size = int(length[1]) if length else _MOST_BODY
+        body, is_whole = data[:size], len(data) >= size
+    if is_whole or ended or len(data) > _MOST_BODY:
+        return Answer(status, body[:_MOST_BODY])
+    return None
+
+
+def _join_chunks(data: bytes) -> tuple[bytes, bool]:
+    """Return the body as far as it came, and whether it ends there, well or badly."""
+    body = b""
+    while True:
+        line, end, rest = data.partition(b"\r\n")
+        if not end:
+            return body, False
+        size = _CHUNK.match(line)
+        if size is None or not int(size[0], 16):
+            return body, True
+        length = int(size[0], 16)
+        body += rest[:length]
+        data = rest[length + 2 :]

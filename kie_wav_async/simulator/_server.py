@@ -8,9 +8,11 @@ from typing import Final, Self
 
 from aiohttp import web
 
-from kie_wav_async.simulator._callbacks import Postal, Sender
+from kie_wav_async.simulator._attacks import ATTACKS, AttackResult, Overheard, attack
+from kie_wav_async.simulator._callbacks import Postal, Sender, encode, payload_of, success_of
 from kie_wav_async.simulator._faults import Fault, Seconds, check_seconds
 from kie_wav_async.simulator._handler import Handler, Manners, Server
+from kie_wav_async.simulator._loopback import Address
 from kie_wav_async.simulator._service import Settings
 from kie_wav_async.simulator._state import Arrival, Delivery, SimulatorState
 
@@ -52,8 +54,8 @@ class Simulator:
     When a conversion has ended, well or badly, it POSTs the callback to the address that the
     submit gave, byte for byte, query included, and signed with `webhook_key`. An answer other
     than HTTP 200, or none within `callback_timeout_s`, is followed by a retry; redirects are
-    not followed. **It calls this machine only**: addresses of 127.0.0.0/8, ``[::1]`` and
-    ``localhost``, http or https (any certificate will do). No other is ever contacted.
+    not followed. **It calls this machine only**: plain http to 127.0.0.0/8, ``[::1]`` or
+    ``localhost``. No other address is ever contacted.
 
     It answers three control requests, without a key, as long as it runs:
     ``GET /__sim__/state`` (the snapshot as JSON; with ``?brief=1`` without the lists that
@@ -258,6 +260,58 @@ class Simulator:
     def audio_ids(self, music_task_id: str) -> tuple[str, ...]:
         """Return the audio ids of a music task; none if it does not exist."""
         return tuple(self._handler.service.audio_ids(music_task_id))
+
+    async def attack(
+        self, kind: str, task_id: str, *, url: str | None = None, patience_s: float = 2.0
+    ) -> AttackResult:
+        """
+        Play the attacker against a receiver of callbacks: send what it should refuse.
+
+        The attacker has overheard the last callback of the task: its id, timestamp,
+        signature, body and address. Of a task that was not called back yet, or that is not
+        this simulator's, he has what its callback would be if it were sent now.
+
+        Nothing is counted: attacks are no deliveries.
+
+        Args:
+            kind: Which attack; one of `ATTACKS`.
+            task_id: The WAV task whose callback was overheard.
+            url: The receiver; `None`: where the task is to be called back.
+            patience_s: How long an answer is waited for, in real seconds.
+
+        Returns:
+            What was answered. A receiver that cannot be reached, hangs up, or keeps silent
+            is no error: there is no status then.
+
+        Raises:
+            ValueError: the kind is unknown, the task is and `url` is not given, the address
+                is not of this machine, or `patience_s` is out of range.
+
+        """
+        if kind not in ATTACKS:
+            message = f"no attack {kind!r}; there are {', '.join(ATTACKS)}"
+            raise ValueError(message)
+        _in_order("patience_s", patience_s, above=0)
+        service = self._handler.service
+        task = service.tasks.get(task_id)
+        if url is None and task is None:
+            message = f"no task {task_id!r} here: say by url which receiver to attack"
+            raise ValueError(message)
+        target = url if url is not None or task is None else task.callback_url
+        address = Address.parse(target or "")
+        if address is None:
+            message = f"only receivers on this machine are attacked, not {target!r}"
+            raise ValueError(message)
+        file_url = f"{service.base_url}/s/{'0' * 32}.wav" if task is None else service.url_of(task)
+        said = success_of(task_id, file_url) if task is None else payload_of(task, file_url)
+        heard = Overheard(
+            address,
+            task_id,
+            (None if task is None else task.overheard) or str(int(time.time())),
+            encode(said),
+            self.webhook_key,
+        )
+        return await attack(kind, heard, patience_s=patience_s)
 
     def state(self) -> SimulatorState:
         """Return everything counted so far."""

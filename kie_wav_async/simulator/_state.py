@@ -78,7 +78,7 @@ class SimulatorState:
         deliveries: Every callback sent, in the order in which they were answered or given up.
         callbacks: Tasks by what became of their callback: ``delivered`` (answered 200),
             ``given_up`` (no retry is left), ``lost`` (never sent, as scripted), ``not_sent``
-            (no loopback address, or callbacks are off). Others are yet to come: their
+            (no http address of this machine, or callbacks are off). Others are yet to come: their
             conversion is not done, or a retry is.
 
     """
