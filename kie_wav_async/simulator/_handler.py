@@ -33,8 +33,8 @@ from kie_wav_async.simulator._replies import (
     UNAUTHORIZED,
     Reply,
     changed,
-    parse_range,
     replacement,
+    send_file,
 )
 from kie_wav_async.simulator._script import Script, parts_of
 from kie_wav_async.simulator._service import Payload, Service, Settings, Task
@@ -49,7 +49,6 @@ _ROUTES: Final[dict[tuple[str, str], Endpoint]] = {
     ("GET", "/api/v1/chat/credit"): "credits",
 }
 _FILE: Final = re.compile(r"/([st])/([0-9a-f]{32})\.wav")
-_CHUNK: Final = 256 * 1024
 
 
 class _GoneError(Exception):
@@ -420,46 +419,17 @@ class Handler:
         if status != HTTPStatus.OK or task is None:
             return self._respond(request, Reply(status=status, content_type="text/plain"))
         cut = _first(after, {"cut"})
-        return await self._send_file(
+        tone = self.service.tone(task.music_task_id, task.audio_id)
+        response = await send_file(
             request,
-            task,
+            tone,
+            memoryview(self._tones.get(tone)) if request.method == "GET" else None,
+            modified=formatdate(self.service.unix_s(task.done_at), usegmt=True),
             ranges=not _first(before, {"no-ranges"}),
             limit=None if cut is None else cut.size or 0,
         )
-
-    async def _send_file(
-        self, request: web.BaseRequest, task: Task, *, ranges: bool, limit: int | None
-    ) -> web.StreamResponse:
-        """Send a file or one range of it; hang up after `limit` bytes of the body."""
-        service = self.service
-        tone = service.tone(task.music_task_id, task.audio_id)
-        modified = formatdate(service.unix_s(task.done_at), usegmt=True)
-        headers = {
-            "Content-Type": "audio/wav",
-            "ETag": tone.etag,
-            "Last-Modified": modified,
-            "Server": "cloudflare",
-        }
-        first, last, status = 0, tone.size - 1, HTTPStatus.OK
-        if ranges:
-            headers["Accept-Ranges"] = "bytes"
-            if request.headers.get("If-Range", tone.etag) in {tone.etag, modified}:
-                first, last, status = parse_range(request.headers.get("Range"), tone.size)
-        if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            headers["Content-Range"] = f"bytes */{tone.size}"
-            return web.Response(status=status, headers=headers)
-        if status == HTTPStatus.PARTIAL_CONTENT:
-            headers["Content-Range"] = f"bytes {first}-{last}/{tone.size}"
-        response = web.StreamResponse(status=status, headers=headers)
-        response.content_length = last - first + 1
-        await response.prepare(request)
-        if request.method == "GET":
-            end = last + 1 if limit is None else min(last + 1, first + limit)
-            file = memoryview(self._tones.get(tone))
-            for start in range(first, end, _CHUNK):
-                await response.write(file[start : min(start + _CHUNK, end)])
-            if limit is not None:
-                raise _GoneError
+        if cut is not None and response.prepared and request.method == "GET":
+            raise _GoneError
         return response
 
     # Control

@@ -10,10 +10,12 @@ from http import HTTPStatus
 from typing import Final
 
 import attrs
+from aiohttp import web
 
 from kie_wav_async.simulator._faults import Fault
 from kie_wav_async.simulator._script import parts_of, shape
 from kie_wav_async.simulator._service import Payload, envelope
+from kie_wav_async.simulator._wav import Tone
 
 UNAUTHORIZED: Final = {"code": 401, "msg": "You do not have access permissions"}
 NOT_FOUND: Final = {"status": 404, "error": "Not Found", "message": "No message available"}
@@ -22,6 +24,7 @@ ENDERS: Final = frozenset({"reset", "hangup", "stall"})
 REPLACERS: Final = frozenset({"code", "html", "body", "redirect"})
 _ELSEWHERE: Final = ENDERS | {"slow", "cut", "truncated"}
 
+_CHUNK: Final = 256 * 1024
 _RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)")
 
 
@@ -133,3 +136,50 @@ def parse_range(header: str | None, size: int) -> tuple[int, int, HTTPStatus]:
     if first >= size:
         return 0, 0, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
     return first, last, HTTPStatus.PARTIAL_CONTENT
+
+
+async def send_file(
+    request: web.BaseRequest,
+    tone: Tone,
+    file: memoryview | None,
+    *,
+    modified: str,
+    ranges: bool,
+    limit: int | None,
+) -> web.StreamResponse:
+    """
+    Send a file, or the one range of it that is asked for.
+
+    Args:
+        request: Who asks.
+        tone: What the file holds.
+        file: Its bytes; `None`: the headers alone are wanted.
+        modified: When it was made, as an HTTP date.
+        ranges: `False`: ranges are not known.
+        limit: Stop after so many bytes of the body.
+
+    """
+    headers = {
+        "Content-Type": "audio/wav",
+        "ETag": tone.etag,
+        "Last-Modified": modified,
+        "Server": "cloudflare",
+    }
+    first, last, status = 0, tone.size - 1, HTTPStatus.OK
+    if ranges:
+        headers["Accept-Ranges"] = "bytes"
+        if request.headers.get("If-Range", tone.etag) in {tone.etag, modified}:
+            first, last, status = parse_range(request.headers.get("Range"), tone.size)
+    if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+        headers["Content-Range"] = f"bytes */{tone.size}"
+        return web.Response(status=status, headers=headers)
+    if status == HTTPStatus.PARTIAL_CONTENT:
+        headers["Content-Range"] = f"bytes {first}-{last}/{tone.size}"
+    response = web.StreamResponse(status=status, headers=headers)
+    response.content_length = last - first + 1
+    await response.prepare(request)
+    if file is not None:
+        end = last + 1 if limit is None else min(last + 1, first + limit)
+        for start in range(first, end, _CHUNK):
+            await response.write(file[start : min(start + _CHUNK, end)])
+    return response
