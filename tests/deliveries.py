@@ -12,7 +12,7 @@ import asyncio
 import itertools
 import logging
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import attrs
 from yarl import URL
@@ -24,6 +24,7 @@ from kie_wav_async.testing import FakeClock, SignedCallback, failed, signed_call
 
 if TYPE_CHECKING:
     from fakes import Task
+    from kie_wav_async import Conversion
 
 SECRET = "whsec-0123456789abcdef"
 ADDRESS = "https://example.com/kie/callback?from=kie"
@@ -138,7 +139,7 @@ class World:
         self.session._desk.chance = lambda: 0.5
         self.run(self.session.__aenter__())
 
-    def __enter__(self) -> World:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -180,6 +181,14 @@ class World:
         self.run(self.clock.settle())
         return task
 
+    def attach(self, task_id: str) -> Conversion:
+        """Follow a task."""
+
+        async def attach() -> Conversion:
+            return self.session.attach(task_id)
+
+        return self.run(attach())
+
     def deliver(self, callback: SignedCallback, query: str | bytes = ""):
         """Deliver and return the verdict, or the error of ours that was raised."""
         try:
@@ -191,9 +200,7 @@ class World:
         """Return a callback signed now; *url* is the genuine one unless given."""
         url = file_of(task_id) if url == "" else url
         now = self.clock.time()
-        return signed_callback(
-            task_id, url, **{"key": SECRET, "now_unix_s": now, **fields}
-        )  # fmt: skip
+        return signed_callback(task_id, url, **{"key": SECRET, "now_unix_s": now, **fields})
 
     # --- looking at it ------------------------------------------------------------------
 

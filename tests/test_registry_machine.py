@@ -27,6 +27,7 @@ from kie_wav_async.errors import (
 )
 
 REMEMBERED = 2
+ENDED_REMEMBERED = 3
 TRACKS = [Track("5c79", f"e{number}") for number in range(3)]
 LINK = URL("https://media.invalid/x.wav")
 
@@ -62,13 +63,14 @@ class Attempt:
 class BooksMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.remembered = _registry.REMEMBERED
-        _registry.REMEMBERED = REMEMBERED
+        self.remembered = _registry.REMEMBERED, _registry.ENDED_REMEMBERED
+        _registry.REMEMBERED, _registry.ENDED_REMEMBERED = REMEMBERED, ENDED_REMEMBERED
         self.books: Registry[Entry] = Registry(Entry)
         self.rows: list[Row] = []
         self.occupant: dict[Track, Row] = {}
         self.holder: dict[str, Row] = {}
         self.results: list[Row] = []
+        self.ended: list[str] = []
         self.doubts: dict[str, Attempt] = {}
         self.charged: list[str] = []
         self.count = dict.fromkeys(
@@ -80,7 +82,7 @@ class BooksMachine(RuleBasedStateMachine):
         self.now = 0.0
 
     def teardown(self) -> None:
-        _registry.REMEMBERED = self.remembered
+        _registry.REMEMBERED, _registry.ENDED_REMEMBERED = self.remembered
 
     # --- how the model finds its way ------------------------------------------------------
 
@@ -110,6 +112,9 @@ class BooksMachine(RuleBasedStateMachine):
             del self.occupant[row.track]
         if self.holder.get(row.task_id) is row:
             del self.holder[row.task_id]
+        if row.task_id and phase != "TIMED_OUT":
+            self.ended = [old for old in self.ended if old != row.task_id] + [row.task_id]
+            self.ended = self.ended[-ENDED_REMEMBERED:]
         if phase == "SUCCEEDED" and row.track is not None:
             self.results = [old for old in self.results if old.track != row.track] + [row]
             self.results = self.results[-REMEMBERED:]
@@ -348,6 +353,7 @@ class BooksMachine(RuleBasedStateMachine):
         has_file=st.booleans(),
         audio_id=st.sampled_from([None, "e0", "e1"]),
         settled_by=st.sampled_from(["poll", "callback"]),
+        is_hint=st.booleans(),
     )
     def observe(
         self,
@@ -357,6 +363,7 @@ class BooksMachine(RuleBasedStateMachine):
         settled_by: str,
         *,
         has_file: bool,
+        is_hint: bool,
     ) -> None:
         row = self.pick(data, "ACCEPTED")
         record = None
@@ -367,12 +374,12 @@ class BooksMachine(RuleBasedStateMachine):
                 wav_url=LINK if has_file else None,
                 audio_id=audio_id,
             )
-        has_settled = self.books.observe(row.entry, record, self.now, settled_by)
+        has_settled = self.books.observe(row.entry, record, self.now, settled_by, is_hint=is_hint)
         if row.phase != "ACCEPTED":
             assert not has_settled
             self.duplicates += state in {TaskState.SUCCEEDED, TaskState.FAILED}
             return
-        error = self.judge(row, state, audio_id, has_file=has_file)
+        error = self.judge(row, state, audio_id, has_file=has_file, is_hint=is_hint)
         if error is not None:
             self.count["failed"] += 1
             self.end(row, "FAILED", error)
@@ -382,10 +389,16 @@ class BooksMachine(RuleBasedStateMachine):
         assert has_settled is (row.phase != "ACCEPTED")
 
     def judge(
-        self, row: Row, state: TaskState | None, audio_id: str | None, *, has_file: bool
+        self,
+        row: Row,
+        state: TaskState | None,
+        audio_id: str | None,
+        *,
+        has_file: bool,
+        is_hint: bool,
     ) -> type | None:
         if state is None:
-            row.misses += 1
+            row.misses += not is_hint
             is_old = self.now - row.accepted_at >= 60.0
             is_gone = row.misses >= 3 if row.origin == "ATTACHED" else is_old
             return NotFoundError if is_gone else None
@@ -394,7 +407,7 @@ class BooksMachine(RuleBasedStateMachine):
         if row.origin == "ADOPTED" and None not in {own, audio_id} and own != audio_id:
             return AlreadyExistsError
         if state is TaskState.SUCCEEDED and not has_file:
-            row.bare += 1
+            row.bare += not is_hint
             return ConversionFailedError if row.bare == 3 else None
         return ConversionFailedError if state is TaskState.FAILED else None
 
@@ -475,6 +488,7 @@ class BooksMachine(RuleBasedStateMachine):
         for row in self.rows:
             holder = self.holder.get(row.task_id)
             assert entry_of(holder) is self.books.find_task(row.task_id)
+            assert self.books.has_ended(row.task_id) is (row.task_id in self.ended)
             assert self.books.is_in_doubt(row.entry) is bool(self.doubts_of(row.track))
         assert [*self.doubts] == [doubt.attempt_id for doubt in self.books.unknown_submits()]
         for name in self.doubts:
