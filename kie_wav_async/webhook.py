@@ -20,6 +20,7 @@ Source: docs.kie.ai, "Convert to WAV Callbacks".
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import traceback
@@ -329,8 +330,10 @@ async def _refuse(request: web.BaseRequest, answer: _Answer) -> web.StreamRespon
     if request.content.is_eof():
         return response
     response.force_close()
-    await response.prepare(request)
-    await response.write_eof()
+    # The peer may be gone; aiohttp finds that out for itself, and says nothing.
+    with contextlib.suppress(ConnectionError):
+        await response.prepare(request)
+        await response.write_eof()
     # Without this aiohttp would go on reading the body for a while.
     request.protocol.force_close()
     return response
