@@ -210,7 +210,7 @@ class Wire:
         return await self.send(request(self._served.path, headers, body, **how))
 
     async def answer(self) -> Answer:
-        """Return the next answer; one without a body counts as one."""
+        """Return the next answer, also one that only says to go on."""
         while b"\r\n\r\n" not in self._buffer:
             assert await self._receive(), f"closed after {self._buffer!r}"
         head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
@@ -218,11 +218,17 @@ class Wire:
         headers = {
             name.lower(): value.strip() for name, _, value in (x.partition(":") for x in lines)
         }
-        length = int(headers.get("content-length", "0"))
-        while len(self._buffer) < length:
-            assert await self._receive(), f"closed after {self._buffer!r}"
+        code = int(status.split()[1])
+        if code < 200 or "content-length" in headers:
+            length = int(headers.get("content-length", "0"))
+            while len(self._buffer) < length:
+                assert await self._receive(), f"closed after {self._buffer!r}"
+        else:  # It lasts as long as the connection.
+            while await self._receive():
+                pass
+            length = len(self._buffer)
         body, self._buffer = self._buffer[:length], self._buffer[length:]
-        return Answer(int(status.split()[1]), headers, body)
+        return Answer(code, headers, body)
 
     async def is_closed(self) -> bool:
         """Wait for the end of the connection; return false if more comes instead."""

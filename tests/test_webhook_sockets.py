@@ -1,0 +1,587 @@
+"""Callbacks by bare socket: what no well-behaved client sends, and what becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import json
+import logging
+import random
+import socket
+import time
+
+import pytest
+from aiohttp import web
+
+from fakes import FakeService, counted
+from kie_wav_async import webhook
+from kie_wav_async.testing import FakeClock
+from receivers import (
+    PARSERS,
+    PATH,
+    Served,
+    Wire,
+    chunk,
+    embedded,
+    own_server,
+    request,
+    run_aiohttp,
+    until,
+)
+
+LIMIT = 65_536
+
+#: Ends a chunked body.
+LAST = b"0\r\n\r\n"
+
+every_parser = pytest.mark.parametrize("receiver", PARSERS.values(), ids=PARSERS)
+
+
+@contextlib.asynccontextmanager
+async def serving(receiver):
+    """Serve an open session that knows no task."""
+    service = FakeService(FakeClock())
+    async with service.listening() as session, receiver(session) as served:
+        yield service, session, served
+
+
+async def is_served(service: FakeService, served: Served) -> bool:
+    """Return whether a genuine callback is answered as ever."""
+    genuine = service.callback("genuine")
+    async with Wire(served) as wire:
+        await wire.post(genuine.headers, genuine.body)
+        return 200 == (await wire.answer()).status
+
+
+def long_body(length: int) -> bytes:
+    """Return a body of a task, of so many bytes."""
+    body = json.dumps({"taskId": "genuine", "pad": ""}).encode()
+    return body[:-2] + b"x" * (length - len(body)) + body[-2:]
+
+
+# --- headers --------------------------------------------------------------------------------
+
+
+def without(headers, name: str) -> list[tuple[str, str]]:
+    """Return the pairs of *headers* but one."""
+    return [pair for pair in headers.items() if pair[0] != name]
+
+
+TIMESTAMP, SIGNATURE = "X-Webhook-Timestamp", "X-Webhook-Signature"
+FORGED = "A" * 44
+
+#: What is made of the genuine headers, and with what status it may be answered.
+HEADERS = {
+    "as they are": (lambda h: list(h.items()), {200}),
+    "in lower case": (lambda h: [(name.lower(), value) for name, value in h.items()], {200}),
+    "in upper case": (lambda h: [(name.upper(), value) for name, value in h.items()], {200}),
+    "blanks before": (lambda h: [(name, f" \t {value}") for name, value in h.items()], {200}),
+    "forged after": (lambda h: [*h.items(), (SIGNATURE, FORGED)], {401}),
+    "forged before": (lambda h: [(SIGNATURE, FORGED), *h.items()], {401}),
+    "forged after, other case": (lambda h: [*h.items(), (SIGNATURE.upper(), FORGED)], {401}),
+    "forged before, other case": (lambda h: [(SIGNATURE.lower(), FORGED), *h.items()], {401}),
+    "twice the same": (lambda h: [*h.items(), (SIGNATURE.lower(), h[SIGNATURE])], {401}),
+    "two timestamps": (lambda h: [(TIMESTAMP.upper(), "1"), *h.items()], {401}),
+    "the timestamp twice": (lambda h: [*h.items(), (TIMESTAMP, h[TIMESTAMP])], {401}),
+    "empty beside it": (lambda h: [*h.items(), (SIGNATURE, "")], {401}),
+    "joined by a comma": (
+        lambda h: [*without(h, SIGNATURE), (SIGNATURE, f"{h[SIGNATURE]}, {FORGED}")],
+        {401},
+    ),
+    "0xFF in the signature": (
+        lambda h: [*without(h, SIGNATURE), (SIGNATURE, h[SIGNATURE].encode()[:-1] + b"\xff")],
+        {401},
+    ),
+    "all 0xFF": (lambda h: [*without(h, SIGNATURE), (SIGNATURE, b"\xff" * 44)], {401}),
+    "0xFF in the timestamp": (
+        lambda h: [*without(h, TIMESTAMP), (TIMESTAMP, b"\xff" * 10)],
+        {401},
+    ),
+    "0xFF elsewhere": (lambda h: [*h.items(), ("X-Other", b"\xff\xfe")], {200}),
+    # From here on servers may differ: some refuse by themselves, or pass on more.
+    "blanks behind": (
+        lambda h: [(name, f"{value} \t ") for name, value in h.items()],
+        {200, 401},
+    ),
+    "a folded signature": (
+        lambda h: [*without(h, SIGNATURE), (SIGNATURE, f"{h[SIGNATURE][:20]}\r\n {FORGED[20:]}")],
+        {400, 401},
+    ),
+    "a signature folded at its end": (
+        lambda h: [*without(h, SIGNATURE), (SIGNATURE, f"{h[SIGNATURE]}\r\n {FORGED}")],
+        {400, 401},
+    ),
+    "NUL in the signature": (
+        lambda h: [*without(h, SIGNATURE), (SIGNATURE, h[SIGNATURE][:-1] + "\0")],
+        {400, 401},
+    ),
+    "a blank before the colon": (
+        lambda h: [*without(h, SIGNATURE), (f"{SIGNATURE} ", h[SIGNATURE])],
+        {400, 401},
+    ),
+    "a header of 9 kB": (lambda h: [("X-Long", "x" * 9_000), *h.items()], {200, 400}),
+    "a signature of 9 kB": (
+        lambda h: [*without(h, SIGNATURE), (SIGNATURE, h[SIGNATURE] * 205)],
+        {400, 401},
+    ),
+    "200 headers": (
+        lambda h: [*((f"X-{number}", "x") for number in range(200)), *h.items()],
+        {200, 400},
+    ),
+}
+
+
+@every_parser
+async def test_headers_are_taken_strictly(receiver) -> None:
+    """However the two headers are spelt or doubled, only exactly one of each can be genuine."""
+    answered = {}
+    async with serving(receiver) as (service, session, served):
+        for name, (change, _) in HEADERS.items():
+            genuine = service.callback("genuine")
+            async with Wire(served) as wire:
+                await wire.post(change(genuine.headers), genuine.body)
+                answered[name] = (await wire.answer()).status
+        assert await is_served(service, served)
+        figures = counted(session)
+
+    wrong = {name: status for name, status in answered.items() if status not in HEADERS[name][1]}
+    assert {} == wrong
+    assert list(answered.values()).count(200) + 1 == figures["orphans"]
+
+
+# --- bodies ---------------------------------------------------------------------------------
+
+
+@every_parser
+@pytest.mark.parametrize("in_chunks", [False, True], ids=["with a length", "in chunks"])
+async def test_the_longest_body(receiver, in_chunks) -> None:
+    """65,536 bytes are taken, and one more is refused, however they are sent."""
+    statuses = []
+    async with serving(receiver) as (service, _, served):
+        for length in (LIMIT, LIMIT + 1):
+            headers = dict(service.callback("genuine").headers)
+            body = long_body(length)
+            assert length == len(body)
+            async with Wire(served) as wire:
+                if in_chunks:
+                    headers["Transfer-Encoding"] = "chunked"
+                    await wire.post(headers, length=-1)
+                    for start in range(0, length, 1_000):
+                        await wire.send(chunk(body[start : start + 1_000]))
+                    await wire.send(LAST)
+                else:
+                    await wire.post(headers, body)
+                statuses.append((await wire.answer()).status)
+
+    assert [200, 413] == statuses
+
+
+@every_parser
+async def test_a_long_body_that_is_there_at_once(receiver) -> None:
+    """A chunked body of one byte too many is refused also if it came in one piece."""
+    async with serving(receiver) as (service, _, served), Wire(served) as wire:
+        headers = {**service.callback("genuine").headers, "Transfer-Encoding": "chunked"}
+        head = request(served.path, headers, length=-1)
+        await wire.send(head + chunk(long_body(LIMIT + 1)) + LAST)
+
+        assert 413 == (await wire.answer()).status
+
+
+@every_parser
+async def test_an_endless_body(receiver) -> None:
+    """Whoever sends chunks without end is refused, and cannot go on sending."""
+    async with serving(receiver) as (service, session, served), Wire(served) as wire:
+        headers = {**service.callback("genuine").headers, "Transfer-Encoding": "chunked"}
+        await wire.post(headers, length=-1)
+        sent = 0
+        while await wire.send(chunk(b"x" * 10_000)):
+            sent += 1
+            await asyncio.sleep(0)
+        answer = await wire.answer()
+
+        assert 413 == answer.status
+        assert "close" == answer.headers["connection"]
+        assert await wire.is_closed()
+        assert await is_served(service, served)
+        assert {"orphans": 1} == counted(session)
+
+
+#: Heads of requests that are refused without a look at the body, which never comes.
+REFUSED_BY_HEAD = {
+    "one byte too long": ({}, {"length": LIMIT + 1}, {413}),
+    "1 GB": ({}, {"length": 10**9}, {413}),
+    # More than a 64-bit number: parsers written in C refuse by themselves.
+    "absurdly long": ({}, {"length": 10**30}, {400, 413}),
+    "gzip": ({"Content-Encoding": "gzip"}, {"length": 1_000}, {415}),
+    # aiohttp refuses by itself what it cannot decompress here.
+    "br": ({"content-ENCODING": "br"}, {"length": 1_000}, {400, 415}),
+    "identity": ({"Content-Encoding": "identity"}, {"length": 1_000}, {415}),
+    "no encoding": ({"Content-Encoding": ""}, {"length": 1_000}, {415}),
+    "gzip in chunks": (
+        {"Content-Encoding": "gzip", "Transfer-Encoding": "chunked"},
+        {"length": -1},
+        {415},
+    ),
+    "PUT": ({}, {"length": 1_000, "method": "PUT"}, {405}),
+    "GET": ({}, {"length": 1_000, "method": "GET"}, {405}),
+}
+
+
+@every_parser
+async def test_a_refusal_waits_for_no_body(receiver) -> None:
+    """What is refused by its head is refused at once, and its connection closed."""
+    answered, left_open = {}, []
+    async with serving(receiver) as (service, session, served):
+        for name, (headers, how, _) in REFUSED_BY_HEAD.items():
+            async with Wire(served) as wire:
+                await wire.post({**service.callback("genuine").headers, **headers}, **how)
+                answer = await wire.answer()
+                answered[name] = answer.status
+                if not await wire.is_closed():
+                    left_open.append(name)
+        assert {} == counted(session)
+        assert await is_served(service, served)
+
+    right = {name: statuses for name, (_, _, statuses) in REFUSED_BY_HEAD.items()}
+    assert {} == {name: got for name, got in answered.items() if got not in right[name]}
+    assert [] == left_open
+
+
+@every_parser
+async def test_half_a_body_and_silence(receiver, monkeypatch) -> None:
+    """A body that stops coming is given up after its time, and the connection closed."""
+    monkeypatch.setattr(webhook, "_READ_TIMEOUT_S", 0.0)
+    async with serving(receiver) as (service, session, served):
+        genuine = service.callback("genuine")
+        for how in ({"length": len(genuine.body)}, {"length": -1}):
+            headers = {**genuine.headers}
+            if how["length"] < 0:
+                headers["Transfer-Encoding"] = "chunked"
+            async with Wire(served) as wire:
+                half = genuine.body[:20] if how["length"] > 0 else chunk(genuine.body[:20])
+                await wire.post(headers, half, **how)
+
+                answer = await wire.answer()
+                assert (408, b"") == (answer.status, answer.body)
+                assert await wire.is_closed()
+        assert {} == counted(session)
+
+
+@every_parser
+async def test_a_body_of_nonsense_chunks(receiver) -> None:
+    """A body that breaks off in the middle of its framing is refused, and the connection closed."""
+    async with serving(receiver) as (service, session, served), Wire(served) as wire:
+        headers = {**service.callback("genuine").headers, "Transfer-Encoding": "chunked"}
+        await wire.post(headers, chunk(b"{"), length=-1)
+        await wire.send(b"nonsense\r\n\r\n")
+
+        # The server may give up without a word.
+        with contextlib.suppress(AssertionError):
+            assert 400 == (await wire.answer()).status
+        assert await wire.is_closed()
+        assert "orphans" not in counted(session)
+        assert await is_served(service, served)
+
+
+@every_parser
+async def test_a_client_that_leaves_half_way(receiver, caplog) -> None:
+    """Clients that go away with half a body sent leave nothing behind, and no line in the log."""
+    async with serving(receiver) as (service, session, served):
+        genuine = service.callback("genuine")
+        for _ in range(webhook._MAX_READS):
+            async with Wire(served) as wire:
+                await asking(wire, genuine)
+                await wire.send(genuine.body[:20])
+        # Each of them was read from; the next would be refused if one still were.
+        async with asyncio.timeout(20.0):
+            while not await is_served(service, served):
+                pass
+        figures = counted(session)
+
+    assert {"orphans"} == set(figures)
+    assert [] == [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def asking(wire: Wire, delivery, **headers: str) -> None:
+    """Send a head that asks before the body is sent, and wait until it is being read."""
+    given = {**delivery.headers, "Expect": "100-continue", **headers}
+    await wire.post(given, length=len(delivery.body))
+    answer = await wire.answer()
+    assert 100 == answer.status, answer
+
+
+# --- many at a time -------------------------------------------------------------------------
+
+
+@every_parser
+async def test_the_65th_reader(receiver) -> None:
+    """While 64 bodies are being read the next request is refused at once, and not after."""
+    async with contextlib.AsyncExitStack() as stack:
+        service, session, served = await stack.enter_async_context(serving(receiver))
+        genuine = service.callback("genuine")
+        readers = []
+        for _ in range(64):
+            wire = await stack.enter_async_context(Wire(served))
+            await asking(wire, genuine)
+            readers.append(wire)
+
+        for body in (b"", genuine.body):
+            async with Wire(served) as wire:
+                await wire.post(genuine.headers, body, length=len(genuine.body))
+                answer = await wire.answer()
+                assert (503, b"") == (answer.status, answer.body)
+                if not body:
+                    assert await wire.is_closed()
+        async with Wire(served) as wire:
+            await wire.post(genuine.headers, method="GET")
+            assert 405 == (await wire.answer()).status
+        assert {} == counted(session)
+
+        await readers[0].send(genuine.body)
+        assert 200 == (await readers[0].answer()).status
+        assert await is_served(service, served)
+        for wire in readers[1:]:
+            await wire.send(genuine.body)
+            assert 200 == (await wire.answer()).status
+        assert {"orphans": 65} == counted(session)
+
+
+# --- asking first, one after the other ------------------------------------------------------
+
+
+@every_parser
+async def test_a_body_is_asked_for_only_if_it_is_wanted(receiver) -> None:
+    """Who asks before sending the body is told to go on, unless the head is refused already."""
+    async with serving(receiver) as (service, _, served):
+        genuine = service.callback("genuine")
+        async with Wire(served) as wire:
+            await asking(wire, genuine)
+            await wire.send(genuine.body)
+            assert 200 == (await wire.answer()).status
+        for headers, how, status in (
+            ({}, {"length": LIMIT + 1}, 413),
+            ({"Content-Encoding": "gzip"}, {"length": 10}, 415),
+            ({}, {"length": 10, "method": "PUT"}, 405),
+        ):
+            async with Wire(served) as wire:
+                await wire.post(
+                    {**genuine.headers, **headers, "Expect": "100-continue"}, b"", **how
+                )
+                assert status == (await wire.answer()).status
+                assert await wire.is_closed()
+
+
+@every_parser
+async def test_an_expectation_nobody_knows(receiver) -> None:
+    """Any other expectation is passed over."""
+    async with serving(receiver) as (service, _, served), Wire(served) as wire:
+        genuine = service.callback("genuine")
+        await wire.post({**genuine.headers, "Expect": "the unexpected"}, genuine.body)
+        assert 200 == (await wire.answer()).status
+
+
+@every_parser
+async def test_one_after_the_other(receiver) -> None:
+    """Requests sent in one piece are answered each for itself, in order."""
+    async with serving(receiver) as (service, session, served), Wire(served) as wire:
+        genuine, forged = service.callback("genuine"), service.callback("x", key="z" * 20)
+        pieces = [
+            request(served.path, delivery.headers, delivery.body)
+            for delivery in (genuine, forged, genuine, forged, genuine)
+        ]
+        await wire.send(b"".join(pieces))
+
+        assert [200, 401, 200, 401, 200] == [(await wire.answer()).status for _ in pieces]
+        assert {"orphans": 3, "refused_callbacks": 2} == counted(session)
+
+
+@every_parser
+async def test_nothing_is_taken_after_a_refusal(receiver) -> None:
+    """What follows a request whose body was refused is not taken for another request."""
+    async with serving(receiver) as (service, session, served), Wire(served) as wire:
+        genuine = service.callback("genuine")
+        inner = request(served.path, genuine.headers, genuine.body)
+        # All but the last byte of the refused body has the shape of a request.
+        await wire.post({"Content-Encoding": "gzip"}, inner, length=len(inner) + 1, method="POST")
+        assert 415 == (await wire.answer()).status
+        assert await wire.is_closed()
+        assert {} == counted(session)
+
+
+# --- closing half way -----------------------------------------------------------------------
+
+
+@every_parser
+async def test_a_session_that_closes_half_way(receiver) -> None:
+    """A body that ends after the session was closed is answered 503."""
+    service = FakeService(FakeClock())
+    session = service.listening()
+    genuine = service.callback("genuine")
+    async with receiver(session) as served, Wire(served) as wire:
+        async with session:
+            await asking(wire, genuine)
+            await wire.send(genuine.body[:20])
+        await wire.send(genuine.body[20:])
+
+        assert 503 == (await wire.answer()).status
+
+    assert {} == counted(session)
+
+
+async def test_a_server_that_stops_half_way(monkeypatch) -> None:
+    """Our own server stops although a body is still to come, and drops its connection."""
+    monkeypatch.setattr(webhook, "_SHUTDOWN_TIMEOUT_S", 0.01)
+    async with contextlib.AsyncExitStack() as stack:
+        async with serving(own_server) as (service, session, served):
+            genuine = service.callback("genuine")
+            wire = await stack.enter_async_context(Wire(served))
+            await asking(wire, genuine)
+            await wire.send(genuine.body[:20])
+            idle = await stack.enter_async_context(Wire(served))
+            await idle.post(genuine.headers, genuine.body)
+            assert 200 == (await idle.answer()).status
+
+        assert await wire.is_closed()
+        assert await idle.is_closed()
+        assert {"orphans": 1} == counted(session)
+
+
+async def test_headers_that_never_end(monkeypatch) -> None:
+    """Our own server drops who holds back the end of the headers, or says nothing at all."""
+    monkeypatch.setattr(webhook, "_IDLE_TIMEOUT_S", 0.01)
+    async with serving(own_server) as (_, _, served):
+        for sent in (b"", b"POST / HTTP/1.1\r\nHost: h\r\nX-Slow: "):
+            async with Wire(served) as wire:
+                await wire.send(sent)
+                assert await wire.is_closed()
+
+
+# --- what is logged -------------------------------------------------------------------------
+
+
+@every_parser
+async def test_nothing_of_a_request_is_logged(receiver, caplog) -> None:
+    """Neither query nor headers nor body of any request reach a line of our log."""
+    caplog.set_level(logging.DEBUG)
+    planted = "PLANTED-IN-A-REQUEST"
+    async with serving(receiver) as (service, _, served):
+        genuine = service.callback("genuine")
+        for headers, body, how in (
+            ({"X-Planted": planted}, genuine.body, {}),
+            ({**genuine.headers, "X-Planted": planted}, genuine.body, {}),
+            ({**genuine.headers, SIGNATURE: planted}, genuine.body, {}),
+            ({**genuine.headers, TIMESTAMP: planted}, genuine.body, {}),
+            (genuine.headers, planted.encode(), {}),
+            (genuine.headers, b'{"taskId": "PLANTED-IN-A-REQUEST"}', {}),
+            ({"Content-Encoding": planted}, planted.encode(), {}),
+            ({}, planted.encode(), {"method": "PUT"}),
+            ({}, planted.encode(), {"length": LIMIT + 1}),
+            ({}, planted.encode(), {"method": planted}),
+            ({"X-Planted": planted * 500}, b"", {}),
+            ({"X-Planted": f"{planted}\0"}, b"", {}),
+            ({"X-Planted": f"x\r\n {planted}"}, b"", {}),
+            ({f"{planted} ": "x"}, b"", {}),
+            ({"Transfer-Encoding": "chunked"}, f"{planted}\r\n".encode(), {"length": -1}),
+        ):
+            async with Wire(served) as wire:
+                await wire.post(headers, body, query=f"attempt={planted}", **how)
+                with contextlib.suppress(AssertionError):
+                    await wire.answer()
+
+    # What another server's own loggers say is that server's affair.
+    ours = None if receiver is own_server else "kie_wav_async"
+    records = [record for record in caplog.records if ours in {None, record.name}]
+    assert records
+    formatter = logging.Formatter()
+    assert [] == [text for text in map(formatter.format, records) if planted in text]
+
+
+# --- a bomb ---------------------------------------------------------------------------------
+
+#: 64 kB that become 12.8 MB.
+NOISE = random.Random(1).randbytes(51_000)  # noqa: S311 - nothing is secret about noise
+BOMB = gzip.compress(NOISE + bytes(12_800_000), mtime=0)
+
+
+def throw(served: Served) -> None:
+    """Send the bomb and wait for the answer."""
+    with socket.create_connection(("127.0.0.1", served.port)) as sock:
+        sock.settimeout(20.0)
+        sock.sendall(request(served.path, {"Content-Encoding": "gzip"}, BOMB))
+        with contextlib.suppress(ConnectionError):
+            sock.recv(1_000)
+
+
+async def longest_stall(served: Served) -> float:
+    """Return for how long the loop stood still while a bomb arrived: the best of five, in s."""
+    best = float("inf")
+    for _ in range(5):
+        thrown = asyncio.create_task(asyncio.to_thread(throw, served))
+        worst, before = 0.0, time.perf_counter()
+        while not thrown.done():
+            await asyncio.sleep(0)
+            now = time.perf_counter()
+            worst, before = max(worst, now - before), now
+        await thrown
+        best = min(best, worst)
+    return best
+
+
+async def test_a_bomb_goes_off_nowhere(record_property) -> None:
+    """A body of 200 times its size stalls our server a fifth as long at most as one that reads."""
+
+    async def read(call: web.Request) -> web.Response:
+        return web.Response(text=str(len(await call.read())))
+
+    assert len(BOMB) * 200 < len(NOISE) + 12_800_000
+    app = web.Application(client_max_size=2**30)
+    app.router.add_post(PATH, read)
+    async with (
+        serving(own_server) as (service, _, served),
+        run_aiohttp(app) as reading,
+    ):
+        # The loop of the tests is in debug mode, which measures each turn.
+        asyncio.get_running_loop().set_debug(False)
+        ours, theirs = await longest_stall(served), await longest_stall(reading)
+        record_property("stall_ms", {"ours": ours * 1e3, "one that reads": theirs * 1e3})
+
+        assert await is_served(service, served)
+
+    assert ours * 5 < theirs
+
+
+async def test_an_application_of_ones_own_may_leave_bodies_as_they_are() -> None:
+    """The route works in an application that was told not to decompress."""
+    service = FakeService(FakeClock())
+    app = web.Application()
+    async with service.listening() as session:
+        webhook.add_callback_route(app, session)
+        async with run_aiohttp(app, auto_decompress=False) as served:
+            assert await is_served(service, served)
+            async with Wire(served) as wire:
+                await wire.post({"Content-Encoding": "gzip"}, b"no gzip")
+                assert 415 == (await wire.answer()).status
+
+
+async def test_a_broken_encoding_is_refused_as_such() -> None:
+    """A body that is not what its encoding says is answered 415 all the same."""
+    async with serving(embedded) as (service, _, served):
+        async with Wire(served) as wire:
+            await wire.post({"Content-Encoding": "gzip"}, b"no gzip")
+            assert 415 == (await wire.answer()).status
+        assert await is_served(service, served)
+
+
+async def test_readers_are_counted_per_route() -> None:
+    """Two routes of one session each have their 64 readers."""
+    async with contextlib.AsyncExitStack() as stack:
+        service, session, served = await stack.enter_async_context(serving(own_server))
+        other = await stack.enter_async_context(own_server(session))
+        genuine = service.callback("genuine")
+        for _ in range(64):
+            await asking(await stack.enter_async_context(Wire(served)), genuine)
+
+        assert not await is_served(service, served)
+        assert await is_served(service, other)
+        await until(lambda: counted(session)["orphans"] == 1)
