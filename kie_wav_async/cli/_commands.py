@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import click
+from click.core import ParameterSource
 
 from kie_wav_async import TaskState
 from kie_wav_async import __version__ as version
+from kie_wav_async.cli._attack import run_attack
 from kie_wav_async.cli._convert import run_convert
 from kie_wav_async.cli._demo import run_demo
 from kie_wav_async.cli._listen import read_address
@@ -130,14 +132,36 @@ def cli() -> None:
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for the WAV files.  [default: a new kie-wav-demo]",
 )
+@click.option(
+    "--attack",
+    is_flag=True,
+    help="Attack a receiver of callbacks instead, in every way, and show what came of it.",
+)
 @_json_option
-def demo(tracks: int, out: Path | None, *, as_json: bool) -> int:
+@click.pass_context
+def demo(
+    context: click.Context, tracks: int, out: Path | None, *, attack: bool, as_json: bool
+) -> int:
     """
     Convert some tracks at a simulated KIE, and save them.
 
-    Needs no key and no network, and costs nothing.
+    It loses every second callback, so that one half is settled by callback and
+    the other by polling. Needs no key and no network, and costs nothing.
+
+    With --attack nothing is saved. It exits with 1 if an attack got anything.
     """
-    return _run(run_demo(tracks, out, as_json=as_json), as_json=as_json)
+    if not attack:
+        return _run(run_demo(tracks, out, as_json=as_json), as_json=as_json)
+    given = {
+        f"--{name}"
+        for name in ("tracks", "out")
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    if given:
+        names = " and ".join(sorted(given))
+        msg = f"--attack saves nothing and has tracks of its own: leave {names} out"
+        raise click.UsageError(msg)
+    return _run(run_attack(as_json=as_json), as_json=as_json)
 
 
 @cli.command()

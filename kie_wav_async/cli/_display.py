@@ -175,3 +175,25 @@ class DemoDisplay(_Display):
     def seconds_of(self, task_id: str) -> float | None:
         """Return the seconds from the acceptance of a task to its result."""
         return self._seconds.get(task_id)
+
+
+class AttackDisplay(_Display):
+    """How many attacks are over."""
+
+    def __init__(self, count: int) -> None:
+        """Show nothing yet."""
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._line = self._progress.add_task("attacked", total=count)
+
+    def tell_attacked(self) -> None:
+        """Count one more attack."""
+        self._progress.advance(self._line)
