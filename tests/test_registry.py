@@ -839,6 +839,116 @@ class TestMemory:
 
         assert books.find_result(TRACK) is good
 
+    def test_ten_thousand_ended_tasks_are_remembered(self) -> None:
+        """The books remember the ids of as many tasks that ended as they say."""
+        assert 10_000 == _registry.ENDED_REMEMBERED
+
+    def test_a_task_has_ended_once_its_conversion_has(self, books: Books) -> None:
+        """A task is known to have ended when it succeeded or failed here, and not before."""
+        good = accepted(books)
+        bad = accepted(books, OTHER, "t2")
+        assert not books.has_ended("t1")
+        assert not books.has_ended("t2")
+        assert books.observe(good, record(wav_url=LINK), 130.0, "callback")
+        assert (True, False) == (books.has_ended("t1"), books.has_ended("t2"))
+        assert books.observe(bad, record(TaskState.FAILED), 130.0, "poll")
+        assert (True, True) == (books.has_ended("t1"), books.has_ended("t2"))
+        assert not books.has_ended("t3")
+        assert not books.has_ended("")
+
+    def test_an_attached_task_ends_like_any_other(self, books: Books) -> None:
+        """An attached task without a track is remembered by its id when it ends."""
+        entry = books.attach("t1", None, 100.0)
+        books.observe(entry, record(wav_url=LINK), 130.0, "poll")
+
+        assert books.has_ended("t1")
+
+    def test_a_task_that_timed_out_has_not_ended(self, books: Books) -> None:
+        """A task that we only stopped waiting for may still finish, so it is not over."""
+        books.time_out(accepted(books), 900.0)
+
+        assert not books.has_ended("t1")
+
+    def test_a_submit_without_a_task_leaves_no_id(self, books: Books) -> None:
+        """A submit that was refused or withdrawn has no task that could have ended."""
+        books.refuse(sending(books), KieWavError("no"))
+        books.withdraw(queued(books, OTHER), KieWavError("nobody waited"))
+
+        assert not books.has_ended("")
+
+    def test_the_latest_ended_tasks_are_remembered(
+        self, books: Books, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """When more tasks ended than are remembered, the first to have ended is forgotten."""
+        monkeypatch.setattr(_registry, "ENDED_REMEMBERED", 2)
+        for number in range(3):
+            succeeded(books, Track("5c79", f"e{number}"), f"t{number}")
+
+        assert [False, True, True] == [books.has_ended(f"t{number}") for number in range(3)]
+
+    def test_a_task_that_ended_again_is_the_latest(
+        self, books: Books, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A task that was attached again and ended again is remembered as new."""
+        monkeypatch.setattr(_registry, "ENDED_REMEMBERED", 2)
+        succeeded(books, TRACK, "t1")
+        succeeded(books, OTHER, "t2")
+        entry = books.attach("t1", None, 200.0)
+        assert books.find_task("t1") is entry
+        books.observe(entry, record(wav_url=LINK), 230.0, "poll")
+        succeeded(books, Track("5c79", "e3"), "t3")
+
+        assert [True, False, True] == [books.has_ended(f"t{number}") for number in (1, 2, 3)]
+
+    def test_ended_tasks_are_bounded(self, books: Books) -> None:
+        """However many tasks end, the ids of 10,000 are kept."""
+        for number in range(10_002):
+            entry = books.attach(f"t{number}", None, 0.0)
+            books.observe(entry, record(TaskState.FAILED), 1.0, "poll")
+
+        assert 10_000 == len(books._ended_tasks)
+        assert [False, False, True] == [books.has_ended(f"t{number}") for number in range(3)]
+
+
+class TestHints:
+    def test_a_hint_without_a_record_is_no_miss(self, books: Books) -> None:
+        """A poll that a callback caused does not count among the three an attached task has."""
+        entry = books.attach("t1", None, 0.0)
+        for _ in range(9):
+            assert not books.observe(entry, None, 1.0, "poll", is_hint=True)
+        for _ in range(2):
+            assert not books.observe(entry, None, 1.0, "poll")
+        assert not books.observe(entry, None, 1.0, "poll", is_hint=True)
+        assert books.observe(entry, None, 1.0, "poll")
+        assert isinstance(entry.outcome, NotFoundError)
+
+    def test_a_hint_without_a_file_is_no_bare_success(self, books: Books) -> None:
+        """A poll that a callback caused does not count among the three that may name no file."""
+        entry = accepted(books)
+        for _ in range(9):
+            assert not books.observe(entry, record(), 130.0, "poll", is_hint=True)
+        for _ in range(2):
+            assert not books.observe(entry, record(), 130.0, "poll")
+        assert not books.observe(entry, record(), 130.0, "poll", is_hint=True)
+        assert books.observe(entry, record(), 130.0, "poll")
+        assert isinstance(entry.outcome, ConversionFailedError)
+
+    def test_a_hint_with_news_settles(self, books: Books) -> None:
+        """A poll that a callback caused settles like any other if it brings news."""
+        assert books.observe(accepted(books), record(wav_url=LINK), 130.0, "poll", is_hint=True)
+        bad = accepted(books, OTHER, "t2")
+        assert books.observe(bad, record(TaskState.FAILED), 130.0, "poll", is_hint=True)
+
+    def test_a_hint_sees_that_a_record_came_back(self, books: Books) -> None:
+        """A record that a callback made us find ends the row of misses."""
+        entry = books.attach("t1", None, 0.0)
+        for _ in range(2):
+            books.observe(entry, None, 1.0, "poll")
+        books.observe(entry, PENDING, 1.0, "poll", is_hint=True)
+        for _ in range(2):
+            assert not books.observe(entry, None, 1.0, "poll")
+        assert books.observe(entry, None, 1.0, "poll")
+
 
 def _lose_and_find(books: Books, track: Track, name: str) -> None:
     unknown(books, track, f"a{name}")
