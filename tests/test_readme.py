@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import importlib.util
 import inspect
 import os
@@ -68,7 +69,7 @@ def first_column(title: str) -> list[str]:
 
 PYTHON = blocks("python")
 SH = blocks("sh")
-SERVICE, CATALOG, UNKNOWN = PYTHON[:3]
+SERVICE, CATALOG, CALLBACKS, UNKNOWN = PYTHON[:4]
 
 
 def run(source: str, **names: object) -> dict[str, Any]:
@@ -103,18 +104,26 @@ def example(name: str) -> ModuleType:
     return module
 
 
-async def ask(app: web.Application, path: str) -> tuple[int, dict[str, Any]]:
-    """Serve *app* for one request."""
+@contextlib.asynccontextmanager
+async def serve(app: web.Application) -> AsyncIterator[str]:
+    """Serve *app* and give its address."""
     runner = web.AppRunner(app)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}{path}"
-        async with aiohttp.ClientSession() as http, http.get(url) as got:
-            return got.status, await got.json()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
+
+
+async def ask(app: web.Application, path: str) -> tuple[int, dict[str, Any]]:
+    """Serve *app* for one request."""
+    async with (
+        serve(app) as url,
+        aiohttp.ClientSession() as http,
+        http.get(url + path) as got,
+    ):
+        return got.status, await got.json()
 
 
 # --- code -------------------------------------------------------------------------------------
@@ -140,6 +149,20 @@ async def test_the_service_serves(kie: Simulator) -> None:
 
     assert (200, 1) == (status, kie.charges)
     assert told["url"].startswith(f"{kie.base_url}/s/")
+
+
+async def test_the_callback_route_takes_callbacks(kie: Simulator) -> None:
+    """The README's route takes a genuine callback, and none that is signed with another key."""
+    assert kie.base_url
+    key = re.findall(r'webhook_keys="([^"]+)"', CALLBACKS)[0]
+    statuses = []
+    async with serve(run(CALLBACKS)["app"]) as url, aiohttp.ClientSession() as http:
+        for one in (key, key.upper()):
+            headers, body = testing.signed_callback("5c79", key=one)
+            async with http.post(f"{url}/kie/callback", data=body, headers=headers) as got:
+                statuses.append(got.status)
+
+    assert [200, 401] == statuses
 
 
 async def test_the_catalog_is_converted(kie: Simulator, capsys: pytest.CaptureFixture[str]) -> None:
