@@ -940,6 +940,62 @@ async def test_attached_task_waits_for_no_callback(clock, service) -> None:
         assert conversion.done()
 
 
+# --- who attaches what he hears of --------------------------------------------------------
+
+
+def attaching(seen: list[WavSession]):
+    """Return a handler that attaches every orphan, in the session put into *seen*."""
+
+    def on_event(event: events.Event) -> None:
+        if isinstance(event, events.CallbackReceived) and event.verdict is ORPHAN:
+            seen[0].attach(event.task_id)
+
+    return on_event
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="of two conversions of one task callbacks and their polls reach the first only, so "
+    "that the one submitted waits for the backstop",
+)
+async def test_submit_whose_task_was_attached_before_the_answer(clock, service) -> None:
+    """A submit settles by its callback also if somebody attached its task before the answer."""
+    service.latency_s = 10.0
+    seen: list[WavSession] = []
+    async with listening(service, on_event=attaching(seen)) as session:
+        seen.append(session)
+        waiting = asyncio.create_task(session.convert(track()))
+        await clock.advance(7.0)
+        assert ORPHAN is await service.callback("task0001").to(session)
+        await clock.advance(3.0)
+        _ = await service.callback("task0001").to(session)
+        await clock.advance(60.0)
+        assert waiting.done()
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="a callback of a task that is followed or has ended is not held against the lost "
+    "submit it names, which is repeated, and charged again",
+)
+async def test_repeat_is_spared_though_the_task_was_attached(clock, service) -> None:
+    """A callback that names a lost submit spares the repeat, whoever follows its task."""
+    service.latency_s = 10.0
+    service.fates.append(LOST_CHARGED)
+    seen: list[WavSession] = []
+    async with listening(
+        service, on_event=attaching(seen), on_unknown=OnUnknown.RESUBMIT
+    ) as session:
+        seen.append(session)
+        waiting = asyncio.create_task(session.convert(track()))
+        await clock.advance(7.0)
+        assert ORPHAN is await service.callback("task0001").to(session)
+        await clock.advance(20.0)
+        _ = await service.callback("task0001").to(session)
+        await clock.run(waiting)
+        assert 1 == service.charged
+
+
 def test_deliveries_bring_back_the_attempt(service) -> None:
     """The callbacks of this file name the attempt that made their task, as the service would."""
     service.create("t1", track(), f"{LISTENING_AT}&attempt={'a' * 32}")
