@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 
-from kie_wav_async import WavSession, errors
+from kie_wav_async import (
+    WavSession,
+    _callback,
+    _hint_limiter,
+    _inbox,
+    _signature,
+    errors,
+    webhook,
+)
 from kie_wav_async.testing import ScriptedTransport, signed_callback
 from kie_wav_async.webhook import CallbackServer
 
@@ -36,8 +44,6 @@ def test_it_links_to_what_exists() -> None:
 
 def test_it_promises_no_more_than_the_limits() -> None:
     """The numbers on the page are those of the code."""
-    from kie_wav_async import _callback, _hint_limiter, _inbox, _signature, webhook  # noqa: PLC0415
-
     assert f"{_signature.TOLERANCE_S:g} s" in PAGE
     assert f"{_callback.MAX_BODY_LENGTH // 1024} KiB" in PAGE
     assert f"kept for {_inbox.KEPT_S / 60:g} minutes" in PAGE
