@@ -56,12 +56,19 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def run_aiohttp(app: web.Application, path: str = PATH, **settings: Any):
-    """Run an aiohttp application."""
+async def run_aiohttp(
+    app: web.Application,
+    path: str = PATH,
+    *,
+    sock: socket.socket | None = None,
+    **settings: Any,
+):
+    """Run an aiohttp application, on a socket of its own or on *sock*."""
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05, **settings)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        sock = socket.create_server(("127.0.0.1", 0)) if sock is None else sock
+        await web.SockSite(runner, sock).start()
         yield Served(runner.addresses[0][1], path)
     finally:
         await runner.cleanup()
@@ -76,13 +83,15 @@ class Uvicorn(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def run_asgi(app: Any, path: str = PATH, *, http: str = "h11"):
-    """Run an ASGI application under uvicorn."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = sock.getsockname()[1]
+async def run_asgi(
+    app: Any, path: str = PATH, *, http: str = "h11", sock: socket.socket | None = None
+):
+    """Run an ASGI application under uvicorn, on a socket of its own or on *sock*."""
+    with socket.create_server(("127.0.0.1", 0)) if sock is None else sock as listener:
+        port = listener.getsockname()[1]
         config = uvicorn.Config(app, http=http, lifespan="on", log_config=None, access_log=False)
         server = Uvicorn(config)
-        serving = asyncio.create_task(server.serve(sockets=[sock]))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             await until(lambda: server.started or serving.done())
             yield Served(port, path)
