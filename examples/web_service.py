@@ -2,6 +2,8 @@
 A web service that converts on request: GET /wav/{music_task_id}/{audio_id}.
 
 Run it with KIE_API_KEY in the environment: python examples/web_service.py
+With KIE_CALLBACK_URL, the address of POST /kie/callback as seen from outside,
+and KIE_WEBHOOK_HMAC_KEY as well, KIE posts the results; else they are polled for.
 
 A request waits 25 s at most. If the WAV is not there by then the answer is 202,
 and the same request made again joins the conversion that is under way.
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from kie_wav_async import Track, WavSession, errors
+from kie_wav_async.webhook import add_callback_route
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -25,7 +28,7 @@ SESSION = web.AppKey("SESSION", WavSession)
 
 async def open_session(app: web.Application) -> AsyncIterator[None]:
     """Keep one session for the life of the service."""
-    async with WavSession() as app[SESSION]:
+    async with app[SESSION]:
         yield
 
 
@@ -67,8 +70,10 @@ def answer(status: int, **facts: str | None) -> web.Response:
 def make_app() -> web.Application:
     """Return the service."""
     app = web.Application()
+    app[SESSION] = WavSession()
     app.cleanup_ctx.append(open_session)
     app.router.add_get("/wav/{music_task_id}/{audio_id}", get_wav)
+    add_callback_route(app, app[SESSION], path="/kie/callback")
     return app
 
 

@@ -158,6 +158,20 @@ async def test_a_service_is_called_back(
     assert 0 == module.session.statistics().in_flight
 
 
+async def test_the_example_service_is_called_back(kie: Simulator, listener: socket.socket) -> None:
+    """The example service receives callbacks if the environment says where."""
+    source = (REPOSITORY / "examples" / "web_service.py").read_text(encoding="utf-8")
+    app = load(source).make_app()
+    async with run_aiohttp(app, sock=listener) as served, aiohttp.ClientSession() as http:
+        told = await ask(http, f"http://127.0.0.1:{served.port}/wav/5c79/e231")
+        await until(lambda: kie.deliveries)
+
+        assert right() == await refusals(served.url)
+
+    assert told["url"].startswith(kie.base_url)
+    assert [200] == [delivery.status for delivery in kie.deliveries]
+
+
 async def test_a_script_is_called_back(
     kie: Simulator, listener: socket.socket, capsys: pytest.CaptureFixture[str]
 ) -> None:
