@@ -180,6 +180,15 @@ def test_the_time_is_the_systems(call, ahead_s, is_fresh, wall_clock):
         assert "stale" == reason_of(call, now_unix_s=None)
 
 
+@BOTH
+def test_a_time_of_nothing_is_a_time(call, wall_clock):
+    """Zero is the first second of Unix time, and not the system's."""
+    assert SIGNED_AT == wall_clock["now"]
+
+    assert "stale" == reason_of(call, now_unix_s=0)
+    assert "stale" == reason_of(call, now_unix_s=0.0)
+
+
 def test_the_wall_clock_is_the_real_one():
     """What is signed now is fresh now, without a word on the time."""
     now = int(time.time())
@@ -284,7 +293,9 @@ def test_a_malformed_header_is_a_refusal(timestamp, signed, expected):
     assert expected == reason_of(verify, timestamp=timestamp, signed=signed)
 
 
-@pytest.mark.parametrize("task_id", ["", "other", f"{TASK_ID}.", f"{TASK_ID}\n", "\ud800"])
+@pytest.mark.parametrize(
+    "task_id", ["", "other", f"{TASK_ID}.", f"{TASK_ID}\n", "\ud800"], ids=short
+)
 def test_another_task_is_not_signed(task_id):
     """A signature is good for the one id it was made of."""
     assert "signature" == reason_of(verify, task_id)
