@@ -17,11 +17,10 @@ import attrs
 import pytest
 
 from kie_wav_async.simulator import ATTACKS, Fault, Simulator
-from kie_wav_async.simulator._loopback import Answer, parse_answer
+from kie_wav_async.simulator._loopback import Answer, _send, parse_answer
 
 ATTEMPT = "0123456789abcdef0123456789abcdef"
 TARGET = f"/kie/callback?x=1&attempt={ATTEMPT}"
-SLOW = {"slow-body", "endless-chunks"}
 
 
 def signature(key, task_id, timestamp):
@@ -64,8 +63,9 @@ class Receiver:
     def __init__(self, answer=b"HTTP/1.1 401 No\r\nContent-Length: 2\r\n\r\nno"):
         self.answer = answer
         self.got = []
-        self.taken = 0
         self.reset = False
+        self.let_go = asyncio.Event()
+        self.let_go.set()
 
     async def __aenter__(self):
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -75,6 +75,7 @@ class Receiver:
         return self
 
     async def __aexit__(self, *exc):
+        self.let_go.set()
         self._server.close()
         await self._server.wait_closed()
 
@@ -92,6 +93,7 @@ class Receiver:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.write(self.answer)
             await writer.drain()
+        await self.let_go.wait()
         writer.close()
 
 
@@ -136,7 +138,7 @@ class Sent:
 
 async def sent_by(kind):
     """Carry one attack out, and tell what it sent."""
-    patience_s = 0.05 if kind in SLOW else 20.0
+    patience_s = 0.3 if kind == "slow-body" else 20.0
     async with called_back() as (kie, task_id, receiver):
         result = await kie.attack(kind, task_id, patience_s=patience_s)
         async with asyncio.timeout(20.0):
@@ -161,11 +163,14 @@ async def test_attack_goes_where_the_callback_goes(kind):
     assert sent.genuine.all("host") == sent.got.all("host")
 
 
-async def test_replay_is_the_genuine_delivery_byte_for_byte():
-    """A replay repeats every byte that was sent."""
-    sent = await sent_by("replay")
+async def test_replay_is_the_genuine_delivery_byte_for_byte(monkeypatch):
+    """A replay repeats every byte that was sent, the timestamp of then as well."""
+    now_s = time.time()
+    async with called_back() as (kie, task_id, receiver):
+        monkeypatch.setattr(time, "time", lambda: now_s + 200)
+        await kie.attack("replay", task_id)
 
-    assert sent.genuine.raw == sent.got.raw
+    assert receiver.got[0].raw == receiver.got[1].raw
 
 
 async def test_forged_without_headers():
@@ -324,7 +329,7 @@ async def test_slow_body():
 
     assert int(length) // 2 == len(sent.got.body)
     assert (None, None) == (sent.result.status, sent.result.body)
-    assert sent.result.took_s >= 0.05
+    assert sent.result.took_s >= 0.3
 
 
 async def test_genuine_of_a_failed_task():
@@ -381,6 +386,33 @@ async def test_answer_before_the_end_is_told():
             result = await kie.attack("endless-chunks", task_id, patience_s=20.0)
 
             assert (413, b"") == (result.status, result.body)
+
+
+async def test_answer_ends_what_is_still_being_sent():
+    """A receiver that answers, reads no more and stays is not waited for."""
+    answer = b"HTTP/1.1 413 Too much\r\nContent-Length: 0\r\n\r\n"
+    async with called_back(answer=answer) as (kie, task_id, receiver):
+        receiver.let_go.clear()
+        result = await kie.attack("endless-chunks", task_id, patience_s=20.0)
+
+    assert 413 == result.status
+
+
+async def test_sending_much_leaves_the_loop_its_turns(monkeypatch):
+    """However fast a socket takes it, what is sent in pieces lets others run in between."""
+    turns = []
+
+    async def taken_at_once(_, piece):
+        turns.append(piece)
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "sock_sendall", taken_at_once)
+    sending = asyncio.create_task(_send(None, b"first", [b"more"] * 9))
+    seen = []
+    while not sending.done():
+        await asyncio.sleep(0)
+        seen.append(len(turns))
+
+    assert max(b - a for a, b in zip([0, *seen], seen, strict=False)) <= 2
 
 
 async def test_nobody_there_is_told():
@@ -466,7 +498,7 @@ async def test_attack_before_the_start_is_a_runtime_error():
 async def test_key_of_the_account_is_in_no_text():
     """Nothing that is told of an attack holds the key."""
     async with called_back() as (kie, task_id, receiver):
-        told = repr([await kie.attack(kind, task_id, patience_s=0.05) for kind in ATTACKS])
+        told = repr([await kie.attack(kind, task_id, patience_s=0.3) for kind in ATTACKS])
 
     assert kie.webhook_key not in told
     assert all(kie.webhook_key.encode() not in got.raw for got in receiver.got)

@@ -226,8 +226,6 @@ class Sender:
         self._rearm()
 
     def _plan(self, at: float, callback: _Callback, *, again: bool = False) -> None:
-        if self._closed:
-            return
         self._planned += 1
         heapq.heappush(self._due, (at, self._planned, callback, again))
         self._rearm()
@@ -271,7 +269,7 @@ class Sender:
         answer = Answer()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._patience_s):
-                answer = await exchange(callback.address, self._request(callback, attempt, at))
+                answer = await exchange(callback.address, self._request(callback, at))
         self.deliveries.append(Delivery(at, callback.task.task_id, attempt, answer.status))
         if again:
             return
@@ -283,13 +281,13 @@ class Sender:
             wait_s = self._postal.retries_s[attempt - 1] / self._postal.time_scale
             self._plan(self._postal.now() + wait_s, callback)
 
-    def _request(self, callback: _Callback, attempt: int, at: float) -> bytes:
+    def _request(self, callback: _Callback, at: float) -> bytes:
         content_type, body = callback.body()
         headers: Headers = []
         if self._postal.webhook_key and "unsigned" not in callback.faults:
             # Of the wall clock, whatever the time scale: the receiver compares it with its own.
             unix_s = time.time()
-            if attempt > 1 and "stale-retry" in callback.faults:
+            if "stale-retry" in callback.faults:
                 unix_s -= (at - callback.first_at) * self._postal.time_scale
             task_id, timestamp = callback.task.task_id, str(int(unix_s))
             headers = signed_headers(timestamp, sign(self._postal.webhook_key, task_id, timestamp))

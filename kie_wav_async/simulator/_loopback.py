@@ -185,7 +185,7 @@ async def _send(sock: socket.socket, request: bytes, more: Iterable[bytes]) -> N
         await loop.sock_sendall(sock, request)
         for piece in more:
             await loop.sock_sendall(sock, piece)
-            # What is taken at once does not yield, and the answer would not be seen.
+            # What the socket takes at once does not yield: the loop would stand still.
             await asyncio.sleep(0)
 
 

@@ -52,7 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m kie_wav_async.simulator",
         description="A local KIE on 127.0.0.1. Prints one JSON line with base_url, api_key, "
-        "webhook_key and pid when it is ready, and runs until it is told to stop.",
+        "webhook_key and pid when it is ready, and runs until it is told to stop. Conversions "
+        "are called back at addresses of this machine, and at no others.",
     )
     parser.add_argument("--port", type=int, help="port (default: any free one)")
     parser.add_argument("--seed", type=int, help="decides ids, times and chances")
