@@ -28,7 +28,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable,
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 
 import attrs
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 
 from kie_wav_async._callback import MAX_BODY_LENGTH
 from kie_wav_async._models import verify_type
@@ -314,8 +314,9 @@ def _parts_of(request: web.BaseRequest) -> Callable[[], Awaitable[bytes | None]]
 
 
 async def _continue(request: web.BaseRequest) -> None:
-    """Tell a client that asks first to send its body."""
-    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
+    """Tell a client that asks first to send its body; HTTP/1.0 knows no such question."""
+    asks = request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
+    if asks and request.version >= HttpVersion11:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # Of the answer nothing was sent.
 

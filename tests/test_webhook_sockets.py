@@ -381,6 +381,22 @@ async def test_an_expectation_nobody_knows(receiver) -> None:
         assert 200 == (await wire.answer()).status
 
 
+@pytest.mark.parametrize("receiver", [embedded, own_server])
+async def test_an_old_client_asks_nothing(receiver) -> None:
+    """HTTP/1.0 has no interim answers: its client gets the one it understands."""
+    async with serving(receiver) as (service, _, served), Wire(served) as wire:
+        genuine = service.callback("genuine")
+        sent = request(
+            served.path, {**genuine.headers, "Expect": "100-continue"}, length=len(genuine.body)
+        )
+        await wire.send(sent.replace(b"HTTP/1.1", b"HTTP/1.0", 1))
+        for _ in range(50):  # Until it is being read; nothing is to be seen of that.
+            await asyncio.sleep(0)
+        await wire.send(genuine.body)
+
+        assert 200 == (await wire.answer()).status
+
+
 @every_parser
 async def test_one_after_the_other(receiver) -> None:
     """Requests sent in one piece are answered each for itself, in order."""
