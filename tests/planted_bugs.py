@@ -352,6 +352,10 @@ BUGS = [
             ("an empty fragment will do", ('if "#" in text:', "if url.fragment:")),
             ("blanks will do", ('None if " " in text else parse_url(text)', "parse_url(text)")),
             ("our name will do", ('if _values_of_attempt(text.partition("?")[2]):', "if False:")),
+            (
+                "the last ? begins the query",
+                ('_attempt(text.partition("?")[2]):', '_attempt(text.rpartition("?")[2]):'),
+            ),
             ("always joined by &", ('if query and not query.endswith("&"):', "if query:")),
         ],
         "_verification": [

@@ -51,6 +51,7 @@ OTHER_ID = "ffffffffffffffffffffffffffffffff"
         "https://h.example/?a=attempt",
         "https://h.example/?a=1&Attempt=1&xattempt=1&attempts=1&attempt%00=1&+attempt=1",
         "https://h.example/?%2561ttempt=1",
+        "https://h.example/?a?attempt=1",
     ],
     ids=short,
 )
@@ -149,6 +150,7 @@ HAS_ATTEMPT = "callback_url must not have 'attempt' in its query: each submit ad
         ("https://h.example/?attempt=1&a=b", HAS_ATTEMPT),
         ("https://h.example/?&&attempt&", HAS_ATTEMPT),
         ("https://h.example/?%61ttempt=1", HAS_ATTEMPT),
+        ("https://h.example/?attempt=1&a=?b", HAS_ATTEMPT),
         ("https://h.example/?a&%61%74%74%65%6D%70%74", HAS_ATTEMPT),
         ("https://h.example/?attemp%74=1", HAS_ATTEMPT),
         ("https://ü.example/?%61ttempt=1", HAS_ATTEMPT),
