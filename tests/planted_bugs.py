@@ -241,7 +241,6 @@ BUGS = [
                 "str.lower beyond ASCII",
                 (LOWERED, STR_LOWERED),
             ),
-            ("names are stripped", (LOWERED, f"{LOWERED}.strip()")),
             ("_ is - in a name", (LOWERED, f"{LOWERED}.replace(b'_', b'-')")),
         ],
         "_callback": [
