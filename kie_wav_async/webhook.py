@@ -512,7 +512,7 @@ class CallbackServer:
         Raises:
             RuntimeError: The server does not run.
         """
-        if self._runner is None or not self._runner.addresses:
+        if self._runner is None:
             msg = "the server does not run: use `async with`"
             raise RuntimeError(msg)
         return int(self._runner.addresses[0][1])
@@ -528,22 +528,15 @@ class CallbackServer:
             access_log=None,
             auto_decompress=False,
             keepalive_timeout=_IDLE_TIMEOUT_S,
-            lingering_time=0.0,
             logger=_silent_logger(),
         )
         runner = web.ServerRunner(server, shutdown_timeout=_SHUTDOWN_TIMEOUT_S)
+        await runner.setup()
+        if self._sock is None:
+            await web.TCPSite(runner, self._host, self._port).start()
+        else:
+            await web.SockSite(runner, self._sock).start()
         self._runner = runner
-        try:
-            await runner.setup()
-            site = (
-                web.TCPSite(runner, self._host, self._port)
-                if self._sock is None
-                else web.SockSite(runner, self._sock)
-            )
-            await site.start()
-        except BaseException:
-            await self.aclose()
-            raise
         return self
 
     async def __aexit__(
