@@ -311,12 +311,21 @@ async def test_a_session_not_entered_is_named(caplog) -> None:
     assert "async with" in caplog.text
 
 
+async def busily(_: bytes) -> None:
+    """Let others have their turns for long, and wait for nothing."""
+    for _ in range(10_000):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("act", [forever, busily])
 @pytest.mark.parametrize("receiver", PARSERS.values(), ids=PARSERS)
-async def test_a_slow_session_does_not_hold_up_the_answer(receiver, monkeypatch, caplog) -> None:
+async def test_a_slow_session_does_not_hold_up_the_answer(
+    receiver, act, monkeypatch, caplog
+) -> None:
     """A session that takes too long is cancelled, and the peer told to come again."""
     monkeypatch.setattr(webhook, "_TAKE_TIMEOUT_S", 0.0)
 
-    async with receiver(Ear(forever)) as served, Wire(served) as wire:
+    async with receiver(Ear(act)) as served, Wire(served) as wire:
         await wire.post({}, b"PLANTED", query="PLANTED")
         answer = await wire.answer()
 

@@ -248,6 +248,19 @@ async def test_a_refusal_waits_for_no_body(receiver) -> None:
     assert [] == left_open
 
 
+@pytest.mark.parametrize("receiver", [embedded, own_server])
+async def test_a_refusal_of_what_is_complete_keeps_the_connection(receiver) -> None:
+    """Where the whole of a request is there nothing has to be cut off."""
+    async with serving(receiver) as (service, _, served), Wire(served) as wire:
+        genuine = service.callback("genuine")
+        statuses = []
+        for how in ({"method": "GET"}, {"method": "PUT", "body": b"x"}, {"body": genuine.body}):
+            await wire.post(genuine.headers, **how)
+            statuses.append((await wire.answer()).status)
+
+    assert [405, 405, 200] == statuses
+
+
 @every_parser
 async def test_half_a_body_and_silence(receiver, monkeypatch) -> None:
     """A body that stops coming is given up after its time, and the connection closed."""
@@ -578,6 +591,18 @@ async def test_an_application_of_ones_own_may_leave_bodies_as_they_are() -> None
             async with Wire(served) as wire:
                 await wire.post({"Content-Encoding": "gzip"}, b"no gzip")
                 assert 415 == (await wire.answer()).status
+
+
+async def test_our_own_server_does_not_look_into_a_body() -> None:
+    """What claims to be compressed and is not is refused like any other, and breaks nothing."""
+    async with serving(own_server) as (service, _, served), Wire(served) as wire:
+        genuine = service.callback("genuine")
+        for encoding in ("gzip", "deflate", "br", "zstd", "nonsense"):
+            await wire.post({"Content-Encoding": encoding}, b"not compressed at all")
+            assert 415 == (await wire.answer()).status
+        # The connection goes on, as nothing in it was found to be wrong.
+        await wire.post(genuine.headers, genuine.body)
+        assert 200 == (await wire.answer()).status
 
 
 async def test_a_broken_encoding_is_refused_as_such() -> None:
