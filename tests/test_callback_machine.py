@@ -20,6 +20,10 @@ from kie_wav_async.testing import SignedCallback, failed, no_record, pending, re
 
 TIMEOUT_S = 300.0
 
+#: The first attempt of a world, and the task it makes.
+TASK = "task0001"
+QUERY = "from=kie&attempt=" + "0" * 31 + "1"
+
 FATES = [ACCEPTED, ACCEPTED, LOST_CHARGED, LOST_FREE, UNSENT, refusal(409), refusal(429)]
 
 POLLS = {
@@ -106,7 +110,6 @@ class CallbackMachine(RuleBasedStateMachine):
         self.told_at: list[float] = []
         self.authentic: list[Delivery] = []
         self.attached: set[str] = set()
-        self.resolved: set[str] = set()
         self.lost: set[str] = set()
         self.refused = 0
         self.ended: dict[object, object] = {}
@@ -259,7 +262,6 @@ class CallbackMachine(RuleBasedStateMachine):
             call = self.session.resolve_unknown(doubt.attempt_id, not_charged=True)
         else:
             return
-        self.resolved.add(doubt.attempt_id)
         self.world.run(call)
 
     @rule(chance=st.integers(0, 9))
@@ -358,21 +360,16 @@ class CallbackMachine(RuleBasedStateMachine):
         assert all(b - a > 0.0999 for a, b in itertools.pairwise(moments))
         last: dict[str, float] = {}
         for at, task_id in self.service.polled_at:
-            assert at - last.get(task_id, -10.0) > 1.999 or self.is_doubly_known(task_id)
+            assert at - last.get(task_id, -10.0) > 1.999
             last[task_id] = at
-
-    def is_doubly_known(self, task_id):
-        """Whether a task's probe may go on beside its conversion; see the tests that xfail."""
-        task = self.service.tasks.get(task_id)
-        return task_id in self.attached or (task is not None and task.attempt_id in self.resolved)
 
     @invariant()
     def no_two_polls_of_a_task_at_once(self):
-        """A task that one conversion follows is asked about once at a time."""
+        """A task is asked about once at a time."""
         if not hasattr(self, "world") or self.knows_repeats:
             return
         for task_id, count in self.service.most_at_once.items():
-            assert count == 1 or self.is_doubly_known(task_id)
+            assert count == 1, task_id
 
     @invariant()
     def nobody_waits_too_long(self):
@@ -413,15 +410,75 @@ class TestCallbackMachineForLong(CallbackMachine.TestCase):
     )
 
 
+# --- all that a delivery may be, in every combination ------------------------------------------
+
+#: How a query may name the attempt, and whether it does.
+NAMINGS = {
+    "attempt={own}": True,
+    "from=kie&attempt={own}&x=y": True,
+    "attempt={own}&attempt={own}": False,
+    "attempt={other}": False,
+    "": False,
+}
+
+#: What the body may say, and whether that is the success of a task.
+SAYINGS = {
+    (200, "https://evil.invalid/x.wav"): True,
+    ("200", "https://evil.invalid/x.wav"): True,
+    (201, "https://evil.invalid/x.wav"): False,
+    (500, "https://evil.invalid/x.wav"): False,
+    (None, "https://evil.invalid/x.wav"): False,
+    (200, "http://evil.invalid/x.wav"): False,
+    (200, "evil.invalid/x.wav"): False,
+    (200, None): False,
+}
+
+
+@pytest.mark.parametrize("trust", list(CallbackTrust))
+@pytest.mark.parametrize("keys", [SECRET, ()], ids=["with keys", "without"])
+@pytest.mark.parametrize("origin", ["submitted", "named by a 409", "attached"])
+def test_a_delivery_settles_only_if_all_holds(origin, keys, trust):
+    """A callback settles a task submitted here if it names its attempt and a file; none else."""
+    for naming, names in NAMINGS.items():
+        for (code, url), says in SAYINGS.items():
+            with World(webhook_keys=keys, callback_trust=trust, on_event=None) as world:
+                if origin == "submitted":
+                    world.start(world.session.convert(track(1)))
+                else:
+                    callback_url = f"{ADDRESS}&attempt={'0' * 31}1"
+                    world.service.create(TASK, track(1), callback_url)
+                if origin == "attached":
+                    world.start(world.attach(TASK).wait())
+                else:
+                    world.start(world.session.convert(track(1)))
+                query = naming.format(own="0" * 31 + "1", other="f" * 32)
+                before = world.session.statistics().polls
+                told = world.deliver(world.callback(TASK, url, code=code), query)
+                world.advance(0.0)
+                settles = (
+                    origin == "submitted"
+                    and bool(keys)
+                    and trust is CallbackTrust.PAYLOAD
+                    and names
+                    and says
+                )
+                case = (naming, code, url)
+                assert told is (
+                    CallbackVerdict.SETTLED if settles else CallbackVerdict.CONFIRMING
+                ), case
+                figures = world.session.statistics()
+                assert figures.settled_by_callback == settles, case
+                assert figures.polls == before + (not settles), case
+                world.advance(60.0)
+                wav = world.waiters[-1].result()
+                assert str(wav.url) == (url if settles else file_of(TASK)), case
+
+
 # --- at every step of something else --------------------------------------------------------
 
 STEPS = range(61)
 
 trusts = pytest.mark.parametrize("trust", list(CallbackTrust))
-
-#: The first attempt of a world, and the task it makes.
-TASK = "task0001"
-QUERY = "from=kie&attempt=" + "0" * 31 + "1"
 
 
 def _at_step(world: World, step: int, meanwhile, task_id: str = TASK, query: str = QUERY):
@@ -653,7 +710,6 @@ def test_a_waiter_cancelled_at_any_step_of_a_delivery_takes_nothing_with_it(trus
 # --- where two ways lead to one task ----------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="only the first of two conversions of a task is told")
 @trusts
 def test_a_callback_reaches_every_conversion_of_its_task(trust):
     """A callback of a task that was attached before its submit's answer ends both waits."""
@@ -669,7 +725,6 @@ def test_a_callback_reaches_every_conversion_of_its_task(trust):
         assert (attached.done(), submitted.done()) == (True, True)
 
 
-@pytest.mark.xfail(strict=True, reason="a hint and a probe of one task do not know each other")
 def test_a_probe_and_a_hint_of_one_task_keep_their_distance():
     """A task that is probed and then resolved by the user is polled once per 2 s for callbacks."""
     with World(poll=QUIET) as world:
@@ -692,7 +747,6 @@ def test_a_probe_and_a_hint_of_one_task_keep_their_distance():
         assert all(b - a > 1.999 for a, b in itertools.pairwise(moments))
 
 
-@pytest.mark.xfail(strict=True, reason="a hint and a probe of one task do not know each other")
 def test_a_probe_and_a_hint_of_one_task_are_one_at_a_time():
     """A task that is probed and then resolved by the user has one poll on the wire at a time."""
     with World(poll=QUIET) as world:
@@ -706,7 +760,6 @@ def test_a_probe_and_a_hint_of_one_task_are_one_at_a_time():
         assert world.service.most_at_once[TASK] == 1
 
 
-@pytest.mark.xfail(strict=True, reason="a hinted poll takes the scheduled one's place")
 @pytest.mark.parametrize("keys", [SECRET, ()], ids=["with keys", "without"])
 def test_hints_do_not_prolong_the_wait_for_a_task_that_is_gone(keys):
     """A task without a record ends with `NotFoundError` by its schedule, hinted or not."""
