@@ -769,3 +769,22 @@ def test_hints_do_not_prolong_the_wait_for_a_task_that_is_gone(keys):
             world.deliver(world.callback("task"))
             world.advance(5.0)
         assert waiter.done()
+
+
+@pytest.mark.xfail(strict=True, reason="a hint is dropped while the next turn of a probe is queued")
+@pytest.mark.parametrize("is_followed", [True, False])
+def test_a_callback_of_a_probed_task_is_prompt(is_followed):
+    """A callback that comes while a probe waits for its next turn has the task asked about now."""
+    with World(service={"conversion_s": 0.0}) as world:
+        world.service.fates.append(LOST_CHARGED)
+        world.start(world.session.convert(track(1)))
+        world.service.poll_replies.append(lambda _: no_record())
+        world.deliver(world.callback(TASK), QUERY)
+        world.advance(3.0)
+        assert [at for at, _ in world.service.polled_at] == [1_000.0]
+        if is_followed:
+            lost = world.session.unknown_submits()[0]
+            world.run(world.session.resolve_unknown(lost.attempt_id, task_id=TASK))
+        world.deliver(world.callback(TASK), QUERY)
+        world.advance(1.0)
+        assert len(world.service.polled_at) == 2
