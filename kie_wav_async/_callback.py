@@ -26,6 +26,8 @@ from kie_wav_async.errors import CallbackFormatError
 #: other receivers of webhooks take, three times over.
 MAX_BODY_LENGTH: Final = 64 * 1024
 
+_BYTES: Final = (bytes, bytearray, memoryview)
+
 #: What a signed id may consist of: nothing that could be part of ``.`` and a
 #: timestamp, else one signature would serve for two ids.
 _TASK_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -67,7 +69,7 @@ def read_callback(body: bytes, *, timestamp: int) -> Callback:
         TypeError: *body* is no bytes.
     """
     given = cast("object", body)
-    if not isinstance(given, bytes | bytearray | memoryview):
+    if not isinstance(given, _BYTES):
         msg = f"body must be bytes as they were received, not {type(given).__name__}"
         raise TypeError(msg)
     raw = bytes(cast("bytes", given))

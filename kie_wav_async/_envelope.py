@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime as dt
 import email.utils
+import functools
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -90,6 +91,14 @@ def as_object(value: object) -> JsonObject:
     return cast("JsonObject", value) if isinstance(value, dict) else {}
 
 
+@functools.cache
+def _decoder(
+    make_object: Callable[[list[tuple[str, object]]], JsonObject],
+) -> Callable[[str], object]:
+    """Return what loads JSON with *make_object*; `json.loads` would make one for each text."""
+    return json.JSONDecoder(object_pairs_hook=make_object).decode
+
+
 def load_object(
     body: bytes,
     make_object: Callable[[list[tuple[str, object]]], JsonObject] | None = None,
@@ -103,7 +112,7 @@ def load_object(
         # UTF-8 with or without a mark, and never UTF-16, which json.loads would
         # guess from bytes. The codec utf-8-sig is slower than all the rest here.
         text = body.decode().removeprefix("\ufeff")
-        loaded: object = json.loads(text, object_pairs_hook=make_object)
+        loaded = json.loads(text) if make_object is None else _decoder(make_object)(text)
     except (ValueError, RecursionError):
         # UnicodeDecodeError, JSONDecodeError and the 4,300-digit limit are all
         # ValueErrors; deep nesting is a RecursionError.

@@ -18,7 +18,7 @@ import binascii
 import hmac
 import re
 from collections.abc import Iterable, Mapping
-from typing import Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
 import attrs
 
@@ -39,6 +39,9 @@ _MIN_KEY_LENGTH: Final = 16
 
 _TIMESTAMP_NAME: Final = b"x-webhook-timestamp"
 _SIGNATURE_NAME: Final = b"x-webhook-signature"
+
+#: Made once: ``tuple | list`` would be made for each header.
+_PAIR: Final = (tuple, list)
 
 #: Ten digits of ASCII: from 2001 to 2286. `str.isdigit` and ``\d`` know digits
 #: of other scripts, and `int` takes blanks, signs and underscores as well.
@@ -166,7 +169,12 @@ def read_signed(headers: Headers) -> Signed:
     """
     timestamps: list[object] = []
     signatures: list[object] = []
-    for name, value in _pairs(headers):
+    given = _iterable(headers)
+    for pair in cast("Iterable[tuple[Any, ...] | list[Any] | None]", given):
+        if not isinstance(pair, _PAIR) or len(pair) != 2:  # noqa: PLR2004 - a pair
+            msg = "headers must be pairs of a name and a value"
+            raise TypeError(msg)
+        name, value = pair
         lowered = _bytes(name).lower()
         if lowered == _TIMESTAMP_NAME:
             timestamps.append(value)
@@ -192,20 +200,20 @@ def shape_signed(timestamp: object, signature: object) -> Signed:
     return signed
 
 
-def _pairs(headers: Headers) -> Iterable[tuple[object, object]]:
-    """Return the pairs of a mapping, a multidict or a sequence of pairs."""
+def _iterable(headers: Headers) -> Iterable[object]:
+    """
+    Return what *headers* are made of: pairs, if they are headers.
+
+    Raises:
+        TypeError: They are not made of anything, or of characters.
+    """
     # Multidicts of several frameworks are no Mapping, but have items().
     items = getattr(headers, "items", None)
     given = cast("object", items() if callable(items) else headers)
     if isinstance(given, str | bytes) or not isinstance(given, Iterable):
         msg = f"headers must be a mapping or pairs, not {type(given).__name__}"
         raise TypeError(msg)
-    for pair in cast("Iterable[object]", given):
-        if not isinstance(pair, tuple | list) or len(cast("list[object]", pair)) != 2:  # noqa: PLR2004 - a pair
-            msg = "headers must be pairs of a name and a value"
-            raise TypeError(msg)
-        name, value = cast("tuple[object, object]", pair)
-        yield name, value
+    return cast("Iterable[object]", given)
 
 
 def _bytes(value: object) -> bytes:
