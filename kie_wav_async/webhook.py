@@ -284,8 +284,8 @@ class _AiohttpHandler:
         if refusal is not None:
             return await _refuse(request, refusal)
         content = request.content
+        # The usual case: nothing to wait for. With an error the peer is gone already.
         if content.is_eof() and content.exception() is None:
-            # The usual case: nothing to wait for.
             if content.total_bytes > MAX_BODY_LENGTH:
                 return _respond(_TOO_LONG)
             body = content.read_nowait()
@@ -307,7 +307,7 @@ def _parts_of(request: web.BaseRequest) -> Callable[[], Awaitable[bytes | None]]
     async def next_part() -> bytes | None:
         try:
             return await request.content.readany() or None
-        except (web.RequestPayloadError, OSError, RuntimeError) as error:
+        except Exception as error:
             raise _GoneError from error
 
     return next_part
@@ -318,7 +318,6 @@ async def _continue(request: web.BaseRequest) -> None:
     asks = request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
     if asks and request.version >= HttpVersion11:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # Of the answer nothing was sent.
 
 
 def _respond(answer: _Answer) -> web.Response:

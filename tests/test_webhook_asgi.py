@@ -97,6 +97,7 @@ async def test_a_websocket_is_closed() -> None:
         assert {} == counted(session)
 
     assert [{"type": "websocket.close"}] == sent
+    assert 1 == stage.received  # A server may insist on being asked first.
 
 
 async def test_an_unknown_scope_is_an_error() -> None:
