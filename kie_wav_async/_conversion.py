@@ -10,6 +10,7 @@ that a waiter cancelled in the same moment leaves no "never retrieved" behind.
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING, Protocol
 
 from kie_wav_async._lifecycle import Entry, Phase
@@ -119,7 +120,7 @@ class Conversion(Entry):
         track: What is converted; `None` if attached without one.
     """
 
-    __slots__ = ("_hub", "_submit_waiters", "_waiters", "is_patient", "turn")
+    __slots__ = ("_hub", "_submit_waiters", "_waiters", "due_mono_s", "is_patient")
 
     def __init__(self, track: Track | None, hub: Hub) -> None:
         """Start without waiters."""
@@ -130,8 +131,8 @@ class Conversion(Entry):
         self._submit_waiters: dict[Waiter, None] | None = None
         #: Whether its submit sits out a maintenance, however long.
         self.is_patient = False
-        #: Names its next poll to the poller; 0 while one is on the wire.
-        self.turn = 0
+        #: When it is polled next, by the schedule; infinite while that poll is on the wire.
+        self.due_mono_s = math.inf
 
     def __repr__(self) -> str:
         """Name the task, the track and the phase."""

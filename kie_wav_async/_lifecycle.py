@@ -132,6 +132,10 @@ class Entry:
 
         is_called_back: Whether an authentic callback of the task has come.
 
+        is_risky:
+            Whether the submit went out while an earlier attempt was in doubt, so
+            that it may be a second charge.
+
         outcome: The file or the error, once terminal.
     """
 
@@ -142,6 +146,7 @@ class Entry:
         "bare_successes",
         "is_called_back",
         "is_recognised",
+        "is_risky",
         "misses",
         "origin",
         "outcome",
@@ -159,6 +164,7 @@ class Entry:
         self.attempts = 0
         self.is_recognised = True
         self.is_called_back = False
+        self.is_risky = False
         self.misses = 0
         self.bare_successes = 0
         self.phase = Phase.QUEUED

@@ -5,10 +5,12 @@ A conversion in flight costs one heap item, not a task: a timer on the clock
 wakes the scheduler for whatever is due first, and a task exists only while a
 poll is on the wire. A poll is never repeated: the next poll is the retry.
 
-A callback that must be confirmed moves its conversion's next poll forward (a
-*hint*), within limits of its own; one that may belong to a lost submit has the
-task *probed*, by the same way. Both go before the scheduled polls, and take at
-most half of their budget, so that a flood of callbacks ends nobody's wait.
+A callback that must be confirmed has its task asked about beside the schedule (a
+*hint*), within limits of its own; one that may belong to a lost submit has a task
+*probed* that nobody follows, by the same way. Both go before the scheduled polls,
+and take at most half of their budget, so that a flood of callbacks ends nobody's
+wait. One poll of a task is on the wire at a time, and what it brings is news for
+everything that follows the task.
 
 What a poll can bring. A record is news and goes to the registry. A 401 is about
 the key and not the task, so all polling rests, asks once more, and on a second
@@ -23,6 +25,7 @@ import itertools
 import logging
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -30,8 +33,9 @@ import attrs
 from kie_wav_async import events
 from kie_wav_async._callback_url import find_attempt, is_called_back_elsewhere
 from kie_wav_async._hint_limiter import HintLimiter
-from kie_wav_async._lifecycle import Phase
-from kie_wav_async._registry import is_foreign
+from kie_wav_async._lifecycle import Origin, Phase
+from kie_wav_async._models import TaskRecord
+from kie_wav_async._registry import is_bare_success, is_foreign
 from kie_wav_async._schedule import (
     AUTHENTICATION_RETRY_S,
     PollSchedule,
@@ -43,11 +47,8 @@ from kie_wav_async._wire import is_known_status, parse_record
 from kie_wav_async.errors import AuthenticationError, KieWavError, RateLimitedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from kie_wav_async._conversion import Conversion
     from kie_wav_async._desk import Desk
-    from kie_wav_async._models import TaskRecord
 
 _logger = logging.getLogger("kie_wav_async")
 
@@ -67,6 +68,7 @@ _MAX_PROBES: Final = 10_000
 _MAX_WORDS: Final = 100
 
 
+@attrs.frozen(eq=False)
 class Probe:
     """
     A task that is asked about on a callback's word until its record says enough.
@@ -79,16 +81,9 @@ class Probe:
         until_mono_s: When to give up.
     """
 
-    __slots__ = ("is_over", "on_record", "task_id", "until_mono_s")
-
-    def __init__(
-        self, task_id: str, on_record: Callable[[TaskRecord | None], bool], until_mono_s: float
-    ) -> None:
-        """Start without an answer."""
-        self.task_id = task_id
-        self.on_record = on_record
-        self.until_mono_s = until_mono_s
-        self.is_over = False
+    task_id: str
+    on_record: Callable[[TaskRecord | None], bool]
+    until_mono_s: float
 
 
 class Poller:
@@ -104,17 +99,17 @@ class Poller:
         self._timeout_s = timeout_s
         self._gap_s = 1 / schedule.max_per_s
         self._due: list[tuple[float, int, Conversion]] = []
-        # Counts from 1: a conversion's turn is the tie of its one valid item, or 0.
-        self._ties = itertools.count(1)
-        self._hints: list[tuple[float, int, Conversion | Probe]] = []
-        self._hinted: set[Conversion] = set()
-        self._hinted_on_wire: set[Conversion] = set()
+        self._ties = itertools.count()
+        self._hints: list[tuple[float, int, str]] = []
+        # When each task's hint has its turn; items that say otherwise are void.
+        self._hinted: dict[str, float] = {}
         self._hint_limiter = HintLimiter(least_gap_s=2 * self._gap_s)
         self._probes: dict[str, Probe] = {}
+        # The tasks with a poll on the wire, and whether a hint came meanwhile.
+        self._asking: dict[str, bool] = {}
         # One timeout for all: the order of acceptance is the order of deadlines.
         self._deadlines: deque[Conversion] = deque()
         self._timer = desk.timer(self._tick)
-        self._on_wire = 0
         self._next_poll_at = -math.inf
         self._paused_until = -math.inf
         self._key = _KeyDoubt()
@@ -129,25 +124,29 @@ class Poller:
         now = self._desk.clock.monotonic()
         if self._timeout_s is not None:
             self._deadlines.append(conversion)
-        # Who is given up before the backstop would otherwise never be asked about.
+        # Who is given up before the backstop would otherwise never be asked about,
+        # and a task that is not of our making may call back elsewhere.
         has_backstop = self._timeout_s is None or self._schedule.backstop_s < self._timeout_s
-        flow = has_backstop and self._desk.health.is_good(now)
+        is_ours = conversion.origin is Origin.SUBMITTED
+        flow = has_backstop and is_ours and self._desk.health.is_good(now)
         self._push(conversion, now + first_poll_delay_s(self._schedule, callbacks_flow=flow))
         self._arm()
 
-    def hint(self, conversion: Conversion) -> None:
-        """Poll *conversion* as soon as the limits allow: a callback says there is news."""
-        if self._is_closed or conversion in self._hinted:
-            return
-        self._hinted.add(conversion)
-        self._push_hint(conversion, self._desk.clock.monotonic())
+    def hint(self, task_id: str) -> None:
+        """Poll a task as soon as the limits allow: a callback says there is news."""
+        if task_id in self._asking:
+            # A poll that left before the callback came need not have its news.
+            self._asking[task_id] = True
+        else:
+            now = self._desk.clock.monotonic()
+            self._push_hint(task_id, max(now, self._hint_limiter.free_at(task_id)))
 
     def probe(self, probe: Probe) -> None:
-        """Ask about a task that is not followed, unless that is being done."""
-        if self._is_closed or probe.task_id in self._probes or len(self._probes) >= _MAX_PROBES:
-            return
-        self._probes[probe.task_id] = probe
-        self._push_hint(probe, self._desk.clock.monotonic())
+        """Ask about a task on a callback's word, until its record says enough."""
+        if len(self._probes) < _MAX_PROBES:
+            _ = self._probes.setdefault(probe.task_id, probe)
+        if probe.task_id in self._probes:
+            self.hint(probe.task_id)
 
     def revive(self) -> None:
         """Somebody waits: ask again, even if the key was refused."""
@@ -174,20 +173,24 @@ class Poller:
         """Follow nothing any more."""
         self._is_closed = True
         self._timer.cancel()
-        for books in (self._due, self._hints, self._hinted, self._hinted_on_wire, self._probes):
+        for books in (self._due, self._hints, self._hinted, self._probes):
             books.clear()
         self._deadlines.clear()
 
     # --- the scheduler ------------------------------------------------------------------
 
     def _push(self, conversion: Conversion, due: float) -> None:
-        # An earlier item of the conversion is thereby void.
-        conversion.turn = next(self._ties)
-        heapq.heappush(self._due, (due, conversion.turn, conversion))
+        """Schedule the next poll of *conversion*, unless an earlier one is."""
+        if due < conversion.due_mono_s:
+            # An earlier item of the conversion is thereby void.
+            conversion.due_mono_s = due
+            heapq.heappush(self._due, (due, next(self._ties), conversion))
 
-    def _push_hint(self, target: Conversion | Probe, due: float) -> None:
-        due = max(due, self._hint_limiter.free_at(target.task_id))
-        heapq.heappush(self._hints, (due, next(self._ties), target))
+    def _push_hint(self, task_id: str, due: float) -> None:
+        if self._is_closed or due >= self._hinted.get(task_id, math.inf):
+            return
+        self._hinted[task_id] = due
+        heapq.heappush(self._hints, (due, next(self._ties), task_id))
         self._arm()
 
     def _arm(self) -> None:
@@ -206,7 +209,7 @@ class Poller:
 
     def _may_ask(self) -> bool:
         # While the key is in doubt one poll asks for all.
-        return self._on_wire < (1 if self._key.strikes else _MAX_ON_WIRE)
+        return len(self._asking) < (1 if self._key.strikes else _MAX_ON_WIRE)
 
     def _deadline(self) -> float:
         """Return the next deadline; forget those of conversions already terminal."""
@@ -231,86 +234,108 @@ class Poller:
             self._desk.ended(late)
         self._send_hints(now)
         while self._due and self._due[0][0] <= now and self._is_free(now):
-            due, turn, conversion = heapq.heappop(self._due)
-            if conversion.turn == turn and conversion.phase is Phase.ACCEPTED:
-                self._send(conversion, due, now, is_hint=False)
+            due, _, conversion = heapq.heappop(self._due)
+            if conversion.due_mono_s != due or conversion.phase is not Phase.ACCEPTED:
+                continue
+            conversion.due_mono_s = math.inf
+            # A poll of its task that is on the wire does for this one too.
+            if conversion.task_id not in self._asking:
+                self._send(conversion.task_id, due, now)
         self._arm()
 
     def _send_hints(self, now: float) -> None:
+        limiter = self._hint_limiter
         while self._hints and self._hints[0][0] <= now and self._is_free(now):
-            if self._hint_limiter.next_at > now:
+            if limiter.next_at > now:
                 return
-            due, _, target = heapq.heappop(self._hints)
-            if not isinstance(target, Probe):
-                self._hinted.discard(target)
-                if target.phase is not Phase.ACCEPTED:
-                    continue
-                if not target.turn:
-                    # A poll that left before the callback came need not have its news.
-                    self._hinted_on_wire.add(target)
-                    continue
-            self._hint_limiter.spend(target.task_id, now)
-            self._send(target, due, now, is_hint=True)
+            due, _, task_id = heapq.heappop(self._hints)
+            if self._hinted.get(task_id) != due:
+                continue
+            del self._hinted[task_id]
+            if (free_at := limiter.free_at(task_id)) > now:
+                self._push_hint(task_id, free_at)
+                continue
+            if task_id not in self._probes and not self._desk.registry.following(task_id):
+                continue
+            turn = max(due, limiter.next_at)
+            limiter.spend(task_id, now)
+            self._send(task_id, turn, now)
 
     def _is_free(self, now: float) -> bool:
         return self._may_ask() and max(self._next_poll_at, self._paused_until) <= now
 
-    def _send(self, target: Conversion | Probe, due: float, now: float, *, is_hint: bool) -> None:
+    def _send(self, task_id: str, due: float, now: float) -> None:
         # The budget counts from when the poll's turn was, so that a late timer
         # costs none of it; a loop that was blocked for long gets no burst.
         free_at = max(self._next_poll_at, self._paused_until)
         self._next_poll_at = max(due, free_at, now - _MAX_LATE_S) + self._gap_s
-        self._on_wire += 1
-        if not isinstance(target, Probe):
-            target.turn = 0
-        _ = self._desk.spawn(self._ask(target, now, is_hint=is_hint))
+        # It leaves after whatever callback there was, and will have its news.
+        _ = self._hinted.pop(task_id, None)
+        self._asking[task_id] = False
+        _ = self._desk.spawn(self._ask(task_id, now))
 
     # --- one poll -----------------------------------------------------------------------
 
-    async def _ask(self, target: Conversion | Probe, sent_at: float, *, is_hint: bool) -> None:
+    async def _ask(self, task_id: str, sent_at: float) -> None:
         doubt = self._key
         # Counted from the poll's start, so that latency does not stretch the interval.
         again_from = sent_at
+        is_news = False
         try:
-            record = await self.poll(target.task_id)
+            record = await self.poll(task_id)
         except AuthenticationError as error:
             self._strike(doubt, error)
         except KieWavError as error:
-            self._no_news(target.task_id, error)
+            self._no_news(task_id, error)
             again_from = self._desk.clock.monotonic()
         except Exception:
             # A transport of the user's may raise anything; the wait goes on.
-            _logger.exception("polling task %s failed; asking again later", target.task_id)
+            _logger.exception("polling task %s failed; asking again later", task_id)
             again_from = self._desk.clock.monotonic()
         else:
             if self._key.strikes:
                 self._key = _KeyDoubt()
-            if isinstance(target, Probe):
-                target.is_over = target.on_record(record)
-            else:
-                self.observe(target, record, is_hint=is_hint)
+            is_news = record is not None and not is_bare_success(record)
+            self._spread(task_id, record)
         finally:
-            self._on_wire -= 1
-            self._go_on(target, again_from)
+            is_hinted = self._asking.pop(task_id)
+            if not self._is_closed:
+                self._go_on(task_id, again_from, is_news=is_news)
+                if is_hinted:
+                    self.hint(task_id)
             self._arm()
 
-    def _go_on(self, target: Conversion | Probe, again_from: float) -> None:
-        """See to it that a poll without a last word is followed by another."""
-        if self._is_closed:
-            return
+    def _spread(self, task_id: str, record: TaskRecord | None) -> None:
+        """Bring a record to everything that waits for it."""
+        probe = self._probes.get(task_id)
+        if probe is not None and probe.on_record(record):
+            del self._probes[task_id]
+        conversions = self._desk.registry.following(task_id)
+        if probe is None and not conversions:
+            self._desk.registry.note_late(record)
+        for conversion in conversions:
+            # Its own turn is still to come, so this poll was another's, or a callback's.
+            self.observe(conversion, record, is_hint=conversion.due_mono_s < math.inf)
+
+    def _go_on(self, task_id: str, again_from: float, *, is_news: bool) -> None:
+        """
+        See to it that a poll without a last word is followed by another.
+
+        A hint's poll that brought news (*is_news*) does for the one by schedule;
+        one without leaves it, so that hints do not prolong a wait for nothing.
+        """
         due = again_from + next_poll_delay_s(self._schedule, self._desk.chance())
-        if isinstance(target, Probe):
-            if target.is_over or due >= target.until_mono_s:
-                del self._probes[target.task_id]
-            else:
-                self._push_hint(target, due)
+        for conversion in self._desk.registry.following(task_id):
+            if is_news:
+                conversion.due_mono_s = math.inf
+            self._push(conversion, due)
+        probe = self._probes.get(task_id)
+        if probe is None:
             return
-        was_hinted = target in self._hinted_on_wire
-        self._hinted_on_wire.discard(target)
-        if target.phase is Phase.ACCEPTED:
-            self._push(target, due)
-            if was_hinted:
-                self.hint(target)
+        if due < probe.until_mono_s:
+            self._push_hint(task_id, due)
+        else:
+            del self._probes[task_id]
 
     def observe(
         self, conversion: Conversion, record: TaskRecord | None, *, is_hint: bool = False

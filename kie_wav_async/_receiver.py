@@ -121,20 +121,30 @@ class Receiver:
     # --- what it is about --------------------------------------------------------------
 
     def _take(self, notice: Notice) -> CallbackVerdict:
-        conversion = self._registry.find_task(notice.task_id)
-        if conversion is not None:
-            return self._apply(conversion, notice)
+        explains = self._keys and self._explain(notice)
+        conversions = self._registry.following(notice.task_id)
+        if conversions:
+            # An attached task may turn out to be one that is submitted here.
+            verdicts = [self._apply(conversion, notice) for conversion in conversions]
+            is_settled = CallbackVerdict.SETTLED in verdicts
+            return CallbackVerdict.SETTLED if is_settled else CallbackVerdict.CONFIRMING
+        verdict = CallbackVerdict.ORPHAN
         if self._registry.has_ended(notice.task_id):
             self._registry.tally.duplicates += 1
-            return CallbackVerdict.DUPLICATE
-        self._registry.tally.orphans += 1
-        if not self._keys:
-            return CallbackVerdict.ORPHAN
-        self._inbox.keep(notice, self._desk.clock.monotonic())
-        if notice.attempt_id and self._registry.unknown_submit(notice.attempt_id) is not None:
-            self._probe(notice.task_id, notice.attempt_id)
-            return CallbackVerdict.CONFIRMING
-        return CallbackVerdict.ORPHAN
+            verdict = CallbackVerdict.DUPLICATE
+        else:
+            self._registry.tally.orphans += 1
+            if self._keys:
+                self._inbox.keep(notice, self._desk.clock.monotonic())
+        return CallbackVerdict.CONFIRMING if explains else verdict
+
+    def _explain(self, notice: Notice) -> bool:
+        """Have a lost submit looked into that the delivery names; return whether it does."""
+        attempt_id = notice.attempt_id
+        if attempt_id is None or self._registry.unknown_submit(attempt_id) is None:
+            return False
+        self._probe(notice.task_id, attempt_id)
+        return True
 
     def _apply(self, conversion: Conversion, notice: Notice) -> CallbackVerdict:
         """Take what a callback says of a conversion in flight."""
@@ -146,7 +156,7 @@ class Receiver:
             conversion.origin is Origin.SUBMITTED and conversion.attempt_id == notice.attempt_id
         )
         if notice.wav_url is None or not is_ours:
-            self._poller.hint(conversion)
+            self._poller.hint(conversion.task_id)
             return CallbackVerdict.CONFIRMING
         record = TaskRecord(notice.task_id, TaskState.SUCCEEDED, wav_url=notice.wav_url)
         self._registry.observe(conversion, record, now, "callback")
@@ -181,8 +191,10 @@ class Receiver:
 
     def _compare(self, record: TaskRecord, doubt: UnknownSubmit) -> bool:
         """Adopt the task of *record* if the lost submit made it; nothing else tells more."""
-        followed = self._registry.find_task(record.task_id)
-        is_taken = followed is not None and followed.track not in {None, doubt.track}
+        is_taken = any(
+            followed.track not in {None, doubt.track}
+            for followed in self._registry.following(record.task_id)
+        )
         if (
             is_taken
             or record.audio_id != doubt.track.audio_id
@@ -197,9 +209,6 @@ class Receiver:
             )
             return True
         _ = self._inbox.take(record.task_id, self._desk.clock.monotonic())
+        # What the record says of the task, the poller then brings to its conversion.
         self._submitter.resolve(doubt, record.task_id)
-        conversion = self._registry.find_task(record.task_id)
-        if conversion is not None:
-            conversion.is_called_back = True
-            self._poller.observe(conversion, record)
         return True

@@ -88,6 +88,8 @@ class Registry(Generic[E]):
         self._make_entry = make_entry
         self._by_track: dict[Track, E] = {}
         self._by_task: dict[str, E] = {}
+        # Who follows a task beside the first; rare: attached, and then submitted.
+        self._beside: dict[str, list[E]] = {}
         self._results: OrderedDict[Track, E] = OrderedDict()
         self._ended_tasks: OrderedDict[str, None] = OrderedDict()
         self._unknown: dict[str, UnknownSubmit] = {}
@@ -106,6 +108,11 @@ class Registry(Generic[E]):
     def find_task(self, task_id: str) -> E | None:
         """Return the entry in flight under *task_id*, if there is one."""
         return self._by_task.get(task_id)
+
+    def following(self, task_id: str) -> tuple[E, ...]:
+        """Return every entry in flight under *task_id*, the first one first."""
+        first = self._by_task.get(task_id)
+        return () if first is None else (first, *self._beside.get(task_id, ()))
 
     def has_ended(self, task_id: str) -> bool:
         """Return whether the task, not in flight now, is one of the last that ended here."""
@@ -131,10 +138,8 @@ class Registry(Generic[E]):
     def in_flight(self) -> Iterator[E]:
         """Yield every entry that is ACCEPTED, oldest first where that is known."""
         yield from self._by_task.values()
-        for entry in self._by_track.values():
-            # Two entries may follow one task; only one of them is in _by_task.
-            if entry.phase is Phase.ACCEPTED and self._by_task.get(entry.task_id) is not entry:
-                yield entry
+        for entries in self._beside.values():
+            yield from entries
 
     def waiting(self) -> tuple[E, ...]:
         """Return every entry that is QUEUED, SENDING or UNKNOWN."""
@@ -178,6 +183,7 @@ class Registry(Generic[E]):
         advance(entry, Event.SEND)
         entry.attempt_id = attempt_id
         entry.submitted_unix_s = now_unix_s
+        entry.is_risky = self.is_in_doubt(entry)
         self._sending += 1
         self._places += 1
         self.tally.submitted += 1
@@ -210,7 +216,7 @@ class Registry(Generic[E]):
             attempt_id=entry.attempt_id,
             at=dt.datetime.fromtimestamp(now_unix_s, dt.UTC),
         )
-        if track in self._unknown_by_track:
+        if entry.is_risky:
             self.tally.possible_double_charges += 1
         self._unknown[doubt.attempt_id] = doubt
         self._unknown_by_track.setdefault(track, []).append(doubt.attempt_id)
@@ -241,7 +247,7 @@ class Registry(Generic[E]):
         """Note that the service created *task_id* for the submit on the wire."""
         self._follow(entry, task_id, now_mono_s, Origin.SUBMITTED)
         self.tally.accepted += 1
-        if self.is_in_doubt(entry):
+        if entry.is_risky:
             self.tally.possible_double_charges += 1
 
     def adopt_existing(self, entry: E, task_id: str, now_mono_s: float) -> None:
@@ -317,9 +323,11 @@ class Registry(Generic[E]):
         """
         doubt = self._resolve(attempt_id)
         entry = self._by_track.get(doubt.track)
-        if entry is None or entry.phase is not Phase.UNKNOWN or self.is_in_doubt(entry):
+        if entry is None or self.is_in_doubt(entry):
             return None
-        return entry
+        # One that is on the wire was sent at a risk that there was not.
+        entry.is_risky = False
+        return entry if entry.phase is Phase.UNKNOWN else None
 
     # --- what happens to a task ---------------------------------------------------
 
@@ -355,7 +363,7 @@ class Registry(Generic[E]):
         news: replayed callbacks must not use up our patience with the service.
         """
         if entry.phase is not Phase.ACCEPTED:
-            self.tally.duplicates += record is not None and record.state is not TaskState.PENDING
+            self.note_late(record)
             return False
         error = self._judge(entry, record, now_mono_s, is_hint=is_hint)
         if error is not None:
@@ -384,6 +392,10 @@ class Registry(Generic[E]):
         self._end(entry, wav)
         return True
 
+    def note_late(self, record: TaskRecord | None) -> None:
+        """Note what came of a poll whose task ended, or was given up, meanwhile."""
+        self.tally.duplicates += record is not None and record.state is not TaskState.PENDING
+
     def time_out(self, entry: E, timeout_s: float) -> None:
         """Note that we stop waiting for the task; it may still finish."""
         advance(entry, Event.TIME_OUT)
@@ -411,7 +423,8 @@ class Registry(Generic[E]):
         entry.task_id = task_id
         entry.origin = origin
         entry.accepted_mono_s = now_mono_s
-        self._by_task.setdefault(task_id, entry)
+        if self._by_task.setdefault(task_id, entry) is not entry:
+            self._beside.setdefault(task_id, []).append(entry)
         self._in_flight += 1
         if was_sending:
             self._sending -= 1
@@ -451,7 +464,7 @@ class Registry(Generic[E]):
             return ConversionFailedError(
                 f"task {entry.task_id} failed ({why})", record=record, track=entry.track
             )
-        if record.state is TaskState.SUCCEEDED and record.wav_url is None:
+        if is_bare_success(record):
             entry.bare_successes += not is_hint
             if entry.bare_successes >= BARE_SUCCESSES:
                 return ConversionFailedError(
@@ -478,8 +491,7 @@ class Registry(Generic[E]):
         if entry.task_id:
             self._in_flight -= 1
             self._places -= entry.origin is not Origin.ATTACHED
-            if self._by_task.get(entry.task_id) is entry:
-                del self._by_task[entry.task_id]
+            self._unfollow(entry)
             if entry.phase is not Phase.TIMED_OUT:
                 self._ended_tasks[entry.task_id] = None
                 self._ended_tasks.move_to_end(entry.task_id)
@@ -494,6 +506,24 @@ class Registry(Generic[E]):
             self._results.move_to_end(entry.track)
             if len(self._results) > REMEMBERED:
                 self._results.popitem(last=False)
+
+    def _unfollow(self, entry: E) -> None:
+        """Take an entry out of those that follow its task; the next one steps forward."""
+        beside = self._beside.get(entry.task_id)
+        if beside is None:
+            del self._by_task[entry.task_id]
+            return
+        if self._by_task[entry.task_id] is entry:
+            self._by_task[entry.task_id] = beside.pop(0)
+        else:
+            beside.remove(entry)
+        if not beside:
+            del self._beside[entry.task_id]
+
+
+def is_bare_success(record: TaskRecord) -> bool:
+    """Return whether *record* claims success and names no file, which may come later."""
+    return record.state is TaskState.SUCCEEDED and record.wav_url is None
 
 
 def is_foreign(entry: Entry, record: TaskRecord) -> bool:

@@ -771,7 +771,6 @@ def test_hints_do_not_prolong_the_wait_for_a_task_that_is_gone(keys):
         assert waiter.done()
 
 
-@pytest.mark.xfail(strict=True, reason="a hint is dropped while the next turn of a probe is queued")
 @pytest.mark.parametrize("is_followed", [True, False])
 def test_a_callback_of_a_probed_task_is_prompt(is_followed):
     """A callback that comes while a probe waits for its next turn has the task asked about now."""

@@ -127,6 +127,7 @@ def test_a_new_entry_is_queued_and_knows_nothing() -> None:
         "bare_successes": 0,
         "is_called_back": False,
         "is_recognised": True,
+        "is_risky": False,
         "misses": 0,
         "origin": Origin.SUBMITTED,
         "outcome": None,

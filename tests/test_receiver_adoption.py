@@ -186,7 +186,7 @@ async def test_adopted_task_is_followed_to_its_end(clock, service) -> None:
         assert conversion is await session.submit(track())
         wav = await clock.run(conversion.wait())
         assert ("poll", None) == (wav.settled_by, wav.expires_at)
-        assert [0.0, 15.0, 25.0, 35.0] == since(start, service.polled_at_moments)
+        assert [0.0, 10.0, 20.0, 30.0, 40.0] == since(start, service.polled_at_moments)
         assert (1, 1) == (len(service.submitted_at), session.statistics().adopted)
 
 
@@ -504,11 +504,6 @@ async def test_task_attached_meanwhile_without_a_track(clock, service) -> None:
         assert is_bounded(service, session)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the record that explains a doubt is shown to the attached conversion of the task, "
-    "not to the adopted one, which waits for a poll of its own",
-)
 async def test_waiters_for_a_repeat_get_the_record_of_an_attached_task(clock, service) -> None:
     """Who waits for a repeat gets the file as soon as its record is there, attached or not."""
     service.fates.append(LOST_CHARGED)
@@ -752,11 +747,6 @@ async def test_adoption_while_the_repeat_is_on_the_wire(clock, service, knows_re
         assert is_bounded(service, session)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="what a callback explains while the repeat is on the wire is not counted as a "
-    "possible double charge when the repeat is answered with a task of its own",
-)
 async def test_repeat_that_was_charged_after_all_is_counted(clock, service) -> None:
     """A repeat that was sent in doubt and gets a task of its own is a possible double charge."""
     service.latency_s = 10.0
@@ -907,11 +897,6 @@ async def test_closing_while_it_is_asked_about(clock, service) -> None:
 # --- while callbacks flow -----------------------------------------------------------------
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a task that was adopted on a callback's word rests until backstop_s, though its "
-    "callback has come already",
-)
 async def test_adopted_task_that_is_pending_is_polled_at_the_interval(clock, service) -> None:
     """A task whose callback has come, and whose record is pending still, waits no backstop."""
     service.conversion_s = 40.0
@@ -924,11 +909,6 @@ async def test_adopted_task_that_is_pending_is_polled_at_the_interval(clock, ser
         assert () == session.conversions()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="an attached task rests until backstop_s like one of ours, though its callback may "
-    "have gone elsewhere, or long since",
-)
 async def test_attached_task_waits_for_no_callback(clock, service) -> None:
     """A task that somebody else submitted is polled soon, however well our callbacks flow."""
     async with listening(service) as session:
@@ -953,11 +933,6 @@ def attaching(seen: list[WavSession]):
     return on_event
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="of two conversions of one task callbacks and their polls reach the first only, so "
-    "that the one submitted waits for the backstop",
-)
 async def test_submit_whose_task_was_attached_before_the_answer(clock, service) -> None:
     """A submit settles by its callback also if somebody attached its task before the answer."""
     service.latency_s = 10.0
@@ -973,11 +948,6 @@ async def test_submit_whose_task_was_attached_before_the_answer(clock, service) 
         assert waiting.done()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a callback of a task that is followed or has ended is not held against the lost "
-    "submit it names, which is repeated, and charged again",
-)
 async def test_repeat_is_spared_though_the_task_was_attached(clock, service) -> None:
     """A callback that names a lost submit spares the repeat, whoever follows its task."""
     service.latency_s = 10.0
