@@ -81,7 +81,10 @@ NAMES = {
         "WaitEnded",
     ],
     "kie_wav_async.simulator": [
+        "ATTACKS",
         "Arrival",
+        "AttackResult",
+        "Delivery",
         "Fault",
         "Simulator",
         "SimulatorProcess",
