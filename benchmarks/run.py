@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bench_callbacks
 import bench_client_cpu
 import bench_codec
 import bench_memory
@@ -16,4 +17,5 @@ if __name__ == "__main__":
         bench_settle.measure,
         bench_codec.measure,
         bench_client_cpu.measure,
+        bench_callbacks.measure,
     )

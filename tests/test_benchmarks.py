@@ -11,8 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from kie_wav_async import RateLimit, Track, WavSession
-from kie_wav_async.testing import FakeClock, accepted, pending, polled_task_id, succeeded
+from kie_wav_async import CallbackTrust, PollSchedule, RateLimit, Track, WavSession
+from kie_wav_async.testing import (
+    FakeClock,
+    accepted,
+    pending,
+    polled_task_id,
+    signed_callback,
+    submitted_callback_query,
+    succeeded,
+)
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 SCRIPTS = sorted(BENCHMARKS.glob("bench_*.py"))
@@ -64,11 +72,14 @@ class Service:
         self.done_at_poll = done_at_poll
         self.polls = {}
         self.tasks_seen = []
+        self.queries = {}
 
     async def send(self, request):
         self.tasks_seen.append(len(asyncio.all_tasks()))
         if request.is_submit:
-            return accepted(f"t{next(self.serials)}")
+            task_id = f"t{next(self.serials)}"
+            self.queries[task_id] = submitted_callback_query(request)
+            return accepted(task_id)
         task_id = polled_task_id(request)
         self.polls[task_id] = self.polls.get(task_id, 0) + 1
         if self.polls[task_id] < self.done_at_poll:
@@ -127,3 +138,44 @@ async def test_a_conversion_makes_no_needless_exchange():
         await clock.advance(3_600.0)
         assert 3 == session.statistics().polls
     assert 4 == len(service.tasks_seen)
+
+
+async def call_back(trust, *, count):
+    """Call back *count* conversions in flight; return what was seen on the way."""
+    clock, service, seen = FakeClock(), Service(done_at_poll=1), []
+    key = "benchmark-webhook-key"
+    async with WavSession(
+        "key",
+        transport=service,
+        clock=clock,
+        callback_url="https://example.com/kie/callback",
+        webhook_keys=key,
+        callback_trust=trust,
+        rate_limit=RateLimit(1_000, per_s=1.0),
+        max_in_flight=1_000,
+        poll=PollSchedule(first_s=50_000.0, interval_s=50_000.0, backstop_s=50_000.0),
+        timeout_s=None,
+    ) as session:
+        for number in range(count):
+            await session.submit(Track("m", f"a{number}"))
+        await clock.settle()
+        for conversion in session.conversions():
+            callback = signed_callback(conversion.task_id, key=key, now_unix_s=clock.time())
+            await session.deliver(*callback, query=service.queries[conversion.task_id])
+            seen.append((conversion.done(), len(asyncio.all_tasks())))
+        await clock.advance(count)
+        return seen, session.statistics()
+
+
+async def test_a_callback_that_settles_needs_neither_a_task_nor_a_poll():
+    """A callback that is believed settles its conversion before `deliver` returns, and alone."""
+    seen, counted = await call_back(CallbackTrust.PAYLOAD, count=300)
+    assert [(True, 1)] * 300 == seen
+    assert (300, 0) == (counted.settled_by_callback, counted.polls)
+
+
+async def test_a_hint_costs_one_poll():
+    """A conversion whose callback is only a hint is settled by one poll."""
+    seen, counted = await call_back(CallbackTrust.HINT, count=30)
+    assert {False} == {is_done for is_done, _ in seen}
+    assert (30, 30) == (counted.settled_by_poll, counted.polls)
