@@ -20,7 +20,13 @@ from yarl import URL
 from fakes import FakeService
 from kie_wav_async import PollSchedule, sign
 from kie_wav_async.errors import CallbackFormatError, SessionClosedError, SignatureError
-from kie_wav_async.testing import FakeClock, SignedCallback, failed, signed_callback
+from kie_wav_async.testing import (
+    FakeClock,
+    SignedCallback,
+    failed,
+    polled_task_id,
+    signed_callback,
+)
 
 if TYPE_CHECKING:
     from fakes import Task
@@ -69,17 +75,13 @@ class WatchedService(FakeService):
         self.most_at_once: Counter[str] = Counter()
 
     async def _read(self, request):
-        begun = len(self.polled_at)
-        reading = asyncio.ensure_future(super()._read(request))
-        await asyncio.sleep(0)
-        task_id = self.polled_at[begun][1]
+        task_id = polled_task_id(request)
         self.polling[task_id] += 1
         self.most_at_once[task_id] = max(self.most_at_once[task_id], self.polling[task_id])
         try:
-            answer = await reading
+            answer = await super()._read(request)
         finally:
             self.polling[task_id] -= 1
-            reading.cancel()
         task = self.tasks.get(task_id)
         is_over = task is not None and self.clock.monotonic() >= task.ends_at
         return failed(task_id) if is_over and task_id in self.failing else answer

@@ -12,7 +12,7 @@ from typing import Self
 
 import pytest
 
-from deliveries import QUIET, SECRET, STEADY, World, file_of, query_of, signed_body
+from deliveries import QUIET, SECRET, World, file_of, query_of, signed_body
 from fakes import LOST_CHARGED, track
 from kie_wav_async import CallbackTrust, CallbackVerdict, PollSchedule
 from kie_wav_async._inbox import MAX_KEPT
@@ -142,6 +142,8 @@ def test_hints_on_many_tasks_poll_ten_a_second():
         moments = [at for at, _ in world.service.polled_at]
         assert _most_in(moments, 1.0) == 10
         assert len(moments) in range(399, 402)
+        # Only what still counts is remembered.
+        assert len(world.session._poller._hint_limiter._last) <= 21
         # Nobody is passed over: 300 tasks at 10 a second are through in 30 s.
         assert len({task_id for _, task_id in world.service.polled_at[:300]}) == 300
 
@@ -357,15 +359,21 @@ def test_a_flood_of_hints_starves_no_hint():
 
 def test_a_flood_while_polling_rests_is_answered_by_few_polls():
     """Hints that come while a 429 rests all polling cause no poll until it is over."""
-    with World(poll=STEADY, on_event=None) as world:
+    with World(timeout_s=100.0, on_event=None) as world:
+        world.service.create("other", track(9))
+        world.service.tasks["other"].ends_at = math.inf
+        # Its timeout has the scheduler look around in the middle of the rest.
+        world.start(world.attach("other").wait())
+        begun = world.clock.monotonic()
+        world.advance(80.0)
         world.start(world.session.convert(track(1)))
-        from_now = world.clock.monotonic()
         world.service.poll_replies.append(lambda _: refused(429, retry_after="60"))
-        world.advance(15.0)
-        for _ in range(20):
-            callback = world.callback("task0001", None)
-            _bring(world, callback, count=50)
-            world.advance(2.0)
-        assert [at - from_now for at, _ in world.service.polled_at] == [15.0]
-        world.advance(30.0)
+        query = query_of(world.service.tasks["task0002"])
+        for _ in range(30):
+            _bring(world, world.callback("task0002", None), query, count=50)
+            world.advance(1.9 if world.service.poll_replies else 2.0)
+        during = [at - begun for at, _ in world.service.polled_at if at - begun >= 80.0]
+        assert len(during) == 1
         assert world.waiters[0].done()
+        world.advance(30.0)
+        assert world.waiters[1].done()

@@ -48,6 +48,7 @@ _NAMES = [
     "X-WEBHOOK-SIGNATURE",
     "X-Webhoo\u212a-Signature",  # The sign of Kelvin, which is a k in lower case.
     "X-Webhook-Timestamp ",
+    "X-Webhook-Timestam\udcff",
     "Content-Type",
 ]
 _VALUES = [
