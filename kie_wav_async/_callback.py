@@ -14,13 +14,23 @@ Sources: docs.kie.ai, "Convert to WAV Callbacks" and "Webhook Security Verificat
 from __future__ import annotations
 
 import re
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
-from kie_wav_async._envelope import JsonObject, as_object, load_object, parse_int, parse_text
+from kie_wav_async._envelope import (
+    OK,
+    JsonObject,
+    as_object,
+    load_object,
+    parse_int,
+    parse_text,
+)
 from kie_wav_async._models import Callback
-from kie_wav_async._signature import TOLERANCE_S, Headers, read_signed, verify_signed
+from kie_wav_async._signature import TOLERANCE_S, Headers, Signed, read_signed, verify_signed
 from kie_wav_async._wire import TASK_ID_NAMES, find_url
 from kie_wav_async.errors import CallbackFormatError
+
+if TYPE_CHECKING:
+    from yarl import URL
 
 #: Longest body that is read. The service's have some hundred bytes; this is what
 #: other receivers of webhooks take, three times over.
@@ -40,9 +50,9 @@ def authenticate(
     keys: tuple[bytes, ...],
     now_unix_s: float,
     tolerance_s: float = TOLERANCE_S,
-) -> Callback:
+) -> tuple[str, Signed, JsonObject]:
     """
-    Return what a callback says, if one of *keys* signed its id and time.
+    Return task id, headers and body of a callback, if one of *keys* signed its id and time.
 
     Raises:
         SignatureError: Forged, malformed or stale.
@@ -52,16 +62,26 @@ def authenticate(
         TypeError: *headers* or *body* has the wrong type.
     """
     signed = read_signed(headers)
-    callback = read_callback(body, timestamp=int(signed.timestamp))
-    verify_signed(
-        callback.task_id, signed, keys=keys, now_unix_s=now_unix_s, tolerance_s=tolerance_s
+    task_id, root = read_body(body)
+    verify_signed(task_id, signed, keys=keys, now_unix_s=now_unix_s, tolerance_s=tolerance_s)
+    return task_id, signed, root
+
+
+def build_callback(task_id: str, signed: Signed, root: JsonObject) -> Callback:
+    """Return what a callback says, for those who have no session to make use of it."""
+    return Callback(
+        task_id=task_id,
+        code=parse_int(root.get("code")),
+        message=parse_text(root.get("msg")) or parse_text(root.get("message")),
+        wav_url=find_url(root, as_object(root.get("data"))),
+        timestamp=int(signed.timestamp),
+        raw=root,
     )
-    return callback
 
 
-def read_callback(body: bytes, *, timestamp: int) -> Callback:
+def read_body(body: bytes) -> tuple[str, JsonObject]:
     """
-    Return what a body says; nothing is verified.
+    Return the task id of a callback's body, and all of the body; nothing is verified.
 
     Raises:
         CallbackFormatError: It cannot be read.
@@ -80,15 +100,14 @@ def read_callback(body: bytes, *, timestamp: int) -> Callback:
     if root is None:
         msg = "the body is no JSON object in UTF-8, or names something twice"
         raise CallbackFormatError(msg)
-    data = as_object(root.get("data"))
-    return Callback(
-        task_id=_find_task_id(root, data),
-        code=parse_int(root.get("code")),
-        message=parse_text(root.get("msg")) or parse_text(root.get("message")),
-        wav_url=find_url(root, data),
-        timestamp=timestamp,
-        raw=root,
-    )
+    return _find_task_id(root, as_object(root.get("data"))), root
+
+
+def find_wav_url(root: JsonObject) -> URL | None:
+    """Return the file that a callback's body names, if its code says that all went well."""
+    if parse_int(root.get("code")) != OK:
+        return None
+    return find_url(root, as_object(root.get("data")))
 
 
 def _make_object(pairs: list[tuple[str, object]]) -> JsonObject:

@@ -108,8 +108,12 @@ def parse_attempt(query: str | bytes) -> str | None:
 
 def _values_of_attempt(query: str) -> list[str]:
     """Return the values of our name, each as it stands, however the name is quoted."""
-    pairs = (part.partition("=") for part in query.split("&"))
-    return [value for name, _, value in pairs if unquote_plus(name) == ATTEMPT_NAME]
+    pairs = [part.partition("=") for part in query.split("&")]
+    return [
+        value
+        for name, _, value in pairs
+        if name == ATTEMPT_NAME or unquote_plus(name) == ATTEMPT_NAME
+    ]
 
 
 # --- in records -------------------------------------------------------------------------

@@ -53,6 +53,9 @@ if TYPE_CHECKING:
 class Phase(enum.Enum):
     """Where a conversion stands."""
 
+    # Members are single objects; the hash of an Enum is that of its name, made anew.
+    __hash__ = object.__hash__
+
     QUEUED = enum.auto()  #: waits for its turn
     SENDING = enum.auto()  #: its submit is on the wire
     UNKNOWN = enum.auto()  #: its submit may have been accepted
@@ -67,6 +70,8 @@ class Phase(enum.Enum):
 
 class Event(enum.Enum):
     """What can happen to a conversion."""
+
+    __hash__ = object.__hash__
 
     SEND = enum.auto()
     POSTPONE = enum.auto()

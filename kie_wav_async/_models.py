@@ -185,7 +185,7 @@ def _clean_title(value: object) -> str | None:
     return strip_controls(value or "")[:500] or None
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class Track:
     """
     One track of a finished music task: what a conversion converts.

@@ -14,7 +14,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from kie_wav_async import events
-from kie_wav_async._callback import authenticate, read_callback
+from kie_wav_async._callback import authenticate, find_wav_url, read_body
 from kie_wav_async._callback_url import find_attempt, is_called_back_elsewhere, parse_attempt
 from kie_wav_async._inbox import KEPT_S, Inbox, Notice
 from kie_wav_async._lifecycle import Origin
@@ -27,14 +27,13 @@ if TYPE_CHECKING:
 
     from kie_wav_async._conversion import Conversion
     from kie_wav_async._desk import Desk
-    from kie_wav_async._models import Callback, UnknownSubmit
+    from kie_wav_async._envelope import JsonObject
+    from kie_wav_async._models import UnknownSubmit
     from kie_wav_async._poller import Poller
     from kie_wav_async._signature import Headers
     from kie_wav_async._submitter import Submitter
 
 _logger = logging.getLogger("kie_wav_async")
-
-_OK = 200
 
 
 class Receiver:
@@ -78,16 +77,18 @@ class Receiver:
         try:
             if self._keys:
                 now_unix_s = self._desk.clock.time()
-                callback = authenticate(headers, body, keys=self._keys, now_unix_s=now_unix_s)
+                task_id, _, root = authenticate(
+                    headers, body, keys=self._keys, now_unix_s=now_unix_s
+                )
             else:
-                callback = read_callback(body, timestamp=0)
+                task_id, root = read_body(body)
         except (SignatureError, CallbackFormatError) as error:
             self._refuse(error)
             raise
-        verdict = self._take(self._notice_of(callback, attempt_id))
+        verdict = self._take(task_id, root, attempt_id)
         self._desk.emit(
             events.CallbackReceived,
-            task_id=callback.task_id,
+            task_id=task_id,
             verdict=verdict,
             is_authentic=bool(self._keys),
         )
@@ -102,48 +103,43 @@ class Receiver:
             _logger.warning("refused a callback, and will not log the next: %s", error)
         self._desk.emit(events.CallbackRefused, error=error.about())
 
-    def _notice_of(self, callback: Callback, attempt_id: str | None) -> Notice:
+    def _notice_of(self, task_id: str, root: JsonObject, attempt_id: str | None) -> Notice:
         """Return what may be believed of a callback, wherever it is looked at."""
-        url = callback.wav_url
-        is_believed = (
-            bool(self._keys)
-            and self._trust is CallbackTrust.PAYLOAD
-            and attempt_id is not None
-            and callback.code == _OK
-            and url is not None
-            and self._is_safe(url)
-        )
-        return Notice(callback.task_id, attempt_id, url if is_believed else None)
+        url = None
+        if self._keys and self._trust is CallbackTrust.PAYLOAD and attempt_id is not None:
+            url = find_wav_url(root)
+        return Notice(task_id, attempt_id, url if url and self._is_safe(url) else None)
 
     def _is_safe(self, url: URL) -> bool:
         return url.scheme == "https" or (url.host or "").lower() in self._insecure_hosts
 
     # --- what it is about --------------------------------------------------------------
 
-    def _take(self, notice: Notice) -> CallbackVerdict:
-        explains = self._keys and self._explain(notice)
-        conversions = self._registry.following(notice.task_id)
+    def _take(self, task_id: str, root: JsonObject, attempt_id: str | None) -> CallbackVerdict:
+        explains = bool(self._keys) and self._explain(task_id, attempt_id)
+        conversions = self._registry.following(task_id)
         if conversions:
+            notice = self._notice_of(task_id, root, attempt_id)
             # An attached task may turn out to be one that is submitted here.
             verdicts = [self._apply(conversion, notice) for conversion in conversions]
             is_settled = CallbackVerdict.SETTLED in verdicts
             return CallbackVerdict.SETTLED if is_settled else CallbackVerdict.CONFIRMING
         verdict = CallbackVerdict.ORPHAN
-        if self._registry.has_ended(notice.task_id):
+        if self._registry.has_ended(task_id):
             self._registry.tally.duplicates += 1
             verdict = CallbackVerdict.DUPLICATE
         else:
             self._registry.tally.orphans += 1
             if self._keys:
+                notice = self._notice_of(task_id, root, attempt_id)
                 self._inbox.keep(notice, self._desk.clock.monotonic())
         return CallbackVerdict.CONFIRMING if explains else verdict
 
-    def _explain(self, notice: Notice) -> bool:
+    def _explain(self, task_id: str, attempt_id: str | None) -> bool:
         """Have a lost submit looked into that the delivery names; return whether it does."""
-        attempt_id = notice.attempt_id
         if attempt_id is None or self._registry.unknown_submit(attempt_id) is None:
             return False
-        self._probe(notice.task_id, attempt_id)
+        self._probe(task_id, attempt_id)
         return True
 
     def _apply(self, conversion: Conversion, notice: Notice) -> CallbackVerdict:

@@ -40,8 +40,12 @@ _MIN_KEY_LENGTH: Final = 16
 _TIMESTAMP_NAME: Final = b"x-webhook-timestamp"
 _SIGNATURE_NAME: Final = b"x-webhook-signature"
 
+#: Of both names; nearly all other headers have another length, and are passed over.
+_NAME_LENGTH: Final = 19
+
 #: Made once: ``tuple | list`` would be made for each header.
 _PAIR: Final = (tuple, list)
+_TEXT: Final = (str, bytes)
 
 #: Ten digits of ASCII: from 2001 to 2286. `str.isdigit` and ``\d`` know digits
 #: of other scripts, and `int` takes blanks, signs and underscores as well.
@@ -175,6 +179,8 @@ def read_signed(headers: Headers) -> Signed:
             msg = "headers must be pairs of a name and a value"
             raise TypeError(msg)
         name, value = pair
+        if not isinstance(name, _TEXT) or len(name) != _NAME_LENGTH:
+            continue
         lowered = _bytes(name).lower()
         if lowered == _TIMESTAMP_NAME:
             timestamps.append(value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kie_wav_async._callback import authenticate
+from kie_wav_async._callback import authenticate, build_callback
 from kie_wav_async._clock import SystemClock
 from kie_wav_async._models import verify_number, verify_type
 from kie_wav_async._signature import (
@@ -115,13 +115,14 @@ def parse_callback(
     Sources: docs.kie.ai, "Convert to WAV Callbacks" and "Webhook Security
     Verification".
     """
-    return authenticate(
+    task_id, signed, root = authenticate(
         headers,
         body,
         keys=_some_keys(keys),
         now_unix_s=_now(now_unix_s),
         tolerance_s=_tolerance(tolerance_s),
     )
+    return build_callback(task_id, signed, root)
 
 
 def _some_keys(keys: str | Iterable[str]) -> tuple[bytes, ...]:

@@ -244,12 +244,12 @@ BUGS = [
             ("_ is - in a name", (LOWERED, f"{LOWERED}.replace(b'_', b'-')")),
         ],
         "_callback": [
-            ("nobody verifies", ("    verify_signed(\n", "    (lambda *_, **__: None)(\n")),
+            ("nobody verifies", ("    verify_signed(", "    (lambda *_, **__: None)(")),
             (
                 "the body before the headers",
                 (
                     "    signed = read_signed(headers)\n",
-                    "    read_callback(body, timestamp=0)\n    signed = read_signed(headers)\n",
+                    "    read_body(body)\n    signed = read_signed(headers)\n",
                 ),
             ),
             ("any character in an id", (TASK_ID_PATTERN, 're.compile(r"(?s).{1,128}")')),
@@ -342,7 +342,10 @@ BUGS = [
             (r"\d in an attempt", (ATTEMPT_PATTERN, r're.compile(r"[\da-f]{32}")')),
             (
                 "a quoted name is another",
-                ("if unquote_plus(name) == ATTEMPT_NAME", "if name == ATTEMPT_NAME"),
+                (
+                    "if name == ATTEMPT_NAME or unquote_plus(name) == ATTEMPT_NAME",
+                    "if name == ATTEMPT_NAME",
+                ),
             ),
             ("a query without end", ("if len(text) <= _MAX_QUERY_LENGTH else []", "")),
             ("an empty user will do", ('if "@" in authority:', "if url.user or url.password:")),

@@ -12,9 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from kie_wav_async._callback import MAX_BODY_LENGTH, authenticate, read_callback
+from kie_wav_async._callback import (
+    MAX_BODY_LENGTH,
+    authenticate,
+    build_callback,
+    find_wav_url,
+    read_body,
+)
 from kie_wav_async._models import Callback
-from kie_wav_async._signature import sign
+from kie_wav_async._signature import Signed, sign
 from kie_wav_async.errors import CallbackFormatError, SignatureError
 from samples import (
     FILE_URL,
@@ -30,6 +36,7 @@ from strategies import callback_bodies, headers, mutated_callbacks
 
 KEYS = (WEBHOOK_KEY.encode(),)
 OTHER_ID = "c" * 32
+SIGNED = Signed(str(SIGNED_AT).encode(), b"0" * 44)
 
 
 def encode(document):
@@ -39,13 +46,14 @@ def encode(document):
 
 def read(document):
     """Read a body that nobody verified."""
-    return read_callback(encode(document), timestamp=SIGNED_AT)
+    task_id, root = read_body(encode(document))
+    return build_callback(task_id, SIGNED, root)
 
 
 def take(body, pairs=None, *, now_unix_s=SIGNED_AT, **settings):
     """Judge a delivery, genuine but for what is given."""
     pairs = signed_pairs() if pairs is None else pairs
-    return authenticate(pairs, body, keys=KEYS, now_unix_s=now_unix_s, **settings)
+    return build_callback(*authenticate(pairs, body, keys=KEYS, now_unix_s=now_unix_s, **settings))
 
 
 def complaint_about(document):
@@ -104,11 +112,27 @@ def test_the_official_example_is_read():
 
 
 def test_what_is_not_verified_is_read_the_same():
-    """Reading alone says the same, with the time it is told."""
-    body = encode(callback())
+    """Reading alone says the same."""
+    assert take(encode(callback())) == read(callback())
 
-    assert take(body) == read_callback(body, timestamp=SIGNED_AT)
-    assert 7 == read_callback(body, timestamp=7).timestamp
+
+@pytest.mark.parametrize("code", [200, "200"], ids=repr)
+def test_a_success_names_its_file(code):
+    """The file of a callback is the one it names, wherever, if its code is 200."""
+    assert FILE_URL == str(find_wav_url({**callback(), "code": code}))
+    nested = {"code": code, "data": {"response": {"audio_wav_url": FILE_URL}}}
+    assert FILE_URL == str(find_wav_url(nested))
+
+
+@pytest.mark.parametrize("code", [500, "500", 0, None, True, [200], "ok"], ids=repr)
+def test_what_is_no_success_names_no_file(code):
+    """A callback with another code names no file to be believed, whatever stands in it."""
+    assert find_wav_url({**callback(), "code": code}) is None
+
+
+def test_a_success_without_a_file_names_none():
+    """A callback with code 200 need not name a file."""
+    assert find_wav_url({"code": 200, "data": None}) is None
 
 
 def spelled(place, name, value):
@@ -603,7 +627,9 @@ def test_any_of_several_keys_may_have_signed():
     keys = (b"another-key-of-the-tests", *KEYS)
     body = encode(callback())
 
-    assert authenticate(signed_pairs(), body, keys=keys, now_unix_s=SIGNED_AT) == take(body)
+    assert (
+        build_callback(*authenticate(signed_pairs(), body, keys=keys, now_unix_s=SIGNED_AT))
+    ) == take(body)
     with pytest.raises(SignatureError):
         authenticate(signed_pairs(), body, keys=keys[:1], now_unix_s=SIGNED_AT)
 

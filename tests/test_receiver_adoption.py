@@ -409,7 +409,7 @@ async def test_no_news_for_15_minutes(clock, service) -> None:
 
 
 async def test_callback_again_while_it_is_asked_about(clock, service) -> None:
-    """Callbacks that come again while their task is asked about cause no more polls."""
+    """Callbacks that come again while their task is asked about cause one poll per 2 s."""
     service.poll_replies += [lambda _: no_record()] * 3
     async with listening(service) as session:
         await lose(clock, service, session)
@@ -418,7 +418,7 @@ async def test_callback_again_while_it_is_asked_about(clock, service) -> None:
             verdict = await service.callback("task0001").to(session)
             await clock.advance(1.0)
         assert CallbackVerdict.DUPLICATE is verdict
-        assert [0.0, 10.0, 20.0, 30.0] == since(start, service.polled_at_moments)
+        assert [0.0, 2.0, 4.0, 6.0] == since(start, service.polled_at_moments)
 
 
 async def test_key_in_doubt_while_it_is_asked_about(clock, service) -> None:
