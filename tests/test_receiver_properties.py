@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
@@ -22,10 +24,14 @@ from deliveries import (
 )
 from fakes import ACCEPTED, LOST_CHARGED, LOST_FREE, UNSENT, raw, refusal, track
 from kie_wav_async import CallbackTrust, CallbackVerdict, OnUnknown, PollSchedule, Track
+from kie_wav_async._inbox import KEPT_S
 from kie_wav_async.errors import CallbackFormatError, SignatureError
 from kie_wav_async.events import CallbackReceived, CallbackRefused
 from kie_wav_async.testing import SignedCallback, no_record, pending, refused, succeeded
 from strategies import bodies, hostile_json
+
+if TYPE_CHECKING:
+    from kie_wav_async import Conversion
 
 TASK = "task0001"
 
@@ -396,23 +402,30 @@ _deliveries = st.tuples(
 )
 
 
+def _hint_early_ones(world: World, early: dict[str, float]) -> None:
+    """Have tasks that are named in *early* polled as soon as they are followed."""
+    usual = world.session._desk.on_followed
+
+    def on_followed(conversion: Conversion) -> None:
+        usual(conversion)
+        came_at = early.pop(conversion.task_id, -math.inf)
+        if world.clock.monotonic() - came_at < KEPT_S:
+            world.session._poller.hint(conversion.task_id)
+
+    world.session._desk.on_followed = on_followed
+
+
 @given(_worlds, scripts(_deliveries))
 def test_under_hint_a_delivery_is_a_poll(drawn, script):
     """Under HINT an authentic callback of a task in flight does what a prompt poll of it does."""
     drawn = drawn | {"trust": CallbackTrust.HINT, "latency_s": 0.0}
     with _world(drawn) as world, _world(drawn) as polled:
-        early: set[str] = set()
+        early: dict[str, float] = {}
+        _hint_early_ones(polled, early)
         for kind, what in [*script, ("advance", 1_000.0)]:
             if kind != "deliver":
                 _move(world, kind, what)
                 _move(polled, kind, what)
-                # An early one is kept, and its poll is due once the task is followed.
-                for conversion in polled.session.conversions():
-                    if conversion.task_id in early:
-                        early.discard(conversion.task_id)
-                        polled.session._poller.hint(conversion.task_id)
-                polled.run(polled.clock.settle())
-                world.run(world.clock.settle())
                 continue
             number, body, named = what
             task = world.service.tasks.get(f"task{number:04d}")
@@ -425,7 +438,9 @@ def test_under_hint_a_delivery_is_a_poll(drawn, script):
             if any(c.task_id == task.task_id for c in polled.session.conversions()):
                 polled.session._poller.hint(task.task_id)
             elif told is CallbackVerdict.ORPHAN:
-                early.add(task.task_id)
+                now = polled.clock.monotonic()
+                if now - early.get(task.task_id, -math.inf) >= KEPT_S:
+                    early[task.task_id] = now
             polled.run(polled.clock.settle())
             world.run(world.clock.settle())
         assert world.snapshot(
