@@ -197,7 +197,11 @@ class Receiver:
             or find_attempt(record) != doubt.attempt_id
             or is_called_back_elsewhere(record, self._desk.callback_url)
         ):
-            _logger.warning(
+            # Once for each lost submit: whoever knows its attempt could fill the logs.
+            level = logging.DEBUG if doubt.attempt_id in self._warned else logging.WARNING
+            self._warned.add(doubt.attempt_id)
+            _logger.log(
+                level,
                 "a callback of task %s names the lost attempt %s, but the task's record "
                 "does not show that it made the task: not adopted",
                 record.task_id,

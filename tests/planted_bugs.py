@@ -372,7 +372,8 @@ BUGS = [
             ),
         ],
         "_inbox": [
-            ("the last of a task stays", ("if notice.task_id in self._kept:", "if False:")),
+            ("the last of a task stays", ("if kept[1].attempt_id is None:", "if True:")),
+            ("the first of a task stays", ("if kept[1].attempt_id is None:", "if False:")),
             ("one too many is kept", ("> MAX_KEPT", "> MAX_KEPT + 1")),
             (
                 "the newest gives way",

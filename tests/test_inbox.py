@@ -24,6 +24,22 @@ def test_the_bounds_are_the_documented_ones():
     assert 900.0 == KEPT_S
 
 
+def test_a_notice_without_an_attempt_gives_way():
+    """A replay without its query hides no later delivery that names the attempt, nor keeps it."""
+    inbox = Inbox()
+    first = notice("t", ATTEMPT_ID, URL(FILE_URL))
+    inbox.keep(notice("t"), 0.0)
+    inbox.keep(first, 100.0)
+    inbox.keep(notice("t"), 200.0)
+    inbox.keep(notice("t", OTHER_ATTEMPT), 300.0)
+
+    assert ("t",) == inbox.naming(ATTEMPT_ID, 899.0)
+    assert () == inbox.naming(ATTEMPT_ID, 900.0)
+    inbox.keep(notice("t"), 0.0)
+    inbox.keep(first, 1.0)
+    assert inbox.take("t", 2.0) is first
+
+
 def test_what_was_kept_is_taken_once():
     """A notice is handed to who asks first, and to nobody else."""
     inbox = Inbox()
@@ -155,8 +171,11 @@ def test_the_inbox_does_what_a_naive_one_does(steps):
             naive = [(at, kept) for at, kept in naive if now - at < 900]
             if call == "keep":
                 arrived = notice(task_id, attempt_id)
-                if task_id not in {kept.task_id for _, kept in naive}:
+                same = [i for i, (_, kept) in enumerate(naive) if kept.task_id == task_id]
+                if not same:
                     naive = [*naive, (now, arrived)][-3:]
+                elif naive[same[0]][1].attempt_id is None:
+                    naive[same[0]] = (naive[same[0]][0], arrived)
                 inbox.keep(arrived, float(now))
             elif call == "take":
                 found = [kept for _, kept in naive if kept.task_id == task_id]

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 
+import attrs
 import pytest
 from yarl import URL
 
@@ -304,6 +305,22 @@ async def test_record_that_does_not_agree(clock, service, caplog, changes) -> No
     assert logging.WARNING == line.levelno
     assert doubt.attempt_id in line.getMessage()
     assert "not adopted" in line.getMessage()
+
+
+async def test_strangers_tasks_fill_no_log(clock, service, caplog) -> None:
+    """However many foreign tasks are said to be a lost submit's, one warning tells of it."""
+    async with listening(service) as session:
+        doubt = await lose(clock, service, session)
+        query = f"attempt={doubt.attempt_id}"
+        caplog.clear()
+        for number in range(5):
+            service.create(f"foreign{number}", track(9))
+            foreign = attrs.evolve(service.callback(f"foreign{number}"), query=query)
+            assert CONFIRMING is await foreign.to(session)
+            await clock.advance(5.0)
+        assert 5 == len(service.polled_at)
+        lines = [line for line in caplog.records if line.levelno >= logging.WARNING]
+        assert ["not adopted"] == [line.getMessage()[-11:] for line in lines]
 
 
 async def test_task_that_was_not_adopted_may_be_attached(clock, service) -> None:
