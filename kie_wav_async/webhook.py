@@ -120,7 +120,7 @@ class _Webhook:
 
             is_encoded: Whether there is a ``Content-Encoding``, whatever it says.
 
-            length: ``Content-Length``; `None` if there is none.
+            length: ``Content-Length``, or what has come if all has; `None` if unknown.
         """
         if method != "POST":
             return _NO_POST
@@ -275,19 +275,17 @@ class _AiohttpHandler:
         self._webhook = _Webhook(session)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        webhook = self._webhook
+        webhook, content = self._webhook, request.content
+        # The usual case: nothing to wait for. With an error the peer is gone already.
+        is_there = content.is_eof() and content.exception() is None
         refusal = webhook.judge(
             request.method,
             is_encoded=hdrs.CONTENT_ENCODING in request.headers,
-            length=request.content_length,
+            length=content.total_bytes if is_there else request.content_length,
         )
         if refusal is not None:
             return await _refuse(request, refusal)
-        content = request.content
-        # The usual case: nothing to wait for. With an error the peer is gone already.
-        if content.is_eof() and content.exception() is None:
-            if content.total_bytes > MAX_BODY_LENGTH:
-                return _respond(_TOO_LONG)
+        if is_there:
             body = content.read_nowait()
         else:
             try:
@@ -308,6 +306,7 @@ def _parts_of(request: web.BaseRequest) -> Callable[[], Awaitable[bytes | None]]
         try:
             return await request.content.readany() or None
         except Exception as error:
+            # Each parser of aiohttp's raises its own.
             raise _GoneError from error
 
     return next_part
