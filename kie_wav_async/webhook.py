@@ -19,35 +19,23 @@ Source: docs.kie.ai, "Convert to WAV Callbacks".
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import socket
-import traceback
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 
-import attrs
 from aiohttp import HttpVersion11, hdrs, web
 
-from kie_wav_async._callback import MAX_BODY_LENGTH
+from kie_wav_async._gate import UNREADABLE, Answer, Gate, GoneError
 from kie_wav_async._models import verify_type
-from kie_wav_async._session import WavSession
-from kie_wav_async.errors import CallbackFormatError, SessionClosedError, SignatureError
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from kie_wav_async._session import WavSession
+
 __all__ = ["CallbackServer", "add_callback_route", "asgi_app"]
-
-#: Most bodies being read at a time: nobody has proved anything before the end of one.
-_MAX_READS: Final = 64
-
-#: How long a body may take. The service's have some hundred bytes.
-_READ_TIMEOUT_S = 10.0
-
-#: How long the session may take after that. The service waits 15 s for an answer.
-_TAKE_TIMEOUT_S = 2.0
 
 #: How long a connection to our own server may stay idle, or hold back its headers.
 _IDLE_TIMEOUT_S = 30.0
@@ -57,177 +45,9 @@ _SHUTDOWN_TIMEOUT_S = 0.5
 
 _MAX_PORT: Final = 65_535
 
-_logger = logging.getLogger("kie_wav_async")
-
 _Scope: TypeAlias = MutableMapping[str, Any]
 _Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-
-# --- what is answered, whoever serves -------------------------------------------------------
-
-
-@attrs.frozen
-class _Answer:
-    status: int
-    body: bytes = b""
-    headers: tuple[tuple[str, str], ...] = ()
-
-
-# One object for all that is authentic: it must not show what became of it.
-_RECEIVED: Final = _Answer(200, b'{"status":"received"}', (("Content-Type", "application/json"),))
-_UNREADABLE: Final = _Answer(400)
-_UNAUTHENTIC: Final = _Answer(401)
-_NO_POST: Final = _Answer(405, headers=(("Allow", "POST"),))
-_TOO_SLOW: Final = _Answer(408)
-_TOO_LONG: Final = _Answer(413)
-_ENCODED: Final = _Answer(415)
-_BROKEN: Final = _Answer(500)
-_UNAVAILABLE: Final = _Answer(503)
-
-
-class _GoneError(Exception):
-    """The peer left, or sent what is no body, so that the rest of it cannot be read."""
-
-
-class _Webhook:
-    """
-    Decides on every answer; the adapters below only carry bytes to and fro.
-
-    Layer by layer: `judge` sees the head of a request, `read` its body, and
-    `take` what is complete.
-    """
-
-    __slots__ = ("_reads", "_session")
-
-    def __init__(self, session: WavSession) -> None:
-        """
-        Start with nobody reading.
-
-        Raises:
-            TypeError: *session* is no `WavSession`.
-        """
-        verify_type(session, WavSession, "session")
-        self._session = session
-        self._reads = 0
-
-    def judge(self, method: str, *, is_encoded: bool, length: int | None) -> _Answer | None:
-        """
-        Return the refusal of a request by its head; `None`: go on to its body.
-
-        Args:
-            method: As sent.
-
-            is_encoded: Whether there is a ``Content-Encoding``, whatever it says.
-
-            length: ``Content-Length``, or what has come if all has; `None` if unknown.
-        """
-        if method != "POST":
-            return _NO_POST
-        if is_encoded:
-            return _ENCODED
-        if length is not None and length > MAX_BODY_LENGTH:
-            return _TOO_LONG
-        if self._reads >= _MAX_READS:
-            return _UNAVAILABLE
-        return None
-
-    async def read(self, next_part: Callable[[], Awaitable[bytes | None]]) -> bytes | _Answer:
-        """
-        Return a body, read part by part until `None`; or the refusal of it.
-
-        Raises:
-            _GoneError: By *next_part*.
-        """
-        parts: list[bytes] = []
-        length = 0
-        self._reads += 1
-        try:
-            async with asyncio.timeout(_READ_TIMEOUT_S):
-                while (part := await next_part()) is not None:
-                    length += len(part)
-                    if length > MAX_BODY_LENGTH:
-                        return _TOO_LONG
-                    parts.append(part)
-        except TimeoutError:
-            return _TOO_SLOW
-        finally:
-            self._reads -= 1
-        return b"".join(parts)
-
-    async def take(
-        self, headers: Iterable[tuple[bytes, bytes]], body: bytes, query: str | bytes
-    ) -> _Answer:
-        """Have the session take a delivery, and return the answer to it."""
-        answer = _RECEIVED
-        try:
-            await _within(_TAKE_TIMEOUT_S, self._session.deliver(headers, body, query=query))
-        except SignatureError:
-            answer = _UNAUTHENTIC
-        except CallbackFormatError:
-            answer = _UNREADABLE
-        except SessionClosedError:
-            answer = _UNAVAILABLE
-        except TimeoutError:
-            _logger.error("the session took too long over a callback: answered 503")  # noqa: TRY400 - a traceback would tell nothing
-            answer = _UNAVAILABLE
-        except Exception as error:  # noqa: BLE001 - a route answers whatever happens
-            _log(error)
-            answer = _BROKEN
-        return answer
-
-
-async def _within(timeout_s: float, coroutine: Coroutine[Any, Any, object]) -> None:
-    """
-    Await *coroutine*, which mostly ends without waiting: then no timer is set.
-
-    A timer per request would cost a tenth of what all of the request does.
-    """
-    try:
-        waited: object = coroutine.send(None)
-    except StopIteration:
-        return
-    async with asyncio.timeout(timeout_s):
-        await _Rest(coroutine, waited)
-
-
-class _Rest:
-    """What is left of a coroutine that was begun and is waiting."""
-
-    __slots__ = ("_coroutine", "_waited")
-
-    def __init__(self, coroutine: Coroutine[Any, Any, object], waited: object) -> None:
-        self._coroutine = coroutine
-        self._waited = waited
-
-    def __await__(self) -> Generator[object, None, None]:
-        """Wait for what it waits for, and pass on whatever comes of that."""
-        waited = self._waited
-        while True:
-            thrown: BaseException | None = None
-            try:
-                yield waited
-            except BaseException as error:  # noqa: BLE001 - cancellations too are for the coroutine
-                thrown = error
-            try:
-                if thrown is None:
-                    waited = self._coroutine.send(None)
-                else:
-                    waited = self._coroutine.throw(thrown)
-            except StopIteration:
-                return
-
-
-def _log(error: Exception) -> None:
-    """Log where *error* was raised, and not its text, which may quote the request."""
-    # A plain RuntimeError is a session not entered, or in another loop, and says so.
-    text = f": {error}" if type(error) is RuntimeError else ""
-    _logger.error(
-        "a callback could not be taken and was answered 500: %s%s\n%s",
-        type(error).__name__,
-        text,
-        "".join(traceback.format_tb(error.__traceback__)),
-    )
 
 
 # --- aiohttp --------------------------------------------------------------------------------
@@ -269,16 +89,16 @@ async def _expect_nothing(request: web.Request) -> None:
 
 
 class _AiohttpHandler:
-    __slots__ = ("_webhook",)
+    __slots__ = ("_gate",)
 
     def __init__(self, session: WavSession) -> None:
-        self._webhook = _Webhook(session)
+        self._gate = Gate(session)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        webhook, content = self._webhook, request.content
+        gate, content = self._gate, request.content
         # The usual case: nothing to wait for. With an error the peer is gone already.
         is_there = content.is_eof() and content.exception() is None
-        refusal = webhook.judge(
+        refusal = gate.judge(
             request.method,
             is_encoded=hdrs.CONTENT_ENCODING in request.headers,
             length=content.total_bytes if is_there else request.content_length,
@@ -290,15 +110,15 @@ class _AiohttpHandler:
         else:
             try:
                 await _continue(request)
-                read = await webhook.read(_parts_of(request))
-            except _GoneError:
-                read = _UNREADABLE
-            if isinstance(read, _Answer):
+                read = await gate.read(_parts_of(request))
+            except GoneError:
+                read = UNREADABLE
+            if isinstance(read, Answer):
                 return await _refuse(request, read)
             body = read
         # The raw target: what yarl makes of a query may be another spelling of it.
         query = request.raw_path.partition("?")[2]
-        return _respond(await webhook.take(request.raw_headers, body, query))
+        return _respond(await gate.take(request.raw_headers, body, query))
 
 
 def _parts_of(request: web.BaseRequest) -> Callable[[], Awaitable[bytes | None]]:
@@ -307,7 +127,7 @@ def _parts_of(request: web.BaseRequest) -> Callable[[], Awaitable[bytes | None]]
             return await request.content.readany() or None
         except Exception as error:
             # Each parser of aiohttp's raises its own.
-            raise _GoneError from error
+            raise GoneError from error
 
     return next_part
 
@@ -319,11 +139,11 @@ async def _continue(request: web.BaseRequest) -> None:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
-def _respond(answer: _Answer) -> web.Response:
+def _respond(answer: Answer) -> web.Response:
     return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
 
 
-async def _refuse(request: web.BaseRequest, answer: _Answer) -> web.StreamResponse:
+async def _refuse(request: web.BaseRequest, answer: Answer) -> web.StreamResponse:
     """Send a refusal, and drop the connection if a body is still to come."""
     response = _respond(answer)
     if request.content.is_eof():
@@ -362,10 +182,10 @@ def asgi_app(session: WavSession) -> _AsgiApp:
 class _AsgiApp:
     """An instance and not a function, which Starlette would call with a request."""
 
-    __slots__ = ("_webhook",)
+    __slots__ = ("_gate",)
 
     def __init__(self, session: WavSession) -> None:
-        self._webhook = _Webhook(session)
+        self._gate = Gate(session)
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         match scope["type"]:
@@ -383,17 +203,17 @@ class _AsgiApp:
     async def _answer(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         is_encoded, length = _read_head(headers)
-        answer: bytes | _Answer | None = self._webhook.judge(
+        answer: bytes | Answer | None = self._gate.judge(
             scope["method"], is_encoded=is_encoded, length=length
         )
         if answer is None:
             try:
-                answer = await self._webhook.read(_parts_from(receive))
-            except _GoneError:
+                answer = await self._gate.read(_parts_from(receive))
+            except GoneError:
                 return
         is_read = isinstance(answer, bytes)
         if isinstance(answer, bytes):
-            answer = await self._webhook.take(headers, answer, scope["query_string"])
+            answer = await self._gate.take(headers, answer, scope["query_string"])
         sent = [(name.lower().encode(), value.encode()) for name, value in answer.headers]
         sent.append((b"content-length", b"%d" % len(answer.body)))
         # Later versions of HTTP have no such header, and no connection to lose.
@@ -424,7 +244,7 @@ def _parts_from(receive: _Receive) -> Callable[[], Awaitable[bytes | None]]:
             return None
         message = await receive()
         if message["type"] != "http.request":
-            raise _GoneError
+            raise GoneError
         is_over = not message.get("more_body", False)
         body: bytes = message.get("body", b"")
         return body

@@ -20,6 +20,7 @@ ROWS: list[tuple[int, frozenset[str]]] = [
     (5, frozenset({"__main__"})),
     (5, frozenset({"cli"})),
     (4, frozenset({"testing", "webhook"})),
+    (4, frozenset({"_gate"})),
     (3, frozenset({"__init__"})),
     (3, frozenset({"_session"})),
     (3, frozenset({"_batch", "_receiver"})),

@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from fakes import KEY, FakeService, counted, track
-from kie_wav_async import WavSession, webhook
+from kie_wav_async import WavSession, _gate, webhook
 from kie_wav_async.errors import CallbackFormatError, SessionClosedError, SignatureError
 from kie_wav_async.testing import FakeClock
 from kie_wav_async.webhook import CallbackServer, add_callback_route, asgi_app
@@ -323,7 +323,7 @@ async def test_a_slow_session_does_not_hold_up_the_answer(
     receiver, act, monkeypatch, caplog
 ) -> None:
     """A session that takes too long is cancelled, and the peer told to come again."""
-    monkeypatch.setattr(webhook, "_TAKE_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(_gate, "TAKE_TIMEOUT_S", 0.0)
 
     async with receiver(Ear(act)) as served, Wire(served) as wire:
         await wire.post({}, b"PLANTED", query="PLANTED")
@@ -386,10 +386,10 @@ async def test_the_session_is_told_when_its_server_is_stopped(monkeypatch) -> No
 def test_the_limits() -> None:
     """A body may take 10 s and an answer 12 s, and 64 bodies are read at a time."""
     assert (10.0, 12.0) == (
-        webhook._READ_TIMEOUT_S,
-        webhook._READ_TIMEOUT_S + webhook._TAKE_TIMEOUT_S,
+        _gate.READ_TIMEOUT_S,
+        _gate.READ_TIMEOUT_S + _gate.TAKE_TIMEOUT_S,
     )
-    assert 64 == webhook._MAX_READS
+    assert 64 == _gate.MAX_READS
 
 
 # --- setting up -----------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount, Route
 
 from fakes import FakeService, counted
-from kie_wav_async import webhook
+from kie_wav_async import _gate
 from kie_wav_async.testing import FakeClock
 from kie_wav_async.webhook import asgi_app
 from receivers import PATH, run_asgi
@@ -196,7 +196,7 @@ async def test_the_lengths_are_true() -> None:
 async def test_a_cancelled_reader_gives_its_place_back() -> None:
     """A server that cancels requests under way does not use up the places for readers."""
     async with staged() as (stage, _, genuine):
-        for _ in range(webhook._MAX_READS):
+        for _ in range(_gate.MAX_READS):
             stage.script.append(part(b"{", more=True))
             asking = asyncio.create_task(stage.play(**scope_of(genuine)))
             for _ in range(5):

@@ -1,0 +1,197 @@
+"""
+What a delivery over HTTP is answered, whoever serves: the one place that decides.
+
+It knows no server. What carries the bytes to and fro is in `webhook`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from kie_wav_async._callback import MAX_BODY_LENGTH
+from kie_wav_async._models import verify_type
+from kie_wav_async._session import WavSession
+from kie_wav_async.errors import CallbackFormatError, SessionClosedError, SignatureError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+
+#: Most bodies being read at a time: nobody has proved anything before the end of one.
+MAX_READS: Final = 64
+
+#: How long a body may take. The service's have some hundred bytes.
+READ_TIMEOUT_S = 10.0
+
+#: How long the session may take after that. The service waits 15 s for an answer.
+TAKE_TIMEOUT_S = 2.0
+
+_logger = logging.getLogger("kie_wav_async")
+
+
+@attrs.frozen
+class Answer:
+    """What is sent back; one that has a body says of what kind."""
+
+    status: int
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+# One object for all that is authentic: it must not show what became of it.
+_RECEIVED: Final = Answer(200, b'{"status":"received"}', (("Content-Type", "application/json"),))
+UNREADABLE: Final = Answer(400)
+_UNAUTHENTIC: Final = Answer(401)
+_NO_POST: Final = Answer(405, headers=(("Allow", "POST"),))
+_TOO_SLOW: Final = Answer(408)
+_TOO_LONG: Final = Answer(413)
+_ENCODED: Final = Answer(415)
+_BROKEN: Final = Answer(500)
+_UNAVAILABLE: Final = Answer(503)
+
+
+class GoneError(Exception):
+    """The peer left, or sent what is no body, so that the rest of it cannot be read."""
+
+
+class Gate:
+    """
+    Decides on every answer to the deliveries of one route.
+
+    `judge` sees the head of a request, `read` its body, and `take` the whole.
+    """
+
+    __slots__ = ("_reads", "_session")
+
+    def __init__(self, session: WavSession) -> None:
+        """
+        Start with nobody reading.
+
+        Raises:
+            TypeError: *session* is no `WavSession`.
+        """
+        verify_type(session, WavSession, "session")
+        self._session = session
+        self._reads = 0
+
+    def judge(self, method: str, *, is_encoded: bool, length: int | None) -> Answer | None:
+        """
+        Return the refusal of a request by its head; `None`: go on to its body.
+
+        Args:
+            method: As sent.
+
+            is_encoded: Whether there is a ``Content-Encoding``, whatever it says.
+
+            length: ``Content-Length``, or what has come if all has; `None` if unknown.
+        """
+        if method != "POST":
+            return _NO_POST
+        if is_encoded:
+            return _ENCODED
+        if length is not None and length > MAX_BODY_LENGTH:
+            return _TOO_LONG
+        if self._reads >= MAX_READS:
+            return _UNAVAILABLE
+        return None
+
+    async def read(self, next_part: Callable[[], Awaitable[bytes | None]]) -> bytes | Answer:
+        """
+        Return a body, read part by part until `None`; or the refusal of it.
+
+        Raises:
+            GoneError: By *next_part*.
+        """
+        parts: list[bytes] = []
+        length = 0
+        self._reads += 1
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                while (part := await next_part()) is not None:
+                    length += len(part)
+                    if length > MAX_BODY_LENGTH:
+                        return _TOO_LONG
+                    parts.append(part)
+        except TimeoutError:
+            return _TOO_SLOW
+        finally:
+            self._reads -= 1
+        return b"".join(parts)
+
+    async def take(
+        self, headers: Iterable[tuple[bytes, bytes]], body: bytes, query: str | bytes
+    ) -> Answer:
+        """Have the session take a delivery, and return the answer to it."""
+        answer = _RECEIVED
+        try:
+            await _within(TAKE_TIMEOUT_S, self._session.deliver(headers, body, query=query))
+        except SignatureError:
+            answer = _UNAUTHENTIC
+        except CallbackFormatError:
+            answer = UNREADABLE
+        except SessionClosedError:
+            answer = _UNAVAILABLE
+        except TimeoutError:
+            _logger.error("the session took too long over a callback: answered 503")  # noqa: TRY400 - a traceback would tell nothing
+            answer = _UNAVAILABLE
+        except Exception as error:  # noqa: BLE001 - a route answers whatever happens
+            _log(error)
+            answer = _BROKEN
+        return answer
+
+
+async def _within(timeout_s: float, coroutine: Coroutine[Any, Any, object]) -> None:
+    """
+    Await *coroutine*, which mostly ends without waiting: then no timer is set.
+
+    A timer per request would cost a tenth of what all of the request does.
+    """
+    try:
+        waited: object = coroutine.send(None)
+    except StopIteration:
+        return
+    async with asyncio.timeout(timeout_s):
+        await _Rest(coroutine, waited)
+
+
+class _Rest:
+    """What is left of a coroutine that was begun and is waiting."""
+
+    __slots__ = ("_coroutine", "_waited")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, object], waited: object) -> None:
+        self._coroutine = coroutine
+        self._waited = waited
+
+    def __await__(self) -> Generator[object, None, None]:
+        """Wait for what it waits for, and pass on whatever comes of that."""
+        waited = self._waited
+        while True:
+            thrown: BaseException | None = None
+            try:
+                yield waited
+            except BaseException as error:  # noqa: BLE001 - cancellations too are for the coroutine
+                thrown = error
+            try:
+                if thrown is None:
+                    waited = self._coroutine.send(None)
+                else:
+                    waited = self._coroutine.throw(thrown)
+            except StopIteration:
+                return
+
+
+def _log(error: Exception) -> None:
+    """Log where *error* was raised, and not its text, which may quote the request."""
+    # A plain RuntimeError is a session not entered, or in another loop, and says so.
+    text = f": {error}" if type(error) is RuntimeError else ""
+    _logger.error(
+        "a callback could not be taken and was answered 500: %s%s\n%s",
+        type(error).__name__,
+        text,
+        "".join(traceback.format_tb(error.__traceback__)),
+    )
