@@ -35,6 +35,9 @@ _ATTEMPT_ID: Final = re.compile(r"[0-9a-f]{32}")
 #: Longest query looked at: what servers commonly take as a request line.
 _MAX_QUERY_LENGTH: Final = 8190
 
+#: Longest query of a callback URL: with the attempt added it must still be looked at.
+_MAX_OWN_QUERY_LENGTH: Final = 4096
+
 
 def parse_callback_url(value: str | URL) -> str:
     """
@@ -45,8 +48,8 @@ def parse_callback_url(value: str | URL) -> str:
 
         ValueError:
             Not an absolute http(s) URL; with userinfo, a fragment, blanks or
-            control characters; or its query has the name ``attempt``, which is
-            ours.
+            control characters; with a query of more than 4,096 characters; or
+            its query has the name ``attempt``, which is ours.
     """
     if not isinstance(value, URL):
         verify_type(value, str, "callback_url")
@@ -66,6 +69,9 @@ def parse_callback_url(value: str | URL) -> str:
         raise ValueError(msg)
     if _values_of_attempt(text.partition("?")[2]):
         msg = f"callback_url must not have {ATTEMPT_NAME!r} in its query: each submit adds its own"
+        raise ValueError(msg)
+    if len(text.partition("?")[2]) > _MAX_OWN_QUERY_LENGTH:
+        msg = f"callback_url must not have more than {_MAX_OWN_QUERY_LENGTH} characters of query"
         raise ValueError(msg)
     if text.isascii():
         return text
@@ -121,22 +127,31 @@ def _values_of_attempt(query: str) -> list[str]:
 
 def find_attempt(record: TaskRecord) -> str | None:
     """Return the attempt that a record's callback URL names; `None` if it names none or several."""
-    url = _find_callback_url(record)
+    url = find_callback_url(record)
     values = [] if url is None else url.query.getall(ATTEMPT_NAME, [])
     return values[0] if len(values) == 1 else None
 
 
 def is_called_back_elsewhere(record: TaskRecord, callback_url: str) -> bool:
     """Return whether a record shows a callback URL that is not *callback_url*, query aside."""
-    url = _find_callback_url(record)
+    url = find_callback_url(record)
     if url is None:
         return False
-    # Both read the same way, else our own URL could seem another's.
-    ours = URL(callback_url, encoded=True)
-    return url.with_query(None).with_fragment(None) != ours.with_query(None)
+    # Whoever stored it may have respelled it: as it stands, or as yarl spells both.
+    shown = str(url.with_query(None).with_fragment(None))
+    ours = str(URL(callback_url, encoded=True).with_query(None))
+    return shown != ours and _respelled(shown) != _respelled(ours)
 
 
-def _find_callback_url(record: TaskRecord) -> URL | None:
+def _respelled(text: str) -> URL | str:
+    try:
+        return URL(text)
+    except ValueError:
+        return text
+
+
+def find_callback_url(record: TaskRecord) -> URL | None:
+    """Return the callback URL that a record shows; `None` if it shows none."""
     for name in ("callbackUrl", "callBackUrl"):
         url = parse_url(record.raw.get(name))
         if url is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kie_wav_async._callback import authenticate, build_callback
+from kie_wav_async._callback import authenticate, build_callback, is_signable
 from kie_wav_async._clock import SystemClock
 from kie_wav_async._models import verify_number, verify_type
 from kie_wav_async._signature import (
@@ -19,6 +19,7 @@ from kie_wav_async._signature import (
     verify_signed,
     verify_tolerance,
 )
+from kie_wav_async.errors import SignatureError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,9 +43,9 @@ def verify_signature(
     may believe which task was called back, and not what the body says of it.
 
     Args:
-        task_id: ``data.task_id`` of the body, as sent. Whether it is an id you
-            would accept is up to you; `parse_callback` takes letters, digits,
-            ``_`` and ``-`` only.
+        task_id: ``data.task_id`` of the body, as sent. No signature is good for
+            anything but 1 to 128 letters, digits, ``_`` and ``-`` of ASCII: an id
+            with a dot could be another one with part of a timestamp.
 
         timestamp: ``X-Webhook-Timestamp``, as sent.
 
@@ -75,6 +76,8 @@ def verify_signature(
     now = _now(now_unix_s)
     tolerance = _tolerance(tolerance_s)
     signed = shape_signed(timestamp, signature)
+    if not is_signable(task_id):
+        raise SignatureError(reason="signature")
     verify_signed(task_id, signed, keys=parsed, now_unix_s=now, tolerance_s=tolerance)
 
 

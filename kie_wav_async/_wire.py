@@ -107,12 +107,21 @@ def find_url(root: JsonObject, data: JsonObject) -> URL | None:
 #: Longest URL we take; web servers commonly stop at 8 KiB.
 _MAX_URL_LENGTH: Final = 8192
 
+#: Longest host with its port. DNS stops at 253, and so must we before yarl sees
+#: one: the ASCII form of a long host in another script takes it many seconds.
+_MAX_AUTHORITY_LENGTH: Final = 260
+
+
+_AUTHORITY_END: Final = re.compile(r"[/?#\\]")
+
 
 def parse_url(value: object) -> URL | None:
     """Return *value* as an absolute http(s) URL, spelled as sent; `None` if it is none."""
     if not isinstance(value, str) or not value.isprintable() or len(value) > _MAX_URL_LENGTH:
         return None
     text = value.strip()
+    if len(_AUTHORITY_END.split(text.partition("//")[2], maxsplit=1)[0]) > _MAX_AUTHORITY_LENGTH:
+        return None
     try:
         # A signed link must stay as it is; only one that could not stand in a
         # request line is quoted.

@@ -101,7 +101,7 @@ BLANK_END = """    if key != key.strip():
 EMPTY_KEY = """    if not key.strip():
         msg = f"{name} holds"""
 TASK_ID_PATTERN = 're.compile(r"[A-Za-z0-9_-]{1,128}")'
-IS_TASK_ID = "not isinstance(value, str) or _TASK_ID.fullmatch(value) is None"
+IS_TASK_ID = "not isinstance(value, str) or not is_signable(value)"
 UNREADABLE = "except (ValueError, RecursionError):"
 NO_JSON = "json.JSONDecodeError"
 LOADED = 'text = body.decode().removeprefix("\\ufeff")'

@@ -65,7 +65,7 @@ def complaint_about(document):
     return str(caught.value).removeprefix("cannot read the callback: ").partition(";")[0]
 
 
-UNREADABLE = "the body is no JSON object in UTF-8, or names something twice"
+UNREADABLE = "the body is no JSON object in UTF-8, holds too many, or names something twice"
 NO_ID = "it names no task"
 TWO_IDS = "it names two different tasks"
 BAD_ID = "a task id is not 1 to 128 letters, digits, _ and - of ASCII"
@@ -490,6 +490,16 @@ def test_what_is_no_json_object_is_refused(body):
     assert UNREADABLE == complaint_about(body)
 
 
+@pytest.mark.parametrize("item", ["[]", "{}"])
+def test_a_thousand_lists_and_objects_are_enough(item):
+    """A body of very many lists or objects, which take long to look through, is not read."""
+    most = "[" + ",".join([item] * 997) + "]"
+
+    assert TASK_ID == take(GOOD_TEXT.replace("200", most).encode()).task_id
+    more = most.replace(item, f"{item},{item}", 1)
+    assert UNREADABLE == complaint_about(GOOD_TEXT.replace("200", more).encode())
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -504,7 +514,7 @@ def test_what_is_no_json_object_is_refused(body):
         GOOD_TEXT.replace("success", "\\u0000"),
         GOOD_TEXT.replace(TASK_ID, "".join(f"\\u{ord(letter):04x}" for letter in TASK_ID)),
         GOOD_TEXT.replace("200", "[" * 40 + "]" * 40),
-        GOOD_TEXT.replace("200", "[[]" + ",[]" * 1000 + "]"),
+        GOOD_TEXT.replace("200", "[[]" + ",[]" * 996 + "]"),
         GOOD_TEXT.replace('"code"', '"more": {"code": 1, "task_id": 5}, "code"'),
     ],
     ids=short,

@@ -427,3 +427,42 @@ def test_our_own_url_is_ours_whatever_follows_the_host(tail):
     found = TaskRecord(task_id=TASK_ID, state=PENDING, raw={"callbackUrl": url})
 
     assert not is_called_back_elsewhere(found, url)
+
+
+@pytest.mark.parametrize(
+    ("ours", "shown"),
+    [
+        ("https://H.Example/cb", "https://h.example/cb"),
+        ("https://h.example/cb", "HTTPS://H.EXAMPLE/cb"),
+        ("https://h.example:443/cb", "https://h.example/cb"),
+        ("https://h.example/cb", "https://h.example:443/cb"),
+        ("https://h.example/a%7eb", "https://h.example/a~b"),
+        ("https://h.example/%c3%bc", "https://h.example/%C3%BC"),
+        ("https://h.example/a/../cb", "https://h.example/cb"),
+    ],
+    ids=short,
+)
+def test_our_url_in_another_spelling_is_ours(ours, shown):
+    """Whoever stored our callback URL may have respelled it; it is still ours."""
+    raw = {"callbackUrl": f"{shown}?attempt={ATTEMPT_ID}"}
+    found = TaskRecord(task_id=TASK_ID, state=PENDING, raw=raw)
+
+    assert not is_called_back_elsewhere(found, parse_callback_url(ours))
+
+
+@pytest.mark.parametrize("shown", ["https://h.example/c", "https://h.example:444/cb"])
+def test_another_url_is_another(shown):
+    """Another path or port is somebody else's, however it is spelled."""
+    found = TaskRecord(task_id=TASK_ID, state=PENDING, raw={"callbackUrl": shown})
+
+    assert is_called_back_elsewhere(found, "https://h.example/cb")
+
+
+def test_a_query_of_ours_is_never_too_long_to_be_read_back():
+    """A callback URL whose attempt would not be found again is refused; the longest is not."""
+    longest = "https://h.example/?" + "a" * 4096
+    url = build_callback_url(parse_callback_url(longest), ATTEMPT_ID)
+
+    assert ATTEMPT_ID == parse_attempt(url.partition("?")[2])
+    with pytest.raises(ValueError, match="4096 characters"):
+        parse_callback_url(longest + "a")

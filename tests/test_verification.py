@@ -398,3 +398,15 @@ def test_any_signed_body_is_parsed_or_refused(body):
 def test_any_text_is_verified_or_refused(timestamp, signed, task_id):
     """Whatever text comes as id, time and signature, a stranger's is a `SignatureError`."""
     assert reason_of(verify, task_id, timestamp, signed) in {"timestamp", "signature"}
+
+
+@pytest.mark.parametrize(
+    "task_id",
+    ["", ".", "abc.1699999999", "a b", "a\n", "ü", "\ud800", "a" * 129, "a" * 5000],
+    ids=short,
+)
+def test_no_signature_is_good_for_what_is_no_id(task_id):
+    """An id that could be another one with part of a timestamp is refused, though it is signed."""
+    signed = sign(task_id, SIGNED_AT, WEBHOOK_KEY)
+
+    assert "signature" == reason_of(verify, task_id=task_id, signed=signed)

@@ -731,6 +731,32 @@ def test_what_is_no_absolute_url_is_none(value):
     assert parse_url(value) is None
 
 
+@pytest.mark.parametrize(
+    ("host", "is_taken"),
+    [
+        ("h" * 63 + ".example", True),
+        (".".join(["h" * 49] * 5) + ":65535", True),
+        (".".join(["h" * 51] * 5) + ".", True),
+        (".".join(["h" * 51] * 5) + ".h", False),
+        ("h." * 4000 + "example", False),
+        ("user:" + "p" * 300 + "@h.example", False),
+    ],
+    ids=["label", "long", "longest", "longer", "endless", "user"],
+)
+@pytest.mark.parametrize("rest", ["", "/a.wav", "?x=1", "#x", "/" + "a" * 4000])
+def test_a_host_is_no_longer_than_names_are(host, is_taken, rest):
+    """A URL whose host is longer than DNS allows is none, and not looked at any further."""
+    assert is_taken is (parse_url(f"https://{host}{rest}") is not None)
+
+
+def test_a_host_in_another_script_takes_no_time_to_refuse(monkeypatch):
+    """The costly ASCII form is not made of a host of thousands of letters, all different."""
+    monkeypatch.setattr(_wire, "URL", None)
+    host = "".join(chr(0x4E00 + number) for number in range(8000))
+
+    assert parse_url(f"https://{host}/a.wav") is None
+
+
 @given(st.text())
 def test_any_text_is_a_url_or_none(text):
     """Whatever the text, it is an absolute http(s) URL or none."""
