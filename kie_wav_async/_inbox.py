@@ -45,7 +45,7 @@ class Notice:
 
 
 class Inbox:
-    """Keeps notices by task; the first of a task that names an attempt stays."""
+    """Keeps notices by task; the first of a task stays."""
 
     def __init__(self) -> None:
         """Start empty."""
@@ -59,14 +59,14 @@ class Inbox:
         """
         Keep *notice*, unless there is one of its task.
 
-        The first stays, so that a replay with another body does not replace it;
-        but one that names no attempt explains nothing, and gives way, its age kept,
-        to one that does.
+        The first stays, so that a replay with another body does not replace it.
+        If it names no attempt, one that does gives it that, but not its file.
         """
         self._drop_old(now_mono_s)
         kept = self._kept.get(notice.task_id)
         if kept is not None:
             if kept[1].attempt_id is None:
+                notice = attrs.evolve(notice, wav_url=None)
                 self._kept[notice.task_id] = (kept[0], notice)
             return
         self._kept[notice.task_id] = (now_mono_s, notice)

@@ -141,6 +141,10 @@ class Entry:
             Whether the submit went out while an earlier attempt was in doubt, so
             that it may be a second charge.
 
+        found_task_id:
+            The task that an earlier attempt turned out to have made while this one
+            was on the wire; ``""`` for none.
+
         outcome: The file or the error, once terminal.
     """
 
@@ -149,6 +153,7 @@ class Entry:
         "attempt_id",
         "attempts",
         "bare_successes",
+        "found_task_id",
         "is_called_back",
         "is_recognised",
         "is_risky",
@@ -165,6 +170,7 @@ class Entry:
         """Start in the queue, knowing nothing."""
         self.track = track
         self.task_id = ""
+        self.found_task_id = ""
         self.attempt_id = ""
         self.attempts = 0
         self.is_recognised = True

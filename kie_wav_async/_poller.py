@@ -63,6 +63,10 @@ _MAX_LATE_S: Final = 0.1
 #: Most tasks probed at a time: as many as there are early callbacks. Ours.
 _MAX_PROBES: Final = 10_000
 
+#: How long after a refusal of the key no callback has it tried again: whoever
+#: replays them could have each waiter told of it every moment. Ours.
+_RECONSIDER_S: Final = 60.0
+
 #: Most unknown status words remembered as logged, so that a lying peer cannot
 #: grow the set.
 _MAX_WORDS: Final = 100
@@ -113,6 +117,7 @@ class Poller:
         self._next_poll_at = -math.inf
         self._paused_until = -math.inf
         self._key = _KeyDoubt()
+        self._refused_at = -math.inf
         self._words: set[str] = set()
         self._is_closed = False
 
@@ -153,6 +158,11 @@ class Poller:
         if self._key.is_refused:
             self._key = _KeyDoubt(strikes=1)
             self._arm()
+
+    def reconsider(self) -> None:
+        """An authentic callback came: ask again once a minute, even if the key was refused."""
+        if self._desk.clock.monotonic() >= self._refused_at + _RECONSIDER_S:
+            self.revive()
 
     async def poll(self, task_id: str) -> TaskRecord | None:
         """
@@ -380,6 +390,7 @@ class Poller:
             )
             return
         self._key = _KeyDoubt(strikes=2)
+        self._refused_at = self._desk.clock.monotonic()
         _logger.error("the service refuses the API key: all waits end, the tasks stay open")
         self._desk.emit(events.PollingPaused, reason="authentication", delay_s=None)
         for conversion in tuple(self._desk.registry.in_flight()):

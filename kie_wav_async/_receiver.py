@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING
 
 from kie_wav_async import events
 from kie_wav_async._callback import authenticate, find_wav_url, read_body
-from kie_wav_async._callback_url import find_attempt, is_called_back_elsewhere, parse_attempt
+from kie_wav_async._callback_url import (
+    find_attempt,
+    find_callback_url,
+    is_called_back_elsewhere,
+    parse_attempt,
+)
 from kie_wav_async._inbox import KEPT_S, Inbox, Notice
 from kie_wav_async._lifecycle import Origin
 from kie_wav_async._models import CallbackTrust, CallbackVerdict, TaskRecord, TaskState
@@ -148,6 +153,7 @@ class Receiver:
         if self._keys:
             conversion.is_called_back = True
             self._desk.health.called_back(now)
+            self._poller.reconsider()
         is_ours = (
             conversion.origin is Origin.SUBMITTED and conversion.attempt_id == notice.attempt_id
         )
@@ -182,19 +188,21 @@ class Receiver:
                 return True  # It was resolved meanwhile.
             return record is not None and self._compare(record, doubt)
 
+        self._poller.reconsider()
         until = self._desk.clock.monotonic() + KEPT_S
         self._poller.probe(Probe(task_id, on_record, until))
 
     def _compare(self, record: TaskRecord, doubt: UnknownSubmit) -> bool:
         """Adopt the task of *record* if the lost submit made it; nothing else tells more."""
+        url = find_callback_url(record)
         is_taken = any(
             followed.track not in {None, doubt.track}
             for followed in self._registry.following(record.task_id)
         )
         if (
             is_taken
-            or record.audio_id != doubt.track.audio_id
-            or find_attempt(record) != doubt.attempt_id
+            or record.audio_id not in {None, doubt.track.audio_id}
+            or (url is not None and find_attempt(record) != doubt.attempt_id)
             or is_called_back_elsewhere(record, self._desk.callback_url)
         ):
             # Once for each lost submit: whoever knows its attempt could fill the logs.
@@ -208,6 +216,8 @@ class Receiver:
                 doubt.attempt_id,
             )
             return True
+        if record.audio_id is None or url is None:
+            return False  # It does not say, or not yet.
         _ = self._inbox.take(record.task_id, self._desk.clock.monotonic())
         # What the record says of the task, the poller then brings to its conversion.
         self._submitter.resolve(doubt, record.task_id)

@@ -184,6 +184,7 @@ class Registry(Generic[E]):
         entry.attempt_id = attempt_id
         entry.submitted_unix_s = now_unix_s
         entry.is_risky = self.is_in_doubt(entry)
+        entry.found_task_id = ""
         self._sending += 1
         self._places += 1
         self.tally.submitted += 1
@@ -286,6 +287,8 @@ class Registry(Generic[E]):
         entry = self._by_track.get(doubt.track)
         if entry is None or entry.phase is not Phase.UNKNOWN:
             # The track went on under another attempt; this one is followed beside it.
+            if entry is not None:
+                entry.found_task_id = task_id
             followed = self._by_task.get(task_id)
             if followed is not None:
                 self._claim(followed, doubt.track)

@@ -287,6 +287,8 @@ class Submitter:
 
     def _refuse(self, conversion: Conversion, error: KieWavError) -> None:
         """End a submit that created nothing."""
+        if self._join_found(conversion):
+            return
         self._turns.remove(conversion)
         told = conversion.told(error)
         if self._registry.is_in_doubt(conversion):
@@ -333,7 +335,9 @@ class Submitter:
         return True
 
     def _hold(self, conversion: Conversion, error: KieWavError, delay_s: float) -> bool:
-        """Take a submit off the wire to be sent again; return `False` if nobody waits for it."""
+        """Take a submit off the wire to be sent again; return `False` if there is no need."""
+        if self._join_found(conversion):
+            return False
         self._registry.postpone(conversion)
         # A repeat that created nothing was none.
         self._repeated.discard(_track_of(conversion))
@@ -342,6 +346,21 @@ class Submitter:
             return False
         told = conversion.told(error)
         self._desk.emit(events.SubmitHeld, track=conversion.track, error=told, delay_s=delay_s)
+        return True
+
+    def _join_found(self, conversion: Conversion) -> bool:
+        """
+        Have a repeat that created nothing follow what the first attempt turned out to have made.
+
+        A callback, or the user, may have told that while the repeat was on the wire.
+        """
+        task_id = conversion.found_task_id
+        if not task_id or conversion.phase is not Phase.SENDING:
+            return False
+        self._registry.adopt_existing(conversion, task_id, self._desk.clock.monotonic())
+        self._follow(conversion)
+        # It may be long over, with nobody left who asks.
+        self._poller.hint(task_id)
         return True
 
     def _lose(self, conversion: Conversion, error: KieWavError) -> None:

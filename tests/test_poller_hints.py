@@ -355,7 +355,7 @@ async def test_hint_while_the_key_is_in_doubt(clock, service) -> None:
 
 
 async def test_hint_while_the_key_is_refused(clock, service) -> None:
-    """Once the key is refused callbacks cause no poll, until somebody waits again."""
+    """Once the key is refused callbacks have it tried once a minute, somebody who waits at once."""
     async with hinting(service) as session:
         (conversion,) = await in_flight(clock, session)
         waiting = asyncio.create_task(conversion.wait())
@@ -368,16 +368,53 @@ async def test_hint_while_the_key_is_refused(clock, service) -> None:
         with pytest.raises(AuthenticationError):
             await waiting
         assert 2 == len(service.polled_at)
+        refused_at = service.polled_at_moments[1]
         for _ in range(20):
             await hint(service, session)
             await clock.advance(10.0)
-        assert 2 == len(service.polled_at)
+        tried = [at - refused_at for at in service.polled_at_moments[2:]]
+        assert 3 == len(tried)
+        assert all(later - earlier >= 60.0 for earlier, later in itertools.pairwise([0.0, *tried]))
 
         service.is_key_good = True
         service.finish("task0001")
         again_at = clock.monotonic()
         assert "poll" == (await clock.run(conversion.wait())).settled_by
-        assert [again_at] == service.polled_at_moments[2:]
+        assert [again_at] == service.polled_at_moments[5:]
+
+
+async def test_hint_finds_out_that_the_key_is_good_again(clock, service) -> None:
+    """A callback that nobody waits for ends its conversion though the key was refused once."""
+    async with hinting(service) as session:
+        (conversion,) = await in_flight(clock, session)
+        service.is_key_good = False
+        for _ in range(2):
+            await hint(service, session)
+            await clock.advance(10.0)
+        assert 2 == len(service.polled_at)
+        await clock.advance(60.0)
+        service.is_key_good = True
+        service.finish("task0001")
+        await hint(service, session)
+        await clock.advance(1.0)
+        assert conversion.done()
+
+
+async def test_poll_by_schedule_serves_a_hint_that_waits(clock, service) -> None:
+    """A hint that waits for its 2 s is void when the schedule asks first: one poll at a time."""
+    poll = PollSchedule(first_s=15.0, interval_s=10.0, jitter=0.0)
+    async with hinting(service, poll=poll) as session:
+        await in_flight(clock, session)
+        start = clock.monotonic()
+        await clock.advance(13.5)
+        # Its answer is no news, so that the schedule stays as it is.
+        service.poll_replies.append(lambda _: refused(500))
+        await hint(service, session)
+        await clock.advance(0.5)
+        await hint(service, session)
+        service.latency_s = 1.0
+        await clock.advance(5.0)
+        assert [13.5, 15.0] == since(start, service.polled_at_moments)
 
 
 # --- what ends meanwhile ------------------------------------------------------------------

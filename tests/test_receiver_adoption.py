@@ -42,7 +42,7 @@ from kie_wav_async.errors import (
     SessionClosedError,
     SubmitUnknownError,
 )
-from kie_wav_async.testing import FakeClock, failed, no_record, refused, succeeded
+from kie_wav_async.testing import FakeClock, failed, no_record, pending, refused, succeeded
 
 SETTLED, CONFIRMING = CallbackVerdict.SETTLED, CallbackVerdict.CONFIRMING
 DUPLICATE, ORPHAN = CallbackVerdict.DUPLICATE, CallbackVerdict.ORPHAN
@@ -262,13 +262,15 @@ async def test_adoption_takes_its_place_over_the_limit(clock, service) -> None:
 
 RECORDS = {
     "another track's": {"musicId": "e2"},
-    "no track named": {"musicId": None},
     "another host": {"callbackUrl": "https://other.example/kie/callback?shop=7&attempt={attempt}"},
     "another path": {"callbackUrl": "https://app.example/callback?shop=7&attempt={attempt}"},
     "another scheme": {"callbackUrl": "http://app.example/kie/callback?shop=7&attempt={attempt}"},
     "another attempt": {"callbackUrl": f"{LISTENING_AT}&attempt={'f' * 32}"},
     "two attempts": {"callbackUrl": f"{LISTENING_AT}&attempt={{attempt}}&attempt={{attempt}}"},
     "no attempt": {"callbackUrl": LISTENING_AT},
+}
+UNSAID = {
+    "no track named": {"musicId": None},
     "no callback url": {"callbackUrl": None},
     "no url": {"callbackUrl": "attempt={attempt}"},
 }
@@ -305,6 +307,58 @@ async def test_record_that_does_not_agree(clock, service, caplog, changes) -> No
     assert logging.WARNING == line.levelno
     assert doubt.attempt_id in line.getMessage()
     assert "not adopted" in line.getMessage()
+
+
+@pytest.mark.parametrize("changes", UNSAID.values(), ids=UNSAID)
+async def test_record_that_does_not_say_yet(clock, service, changes) -> None:
+    """A record that names no track or address yet is asked for again until it does."""
+    service.conversion_s = 200.0
+    async with listening(service) as session:
+        doubt = await lose(clock, service, session)
+        task = service.tasks["task0001"]
+        shown = {"musicId": task.track.audio_id, "callbackUrl": task.callback_url, **changes}
+        service.poll_replies += [lambda task_id: pending(task_id, **shown)] * 2
+        start = clock.monotonic()
+        assert CONFIRMING is await service.callback("task0001").to(session)
+        await clock.advance(15.0)
+        assert (doubt,) == session.unknown_submits()
+        await clock.advance(10.0)
+        assert [0.0, 10.0, 20.0] == since(start, service.polled_at_moments)
+        assert () == session.unknown_submits()
+        assert ("task0001",) == tuple(c.task_id for c in session.conversions())
+
+
+@pytest.mark.parametrize("code", [400, 402, 429, 455])
+@pytest.mark.parametrize("on_unknown", OnUnknown)
+@pytest.mark.parametrize("conversion_s", [0.0, 600.0])
+async def test_repeat_that_is_refused_joins_what_was_found(
+    clock, service, code, on_unknown, conversion_s
+) -> None:
+    """A repeat on the wire while the first attempt is found joins its task if it is refused."""
+    service.latency_s = 8.0
+    service.conversion_s = conversion_s
+    service.knows_repeats = False
+    service.fates += [LOST_CHARGED, refusal(code)]
+    async with listening(service, on_unknown=on_unknown) as session:
+        waiting = asyncio.create_task(session.convert(track()))
+        await clock.advance(10.0)
+        if on_unknown is OnUnknown.RAISE:
+            with pytest.raises(SubmitUnknownError):
+                await waiting
+            waiting = asyncio.create_task(session.convert(track(), again=True))
+            await clock.settle()
+        else:
+            await clock.advance(59.0)
+        assert 2 == len(service.submitted_at)
+        service.latency_s = 0.0
+        await service.callback("task0001").to(session)
+        await clock.advance(4.0)
+        assert () == session.unknown_submits()
+        wav = await clock.run(waiting)
+        assert "task0001" == wav.task_id
+        assert wav is (await session.submit(track())).result()
+        assert (2, 1) == (len(service.submitted_at), service.charged)
+        assert is_bounded(service, session)
 
 
 async def test_strangers_tasks_fill_no_log(clock, service, caplog) -> None:
