@@ -112,6 +112,9 @@ _MAX_URL_LENGTH: Final = 8192
 _MAX_AUTHORITY_LENGTH: Final = 260
 
 
+#: What may stand in brackets. yarl takes more, and then raises whatever it is asked.
+_IPV6_AUTHORITY: Final = re.compile(r"\[[0-9A-Fa-f:.]+\](:[0-9]*)?")
+
 _AUTHORITY_END: Final = re.compile(r"[/?#\\]")
 
 
@@ -120,7 +123,10 @@ def parse_url(value: object) -> URL | None:
     if not isinstance(value, str) or not value.isprintable() or len(value) > _MAX_URL_LENGTH:
         return None
     text = value.strip()
-    if len(_AUTHORITY_END.split(text.partition("//")[2], maxsplit=1)[0]) > _MAX_AUTHORITY_LENGTH:
+    authority = _AUTHORITY_END.split(text.partition("//")[2], maxsplit=1)[0]
+    if len(authority) > _MAX_AUTHORITY_LENGTH:
+        return None
+    if ("[" in authority or "]" in authority) and _IPV6_AUTHORITY.fullmatch(authority) is None:
         return None
     try:
         # A signed link must stay as it is; only one that could not stand in a

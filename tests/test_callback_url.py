@@ -450,7 +450,9 @@ def test_our_url_in_another_spelling_is_ours(ours, shown):
     assert not is_called_back_elsewhere(found, parse_callback_url(ours))
 
 
-@pytest.mark.parametrize("shown", ["https://h.example/c", "https://h.example:444/cb"])
+@pytest.mark.parametrize(
+    "shown", ["https://h.example/c", "https://h.example:444/cb", "https://[::1]/cb?x"]
+)
 def test_another_url_is_another(shown):
     """Another path or port is somebody else's, however it is spelled."""
     found = TaskRecord(task_id=TASK_ID, state=PENDING, raw={"callbackUrl": shown})

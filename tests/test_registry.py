@@ -1023,3 +1023,25 @@ def test_what_happens_thrice_is_counted_thrice(books: Books, story: object) -> N
     story(books, Track("5c79", "e3"), "3")
 
     assert {name: 3 * figure for name, figure in once.items()} == counted(books)
+
+
+# --- who follows a task beside another -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "order", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]
+)
+def test_all_that_follow_a_task_are_known_until_they_end(
+    books: Books, order: tuple[int, ...]
+) -> None:
+    """Whoever of those that follow one task ends first, the others still follow it."""
+    followers = [books.attach("t1", None, 5.0)]
+    followers += [accepted(books, Track("m", f"e{number}"), "t1") for number in range(2)]
+    assert tuple(followers) == books.following("t1") == tuple(books.in_flight())
+    left = list(followers)
+    for number in order:
+        books.time_out(followers[number], 9.0)
+        left.remove(followers[number])
+        assert tuple(left) == books.following("t1") == tuple(books.in_flight())
+        assert (left[0] if left else None) is books.find_task("t1")
+    assert books.attach("t1", None, 9.0).phase is Phase.ACCEPTED
