@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fakes import LOST_CHARGED, FakeService, counted, lost, raw, track
-from kie_wav_async import CallbackTrust, CallbackVerdict, PollSchedule, RateLimit, events
+from kie_wav_async import (
+    CallbackTrust,
+    CallbackVerdict,
+    PollSchedule,
+    RateLimit,
+    _poller,
+    events,
+)
 from kie_wav_async.errors import (
     AuthenticationError,
     ConversionFailedError,
@@ -309,6 +316,33 @@ async def test_poll_under_way_may_bring_the_news(clock, service) -> None:
         assert not session._poller._hints
 
 
+async def test_scheduled_poll_waits_for_the_hinted_one_on_the_wire(clock, service) -> None:
+    """A scheduled poll that is due while a callback's is out is not sent beside it."""
+    service.latency_s = 5.0
+    async with hinting(service, poll=STEADY) as session:
+        await in_flight(clock, session)
+        start = clock.monotonic()
+        await clock.advance(13.0)
+        await hint(service, session)
+        await clock.advance(15.0)
+        assert [13.0, 23.0] == since(start, service.polled_at_moments)
+
+
+async def test_scheduled_poll_does_for_the_hint_that_waits(clock, service) -> None:
+    """A scheduled poll that leaves after a callback came spares the poll of its own."""
+    poll = PollSchedule(first_s=100.0, interval_s=1.5, jitter=0.0)
+    async with hinting(service, poll=poll) as session:
+        await in_flight(clock, session)
+        start = clock.monotonic()
+        await clock.advance(3.0)
+        await hint(service, session)
+        await clock.advance(0.5)
+        await hint(service, session)
+        await clock.advance(3.0)
+        # Not at 5 s too, when the second hint's turn would have come.
+        assert [3.0, 4.5, 6.0] == since(start, service.polled_at_moments)
+
+
 # --- while polling rests ------------------------------------------------------------------
 
 
@@ -463,6 +497,9 @@ async def test_hint_when_the_session_closes(clock, service) -> None:
         await clock.advance(60.0)
         assert 2 == session.statistics().polls
         assert 3 == len(session.conversions())
+        poller = session._poller
+        books = (poller._hints, poller._hinted, poller._asking, poller._due, poller._probes)
+        assert not any(books)
 
 
 async def test_hinted_poll_on_the_wire_when_the_session_closes(clock, service) -> None:
@@ -490,6 +527,83 @@ async def test_task_attached_while_it_is_probed_is_asked_about_every_2_s(clock, 
         await clock.advance(60.0)
         polls = since(start, service.polls_of("task0001"))
         assert [b - a for a, b in itertools.pairwise(polls) if b - a < 2.0] == []
+
+
+async def test_hints_of_two_tasks_in_turn_keep_the_2_s_of_each(clock, service) -> None:
+    """The 2 s between two polls of one task hold whatever is asked about in between."""
+    async with hinting(service) as session:
+        await in_flight(clock, session, 2)
+        start = clock.monotonic()
+        for number in (1, 2, 1, 2, 1):
+            await hint(service, session, f"task000{number}")
+            await clock.advance(1.2)
+        await clock.advance(60.0)
+        polls = [(round(at - start, 6), task_id) for at, task_id in service.polled_at]
+        assert [
+            (0.0, "task0001"),
+            (1.2, "task0002"),
+            (2.4, "task0001"),
+            (3.6, "task0002"),
+            (4.8, "task0001"),
+        ] == polls
+
+
+async def test_hints_of_two_tasks_that_come_too_soon(clock, service) -> None:
+    """A task asked about a moment ago waits its 2 s, though another was asked about since."""
+    async with hinting(service) as session:
+        await in_flight(clock, session, 2)
+        start = clock.monotonic()
+        await hint(service, session, "task0001")
+        await clock.advance(1.1)
+        await hint(service, session, "task0002")
+        await clock.advance(0.1)
+        await hint(service, session, "task0001")
+        await clock.advance(60.0)
+        assert [0.0, 2.0] == since(start, service.polls_of("task0001"))
+
+
+async def test_probes_keep_the_2_s_whatever_the_interval(clock, service) -> None:
+    """A task probed on a callback's word is asked about every 2 s at most at any interval."""
+    service.fates.append(LOST_CHARGED)
+    service.poll_replies += [lambda _: no_record()] * 3
+    poll = PollSchedule(first_s=15.0, interval_s=0.5, jitter=0.0)
+    async with hinting(service, poll=poll) as session:
+        with pytest.raises(SubmitUnknownError):
+            await clock.run(session.submit(track()))
+        start = clock.monotonic()
+        await hint(service, session)
+        await clock.advance(6.0)
+        assert [0.0, 2.0, 4.0, 6.0] == since(start, service.polls_of("task0001"))[:4]
+
+
+async def test_hint_of_a_probed_task_puts_its_next_turn_off(clock, service) -> None:
+    """A probed task that is called back again is asked at once, and next an interval after that."""
+    service.fates.append(LOST_CHARGED)
+    service.poll_replies += [lambda _: no_record()] * 9
+    async with hinting(service, poll=STEADY) as session:
+        with pytest.raises(SubmitUnknownError):
+            await clock.run(session.submit(track()))
+        start = clock.monotonic()
+        await hint(service, session)
+        await clock.advance(4.0)
+        await hint(service, session)
+        await clock.advance(22.0)
+        assert [0.0, 4.0, 14.0, 24.0] == since(start, service.polls_of("task0001"))
+
+
+async def test_so_many_tasks_are_probed_and_no_more(clock, service, monkeypatch) -> None:
+    """There is a bound to the tasks that are asked about though nobody follows them."""
+    assert 10_000 == _poller._MAX_PROBES
+    monkeypatch.setattr(_poller, "_MAX_PROBES", 3)
+    service.fates.append(LOST_CHARGED)
+    async with hinting(service) as session:
+        with pytest.raises(SubmitUnknownError):
+            await clock.run(session.submit(track()))
+        (doubt,) = session.unknown_submits()
+        for number in range(5):
+            await service.callback(f"claims{number}", attempt_id=doubt.attempt_id).to(session)
+        await clock.advance(10.0)
+        assert {f"claims{number}" for number in range(3)} == {t for _, t in service.polled_at}
 
 
 # --- patience -----------------------------------------------------------------------------
@@ -657,6 +771,17 @@ async def test_failure_found_by_polling_needed_a_poll(clock, service) -> None:
         with pytest.raises(ConversionFailedError):
             await clock.run(conversion.wait())
         assert 15.0 == await first_poll_s(clock, service, session, 3)
+
+
+async def test_conversion_that_timed_out_does_not_tell_of_callbacks(clock, service) -> None:
+    """A conversion that nobody could have called back yet, and that we gave up, is no bad sign."""
+    poll = PollSchedule(first_s=15.0, interval_s=10.0, backstop_s=50.0, jitter=0.0)
+    async with service.listening(poll=poll, timeout_s=100.0) as session:
+        await settle_by_callback(clock, service, session, 1)
+        slow = await clock.run(session.submit(track(2)))
+        with pytest.raises(ConversionTimeoutError):
+            await clock.run(slow.wait())
+        assert 50.0 == await first_poll_s(clock, service, session, 3)
 
 
 async def test_conversion_of_others_does_not_tell_of_our_callbacks(clock, service) -> None:

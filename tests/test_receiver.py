@@ -566,6 +566,52 @@ async def test_the_first_of_early_callbacks_stays(clock, service) -> None:
         assert (2, 0) == (session.statistics().orphans, session.statistics().duplicates)
 
 
+async def test_early_callback_that_is_too_old_makes_room_for_a_new_one(clock, service) -> None:
+    """Once an early callback is forgotten, the next one of its task is kept in its stead."""
+    service.latency_s = 4_000.0
+    async with service.listening(poll=STEADY, timeout_s=None) as session:
+        waiting = asyncio.create_task(session.submit(track()))
+        await clock.advance(2_500.0)
+        for wait_s in (1_000.0, 500.0):
+            assert ORPHAN is await service.callback("task0001").to(session)
+            await clock.advance(wait_s)
+        assert (await waiting).done()
+
+
+async def test_early_callback_without_an_attempt_learns_it_from_a_later_one(clock, service) -> None:
+    """A later callback that names the attempt makes no kept one without it settle, but hint."""
+    service.latency_s = 10.0
+    service.conversion_s = 1.0
+    async with service.listening() as session:
+        waiting = asyncio.create_task(session.convert(track()))
+        await clock.advance(7.0)
+        assert ORPHAN is await service.callback("task0001", query="").to(session)
+        assert ORPHAN is await service.callback("task0001").to(session)
+        await clock.advance(3.0)
+        assert [clock.monotonic()] == service.polls_of("task0001")
+        assert "poll" == (await clock.run(waiting)).settled_by
+
+
+async def test_attached_task_that_is_submitted_as_well(clock, service) -> None:
+    """A callback settles the submit that made the task, and hints at who has attached it."""
+    service.latency_s = 10.0
+    async with service.listening(poll=STEADY) as session:
+        waiting = asyncio.create_task(session.submit(track()))
+        await clock.advance(7.0)
+        attached = session.attach("task0001")
+        await clock.advance(3.0)
+        submitted = await waiting
+        assert attached is not submitted
+        service.finish("task0001")
+        service.latency_s = 0.0
+        assert SETTLED is await service.callback("task0001").to(session)
+        assert ("callback", False) == (submitted.result().settled_by, attached.done())
+        await clock.advance(0.0)
+        assert "poll" == attached.result().settled_by
+        assert 1 == len(service.polled_at)
+        assert DUPLICATE is await service.callback("task0001").to(session)
+
+
 async def test_orphans_create_nothing(clock, service) -> None:
     """A callback of a task that is not ours is counted and kept, and nothing is sent for it."""
     seen: list[object] = []

@@ -158,6 +158,38 @@ async def test_callback_then_answer_lost(clock, service) -> None:
         assert is_bounded(service, session)
 
 
+async def test_only_tasks_that_name_the_lost_submit_are_asked_about(clock, service) -> None:
+    """When an answer is lost, kept callbacks that name other attempts, or none, cause nothing."""
+    service.latency_s = 10.0
+    service.fates.append(LOST_CHARGED)
+    async with listening(service) as session:
+        waiting = asyncio.create_task(session.submit(track()))
+        await clock.advance(7.0)
+        for task_id, query in [("a", ""), ("b", f"attempt={'b' * 32}"), ("c", "attempt=c")]:
+            assert ORPHAN is await service.callback(task_id, query=query).to(session)
+        await clock.advance(3.0)
+        with pytest.raises(SubmitUnknownError):
+            await waiting
+        await clock.advance(100.0)
+        assert [] == service.polled_at
+
+
+async def test_attempt_that_a_later_early_callback_names(clock, service) -> None:
+    """A lost submit is explained by the second of two early callbacks if only that one names it."""
+    service.latency_s = 10.0
+    service.fates.append(LOST_CHARGED)
+    async with listening(service) as session:
+        waiting = asyncio.create_task(session.submit(track()))
+        await clock.advance(7.0)
+        assert ORPHAN is await service.callback("task0001", query="").to(session)
+        assert ORPHAN is await service.callback("task0001").to(session)
+        await clock.advance(3.0)
+        with pytest.raises(SubmitUnknownError):
+            await waiting
+        await clock.advance(11.0)
+        assert () == session.unknown_submits()
+
+
 async def test_callback_of_15_minutes_ago_explains_nothing(clock, service) -> None:
     """A callback kept for 15 minutes is forgotten when its submit's answer is lost at last."""
     service.latency_s = 4_000.0
@@ -294,12 +326,7 @@ async def test_record_that_does_not_agree(clock, service, caplog, changes) -> No
         assert (doubt,) == session.unknown_submits()
         assert () == session.conversions()
         assert 1 == len(service.polled_at)
-        now = session.statistics()
-        assert (before.accepted, before.adopted, before.unknown) == (
-            now.accepted,
-            now.adopted,
-            now.unknown,
-        )
+        assert attrs.evolve(before, orphans=1, polls=1) == session.statistics()
         assert is_bounded(service, session)
         with pytest.raises(SubmitUnknownError):
             await clock.run(session.submit(track()))
