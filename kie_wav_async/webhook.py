@@ -19,6 +19,7 @@ Source: docs.kie.ai, "Convert to WAV Callbacks".
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import socket
@@ -350,10 +351,15 @@ class CallbackServer:
         )
         runner = web.ServerRunner(server, shutdown_timeout=_SHUTDOWN_TIMEOUT_S)
         await runner.setup()
-        if self._sock is None:
-            await web.TCPSite(runner, self._host, self._port).start()
-        else:
-            await web.SockSite(runner, self._sock).start()
+        try:
+            await _start(
+                web.TCPSite(runner, self._host, self._port)
+                if self._sock is None
+                else web.SockSite(runner, self._sock)
+            )
+        except BaseException:
+            await runner.cleanup()
+            raise
         self._runner = runner
         return self
 
@@ -375,6 +381,16 @@ class CallbackServer:
         if self._runner is not None:
             runner, self._runner = self._runner, None
             await runner.cleanup()
+
+
+async def _start(site: web.BaseSite) -> None:
+    """Start a site; if cancelled, wait until it can be stopped: asyncio listens already."""
+    starting = asyncio.ensure_future(site.start())
+    try:
+        await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await asyncio.wait([starting])
+        raise
 
 
 def _silent_logger() -> logging.Logger:

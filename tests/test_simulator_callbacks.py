@@ -980,3 +980,17 @@ def test_setting_out_of_range_is_a_value_error(settings):
     """A setting of callbacks that makes no sense is refused where it is given."""
     with pytest.raises(ValueError, match="callback_"):
         Simulator(**settings)
+
+
+@pytest.mark.parametrize("step", range(8))
+async def test_a_start_that_is_cancelled_leaves_nothing_open(step: int) -> None:
+    """Whenever entering is cancelled, nothing listens and nothing is left to warn of."""
+    starting = asyncio.ensure_future(Simulator().__aenter__())
+    for _ in range(step):
+        await asyncio.sleep(0)
+    starting.cancel()
+    try:
+        kie = await starting
+    except asyncio.CancelledError:
+        return
+    await kie.aclose()

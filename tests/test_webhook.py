@@ -17,7 +17,7 @@ from aiohttp import web
 from fakes import KEY, FakeService, counted, track
 from kie_wav_async import WavSession, _gate, webhook
 from kie_wav_async.errors import CallbackFormatError, SessionClosedError, SignatureError
-from kie_wav_async.testing import FakeClock
+from kie_wav_async.testing import FakeClock, ScriptedTransport
 from kie_wav_async.webhook import CallbackServer, add_callback_route, asgi_app
 from receivers import (
     PARSERS,
@@ -545,3 +545,18 @@ async def test_a_closing_session_is_unavailable() -> None:
         await service.clock.run(closing)
 
     assert 503 == answer.status
+
+
+@pytest.mark.parametrize("step", range(8))
+async def test_a_start_that_is_cancelled_leaves_nothing_open(step: int) -> None:
+    """Whenever entering is cancelled, nothing listens and nothing is left to warn of."""
+    async with WavSession("key", transport=ScriptedTransport([])) as session:
+        starting = asyncio.ensure_future(CallbackServer(session).__aenter__())
+        for _ in range(step):
+            await asyncio.sleep(0)
+        starting.cancel()
+        try:
+            server = await starting
+        except asyncio.CancelledError:
+            return
+        await server.aclose()

@@ -1,5 +1,6 @@
 """The simulator as its users see it: settings, life, and what was counted."""
 
+import asyncio
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from decimal import Decimal
@@ -34,6 +35,16 @@ def _in_order(name: str, value: float, *, above: float | None = None) -> float:
         message = f"{name} is out of range: {value!r}"
         raise ValueError(message)
     return float(value)
+
+
+async def _start(site: web.BaseSite) -> None:
+    """Start a site; if cancelled, wait until it can be stopped: asyncio listens already."""
+    starting = asyncio.ensure_future(site.start())
+    try:
+        await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await asyncio.wait([starting])
+        raise
 
 
 class Simulator:
@@ -198,7 +209,7 @@ class Simulator:
         self._runner = web.ServerRunner(self._handler.server, shutdown_timeout=_SHUTDOWN_S)
         try:
             await self._runner.setup()
-            await web.TCPSite(self._runner, "127.0.0.1", self._port, backlog=4096).start()
+            await _start(web.TCPSite(self._runner, "127.0.0.1", self._port, backlog=4096))
         except BaseException:
             await self.aclose()
             raise
