@@ -79,6 +79,12 @@ class Inbox:
         kept = self._kept.pop(task_id, None)
         return None if kept is None else kept[1]
 
+    def look_up(self, task_id: str, now_mono_s: float) -> Notice | None:
+        """Return the notice of a task, which stays; `None` if there is none."""
+        self._drop_old(now_mono_s)
+        kept = self._kept.get(task_id)
+        return None if kept is None else kept[1]
+
     def naming(self, attempt_id: str, now_mono_s: float) -> tuple[str, ...]:
         """Return the tasks, oldest first, whose notices name *attempt_id*."""
         self._drop_old(now_mono_s)

@@ -169,7 +169,11 @@ class Receiver:
 
     def _look_for_early(self, conversion: Conversion) -> None:
         """A task has become known: its callback may have been here before."""
-        notice = self._inbox.take(conversion.task_id, self._desk.clock.monotonic())
+        now = self._desk.clock.monotonic()
+        # Attaching explains no submit: one that is lost later must still find it.
+        is_attached = conversion.origin is Origin.ATTACHED
+        find = self._inbox.look_up if is_attached else self._inbox.take
+        notice = find(conversion.task_id, now)
         if notice is not None:
             _ = self._apply(conversion, notice)
 

@@ -47,6 +47,10 @@ def test_what_was_kept_is_taken_once():
     inbox.keep(kept, 5.0)
 
     assert inbox.take("u", 5.0) is None
+    assert inbox.look_up("u", 5.0) is None
+    assert inbox.look_up("t", 5.0) is kept
+    assert inbox.look_up("t", 905.0) is None
+    inbox.keep(kept, 5.0)
     assert inbox.take("t", 5.0) is kept
     assert inbox.take("t", 5.0) is None
     assert 0 == len(inbox)

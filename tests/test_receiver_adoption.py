@@ -1064,10 +1064,6 @@ async def test_repeat_is_spared_though_the_task_was_attached(clock, service) -> 
         assert 1 == service.charged
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="attach() uses up the kept callback, so that a submit lost after it finds none",
-)
 async def test_repeat_is_spared_though_the_only_callback_was_used_by_attach(clock, service) -> None:
     """A callback that came before the answer was lost spares the repeat, attached or not."""
     service.latency_s = 10.0
