@@ -643,7 +643,7 @@ async def test_attach_looks_among_early_callbacks(clock, service) -> None:
 
 
 async def test_early_callback_is_there_for_all_who_attach(clock, service) -> None:
-    """A kept callback stays for 15 minutes: who attaches the task again has it asked about again."""
+    """A kept callback stays: who attaches the task again has it asked about again."""
     service.create("old", track())
     async with service.listening(poll=STEADY, timeout_s=5.0) as session:
         await service.callback("old").to(session)
