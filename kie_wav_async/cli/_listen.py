@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from typing import TYPE_CHECKING, Final
@@ -131,7 +132,8 @@ async def listen(session: WavSession, listening: Listening | None) -> AsyncGener
 
 def _reason(error: OSError | UnicodeError) -> str:
     """Say it as the system does: asyncio puts the address before it again."""
-    number = getattr(error, "errno", None)
-    if number is not None and number > 0:
-        return os.strerror(number).lower()
-    return (getattr(error, "strerror", None) or "not the name of a host").lower()
+    if isinstance(error, UnicodeError):
+        return "not the name of a host"
+    # Without a number it is asyncio's own: none of the host's addresses is here.
+    number = errno.EADDRNOTAVAIL if error.errno is None else error.errno
+    return (os.strerror(number) if number > 0 else error.strerror or str(error)).lower()
