@@ -143,8 +143,7 @@ class Poller:
             # A poll that left before the callback came need not have its news.
             self._asking[task_id] = True
         else:
-            now = self._desk.clock.monotonic()
-            self._push_hint(task_id, max(now, self._hint_limiter.free_at(task_id)))
+            self._push_hint(task_id, self._desk.clock.monotonic())
 
     def probe(self, probe: Probe) -> None:
         """Ask about a task on a callback's word, until its record says enough."""
@@ -197,6 +196,8 @@ class Poller:
             heapq.heappush(self._due, (due, next(self._ties), conversion))
 
     def _push_hint(self, task_id: str, due: float) -> None:
+        """Give a task's hint its turn, unless an earlier one is; not before the task is free."""
+        due = max(due, self._hint_limiter.free_at(task_id))
         if self._is_closed or due >= self._hinted.get(task_id, math.inf):
             return
         self._hinted[task_id] = due
@@ -262,9 +263,6 @@ class Poller:
             if self._hinted.get(task_id) != due:
                 continue
             del self._hinted[task_id]
-            if (free_at := limiter.free_at(task_id)) > now:
-                self._push_hint(task_id, free_at)
-                continue
             if task_id not in self._probes and not self._desk.registry.following(task_id):
                 continue
             turn = max(due, limiter.next_at)

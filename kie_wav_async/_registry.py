@@ -78,6 +78,8 @@ class Tally:
 
 
 E = TypeVar("E", bound=Entry)
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class Registry(Generic[E]):
@@ -496,19 +498,13 @@ class Registry(Generic[E]):
             self._places -= entry.origin is not Origin.ATTACHED
             self._unfollow(entry)
             if entry.phase is not Phase.TIMED_OUT:
-                self._ended_tasks[entry.task_id] = None
-                self._ended_tasks.move_to_end(entry.task_id)
-                if len(self._ended_tasks) > ENDED_REMEMBERED:
-                    self._ended_tasks.popitem(last=False)
+                _remember(self._ended_tasks, entry.task_id, None, ENDED_REMEMBERED)
         if entry.track is None:
             return
         if self._by_track.get(entry.track) is entry:
             del self._by_track[entry.track]
         if entry.phase is Phase.SUCCEEDED:
-            self._results[entry.track] = entry
-            self._results.move_to_end(entry.track)
-            if len(self._results) > REMEMBERED:
-                self._results.popitem(last=False)
+            _remember(self._results, entry.track, entry, REMEMBERED)
 
     def _unfollow(self, entry: E) -> None:
         """Take an entry out of those that follow its task; the next one steps forward."""
@@ -522,6 +518,14 @@ class Registry(Generic[E]):
             beside.remove(entry)
         if not beside:
             del self._beside[entry.task_id]
+
+
+def _remember(books: OrderedDict[K, V], key: K, value: V, most: int) -> None:
+    """Put *key* last; the first one goes if there are more than *most*."""
+    books[key] = value
+    books.move_to_end(key)
+    if len(books) > most:
+        books.popitem(last=False)
 
 
 def is_bare_success(record: TaskRecord) -> bool:

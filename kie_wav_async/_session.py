@@ -215,18 +215,16 @@ class WavSession:
         self._base_url = parse_base_url(address if base_url is None else base_url, hosts)
         if callback_url is None:
             callback_url = os.environ.get("KIE_CALLBACK_URL") or ""
-        self._is_called_back = callback_url != ""
+        is_called_back = callback_url != ""
         keys = _parse_webhook_keys(webhook_keys)
-        self._has_keys = bool(keys)
+        self._lacks_keys = is_called_back and not keys
         self._desk = Desk(
             clock=clock,
             transport=transport,
             requests=RequestBuilder(self._base_url, parse_api_key(key)),
             api_key=key,
             callback_url=(
-                parse_callback_url(callback_url)
-                if self._is_called_back
-                else PLACEHOLDER_CALLBACK_URL
+                parse_callback_url(callback_url) if is_called_back else PLACEHOLDER_CALLBACK_URL
             ),
             on_event=on_event,
         )
@@ -276,7 +274,7 @@ class WavSession:
             msg = "a session serves once: make a new one for another `async with`"
             raise RuntimeError(msg)
         self._desk.hub.loop = asyncio.get_running_loop()
-        if self._is_called_back and not self._has_keys:
+        if self._lacks_keys:
             _logger.warning(
                 "callbacks are asked for, but without a webhook key none can be verified: each "
                 "will only cause a poll. Generate a key in KIE's settings and pass webhook_keys "

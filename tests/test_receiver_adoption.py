@@ -1046,7 +1046,8 @@ async def test_submit_whose_task_was_attached_before_the_answer(clock, service) 
         assert waiting.done()
 
 
-async def test_repeat_is_spared_though_the_task_was_attached(clock, service) -> None:
+@pytest.mark.parametrize("comes_again", [True, False])
+async def test_repeat_is_spared_though_the_task_was_attached(clock, service, comes_again) -> None:
     """A callback that names a lost submit spares the repeat, whoever follows its task."""
     service.latency_s = 10.0
     service.fates.append(LOST_CHARGED)
@@ -1058,24 +1059,9 @@ async def test_repeat_is_spared_though_the_task_was_attached(clock, service) -> 
         waiting = asyncio.create_task(session.convert(track()))
         await clock.advance(7.0)
         assert ORPHAN is await service.callback("task0001").to(session)
-        await clock.advance(20.0)
-        _ = await service.callback("task0001").to(session)
-        await clock.run(waiting)
-        assert 1 == service.charged
-
-
-async def test_repeat_is_spared_though_the_only_callback_was_used_by_attach(clock, service) -> None:
-    """A callback that came before the answer was lost spares the repeat, attached or not."""
-    service.latency_s = 10.0
-    service.fates.append(LOST_CHARGED)
-    seen: list[WavSession] = []
-    async with listening(
-        service, on_event=attaching(seen), on_unknown=OnUnknown.RESUBMIT
-    ) as session:
-        seen.append(session)
-        waiting = asyncio.create_task(session.convert(track()))
-        await clock.advance(7.0)
-        assert ORPHAN is await service.callback("task0001").to(session)
+        if comes_again:
+            await clock.advance(20.0)
+            _ = await service.callback("task0001").to(session)
         await clock.run(waiting)
         assert 1 == service.charged
 
