@@ -22,6 +22,7 @@ Everything that can go wrong, as one tree::
     ├── ConversionTimeoutError      our timeout; also a TimeoutError
     ├── SignatureError              a callback that is forged, malformed or stale
     ├── CallbackFormatError         a callback we cannot read
+    ├── LedgerError                 the durable journal cannot be read or written
     └── SessionClosedError          the session was closed while you waited
 
 Misuse by the caller is a builtin `ValueError`, `TypeError` or `RuntimeError`.
@@ -51,6 +52,7 @@ __all__ = [
     "InsufficientCreditsError",
     "InvalidRequestError",
     "KieWavError",
+    "LedgerError",
     "MaintenanceError",
     "NotFoundError",
     "RateLimitedError",
@@ -423,6 +425,17 @@ class CallbackFormatError(KieWavError):
             task_id=task_id,
             track=track,
         )
+
+
+class LedgerError(KieWavError):
+    """
+    The ledger cannot be opened, read or written.
+
+    Its text says what the disk or the other process said, and what to do next.
+    From a submit with a ``task_id``: the service has taken the track, and the id
+    could not be written down, so keep it. From a submit without one: nothing was
+    sent. From a wait: the task goes on, and the ledger still has it as open.
+    """
 
 
 class SessionClosedError(KieWavError):

@@ -30,6 +30,7 @@ ROWS: list[tuple[int, frozenset[str]]] = [
     (3, frozenset({"_desk"})),
     (3, frozenset({"_conversion"})),
     (2, frozenset({"_verification"})),
+    (2, frozenset({"ledger"})),
     (2, frozenset({"_transport", "_clock"})),
     (1, frozenset({"_callback", "_callback_url"})),
     (
@@ -41,6 +42,7 @@ ROWS: list[tuple[int, frozenset[str]]] = [
     ),
     (1, frozenset({"_envelope", "_lifecycle"})),
     (0, frozenset({"events"})),
+    (0, frozenset({"_ledger_models"})),
     (0, frozenset({"_models", "errors"})),
 ]
 LAYER = {module: layer for layer, modules in ROWS for module in modules}

@@ -64,6 +64,11 @@ SAMPLES: list[tuple[partial[KieWavError], dict[str, object], str]] = [
         "no answer",
     ),
     (
+        partial(errors.LedgerError, "disk full: free some space", task_id="task-1", track=TRACK),
+        {"task_id": "task-1", "track": TRACK},
+        "free some space",
+    ),
+    (
         partial(
             errors.TransportTimeoutError,
             "too slow",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 from importlib import metadata
 from typing import Any
@@ -55,6 +54,7 @@ NAMES = {
         "InsufficientCreditsError",
         "InvalidRequestError",
         "KieWavError",
+        "LedgerError",
         "MaintenanceError",
         "NotFoundError",
         "RateLimitedError",
@@ -165,14 +165,13 @@ EDGES = {
     "asgi_app": "(session)",
 }
 
-# Names that exist once ledgers and downloads do, and not before.
+# Names that exist once downloads do, and not before.
 LATER = {
     "kie_wav_async": "Download",
-    "kie_wav_async.errors": "DownloadError LedgerError",
+    "kie_wav_async.errors": "DownloadError",
 }
 LATER_METHODS = "download recover"
 LATER_KEYWORDS = "download_hosts ledger"
-LATER_MODULES = "ledger"
 
 
 def bare(call: Any) -> str:
@@ -327,9 +326,3 @@ def test_keywords_of_later_work_are_refused(keyword: str) -> None:
     """A setting without effect is a ``TypeError``, not silence."""
     with pytest.raises(TypeError, match=keyword):
         kie.WavSession("key", **{keyword: None})
-
-
-@pytest.mark.parametrize("module", LATER_MODULES.split())
-def test_modules_of_later_work_are_absent(module: str) -> None:
-    """A module that has no content yet does not exist yet."""
-    assert importlib.util.find_spec(f"kie_wav_async.{module}") is None

@@ -1,0 +1,136 @@
+"""What a ledger holds of a track and of the submits sent for it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+from collections.abc import Mapping
+
+import attrs
+from yarl import URL
+
+from kie_wav_async._models import RETENTION_DAYS, Track, UnknownSubmit
+
+
+class TrackState(enum.StrEnum):
+    """Where a track stands in a ledger."""
+
+    #: Wanted, and nothing of it is paid or in doubt.
+    PLANNED = "planned"
+    #: A submit of it may be on the wire.
+    SUBMITTING = "submitting"
+    #: A submit of it may have been accepted.
+    UNKNOWN = "unknown"
+    #: The service has a WAV of it, under a task id that it did not tell.
+    EXISTS = "exists"
+    #: Has a task, which is not known to have ended.
+    ACCEPTED = "accepted"
+    #: Its WAV is at the service.
+    SUCCEEDED = "succeeded"
+    #: Its WAV is a file here.
+    STORED = "stored"
+    #: The service refused it for good; nothing was created.
+    REFUSED = "refused"
+    #: Its task ended badly.
+    FAILED = "failed"
+    #: Its WAV was at the service, was not saved in time, and is deleted.
+    EXPIRED = "expired"
+
+
+class AttemptOutcome(enum.StrEnum):
+    """What came of one submit."""
+
+    #: The service created a task for it.
+    ACCEPTED = "accepted"
+    #: The service named a task that existed before.
+    ADOPTED = "adopted"
+    #: It may have been accepted.
+    UNKNOWN = "unknown"
+    #: It created nothing, and the track may be sent again.
+    NOT_CREATED = "not_created"
+    #: It created nothing, and neither would another.
+    REFUSED = "refused"
+    #: It created nothing, because there is a WAV of the track under an unknown task id.
+    EXISTS = "exists"
+
+
+@attrs.frozen(kw_only=True)
+class Standing:
+    """
+    Where one track stands.
+
+    Attributes:
+        index: Its place in the order in which tracks came into the ledger; 1 or more.
+
+        track: The track.
+
+        state: Where it stands.
+
+        attempt_id: The latest submit; ``""`` before the first.
+
+        task_id: The task that is followed or was; ``""`` without one.
+
+        is_adopted: Whether the task existed before our submit, so that its age is unknown.
+
+        submitted_at: When the submit that made the task was sent; aware, UTC.
+            `None` without a task.
+
+        settled_at: When the task was seen to have ended; aware, UTC; else `None`.
+
+        wav_url: The WAV at the service, exactly as it was sent; `None` without one.
+
+        error_code: What the service said, of a refused or failed track; else `None`.
+
+        error: The same in words; `None` without.
+
+        path: Where the WAV is, relative to the catalog's folder; `None` before it is stored.
+
+        bytes: Its size; `None` before it is stored.
+
+        sha256: Its SHA-256 in hex; `None` before it is stored.
+    """
+
+    index: int
+    track: Track
+    state: TrackState
+    attempt_id: str = ""
+    task_id: str = ""
+    is_adopted: bool = False
+    submitted_at: dt.datetime | None = None
+    settled_at: dt.datetime | None = None
+    wav_url: URL | None = None
+    error_code: int | None = None
+    error: str | None = None
+    path: str | None = None
+    bytes: int | None = None
+    sha256: str | None = None
+
+    @property
+    def expires_at(self) -> dt.datetime | None:
+        """When the service deletes the WAV; `None` without a task, or if its age is unknown."""
+        if self.submitted_at is None or self.is_adopted:
+            return None
+        return self.submitted_at + dt.timedelta(days=RETENTION_DAYS)
+
+
+@attrs.frozen(kw_only=True)
+class LedgerOpening:
+    """
+    What a session has to know of a ledger that it goes on with.
+
+    Attributes:
+        unknown: Every submit of unknown fate, oldest first.
+
+        accepted: How many submits the service took, ever.
+
+        ended_unix_s: When the last 1,000 submits ended, oldest first. One that
+            was under way when its process ended is taken to have ended now.
+
+        named: The task that a callback named for a submit of unknown fate, by the
+            id of the attempt.
+    """
+
+    unknown: tuple[UnknownSubmit, ...]
+    accepted: int
+    ended_unix_s: tuple[float, ...]
+    named: Mapping[str, str]

@@ -1,0 +1,160 @@
+"""
+A durable journal of a catalog: what was asked for, what was paid, and what came of it.
+
+Every step that spends money stands between two commits. Before the first byte of
+a submit its intent is on the disk; before its caller hears of the task, the task's
+id is. Whatever is open when a process dies is *unknown* to the next one, never
+"probably not", so that the bill is bounded at any moment::
+
+    accepted <= charged <= accepted + unknown
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from kie_wav_async._ledger_models import AttemptOutcome, LedgerOpening, Standing, TrackState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from yarl import URL
+
+    from kie_wav_async._models import Track
+
+__all__ = ["AttemptOutcome", "Ledger", "LedgerOpening", "Standing", "TrackState"]
+
+
+@runtime_checkable
+class Ledger(Protocol):
+    """
+    What a session asks of its ledger.
+
+    A call that returns has been written, and survives the death of the process
+    and of the machine. One that raises `LedgerError` may or may not have been
+    written, and changes nothing by halves. Calls take effect in the order in which
+    they are made, and a cancelled one may still take effect. Said again with the
+    same ids and values, every call but `plan` and `retry` changes nothing.
+
+    All times are seconds since 1970, given by the caller.
+    """
+
+    async def open(self, now_unix_s: float) -> LedgerOpening:
+        """
+        Open the ledger for this process alone, and tell where it stands.
+
+        Every submit that was under way in a process that has ended is unknown
+        from *now_unix_s* on. Opened again while it is open, it only tells; it
+        closes with the last `aclose`.
+
+        Raises:
+            LedgerError: Another process has it open, a newer version wrote it, or
+                it cannot be read.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Undo one `open`; the last one waits for what is being written, and lets go."""
+        ...
+
+    async def plan(self, tracks: Iterable[Track]) -> int:
+        """Take in tracks as planned, all or none; return how many were not there before."""
+        ...
+
+    async def retry(self, states: Iterable[TrackState]) -> int:
+        """
+        Plan tracks again that came to nothing; return how many.
+
+        Args:
+            states: Among ``REFUSED``, ``FAILED`` and ``EXPIRED``.
+        """
+        ...
+
+    async def find(self, track: Track) -> Standing | None:
+        """Return where a track stands; `None` if it is not there."""
+        ...
+
+    async def page(
+        self, states: Iterable[TrackState], *, after: int = 0, limit: int = 1000
+    ) -> Sequence[Standing]:
+        """Return the first tracks in one of *states* whose index is above *after*, in order."""
+        ...
+
+    async def count(self) -> Mapping[TrackState, int]:
+        """Return how many tracks stand where; every state has an entry."""
+        ...
+
+    async def begin(
+        self, track: Track, attempt_id: str, now_unix_s: float, *, again: bool = False
+    ) -> Standing | None:
+        """
+        Write down that a submit of *track* is about to be sent.
+
+        Returns `None` if it may be sent: the track is new, planned, refused or
+        failed, or *again* was said and no submit of it is under way. Otherwise
+        returns where the track stands, and nothing has changed.
+        """
+        ...
+
+    async def end(
+        self,
+        attempt_id: str,
+        outcome: AttemptOutcome,
+        now_unix_s: float,
+        *,
+        task_id: str = "",
+        error_code: int | None = None,
+        error: str | None = None,
+    ) -> None:
+        """
+        Write down what came of a submit.
+
+        A submit under way can come to anything; an unknown one to ``ACCEPTED`` or
+        ``NOT_CREATED``; any other stays what it is. ``ACCEPTED`` and ``ADOPTED``
+        name the task; the track is followed under it unless it has a task
+        already. After an outcome that created nothing the track stands where it
+        would without this submit: unknown if another one is, succeeded if it had
+        a WAV, else planned, refused or existing. An attempt that is not there is
+        ignored.
+        """
+        ...
+
+    async def hear(self, attempt_id: str, task_id: str) -> None:
+        """
+        Write down that an authentic callback of *task_id* names *attempt_id*.
+
+        Only the first one counts, and only while the attempt is under way or
+        unknown; see `LedgerOpening.named`.
+        """
+        ...
+
+    async def settle(
+        self,
+        task_id: str,
+        now_unix_s: float,
+        *,
+        wav_url: URL | None = None,
+        error_code: int | None = None,
+        error: str | None = None,
+    ) -> None:
+        """
+        Write down how a task ended: with the WAV at *wav_url*, or badly.
+
+        The first end counts. A track another of whose tasks has not ended is
+        followed under that one instead of failing. A task that is not there is
+        ignored.
+        """
+        ...
+
+    async def store(self, track: Track, *, path: str, size: int, sha256: str) -> None:
+        """Write down that the WAV of a succeeded track is a file here."""
+        ...
+
+    async def expire(self, now_unix_s: float) -> int:
+        """
+        Give up the WAVs that the service has deleted by now; return how many.
+
+        A succeeded track is expired 14 days after its submit was sent, if that is
+        known.
+        """
+        ...
