@@ -9,7 +9,8 @@ For tests of programs that use this package: time and a service that do as told.
         wav = await clock.run(session.convert(Track("5c79", "e231")))
 
 Minutes pass in milliseconds, and nothing is sent anywhere. For a whole service
-on a real socket there is `kie_wav_async.simulator`.
+on a real socket there is `kie_wav_async.simulator`. `MemoryLedger` is a journal
+whose process can die as often as a test likes.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import attrs
 from yarl import URL
 
+from kie_wav_async._memory_ledger import MemoryLedger
 from kie_wav_async._models import Track, WireRequest, WireResponse
 from kie_wav_async._requests import RECORD_PATH
 from kie_wav_async._signature import sign
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FakeClock",
+    "MemoryLedger",
     "Reply",
     "ScriptedTransport",
     "SignedCallback",
