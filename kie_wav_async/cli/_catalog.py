@@ -1,0 +1,384 @@
+"""
+A catalog: the tracks to convert, as CSV with a header or as JSON lines.
+
+It is read as a stream, line by line, so that memory does not grow with it. What is
+wrong with one line costs that line alone: it is told with its number, and reading
+goes on. Only what makes every line doubtful, a header for instance, ends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import sys
+from collections import deque
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, cast
+
+import attrs
+
+from kie_wav_async import Track
+from kie_wav_async.cli._output import SERVICE, USAGE, CliError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Sequence
+
+# A row is some hundred bytes; this leaves room for columns that are not ours.
+_MAX_LINE: Final = 1 << 18
+# How many lines one row may take: a quotation mark that is not closed does not
+# swallow the rest of the catalog.
+_MAX_SPAN: Final = 50
+_SHOWN: Final = 120
+
+_IDS: Final = ("music_task_id", "audio_id")
+_COLUMNS: Final = (*_IDS, "title")
+_EXPECTED: Final = "music_task_id,audio_id[,title]"
+
+_BOM: Final = b"\xef\xbb\xbf"
+_OTHER_BOMS: Final = (b"\xff\xfe", b"\xfe\xff")
+
+
+@attrs.frozen
+class Row:
+    """
+    One row of a catalog.
+
+    Attributes:
+        line: The line it begins on; the first of the file is 1.
+
+        music_task_id: The music task that made the track.
+
+        audio_id: The track in it; `None` stands for every track of the music task.
+
+        title: For people to read; `None` without.
+
+        lines: How many lines it takes; above 1 if a cell has line breaks.
+    """
+
+    line: int
+    music_task_id: str
+    audio_id: str | None
+    title: str | None
+    lines: int = 1
+
+
+@attrs.frozen
+class BadLine:
+    """
+    A line that is no row.
+
+    Attributes:
+        line: The line it begins on; the first of the file is 1.
+
+        why: What is wrong with it, in a few words. May quote the line.
+
+        lines: How many lines are given up for it.
+    """
+
+    line: int
+    why: str
+    lines: int = 1
+
+
+class _Line(NamedTuple):
+    """One line without the newline at its end, and what is wrong with its bytes."""
+
+    number: int
+    text: str
+    why: str | None
+
+
+def read_catalog(path_or_dash: str) -> Iterator[Row | BadLine]:
+    """
+    Read a catalog: CSV, or JSON lines if it begins with ``{``.
+
+    Nothing is opened before the first row is asked for, and no more is read than
+    that row needs. Lines with nothing on them are left out.
+
+    Args:
+        path_or_dash: The file; ``-`` is stdin.
+
+    Raises:
+        CliError: It cannot be opened or read (2 and 3), is empty, or is not a
+            catalog at all; always before the first row, unless the disk fails.
+    """
+    name = "stdin" if path_or_dash == "-" else path_or_dash
+    with _opened(path_or_dash, name) as file:
+        lines = _Lines(file, name)
+        first = next(lines, None)
+        if first is None:
+            msg = f"{name} is empty: a catalog begins with the line {_EXPECTED}"
+            raise CliError(USAGE, msg)
+        lines.unread([first])
+        match first.text.lstrip()[:1]:
+            case "{":
+                yield from _json_rows(lines)
+            case "[":
+                msg = (
+                    f"{name} begins with '[': a catalog in JSON has one object on each line, "
+                    "and no list around them (`jq -c '.[]'` takes it off)"
+                )
+                raise CliError(USAGE, msg)
+            case _:
+                yield from _csv_rows(lines, name)
+
+
+@contextlib.contextmanager
+def _opened(path: str, name: str) -> Generator[BinaryIO]:
+    if path == "-":
+        stdin: BinaryIO | None = getattr(sys.stdin, "buffer", None)
+        if stdin is None:  # Closed before we were started.
+            msg = "there is no stdin to read the catalog from"
+            raise CliError(USAGE, msg)
+        yield stdin  # Not ours to close.
+        return
+    try:
+        file = open(path, "rb")  # noqa: PTH123, SIM115 - Path() would change the name; closed below
+    except IsADirectoryError as error:
+        msg = f"{name} is a folder: name the catalog in it"
+        raise CliError(USAGE, msg) from error
+    except FileNotFoundError as error:
+        raise CliError(USAGE, f"there is no file {name}") from error
+    except (OSError, ValueError) as error:  # A name may have a NUL in it.
+        why = getattr(error, "strerror", None) or error
+        raise CliError(USAGE, f"cannot open {name}: {why}") from error
+    with file:
+        yield file
+
+
+class _Lines:
+    """The lines of a catalog, with what may be said of each before it is understood."""
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        """Begin at the first line of *file*, called *name* in errors."""
+        self._file = file
+        self._name = name
+        self._number = 0
+        self._unread: deque[_Line] = deque()
+
+    def __iter__(self) -> Iterator[_Line]:
+        return self
+
+    def __next__(self) -> _Line:
+        """Return the next line that has something on it."""
+        while (line := self.take()) is not None:
+            if line.why is not None or not (line.text == "" or line.text.isspace()):
+                return line
+        raise StopIteration
+
+    def take(self) -> _Line | None:
+        """Return the next line, with something on it or not; `None` at the end."""
+        if self._unread:
+            return self._unread.popleft()
+        try:
+            raw = self._read()
+        except OSError as error:
+            msg = (
+                f"{self._name} cannot be read on after line {self._number}: "
+                f"{error.strerror or error}"
+            )
+            raise CliError(SERVICE, msg) from error
+        if raw == b"":
+            return None
+        self._number += 1
+        return self._understand(raw)
+
+    def unread(self, lines: Sequence[_Line]) -> None:
+        """Put lines back that were taken, to be taken again in the same order."""
+        self._unread.extendleft(reversed(lines))
+
+    def _read(self) -> bytes:
+        """Return one line, cut if it is too long; nothing at the end."""
+        raw = rest = self._file.readline(_MAX_LINE + 1)
+        while len(raw) > _MAX_LINE and rest and not rest.endswith(b"\n"):
+            rest = self._file.readline(_MAX_LINE)
+        return raw
+
+    def _understand(self, raw: bytes) -> _Line:
+        number = self._number
+        if len(raw) > _MAX_LINE:
+            return _Line(number, "", f"longer than {_MAX_LINE >> 10} KiB")
+        if number == 1:
+            if raw.startswith(_OTHER_BOMS):
+                return _Line(number, "", "UTF-16: save it as UTF-8")
+            raw = raw.removeprefix(_BOM)
+        try:
+            text, why = raw.decode(), None
+        except UnicodeDecodeError:
+            # Told all the same where its row ends.
+            text, why = raw.decode(errors="surrogateescape"), "not UTF-8"
+        if "\0" in text:
+            why = "not text: it has a NUL byte"
+        return _Line(number, text.removesuffix("\n"), why)
+
+
+# --- CSV ------------------------------------------------------------------------------------
+
+
+def _csv_rows(lines: _Lines, name: str) -> Iterator[Row | BadLine]:
+    header = _header(lines, name)
+    for line in lines:
+        taken = [line]
+        try:
+            yield _csv_row(taken, header, _cells(taken, lines))
+        except csv.Error as error:
+            # Whatever its quotation mark took in may be rows of their own.
+            lines.unread(taken[1:])
+            yield BadLine(line.number, line.why or _no_csv(error))
+        except ValueError as error:
+            yield BadLine(line.number, str(error), len(taken))
+
+
+def _header(lines: _Lines, name: str) -> list[str]:
+    line = next(lines)
+    if line.why is not None:
+        msg = f"{name} is no catalog: its line {line.number} is {line.why}"
+        raise CliError(USAGE, msg)
+    try:
+        header = [cell.strip() for cell in _cells([line], lines)]
+    except csv.Error as error:
+        raise _no_header(name, line.text, []) from error
+    twice = [column for column in _COLUMNS if header.count(column) > 1]
+    if twice or not set(_IDS) <= set(header):
+        raise _no_header(name, line.text, twice)
+    return header
+
+
+def _cells(taken: list[_Line], lines: _Lines) -> list[str]:
+    """Return the cells of one row, which may take more lines than the one it begins on."""
+
+    def texts() -> Iterator[str]:
+        yield taken[0].text + "\n"
+        while len(taken) < _MAX_SPAN and (line := lines.take()) is not None:
+            taken.append(line)
+            yield line.text + "\n"
+
+    return next(csv.reader(texts(), strict=True))
+
+
+def _no_csv(error: csv.Error) -> str:
+    text = str(error)
+    if text.startswith("unexpected end"):
+        return f"a quotation mark is opened and not closed within {_MAX_SPAN} lines"
+    if text.startswith("'"):
+        return "a quotation mark inside a quoted cell: write it twice"
+    if text.startswith("new-line"):
+        return "a carriage return inside the line"
+    return text
+
+
+def _csv_row(taken: list[_Line], header: list[str], cells: list[str]) -> Row:
+    first = taken[0]
+    for line in taken:
+        if line.why is not None:
+            raise ValueError(line.why if line is first else f"its line {line.number} is {line.why}")
+    if len(cells) != len(header):
+        plural = "" if len(cells) == 1 else "s"
+        msg = f"{len(cells)} cell{plural} where the header has {len(header)}"
+        raise ValueError(msg)
+    given = dict(zip(header, cells, strict=True))
+    return _row(
+        first.number,
+        given["music_task_id"].strip(),
+        given["audio_id"].strip(),
+        given.get("title"),
+        len(taken),
+    )
+
+
+def _no_header(name: str, text: str, twice: list[str]) -> CliError:
+    shown = text.strip()
+    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+    if twice:
+        why = f"it has {' and '.join(twice)} twice"
+    elif "\r" in text.rstrip("\r"):
+        why = "its lines end in carriage returns alone; save it with Unix or Windows line ends"
+    elif ";" in text or "\t" in text:
+        found = "semicolons" if ";" in text else "tabs"
+        why = f"it has {found} between its cells; commas are expected"
+    else:
+        why = (
+            "leave audio_id empty in a row to convert every track of its music task; "
+            "further columns are ignored"
+        )
+    msg = f"{name} has no header that fits: expected {_EXPECTED}, found {shown!r} ({why})"
+    return CliError(USAGE, msg)
+
+
+# --- JSON lines -----------------------------------------------------------------------------
+
+
+def _json_rows(lines: _Lines) -> Iterator[Row | BadLine]:
+    for number, text, why in lines:
+        if why is not None:
+            yield BadLine(number, why)
+            continue
+        try:
+            yield _json_row(number, text)
+        except ValueError as error:
+            yield BadLine(number, str(error))
+
+
+def _json_row(number: int, text: str) -> Row:
+    pairs = _parse_object(text)
+    given = dict(pairs)
+    ids: list[str | None] = []
+    for column in _COLUMNS:
+        value = given.get(column)
+        if sum(key == column for key, _ in pairs) > 1:
+            msg = f"{column} is given twice"
+            raise ValueError(msg)
+        if not isinstance(value, str | None):
+            msg = f"{column} must be a string, not {_KINDS[type(value)]}"
+            raise ValueError(msg)  # noqa: TRY004 - the line is at fault, not how we were called
+        ids.append(value)
+    music_task_id, audio_id, title = ids
+    if not music_task_id:
+        msg = "no music_task_id"
+        raise ValueError(msg)
+    # Without an audio_id every track is converted and paid: not by a slip of the pen.
+    slips = [key for key in given if key != "audio_id" and _letters(key) == "audioid"]
+    if slips and not audio_id:
+        msg = f"no audio_id, but {slips[0][:_SHOWN]!r}"
+        raise ValueError(msg)
+    return _row(number, music_task_id, audio_id, title, 1)
+
+
+def _parse_object(text: str) -> tuple[tuple[str, object], ...]:
+    try:
+        # Objects as tuples of pairs, in which a name given twice does not get lost.
+        found: object = json.loads(text, object_pairs_hook=tuple)
+    except json.JSONDecodeError as error:
+        msg = f"no JSON: {error.msg} at character {error.pos + 1}"
+        raise ValueError(msg) from error
+    except (ValueError, RecursionError) as error:
+        msg = "no JSON that can be read: a number too long, or nested too deep"
+        raise ValueError(msg) from error
+    if not isinstance(found, tuple):
+        msg = f"{_KINDS[type(found)]}, not a JSON object"
+        raise ValueError(msg)  # noqa: TRY004 - as above
+    return cast("tuple[tuple[str, object], ...]", found)
+
+
+# What JSON calls what it becomes here.
+_KINDS: Final[dict[type, str]] = {
+    bool: "true or false",
+    float: "a number",
+    int: "a number",
+    list: "a list",
+    str: "a string",
+    tuple: "an object",
+    type(None): "null",
+}
+
+
+def _letters(key: str) -> str:
+    return "".join(c for c in key.casefold() if c.isalnum())
+
+
+def _row(
+    number: int, music_task_id: str, audio_id: str | None, title: str | None, lines: int
+) -> Row:
+    # With some id or other where every track is meant: the music task's is judged too.
+    track = Track(music_task_id, audio_id or "any", title=title)
+    return Row(number, track.music_task_id, audio_id or None, track.title, lines)

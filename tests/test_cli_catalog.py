@@ -1,0 +1,462 @@
+"""Catalogs as people make them: by spreadsheet, by script, and by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import os
+import tracemalloc
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from kie_wav_async import Track
+from kie_wav_async.cli._catalog import BadLine, Row, read_catalog
+from kie_wav_async.cli._output import CliError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Read = Callable[[bytes], "list[Row | BadLine]"]
+
+HEADER = b"music_task_id,audio_id,title\n"
+MAX_LINE = 1 << 18
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    """Read bytes as a catalog."""
+
+    def read(content: bytes) -> list[Row | BadLine]:
+        path = tmp_path / "catalog"
+        path.write_bytes(content)
+        return list(read_catalog(str(path)))
+
+    return read
+
+
+@pytest.fixture
+def refusal(read: Read) -> Callable[[bytes], str]:
+    """Say why bytes are no catalog."""
+
+    def refusal(content: bytes) -> str:
+        with pytest.raises(CliError) as caught:
+            read(content)
+        assert 2 == caught.value.exit_code
+        return str(caught.value)
+
+    return refusal
+
+
+def short(value: object) -> str:
+    """Return the beginning of *value* as the id of a test."""
+    return ascii(value)[:50]
+
+
+def json_lines(*values: object) -> bytes:
+    """Return *values* as JSON lines."""
+    return "".join(json.dumps(value) + "\n" for value in values).encode()
+
+
+# --- what is read ---------------------------------------------------------------------------
+
+
+def test_csv(read) -> None:
+    """A row has the line it is on, its two ids and its title."""
+    assert [
+        Row(2, "m1", "a1", "One"),
+        Row(3, "m1", "a2", None),
+        Row(4, "m2", None, "All of it"),
+    ] == read(HEADER + b"m1,a1,One\nm1,a2,\nm2,,All of it\n")
+
+
+def test_json_lines(read) -> None:
+    """A JSON line has the same keys, of which only the music task's is needed."""
+    assert [
+        Row(1, "m1", "a1", "One"),
+        Row(2, "m1", "a2", None),
+        Row(3, "m2", None, None),
+        Row(4, "m3", None, None),
+    ] == read(
+        json_lines(
+            {"music_task_id": "m1", "audio_id": "a1", "title": "One"},
+            {"audio_id": "a2", "music_task_id": "m1", "title": None, "more": [{"audio_id": 1}]},
+            {"music_task_id": "m2"},
+            {"music_task_id": "m3", "audio_id": ""},
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"music_task_id,audio_id\nm,a\n",
+        b"music_task_id,audio_id\nm,a",
+        b"music_task_id,audio_id\r\nm,a\r\n",
+        b"\xef\xbb\xbfmusic_task_id,audio_id\nm,a\n",
+        b'"music_task_id","audio_id"\n"m","a"\n',
+        b"music_task_id, audio_id\nm, a \n",
+        b"audio_id,length,music_task_id,,\na,200,m,,\n",
+        b"audio_id,x,x,music_task_id\na,1,2,m\n",
+        b"\xef\xbb\xbf" + json_lines({"music_task_id": "m", "audio_id": "a"}),
+        b'  {"music_task_id": "m", "audio_id": "a"}\r\n\r\n',
+        b'{"music_task_id": "m", "audio_id": "a"}',
+    ],
+)
+def test_the_same_in_other_words(read, content: bytes) -> None:
+    """Neither the order of columns nor line ends, marks, quotes or further columns matter."""
+    (row,) = read(content)
+
+    assert ("m", "a", None) == (row.music_task_id, row.audio_id, row.title)
+
+
+def test_lines_with_nothing_on_them(read) -> None:
+    """Empty lines are left out, and counted all the same."""
+    assert [Row(4, "m", "a", None), Row(7, "m", "b", None)] == read(
+        b"\n  \nmusic_task_id,audio_id\nm,a\n\n \t\r\nm,b\n\n"
+    )
+
+
+def test_line_breaks_in_a_title(read) -> None:
+    """A quoted cell may have line breaks, commas and quotation marks; its row is one."""
+    assert [
+        Row(2, "m", "a", 'One, "two" three', lines=3),
+        Row(5, "m", "b", None),
+    ] == read(HEADER + b'm,a,"One, ""two""\r\n\nthree"\nm,b,\n')
+
+
+def test_any_script(read) -> None:
+    """Ids and titles may be of any script."""
+    assert [Row(2, "音乐", "ä", "Träumerei 𝄞")] == read(HEADER + "音乐,ä,Träumerei 𝄞\n".encode())
+
+
+def test_a_header_alone(read) -> None:
+    """A header without rows is a catalog of nothing."""
+    assert [] == read(HEADER)
+
+
+def test_titles_are_made_fit_to_show(read) -> None:
+    """A title has nothing in it that a terminal might obey."""
+    assert [Row(2, "m", "a", "red[31m")] == read(HEADER + b"m,a,red\x1b[31m\n")
+
+
+def test_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dash reads stdin and leaves it open."""
+    stdin = io.TextIOWrapper(io.BytesIO(HEADER + b"m,a,\n"))
+    monkeypatch.setattr("sys.stdin", stdin)
+
+    assert [Row(2, "m", "a", None)] == list(read_catalog("-"))
+    assert not stdin.buffer.closed
+
+
+def test_rows_come_as_they_are_written() -> None:
+    """A row is there as soon as its line is, so that a pipe may stay open."""
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "wb", buffering=0) as pipe:
+        pipe.write(HEADER + b"m,a,\n")
+        rows = read_catalog(f"/dev/fd/{reader}")
+        assert Row(2, "m", "a", None) == next(rows)
+        pipe.write(b"m,b,\n")
+        assert Row(3, "m", "b", None) == next(rows)
+    assert [] == list(rows)
+    os.close(reader)
+
+
+# --- bad lines ------------------------------------------------------------------------------
+
+BAD_CSV = [
+    (b"m", "1 cell where the header has 3"),
+    (b"m,a", "2 cells where the header has 3"),
+    (b"m,a,t,", "4 cells where the header has 3"),
+    (b"m;a;t", "1 cell where"),
+    (b",a,", "music_task_id must be 1 to 256 visible characters"),
+    (b"m m,a,", "music_task_id must be"),
+    (b"m m,,", "music_task_id must be"),
+    (b"m,a\xe2\x80\xaeb,", "audio_id must be"),
+    (b"m," + b"x" * 257 + b",", "audio_id must be"),
+    (b"m,a,caf\xe9", "not UTF-8"),
+    (b"m,a,\xed\xa0\x80", "not UTF-8"),
+    (b"m,a,x\0y", "NUL"),
+    (b"m,a\0,", "NUL"),
+    (b"m,a,x\ry", "carriage return"),
+    (b'm,a,"x"y', "write it twice"),
+    (b'm,a,"x', "opened and not closed within 50 lines"),
+    (b"m,a," + b"x" * 131_073, "field larger than field limit (131072)"),
+    (b"m,a," + b"x" * 10_000_000, "longer than 256 KiB"),
+]
+
+
+@pytest.mark.parametrize(("line", "why"), BAD_CSV, ids=short)
+def test_a_bad_line_of_csv(read, line: bytes, why: str) -> None:
+    """A bad line is told with its number and why, and costs no other row."""
+    before, bad, *after = read(HEADER + b"m,1,\n" + line + b"\nm,2,\r\nm,3,\n")
+
+    assert Row(2, "m", "1", None) == before
+    assert (3, 1) == (bad.line, bad.lines)
+    assert why in bad.why
+    assert [Row(4, "m", "2", None), Row(5, "m", "3", None)] == after
+
+
+BAD_JSON = [
+    (b"nonsense", "no JSON: Expecting value at character 1"),
+    (b'{"music_task_id": "m",}', "no JSON: "),
+    (b'{"music_task_id": "m"} {"music_task_id": "n"}', "no JSON: Extra data at character 24"),
+    (b'["m", "a"]', "a list, not a JSON object"),
+    (b'"m"', "a string, not a JSON object"),
+    (b"null", "null, not a JSON object"),
+    (b"17", "a number, not a JSON object"),
+    (b"{}", "no music_task_id"),
+    (b'{"music_task_id": null}', "no music_task_id"),
+    (b'{"music_task_id": "", "audio_id": "a"}', "no music_task_id"),
+    (b'{"music_task_id": 7}', "music_task_id must be a string, not a number"),
+    (b'{"music_task_id": "m", "audio_id": NaN}', "audio_id must be a string, not a number"),
+    (b'{"music_task_id": "m", "audio_id": false}', "a string, not true or false"),
+    (b'{"music_task_id": "m", "audio_id": ["a"]}', "a string, not a list"),
+    (b'{"music_task_id": "m", "title": {"en": "x"}}', "title must be a string, not an object"),
+    (b'{"music_task_id": "m", "audio_id": " a"}', "audio_id must be 1 to 256 visible"),
+    (b'{"music_task_id": "\\ud800"}', "music_task_id must be 1 to 256 visible"),
+    (b'{"music_task_id": "m", "audioId": "a"}', "no audio_id, but 'audioId'"),
+    (b'{"music_task_id": "m", "audio_id": "a", "audio_id": "b"}', "audio_id is given twice"),
+    (b'{"music_task_id": "m", "x": "\xff"}', "not UTF-8"),
+    (b'{"music_task_id": "m", "x": "\0"}', "NUL"),
+    (b'{"x": ' + b"[" * 100_000, "nested too deep"),
+    (b'{"x": ' + b"9" * 5_000 + b"}", "a number too long"),
+    (b'{"x": "' + b"x" * 10_000_000 + b'"}', "longer than 256 KiB"),
+]
+
+
+@pytest.mark.parametrize(("line", "why"), BAD_JSON, ids=short)
+def test_a_bad_line_of_json(read, line: bytes, why: str) -> None:
+    """A bad JSON line is told with its number and why, and costs no other."""
+    good = json_lines({"music_task_id": "m", "audio_id": "a"})
+    before, bad, after = read(good + line + b"\n" + good)
+
+    assert (1, 2, 3) == (before.line, bad.line, after.line)
+    assert (Row, BadLine, Row) == (type(before), type(bad), type(after))
+    assert why in bad.why
+
+
+def test_the_first_json_line_may_be_bad(read) -> None:
+    """What kind of catalog it is shows in its first character, whatever follows."""
+    bad, row = read(b'{"music_task_id": "\xff"}\n{"music_task_id": "m"}\n')
+
+    assert (BadLine(1, "not UTF-8"), Row(2, "m", None, None)) == (bad, row)
+
+
+def test_a_bad_line_within_a_row(read) -> None:
+    """What is wrong with a later line of a row is told with that line's number, and once."""
+    bad, row = read(HEADER + b'm,a,"one\ntwo \xff\nthree"\nm,b,\n')
+
+    assert BadLine(2, "its line 3 is not UTF-8", lines=3) == bad
+    assert Row(5, "m", "b", None) == row
+
+
+def test_a_stray_quotation_mark(read) -> None:
+    """A quotation mark that is not closed costs its own line, however much follows."""
+    rows = [b"m,%d,\n" % number for number in range(200)]
+    found = read(HEADER + b'm,"x,\n' + b"".join(rows) + b'm,"y"\n,\n')
+
+    assert [2, 203, 204] == [one.line for one in found if isinstance(one, BadLine)]
+    assert [str(number) for number in range(200)] == [
+        one.audio_id for one in found if isinstance(one, Row)
+    ]
+
+
+# --- no catalog at all ----------------------------------------------------------------------
+
+NO_HEADER = [
+    (b"m1,a1,One\nm2,a2,Two\n", "found 'm1,a1,One' (leave audio_id empty in a row"),
+    (b"music_task_id\nm1\n", "found 'music_task_id' (leave audio_id empty in a row"),
+    (b"musicTaskId,audioId\n", "found 'musicTaskId,audioId'"),
+    (b"music_task_id;audio_id\nm;a\n", "(it has semicolons between its cells; commas are"),
+    (b"music_task_id\taudio_id\nm\ta\n", "(it has tabs between its cells; commas are"),
+    (b"music_task_id,audio_id,audio_id\n", "(it has audio_id twice)"),
+    (b"title,music_task_id,title,audio_id\n", "(it has title twice)"),
+    (b"music_task_id,audio_id\rm,a\r", "(its lines end in carriage returns alone;"),
+    (b'"music_task_id,audio_id\nm,a\n', "found '\"music_task_id,audio_id'"),
+    (b"x" * 5_000 + b"\n", "found '" + "x" * 120 + "...'"),
+]
+
+
+@pytest.mark.parametrize(("content", "words"), NO_HEADER, ids=short)
+def test_a_header_that_does_not_fit(refusal, content: bytes, words: str) -> None:
+    """Without its header a catalog is refused, with what was found and what is expected."""
+    said = refusal(content)
+
+    assert "has no header that fits: expected music_task_id,audio_id[,title], found '" in said
+    assert words in said
+
+
+NO_CATALOG = [
+    (b"", "is empty: a catalog begins with the line music_task_id,audio_id[,title]"),
+    (b"\xef\xbb\xbf", "is empty"),
+    (b"\n\n \n", "is empty"),
+    (b'[{"music_task_id": "m"}]', "one object on each line, and no list around them"),
+    ("music_task_id,audio_id".encode("utf-16"), "its line 1 is UTF-16: save it as UTF-8"),
+    (b"\x1f\x8b\x08\x00\xff\xff", "its line 1 is not text"),
+    (b"music_task_id,audio_id,caf\xe9\n", "its line 1 is not UTF-8"),
+    (b"x" * (MAX_LINE + 1), "its line 1 is longer than 256 KiB"),
+]
+
+
+@pytest.mark.parametrize(("content", "words"), NO_CATALOG, ids=short)
+def test_what_is_no_catalog(refusal, content: bytes, words: str) -> None:
+    """What is no catalog at all is refused in one sentence."""
+    assert words in refusal(content)
+
+
+def test_what_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder, a name with nothing behind it, and one that cannot be are usage errors."""
+    monkeypatch.setattr("sys.stdin", None)
+    for name, words in [
+        (str(tmp_path), "is a folder: name the catalog in it"),
+        (str(tmp_path / "nowhere.csv"), "there is no file "),
+        (str(tmp_path / "x\0y"), "cannot open "),
+        ("x" * 5_000, "File name too long"),
+        ("-", "there is no stdin to read the catalog from"),
+    ]:
+        with pytest.raises(CliError, match=words) as caught:
+            next(read_catalog(name))
+        assert 2 == caught.value.exit_code
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_one_may_not_read(tmp_path: Path) -> None:
+    """A catalog that may not be read is a usage error that says so."""
+    path = tmp_path / "catalog.csv"
+    path.write_bytes(HEADER)
+    path.chmod(0)
+
+    with pytest.raises(CliError, match="Permission denied"):
+        next(read_catalog(str(path)))
+
+
+def test_a_disk_that_fails_half_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A catalog that cannot be read to its end says how far it was read, and ends with 3."""
+
+    class Failing(io.BytesIO):
+        def readline(self, size: int | None = -1) -> bytes:
+            if line := super().readline(size):
+                return line
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(Failing(HEADER + b"m,a,\n")))
+    rows = read_catalog("-")
+
+    assert Row(2, "m", "a", None) == next(rows)
+    with pytest.raises(CliError, match="stdin cannot be read on after line 2: Input/") as caught:
+        next(rows)
+    assert 3 == caught.value.exit_code
+
+
+# --- whatever comes -------------------------------------------------------------------------
+
+_PIECES = [
+    HEADER, b"music_task_id,audio_id\n", b"\n", b"\r\n", b"\r", b",", b'"', b'""', b'","', b"m",
+    b"a", b"m,a,t\n", b"m,a\n", b'm,a,"t\nt"\n', b"\0", b"\xff", b"\xc3\xa4", b"\xef\xbb\xbf", b" ",
+    b";", b"\t", b'{"music_task_id": "m"}\n', b'{"music_task_id":', b"{", b"}", b"[", b"]", b":",
+    b'"music_task_id"', b'"audio_id"', b"\\ud800", b"NaN", b"null", b"\x1c", b"\xe2\x80\xa8",
+]  # fmt: skip
+_contents = st.tuples(
+    st.sampled_from([b"", HEADER, b'{"music_task_id": "m"}\n']),
+    st.binary(max_size=80) | st.lists(st.sampled_from(_PIECES), max_size=60).map(b"".join),
+).map(b"".join)
+
+
+def _is_blank(line: bytes) -> bool:
+    return line.decode(errors="replace").strip() == ""
+
+
+@given(_contents)
+@example(HEADER + b'a","b\n' * 70)
+@example(HEADER + b'"' * 60)
+def test_every_line_is_accounted_for(tmp_path_factory, content: bytes) -> None:
+    """Whatever bytes come, every line is a row, a bad line or empty, or there is one error."""
+    path = tmp_path_factory.getbasetemp() / "any"
+    path.write_bytes(content)
+    try:
+        found = list(read_catalog(str(path)))
+    except CliError:
+        return
+
+    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    filled = [number for number, line in enumerate(lines, start=1) if not _is_blank(line)]
+    covered = [n for one in found for n in range(one.line, one.line + one.lines)]
+    assert covered == sorted(set(covered))
+    is_json = lines[filled[0] - 1].lstrip().startswith(b"{")
+    missing = set(filled) - set(covered)
+    if is_json:
+        assert set() == missing
+    else:  # The header, which may have a line break in a column that is not ours.
+        assert missing == set(filled[: len(missing)])
+        assert filled[0] in missing
+    for one in found:
+        if isinstance(one, Row):
+            Track(one.music_task_id, one.audio_id or "x", title=one.title)
+
+
+_cells = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
+_ids = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=12)
+
+
+@given(st.lists(st.tuples(_ids, _ids | st.just(""), _cells, _cells)))
+def test_what_a_csv_writer_wrote_is_read(tmp_path_factory, rows) -> None:
+    """Whatever a writer of CSV makes of ids and titles is read as it was meant."""
+    path = tmp_path_factory.getbasetemp() / "written"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["music_task_id", "note", "audio_id", "title"])
+        writer.writerows((music, note, audio, title) for music, audio, title, note in rows)
+
+    found = list(read_catalog(str(path)))
+
+    assert [
+        (music, audio or None, Track("m", "a", title=title).title)
+        for music, audio, title, _ in rows
+    ] == [(row.music_task_id, row.audio_id, row.title) for row in found]
+
+
+@given(st.lists(st.tuples(_ids, st.none() | _ids, st.none() | st.text())))
+def test_what_a_json_writer_wrote_is_read(tmp_path_factory, rows) -> None:
+    """Whatever a writer of JSON makes of ids and titles is read as it was meant."""
+    path = tmp_path_factory.getbasetemp() / "written"
+    names = ("music_task_id", "audio_id", "title")
+    path.write_bytes(json_lines(*(dict(zip(names, row, strict=True)) for row in rows)))
+    try:
+        found = list(read_catalog(str(path)))
+    except CliError:
+        assert [] == rows
+        return
+
+    assert [(music, audio, Track("m", "a", title=title).title) for music, audio, title in rows] == [
+        (row.music_task_id, row.audio_id, row.title) for row in found
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"m,%d,\n", b'a","b%d\n', b'm,%d,"x\n', b'{"music_task_id": "m%d"}\n'],
+    ids=["csv", "quotes", "open", "json"],
+)
+def test_memory_is_flat(tmp_path: Path, line: bytes) -> None:
+    """Ten times as many lines take no more memory, good or bad."""
+
+    def peak(count: int) -> int:
+        path = tmp_path / f"{count}"
+        with path.open("wb") as file:
+            file.write(b"" if line.startswith(b"{") else HEADER)
+            file.writelines(line % number for number in range(count))
+        tracemalloc.start()
+        found = sum(one.lines for one in itertools.islice(read_catalog(str(path)), None))
+        top = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert count == found
+        return top
+
+    peak(200)  # What is loaded once is loaded now.
+    assert peak(4_000) < peak(400) + 20_000
