@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
+from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -22,52 +23,91 @@ if TYPE_CHECKING:
 _ENDS: Final = 1_000
 
 _RETRIED: Final = frozenset({TrackState.REFUSED, TrackState.FAILED, TrackState.EXPIRED})
+_FREE: Final = frozenset({TrackState.PLANNED, TrackState.REFUSED, TrackState.FAILED})
+_BAD: Final = frozenset({TrackState.REFUSED, TrackState.FAILED})
+_WITH_WAV: Final = frozenset({TrackState.SUCCEEDED, TrackState.STORED})
+_HAD_WAV: Final = _WITH_WAV | {TrackState.EXPIRED}
 
 _WITH_TASK: Final = frozenset({AttemptOutcome.ACCEPTED, AttemptOutcome.ADOPTED})
-
-_NOTHING: Final[Mapping[AttemptOutcome, TrackState]] = {
-    AttemptOutcome.NOT_CREATED: TrackState.PLANNED,
+_OF_UNKNOWN: Final = frozenset({AttemptOutcome.ACCEPTED, AttemptOutcome.NOT_CREATED})
+_REST_AFTER: Final = {
     AttemptOutcome.REFUSED: TrackState.REFUSED,
     AttemptOutcome.EXISTS: TrackState.EXISTS,
 }
 
 
 @attrs.define(eq=False)
-class _Row:
-    index: int
-    track: Track
-    #: Where it stands while no attempt and no task says otherwise.
-    base: TrackState = TrackState.PLANNED
-    error_code: int | None = None
-    error: str | None = None
-    attempts: list[_Attempt] = attrs.field(factory=list["_Attempt"])
-    tasks: list[_Task] = attrs.field(factory=list["_Task"])
-
-
-@attrs.define(eq=False)
 class _Attempt:
-    attempt_id: str
     row: _Row
+    attempt_id: str
     begun_unix_s: float
+    #: Its place among the attempts of its track; 1 or more.
     number: int
+    #: `None` while it is under way.
     outcome: AttemptOutcome | None = None
     ended_unix_s: float = 0.0
+    task_id: str = ""
+    is_task_over: bool = False
     named: str = ""
 
 
 @attrs.define(eq=False)
-class _Task:
-    task_id: str
-    attempt: _Attempt
-    is_adopted: bool
+class _Row:
+    index: int
+    track: Track
+    #: Where it stands once nothing of it is under way or in doubt.
+    rest: TrackState = TrackState.PLANNED
+    attempts: list[_Attempt] = attrs.field(factory=list[_Attempt])
+    #: Whose task it is followed under, or was.
+    followed: _Attempt | None = None
+    #: How many attempts there were when it got its WAV: they no longer matter to it.
+    answered: int = 0
     settled_unix_s: float | None = None
     wav_url: URL | None = None
     error_code: int | None = None
     error: str | None = None
     stored: tuple[str, int, str] | None = None
-    is_expired: bool = False
-    #: Planned again since: how it ended says nothing of where the track stands.
-    is_past: bool = False
+
+    def state(self) -> TrackState:
+        """Tell where it stands."""
+        unanswered = {attempt.outcome for attempt in self.attempts[self.answered :]}
+        if None in unanswered:
+            return TrackState.SUBMITTING
+        if self.is_followed():
+            return TrackState.ACCEPTED
+        return TrackState.UNKNOWN if AttemptOutcome.UNKNOWN in unanswered else self.rest
+
+    def is_followed(self) -> bool:
+        """Whether it has a task that has not ended."""
+        return self.followed is not None and not self.followed.is_task_over
+
+    def follow(self, attempt: _Attempt | None, rest: TrackState = TrackState.PLANNED) -> None:
+        """Go on under the task of *attempt*, or without any, and forget the end of another."""
+        self.rest, self.followed = rest, attempt
+        self.settled_unix_s = self.wav_url = self.stored = None
+        self.error_code = self.error = None
+
+    def standing(self) -> Standing:
+        """Tell all there is to tell."""
+        state, task = self.state(), self.followed
+        is_bad = state in _BAD
+        path, size, sha256 = self.stored or (None, None, None)
+        return Standing(
+            index=self.index,
+            track=self.track,
+            state=state,
+            attempt_id=self.attempts[-1].attempt_id if self.attempts else "",
+            task_id="" if task is None else task.task_id,
+            is_adopted=task is not None and task.outcome is AttemptOutcome.ADOPTED,
+            submitted_at=None if task is None else _moment(task.begun_unix_s),
+            settled_at=None if self.settled_unix_s is None else _moment(self.settled_unix_s),
+            wav_url=self.wav_url,
+            error_code=self.error_code if is_bad else None,
+            error=self.error if is_bad else None,
+            path=path,
+            bytes=size,
+            sha256=sha256,
+        )
 
 
 @attrs.define(eq=False)
@@ -76,10 +116,38 @@ class _Books:
 
     rows: dict[Track, _Row] = attrs.field(factory=dict[Track, _Row])
     attempts: dict[str, _Attempt] = attrs.field(factory=dict[str, _Attempt])
-    tasks: dict[str, _Task] = attrs.field(factory=dict[str, _Task])
+    by_task: dict[str, list[_Attempt]] = attrs.field(factory=dict[str, list["_Attempt"]])
     unknown: dict[str, _Attempt] = attrs.field(factory=dict[str, _Attempt])
-    ends: list[float] = attrs.field(factory=list[float])
+    ends: deque[float] = attrs.field(factory=lambda: deque[float](maxlen=_ENDS))
     owner: MemoryLedger | None = None
+
+    def take_in(self, track: Track) -> _Row:
+        """Return the row of *track*, made if there is none; a title is learnt late."""
+        row = self.rows.setdefault(track, _Row(index=len(self.rows) + 1, track=track))
+        if row.track.title is None:
+            row.track = track
+        return row
+
+    def begin(self, row: _Row, attempt_id: str, now_unix_s: float) -> None:
+        """Open an attempt."""
+        if row.rest in _BAD:
+            row.follow(None)
+        attempt = _Attempt(row, attempt_id, now_unix_s, len(row.attempts) + 1)
+        row.attempts.append(attempt)
+        self.attempts[attempt_id] = attempt
+
+    def end(self, attempt: _Attempt, outcome: AttemptOutcome, now_unix_s: float) -> bool:
+        """Close an attempt, or tell of an unknown one; return whether it came to that."""
+        if attempt.outcome is None:
+            attempt.ended_unix_s = now_unix_s
+            self.ends.append(now_unix_s)
+        elif attempt.outcome is not AttemptOutcome.UNKNOWN or outcome not in _OF_UNKNOWN:
+            return False
+        attempt.outcome = outcome
+        self.unknown.pop(attempt.attempt_id, None)
+        if outcome is AttemptOutcome.UNKNOWN:
+            self.unknown[attempt.attempt_id] = attempt
+        return True
 
 
 class MemoryLedger:
@@ -152,7 +220,7 @@ class MemoryLedger:
         if self._opened == 1:
             for attempt in books.attempts.values():
                 if attempt.outcome is None:
-                    self._end(attempt, AttemptOutcome.UNKNOWN, now_unix_s)
+                    books.end(attempt, AttemptOutcome.UNKNOWN, now_unix_s)
         opening = LedgerOpening(
             unknown=tuple(
                 UnknownSubmit(
@@ -189,7 +257,7 @@ class MemoryLedger:
         await self._call("plan", tracks)
         before = len(self._books.rows)
         for track in tracks:
-            self._take_in(track)
+            self._books.take_in(track)
         new = len(self._books.rows) - before
         await self._return("plan")
         return new
@@ -201,11 +269,9 @@ class MemoryLedger:
             msg = "only what is refused, failed or expired can be planned again"
             raise ValueError(msg)
         await self._call("retry", states)
-        rows = [row for row in self._books.rows.values() if _state(row) in states]
+        rows = [row for row in self._books.rows.values() if row.state() in states]
         for row in rows:
-            row.base = TrackState.PLANNED
-            for task in row.tasks:
-                task.is_past = True
+            row.follow(None)
         await self._return("retry")
         return len(rows)
 
@@ -213,7 +279,7 @@ class MemoryLedger:
         """Return where a track stands; see `Ledger.find`."""
         await self._call("find", track)
         row = self._books.rows.get(track)
-        standing = None if row is None else _standing(row)
+        standing = None if row is None else row.standing()
         await self._return("find")
         return standing
 
@@ -223,8 +289,8 @@ class MemoryLedger:
         """Return the first tracks in some states; see `Ledger.page`."""
         states = frozenset(states)
         await self._call("page", states, after, limit)
-        rows = [r for r in self._books.rows.values() if r.index > after and _state(r) in states]
-        page = tuple(_standing(row) for row in rows[:limit])
+        rows = [r for r in self._books.rows.values() if r.index > after and r.state() in states]
+        page = tuple(row.standing() for row in rows[:limit])
         await self._return("page")
         return page
 
@@ -233,7 +299,7 @@ class MemoryLedger:
         await self._call("count")
         counts = dict.fromkeys(TrackState, 0)
         for row in self._books.rows.values():
-            counts[_state(row)] += 1
+            counts[row.state()] += 1
         await self._return("count")
         return counts
 
@@ -264,15 +330,18 @@ class MemoryLedger:
             raise ValueError(msg)
         await self._call("end", attempt_id, outcome, now_unix_s, task_id, error_code, error)
         attempt = self._books.attempts.get(attempt_id)
-        if attempt is not None:
-            self._end(
-                attempt,
-                outcome,
-                now_unix_s,
-                task_id=task_id,
-                error_code=error_code,
-                error=error,
-            )
+        if attempt is not None and self._books.end(attempt, outcome, now_unix_s):
+            row = attempt.row
+            if task_id:
+                attempt.task_id = task_id
+                self._books.by_task.setdefault(task_id, []).append(attempt)
+                # Found out late, a task is not waited for if there is a WAV by now.
+                is_late = row.rest in _WITH_WAV and attempt.number <= row.answered
+                if not row.is_followed() and not is_late:
+                    row.follow(attempt)
+            elif outcome in _REST_AFTER and row.rest not in _HAD_WAV:
+                row.rest = _REST_AFTER[outcome]
+                row.error_code, row.error = error_code, error
         await self._return("end")
 
     async def hear(self, attempt_id: str, task_id: str) -> None:
@@ -296,22 +365,31 @@ class MemoryLedger:
     ) -> None:
         """Write down how a task ended; see `Ledger.settle`."""
         await self._call("settle", task_id, now_unix_s, wav_url, error_code, error)
-        task = self._books.tasks.get(task_id)
-        if task is not None and task.settled_unix_s is None:
-            task.settled_unix_s = now_unix_s
-            task.wav_url = wav_url
-            if wav_url is None:
-                task.error_code, task.error = error_code, error
+        made = self._books.by_task.get(task_id, [])
+        ending = [attempt for attempt in made if not attempt.is_task_over]
+        for attempt in ending:
+            attempt.is_task_over = True
+        for attempt in reversed(ending):
+            row = attempt.row
+            if wav_url is not None and row.rest not in _WITH_WAV:
+                row.follow(attempt, TrackState.SUCCEEDED)
+                row.answered = len(row.attempts)
+                row.settled_unix_s, row.wav_url = now_unix_s, wav_url
+            elif wav_url is None and attempt is row.followed:
+                others = [a for a in row.attempts if a.task_id and not a.is_task_over]
+                if others:
+                    row.follow(others[-1])
+                else:
+                    row.rest, row.settled_unix_s = TrackState.FAILED, now_unix_s
+                    row.error_code, row.error = error_code, error
         await self._return("settle")
 
     async def store(self, track: Track, *, path: str, size: int, sha256: str) -> None:
         """Write down that a WAV is a file here; see `Ledger.store`."""
         await self._call("store", track, path, size, sha256)
         row = self._books.rows.get(track)
-        if row is not None and _state(row) is TrackState.SUCCEEDED:
-            task = _task(row)
-            assert task is not None  # noqa: S101 - what has succeeded has a task
-            task.stored = (path, size, sha256)
+        if row is not None and row.rest in _HAD_WAV:
+            row.rest, row.stored = TrackState.STORED, (path, size, sha256)
         await self._return("store")
 
     async def expire(self, now_unix_s: float) -> int:
@@ -319,12 +397,11 @@ class MemoryLedger:
         await self._call("expire", now_unix_s)
         expired = 0
         for row in self._books.rows.values():
-            expires_at = _standing(row).expires_at
-            if _state(row) is TrackState.SUCCEEDED and expires_at is not None:
-                task = _task(row)
-                if task is not None and expires_at <= _moment(now_unix_s):
-                    task.is_expired = True
-                    expired += 1
+            expires_at = row.standing().expires_at
+            is_due = expires_at is not None and expires_at <= _moment(now_unix_s)
+            if is_due and row.state() is TrackState.SUCCEEDED:
+                row.rest = TrackState.EXPIRED
+                expired += 1
         await self._return("expire")
         return expired
 
@@ -352,132 +429,22 @@ class MemoryLedger:
         if error is not None:
             raise error.about()
 
-    def _take_in(self, track: Track) -> _Row:
-        rows = self._books.rows
-        return rows.setdefault(track, _Row(index=len(rows) + 1, track=track))
-
     def _begin(
         self, track: Track, attempt_id: str, now_unix_s: float, *, again: bool
     ) -> Standing | None:
-        books = self._books
-        row = books.rows.get(track)
-        known = books.attempts.get(attempt_id)
+        row = self._books.rows.get(track)
+        known = self._books.attempts.get(attempt_id)
         if known is not None:
             if row is None or known.row is not row:
-                msg = f"attempt {attempt_id} is another track's"
-                raise ValueError(msg)
-            return None if known.outcome is None else _standing(row)
+                msg = f"attempt {attempt_id} is of another track: take a new id; nothing was sent"
+                raise LedgerError(msg, track=track)
+            return None if known.outcome is None else row.standing()
         if row is not None:
-            state = _state(row)
-            free = {TrackState.PLANNED, TrackState.REFUSED, TrackState.FAILED}
-            if state is TrackState.SUBMITTING or not (again or state in free):
-                return _standing(row)
-        row = self._take_in(track)
-        attempt = _Attempt(attempt_id, row, now_unix_s, len(books.attempts))
-        books.attempts[attempt_id] = attempt
-        row.attempts.append(attempt)
+            is_under_way = any(attempt.outcome is None for attempt in row.attempts)
+            if is_under_way if again else row.state() not in _FREE:
+                return row.standing()
+        self._books.begin(self._books.take_in(track), attempt_id, now_unix_s)
         return None
-
-    def _end(
-        self,
-        attempt: _Attempt,
-        outcome: AttemptOutcome,
-        now_unix_s: float,
-        *,
-        task_id: str = "",
-        error_code: int | None = None,
-        error: str | None = None,
-    ) -> None:
-        books = self._books
-        row = attempt.row
-        if attempt.outcome is AttemptOutcome.UNKNOWN:
-            if outcome not in {AttemptOutcome.ACCEPTED, AttemptOutcome.NOT_CREATED}:
-                return
-            del books.unknown[attempt.attempt_id]
-        elif attempt.outcome is None:
-            attempt.ended_unix_s = now_unix_s
-            books.ends = [*books.ends, now_unix_s][-_ENDS:]
-        else:
-            return
-        attempt.outcome = outcome
-        if outcome is AttemptOutcome.UNKNOWN:
-            books.unknown[attempt.attempt_id] = attempt
-        elif outcome in _WITH_TASK:
-            if task_id not in books.tasks:
-                task = _Task(task_id, attempt, outcome is AttemptOutcome.ADOPTED)
-                books.tasks[task_id] = task
-                row.tasks.append(task)
-        elif attempt is row.attempts[-1]:
-            row.base = _NOTHING[outcome]
-            row.error_code, row.error = error_code, error
-            for task in row.tasks:
-                if task.settled_unix_s is not None and task.wav_url is None:
-                    task.is_past = True
-
-
-def _state(row: _Row) -> TrackState:
-    """Tell where a track stands from what became of its submits and its tasks."""
-    if any(attempt.outcome is None for attempt in row.attempts):
-        return TrackState.SUBMITTING
-    task = _task(row)
-    if task is not None and task.settled_unix_s is None:
-        return TrackState.ACCEPTED
-    doubts = [a.number for a in row.attempts if a.outcome is AttemptOutcome.UNKNOWN]
-    latest = task.attempt.number if task is not None and _has_wav(task) else -1
-    # A WAV that came of a later submit stands, whatever became of an earlier one.
-    if doubts and doubts[-1] > latest:
-        return TrackState.UNKNOWN
-    return row.base if task is None or task.is_past else _end_of(task)
-
-
-def _end_of(task: _Task) -> TrackState:
-    if task.wav_url is None:
-        return TrackState.FAILED
-    if task.stored is not None:
-        return TrackState.STORED
-    return TrackState.EXPIRED if task.is_expired else TrackState.SUCCEEDED
-
-
-def _has_wav(task: _Task) -> bool:
-    return task.wav_url is not None and not task.is_past
-
-
-def _task(row: _Row) -> _Task | None:
-    """Return the task that is followed; else the latest with a WAV; else the latest."""
-    live = [task for task in row.tasks if task.settled_unix_s is None]
-    if live:
-        return live[0]
-    tasks = [task for task in row.tasks if _has_wav(task)] or row.tasks
-    return tasks[-1] if tasks else None
-
-
-def _standing(row: _Row) -> Standing:
-    state = _state(row)
-    task = _task(row)
-    standing = Standing(
-        index=row.index,
-        track=row.track,
-        state=state,
-        attempt_id=row.attempts[-1].attempt_id if row.attempts else "",
-    )
-    if state is TrackState.REFUSED:
-        standing = attrs.evolve(standing, error_code=row.error_code, error=row.error)
-    if task is None:
-        return standing
-    if state is TrackState.FAILED:
-        standing = attrs.evolve(standing, error_code=task.error_code, error=task.error)
-    path, size, sha256 = task.stored or (None, None, None)
-    return attrs.evolve(
-        standing,
-        task_id=task.task_id,
-        is_adopted=task.is_adopted,
-        submitted_at=_moment(task.attempt.begun_unix_s),
-        settled_at=None if task.settled_unix_s is None else _moment(task.settled_unix_s),
-        wav_url=task.wav_url,
-        path=path,
-        bytes=size,
-        sha256=sha256,
-    )
 
 
 def _moment(unix_s: float) -> dt.datetime:
