@@ -28,6 +28,7 @@ from kie_wav_async.errors import (
     ChargeLimitError,
     InsufficientCreditsError,
     KieWavError,
+    LedgerError,
     SessionClosedError,
 )
 
@@ -44,6 +45,7 @@ _STOPPERS: Final = (
     AuthenticationError,
     InsufficientCreditsError,
     ChargeLimitError,
+    LedgerError,
     SessionClosedError,
 )
 
@@ -64,8 +66,8 @@ class Batch:
     a slow consumer pauses the submits and memory does not grow with the catalog.
 
     A track's error is its outcome's ``error`` and ends nothing but that track,
-    with these exceptions. After 401, 402 and `ChargeLimitError`, which every
-    further track would meet too, no further track is read, those in flight are
+    with these exceptions. After 401, 402, `ChargeLimitError` and `LedgerError`,
+    which every further track would meet too, no further track is read, those in flight are
     yielded as they end, those read but not submitted are yielded with that
     error, and then it is raised, once. So is an error raised by *tracks* itself.
     Maintenance (455) holds the submits until it is over.
@@ -219,7 +221,7 @@ class Batch:
                 self._room.clear()
                 await self._room.wait()
             elif self._held:
-                self._take(*heapq.heappop(self._held))
+                await self._take_next()
             else:
                 await self._read_one()
 
@@ -259,9 +261,22 @@ class Batch:
         self._error = self._error or error
         self._source = _NOTHING
 
-    def _take(self, index: int, track: Track) -> None:
+    async def _take_next(self) -> None:
+        """Submit the next track, unless looking it up took so long that it is not next any more."""
+        held = self._held[0]
+        failure: KieWavError | None = None
+        try:
+            await self._submitter.look_up(held[1])
+        except KieWavError as error:
+            failure = error
+        if self._held[:1] == [held] and self._is_wanted and self._has_room:
+            self._take(*heapq.heappop(self._held), failure)
+
+    def _take(self, index: int, track: Track, failure: KieWavError | None) -> None:
         """Submit one track, and see to it that its outcome is yielded."""
         try:
+            if failure is not None:
+                raise failure
             conversion = self._submitter.take(track, is_patient=True)
         except KieWavError as error:
             self._yield(Outcome(index=index, track=track, error=error.about(track=track)))

@@ -120,7 +120,14 @@ class Conversion(Entry):
         track: What is converted; `None` if attached without one.
     """
 
-    __slots__ = ("_hub", "_submit_waiters", "_waiters", "due_mono_s", "is_patient")
+    __slots__ = (
+        "_hub",
+        "_submit_waiters",
+        "_waiters",
+        "due_mono_s",
+        "is_patient",
+        "is_unwritten",
+    )
 
     def __init__(self, track: Track | None, hub: Hub) -> None:
         """Start without waiters."""
@@ -133,6 +140,8 @@ class Conversion(Entry):
         self.is_patient = False
         #: When it is polled next, by the schedule; infinite while that poll is on the wire.
         self.due_mono_s = math.inf
+        #: Whether its end is still on its way into the ledger.
+        self.is_unwritten = False
 
     def __repr__(self) -> str:
         """Name the task, the track and the phase."""
@@ -141,7 +150,7 @@ class Conversion(Entry):
 
     def done(self) -> bool:
         """Return whether the conversion is terminal."""
-        return self.outcome is not None
+        return self.outcome is not None and not self.is_unwritten
 
     def result(self) -> WavFile:
         """
@@ -152,7 +161,7 @@ class Conversion(Entry):
 
             asyncio.InvalidStateError: It is not terminal yet.
         """
-        outcome = self.outcome
+        outcome = None if self.is_unwritten else self.outcome
         if isinstance(outcome, WavFile):
             return outcome
         if outcome is None:
@@ -173,7 +182,7 @@ class Conversion(Entry):
 
             RuntimeError: Called from another loop than the session's.
         """
-        if self.outcome is None:
+        if not self.done():
             loop = self._hub.verify_loop()
             if self._hub.closed is not None:
                 raise self.told(self._hub.closed)

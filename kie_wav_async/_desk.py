@@ -20,18 +20,21 @@ from kie_wav_async import events
 from kie_wav_async._conversion import Conversion, Hub
 from kie_wav_async._envelope import blot
 from kie_wav_async._health import CallbackHealth
+from kie_wav_async._journal import Journal
 from kie_wav_async._lifecycle import Origin, Phase
 from kie_wav_async._models import WavFile
 from kie_wav_async._registry import Registry
+from kie_wav_async.errors import LedgerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterable
 
     from kie_wav_async._clock import Clock, TimerHandle
     from kie_wav_async._models import UnknownSubmit, WireRequest, WireResponse
     from kie_wav_async._requests import RequestBuilder
     from kie_wav_async._transport import Transport
     from kie_wav_async.errors import KieWavError
+    from kie_wav_async.ledger import Ledger
 
 #: A shorter key is a placeholder, and may well be a word of any answer.
 _SECRET_FROM: Final = 8
@@ -58,6 +61,8 @@ class Desk:
 
         registry: The books.
 
+        journal: Writes into the ledger, if there is one.
+
         callback_url: Where the service is told to post, before the attempt is named.
 
         health: Whether callbacks flow.
@@ -80,6 +85,7 @@ class Desk:
         api_key: str,
         callback_url: str,
         on_event: Callable[[events.Event], object] | None,
+        ledger: Ledger | None = None,
     ) -> None:
         """Open empty books."""
         self.hub = Hub()
@@ -87,6 +93,7 @@ class Desk:
         self.transport = transport
         self.requests = requests
         self.registry: Registry[Conversion] = Registry(lambda track: Conversion(track, self.hub))
+        self.journal = Journal(ledger, clock)
         self.callback_url = callback_url
         self.health = CallbackHealth()
         self.on_followed: Callable[[Conversion], None] = lambda _: None
@@ -150,9 +157,26 @@ class Desk:
 
     async def stop(self, *tasks: asyncio.Future[Any]) -> None:
         """Cancel *tasks* and wait until they have stopped, 25 s at most."""
+        for task in tasks:
+            task.cancel()
+        running = await self._wait(tasks)
+        if running:
+            _logger.warning(
+                "%d tasks did not stop when cancelled: does the source of a catalog "
+                "swallow its cancellation?",
+                running,
+            )
+
+    async def finish(self, *tasks: asyncio.Future[Any]) -> None:
+        """Wait until *tasks* have ended, 25 s at most; cancel what has not."""
+        if await self._wait(tasks):
+            await self.stop(*tasks)
+
+    async def _wait(self, tasks: Iterable[asyncio.Future[Any]]) -> int:
+        """Wait until *tasks* have ended, 25 s at most; return how many have not."""
         running = {task for task in tasks if not task.done()}
         if not running:
-            return
+            return 0
         stopped = self.hub.verify_loop().create_future()
 
         def give_up() -> None:
@@ -166,19 +190,13 @@ class Desk:
 
         for task in tuple(running):
             task.add_done_callback(note)
-            task.cancel()
         timer = self.timer(give_up)
         timer.set(self.clock.monotonic() + CLOSE_TIMEOUT_S)
         try:
             await stopped
         finally:
             timer.cancel()
-        if running:
-            _logger.warning(
-                "%d tasks did not stop when cancelled: does the source of a catalog "
-                "swallow its cancellation?",
-                len(running),
-            )
+        return len(running)
 
     def emit(self, kind: type[events.Event], **fields: object) -> None:
         """Tell the user's ``on_event``, if there is one, and mind nothing it raises."""
@@ -196,6 +214,37 @@ class Desk:
         # An attached or adopted task may call back elsewhere, or have done so long ago.
         if conversion.origin is Origin.SUBMITTED and conversion.phase is not Phase.TIMED_OUT:
             self.health.ended(is_called_back=conversion.is_called_back)
+        if self.journal.is_kept and conversion.phase is not Phase.TIMED_OUT:
+            conversion.is_unwritten = True
+            self.journal.spawn(self._write_end(conversion))
+        else:
+            self._tell_end(conversion)
+        self.on_place_freed()
+
+    async def _write_end(self, conversion: Conversion) -> None:
+        """Write down how a task ended, and only then let its waiters know."""
+        try:
+            await self.journal.settle(conversion.task_id, conversion.outcome)
+        except asyncio.CancelledError:
+            # Only a session that closes does that, once it has waited long enough.
+            conversion.wake(self.hub.closed)
+            raise
+        except LedgerError as error:
+            told = LedgerError(
+                f"task {conversion.task_id} has ended, but that could not be written down "
+                f"({error}); the ledger has it as open, and asking again costs nothing"
+            )
+            told.__cause__ = error
+            self.registry.overturn(conversion, conversion.told(told))
+            self._tell_written(conversion)
+            raise
+        self._tell_written(conversion)
+
+    def _tell_written(self, conversion: Conversion) -> None:
+        conversion.is_unwritten = False
+        self._tell_end(conversion)
+
+    def _tell_end(self, conversion: Conversion) -> None:
         outcome = conversion.outcome
         if isinstance(outcome, WavFile):
             self.emit(events.Settled, wav=outcome)
@@ -207,7 +256,6 @@ class Desk:
                 error=outcome.about(),
             )
         conversion.wake()
-        self.on_place_freed()
 
 
 class Timer:

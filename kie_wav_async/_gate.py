@@ -16,7 +16,12 @@ import attrs
 from kie_wav_async._callback import MAX_BODY_LENGTH
 from kie_wav_async._models import verify_type
 from kie_wav_async._session import WavSession
-from kie_wav_async.errors import CallbackFormatError, SessionClosedError, SignatureError
+from kie_wav_async.errors import (
+    CallbackFormatError,
+    LedgerError,
+    SessionClosedError,
+    SignatureError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
@@ -133,7 +138,7 @@ class Gate:
             answer = _UNAUTHENTIC
         except CallbackFormatError:
             answer = UNREADABLE
-        except SessionClosedError:
+        except (LedgerError, SessionClosedError):
             answer = _UNAVAILABLE
         except TimeoutError:
             _logger.error("the session took too long over a callback: answered 503")  # noqa: TRY400 - a traceback would tell nothing

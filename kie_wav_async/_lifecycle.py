@@ -135,6 +135,8 @@ class Entry:
 
         attempts: How many times the service refused the submit without a verdict.
 
+        is_again: Whether the user said to submit it all the same.
+
         is_called_back: Whether an authentic callback of the task has come.
 
         is_risky:
@@ -154,6 +156,7 @@ class Entry:
         "attempts",
         "bare_successes",
         "found_task_id",
+        "is_again",
         "is_called_back",
         "is_recognised",
         "is_risky",
@@ -174,6 +177,7 @@ class Entry:
         self.attempt_id = ""
         self.attempts = 0
         self.is_recognised = True
+        self.is_again = False
         self.is_called_back = False
         self.is_risky = False
         self.misses = 0

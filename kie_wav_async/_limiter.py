@@ -16,10 +16,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from typing import TYPE_CHECKING
 
 import attrs
 
 from kie_wav_async._models import verify_count, verify_number
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 @attrs.frozen
@@ -90,3 +94,7 @@ class SlidingWindowLimiter:
     def pause(self, until_mono_s: float) -> None:
         """Grant no place before *until_mono_s*; an earlier pause is not shortened."""
         self._paused_until = max(self._paused_until, until_mono_s)
+
+    def restore(self, free_at_mono_s: Iterable[float]) -> None:
+        """Take the places of submits of an earlier run, free again at the moments given."""
+        self._free_at.extend(sorted(free_at_mono_s)[-self._limit.count :])

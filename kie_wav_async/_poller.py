@@ -33,6 +33,7 @@ import attrs
 from kie_wav_async import events
 from kie_wav_async._callback_url import find_attempt, is_called_back_elsewhere
 from kie_wav_async._hint_limiter import HintLimiter
+from kie_wav_async._ledger_models import AttemptOutcome
 from kie_wav_async._lifecycle import Origin, Phase
 from kie_wav_async._models import TaskRecord
 from kie_wav_async._registry import is_bare_success, is_foreign
@@ -123,8 +124,13 @@ class Poller:
 
     # --- what others call -------------------------------------------------------------
 
-    def follow(self, conversion: Conversion) -> None:
-        """Poll *conversion*, just accepted, until it is terminal."""
+    def follow(self, conversion: Conversion, *, is_restored: bool = False) -> None:
+        """
+        Poll *conversion*, just accepted, until it is terminal.
+
+        *is_restored*: it was accepted by an earlier run, and maybe many with it,
+        so its first poll comes at some moment of the next interval.
+        """
         self.revive()
         now = self._desk.clock.monotonic()
         if self._timeout_s is not None:
@@ -134,7 +140,10 @@ class Poller:
         has_backstop = self._timeout_s is None or self._schedule.backstop_s < self._timeout_s
         is_ours = conversion.origin is Origin.SUBMITTED
         flow = has_backstop and is_ours and self._desk.health.is_good(now)
-        self._push(conversion, now + first_poll_delay_s(self._schedule, callbacks_flow=flow))
+        delay_s = first_poll_delay_s(self._schedule, callbacks_flow=flow)
+        if is_restored:
+            delay_s = self._schedule.interval_s * self._desk.chance()
+        self._push(conversion, now + delay_s)
         self._arm()
 
     def hint(self, task_id: str) -> None:
@@ -367,7 +376,10 @@ class Poller:
         attempt_id = find_attempt(record)
         if attempt_id is None and is_called_back_elsewhere(record, self._desk.callback_url):
             attempt_id = ""  # Somebody else's.
-        self._desk.registry.recognise(conversion, attempt_id)
+        explained = self._desk.registry.recognise(conversion, attempt_id)
+        if explained is not None:
+            task_id = conversion.task_id
+            self._desk.journal.note(explained, AttemptOutcome.ACCEPTED, task_id=task_id)
 
     def _no_news(self, task_id: str, error: KieWavError) -> None:
         _logger.debug("no news of task %s: %s", task_id, error)

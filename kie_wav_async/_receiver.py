@@ -28,6 +28,8 @@ from kie_wav_async._poller import Probe
 from kie_wav_async.errors import CallbackFormatError, SignatureError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from yarl import URL
 
     from kie_wav_async._conversion import Conversion
@@ -138,12 +140,15 @@ class Receiver:
             if self._keys:
                 notice = self._notice_of(task_id, root, attempt_id)
                 self._inbox.keep(notice, self._desk.clock.monotonic())
+                if attempt_id is not None and self._registry.is_sending(attempt_id):
+                    self._desk.journal.hear(attempt_id, task_id)
         return CallbackVerdict.CONFIRMING if explains else verdict
 
     def _explain(self, task_id: str, attempt_id: str | None) -> bool:
         """Have a lost submit looked into that the delivery names; return whether it does."""
         if attempt_id is None or self._registry.unknown_submit(attempt_id) is None:
             return False
+        self._desk.journal.hear(attempt_id, task_id)
         self._probe(task_id, attempt_id)
         return True
 
@@ -166,6 +171,12 @@ class Receiver:
         return CallbackVerdict.SETTLED
 
     # --- what came too early, or instead of an answer -------------------------------------
+
+    def restore(self, named: Mapping[str, str]) -> None:
+        """Go on with what callbacks named in an earlier run: a task for each lost attempt."""
+        for attempt_id, task_id in named.items():
+            if self._registry.unknown_submit(attempt_id) is not None:
+                self._probe(task_id, attempt_id)
 
     def _look_for_early(self, conversion: Conversion) -> None:
         """A task has become known: its callback may have been here before."""
@@ -224,5 +235,8 @@ class Receiver:
             return False  # It does not say, or not yet.
         _ = self._inbox.take(record.task_id, self._desk.clock.monotonic())
         # What the record says of the task, the poller then brings to its conversion.
-        self._submitter.resolve(doubt, record.task_id)
+        if self._desk.journal.is_kept:
+            self._desk.journal.spawn(self._submitter.adopt(doubt, record.task_id))
+        else:
+            self._submitter.resolve(doubt, record.task_id)
         return True

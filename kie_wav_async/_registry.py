@@ -38,7 +38,7 @@ from kie_wav_async.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 #: How many successes are remembered: an hour and a half of submits at full rate.
 REMEMBERED: Final = 10_000
@@ -96,9 +96,10 @@ class Registry(Generic[E]):
         self._ended_tasks: OrderedDict[str, None] = OrderedDict()
         self._unknown: dict[str, UnknownSubmit] = {}
         self._unknown_by_track: dict[Track, list[str]] = {}
-        self._sending = 0
+        self._sending: set[str] = set()
         self._places = 0
         self._in_flight = 0
+        self._accepted_before = 0
         self.tally = Tally()
 
     # --- what is in the books ---------------------------------------------------
@@ -150,7 +151,11 @@ class Registry(Generic[E]):
     @property
     def sending(self) -> int:
         """How many submits are on the wire."""
-        return self._sending
+        return len(self._sending)
+
+    def is_sending(self, attempt_id: str) -> bool:
+        """Return whether the attempt of that name is on the wire."""
+        return attempt_id in self._sending
 
     @property
     def places(self) -> int:
@@ -159,8 +164,8 @@ class Registry(Generic[E]):
 
     @property
     def charges(self) -> int:
-        """The most that the submits known to have ended can have been charged."""
-        return self.tally.accepted + len(self._unknown)
+        """The most that the submits known to have ended, ever, can have been charged."""
+        return self._accepted_before + self.tally.accepted + len(self._unknown)
 
     def statistics(self) -> Statistics:
         """Return the counters as they are now."""
@@ -187,7 +192,7 @@ class Registry(Generic[E]):
         entry.submitted_unix_s = now_unix_s
         entry.is_risky = self.is_in_doubt(entry)
         entry.found_task_id = ""
-        self._sending += 1
+        self._sending.add(attempt_id)
         self._places += 1
         self.tally.submitted += 1
 
@@ -221,9 +226,12 @@ class Registry(Generic[E]):
         )
         if entry.is_risky:
             self.tally.possible_double_charges += 1
-        self._unknown[doubt.attempt_id] = doubt
-        self._unknown_by_track.setdefault(track, []).append(doubt.attempt_id)
+        self._doubt(doubt)
         return doubt
+
+    def _doubt(self, doubt: UnknownSubmit) -> None:
+        self._unknown[doubt.attempt_id] = doubt
+        self._unknown_by_track.setdefault(doubt.track, []).append(doubt.attempt_id)
 
     def is_in_doubt(self, entry: E) -> bool:
         """Return whether an earlier attempt at the entry's track is of unknown fate."""
@@ -263,9 +271,11 @@ class Registry(Generic[E]):
         entry.is_recognised = not self.is_in_doubt(entry)
         self.tally.adopted += 1
 
-    def recognise(self, entry: E, attempt_id: str | None) -> None:
+    def recognise(self, entry: E, attempt_id: str | None) -> str | None:
         """
         Note which attempt the record of a task that existed names.
+
+        Returns the attempt of unknown fate that is thereby explained, if one is.
 
         Args:
             entry: Its entry.
@@ -279,9 +289,11 @@ class Registry(Generic[E]):
             attempt_id = doubts[0]
         # One that names none leaves it open which of several it was.
         entry.is_recognised = attempt_id is not None or not doubts
-        if attempt_id is not None and attempt_id in doubts:
-            _ = self._resolve(attempt_id)
-            self.tally.accepted += 1
+        if attempt_id is None or attempt_id not in doubts:
+            return None
+        _ = self._resolve(attempt_id)
+        self.tally.accepted += 1
+        return attempt_id
 
     def adopt_unknown(self, attempt_id: str, task_id: str, now_mono_s: float) -> E:
         """Note that the attempt of unknown fate created *task_id*; return its entry."""
@@ -333,6 +345,57 @@ class Registry(Generic[E]):
         # One that is on the wire was sent at a risk that there was not.
         entry.is_risky = False
         return entry if entry.phase is Phase.UNKNOWN else None
+
+    # --- what a ledger knows of earlier runs ---------------------------------------
+
+    def restore_doubts(self, accepted: int, doubts: Iterable[UnknownSubmit]) -> None:
+        """Go on with a ledger: submits *accepted* ever, and those of unknown fate."""
+        self._accepted_before = accepted
+        for doubt in doubts:
+            self._doubt(doubt)
+            if doubt.track not in self._by_track:
+                entry = self._make_entry(doubt.track)
+                entry.phase = Phase.UNKNOWN
+                self._by_track[doubt.track] = entry
+
+    def restore(
+        self,
+        track: Track,
+        task_id: str,
+        now_mono_s: float,
+        *,
+        attempt_id: str,
+        submitted_unix_s: float | None,
+    ) -> E:
+        """
+        Follow a task of an earlier run again, of a track without an entry.
+
+        *submitted_unix_s* is `None` if the task was not made by our submit.
+        """
+        entry = self._make_entry(track)
+        entry.phase = Phase.FOUND
+        entry.attempt_id = attempt_id
+        self._by_track[track] = entry
+        origin = Origin.ADOPTED
+        if submitted_unix_s is not None:
+            origin, entry.submitted_unix_s = Origin.SUBMITTED, submitted_unix_s
+        self._follow(entry, task_id, now_mono_s, origin)
+        return entry
+
+    def restore_result(self, track: Track, wav: WavFile) -> E:
+        """Remember a success of an earlier run, of a track without an entry."""
+        entry = self._make_entry(track)
+        entry.task_id = wav.task_id
+        entry.phase = Phase.SUCCEEDED
+        entry.outcome = wav
+        _remember(self._results, track, entry, REMEMBERED)
+        return entry
+
+    def overturn(self, entry: E, error: KieWavError) -> None:
+        """End a terminal entry with *error* instead: its end could not be written down."""
+        entry.outcome = error
+        if entry.track is not None and self._results.get(entry.track) is entry:
+            del self._results[entry.track]
 
     # --- what happens to a task ---------------------------------------------------
 
@@ -419,7 +482,7 @@ class Registry(Generic[E]):
 
     def _leave_wire(self, entry: E, event: Event) -> None:
         advance(entry, event)
-        self._sending -= 1
+        self._sending.discard(entry.attempt_id)
         self._places -= 1
 
     def _follow(self, entry: E, task_id: str, now_mono_s: float, origin: Origin) -> None:
@@ -432,7 +495,7 @@ class Registry(Generic[E]):
             self._beside.setdefault(task_id, []).append(entry)
         self._in_flight += 1
         if was_sending:
-            self._sending -= 1
+            self._sending.discard(entry.attempt_id)
         elif origin is not Origin.ATTACHED:
             # An unknown submit gave its place back; it takes one again, over
             # the limit if need be.

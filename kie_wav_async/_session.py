@@ -18,6 +18,7 @@ from kie_wav_async._batch import Batch
 from kie_wav_async._callback_url import PLACEHOLDER_CALLBACK_URL, parse_callback_url
 from kie_wav_async._clock import Clock, SystemClock
 from kie_wav_async._desk import Desk
+from kie_wav_async._ledger_models import TrackState
 from kie_wav_async._limiter import RateLimit
 from kie_wav_async._models import (
     CallbackTrust,
@@ -55,6 +56,7 @@ from kie_wav_async._wire import (
     parse_url,
 )
 from kie_wav_async.errors import KieWavError, SessionClosedError
+from kie_wav_async.ledger import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Iterable
@@ -138,8 +140,15 @@ class WavSession:
             task may still finish, and `attach` takes it up again.
 
         max_charges:
-            Most submits accepted or unknown in this session; 1 or more. At the
-            limit a submit raises `ChargeLimitError`. `None` for no limit.
+            Most submits accepted or unknown in this session, or ever in its
+            *ledger* if it has one; 1 or more. At the limit a submit raises
+            `ChargeLimitError`. `None` for no limit.
+
+        ledger:
+            A durable journal, as `kie_wav_async.ledger` has one; `None` for none.
+            It is opened and closed with the session, and one that is open already
+            stays open. With it no track is paid again, however long ago it was
+            converted, and `recover` goes on with what an earlier run left.
 
         on_event:
             Called on the loop with one value of `kie_wav_async.events` for each
@@ -181,6 +190,7 @@ class WavSession:
         on_unknown: OnUnknown = OnUnknown.RAISE,
         timeout_s: float | None = 900.0,
         max_charges: int | None = None,
+        ledger: Ledger | None = None,
         on_event: Callable[[events.Event], object] | None = None,
         insecure_hosts: Iterable[str] = (),
         transport: Transport | None = None,
@@ -199,6 +209,8 @@ class WavSession:
         _verify_part(clock, Clock, "clock")
         transport = AiohttpTransport() if transport is None else transport
         _verify_part(transport, Transport, "transport")
+        if ledger is not None:
+            _verify_part(ledger, Ledger, "ledger")
         handler: object = on_event
         if handler is not None and not callable(handler):
             msg = "on_event must be callable"
@@ -227,6 +239,7 @@ class WavSession:
                 parse_callback_url(callback_url) if is_called_back else PLACEHOLDER_CALLBACK_URL
             ),
             on_event=on_event,
+            ledger=ledger,
         )
         self._poller = Poller(self._desk, poll, retry, timeout_s)
         self._turns = Turns(
@@ -269,11 +282,22 @@ class WavSession:
 
         Raises:
             RuntimeError: It was entered before.
+
+            LedgerError: Its ledger cannot be opened.
         """
         if self._desk.hub.loop is not None:
             msg = "a session serves once: make a new one for another `async with`"
             raise RuntimeError(msg)
         self._desk.hub.loop = asyncio.get_running_loop()
+        try:
+            opening = await self._desk.journal.open()
+        except BaseException:
+            self._desk.hub.loop = None
+            raise
+        if opening is not None:
+            self._desk.registry.restore_doubts(opening.accepted, opening.unknown)
+            self._turns.restore(opening.ended_unix_s)
+            self._receiver.restore(opening.named)
         if self._lacks_keys:
             _logger.warning(
                 "callbacks are asked for, but without a webhook key none can be verified: each "
@@ -328,8 +352,12 @@ class WavSession:
         finally:
             await self._desk.cancel_tasks()
             await self._desk.stop(*reads)
+            await self._desk.finish(*self._desk.journal.writes)
             self._warn_of_open()
-            await self._desk.transport.aclose()
+            try:
+                await self._desk.transport.aclose()
+            finally:
+                await self._desk.journal.aclose()
 
     def _warn_of_open(self) -> None:
         task_ids = [conversion.task_id for conversion in self.conversions()]
@@ -380,15 +408,26 @@ class WavSession:
 
             TransportError: The submit provably created nothing.
 
+            LedgerError:
+                The ledger failed: with a ``task_id`` the service has taken the
+                submit, without one nothing was sent.
+
             SessionClosedError: The session was closed.
 
             TypeError: *track* is no `Track`.
 
             ValueError: *again* for a track in flight.
         """
-        conversion = self._submitter.take(track, again=again)
+        conversion = await self._take(track, again=again)
         await conversion.wait_submitted()
         return conversion
+
+    async def _take(self, track: Track, *, again: bool) -> Conversion:
+        self._desk.hub.verify_open()
+        verify_type(track, Track, "track")
+        if not again:
+            await self._submitter.look_up(track)
+        return self._submitter.take(track, again=again)
 
     async def convert(self, track: Track, *, again: bool = False) -> WavFile:
         """
@@ -406,7 +445,7 @@ class WavSession:
 
             KieWavError: What `submit` raises.
         """
-        return await self._submitter.take(track, again=again).wait()
+        return await (await self._take(track, again=again)).wait()
 
     def convert_all(self, tracks: Iterable[Track] | AsyncIterable[Track]) -> Batch:
         """
@@ -459,6 +498,33 @@ class WavSession:
             raise ValueError(msg)
         return conversion
 
+    async def recover(self) -> tuple[Conversion, ...]:
+        """
+        Follow every task again that the ledger has as open; return their conversions.
+
+        Await them, or leave them be: the ledger learns how they end either way.
+        Their first polls are spread over one interval of the schedule, and
+        ``timeout_s`` counts anew. Submits of unknown fate are in `unknown_submits`.
+
+        Raises:
+            RuntimeError: The session has no ledger.
+
+            LedgerError: It cannot be read.
+
+            SessionClosedError: The session was closed.
+        """
+        self._desk.hub.verify_open()
+        if not self._desk.journal.is_kept:
+            msg = "the session has no ledger to recover from: pass ledger=..."
+            raise RuntimeError(msg)
+        conversions: list[Conversion] = []
+        after = 0
+        while page := await self._desk.journal.page(TrackState.ACCEPTED, after):
+            self._desk.hub.verify_open()
+            conversions += map(self._submitter.restore, page)
+            after = page[-1].index
+        return tuple(conversions)
+
     # --- callbacks ------------------------------------------------------------------------
 
     async def deliver(
@@ -486,6 +552,8 @@ class WavSession:
 
             SessionClosedError: The session was closed: answer 503.
 
+            LedgerError: What it says could not be written down: answer 503.
+
             TypeError: An argument has the wrong type.
 
             RuntimeError: Called from another loop than the session's.
@@ -494,7 +562,9 @@ class WavSession:
         Verification".
         """
         self._desk.hub.verify_open()
-        return self._receiver.deliver(headers, body, query)
+        verdict = self._receiver.deliver(headers, body, query)
+        await self._desk.journal.flush()
+        return verdict
 
     # --- looking at the books -------------------------------------------------------------------
 
@@ -529,6 +599,8 @@ class WavSession:
                 *task_id* and *not_charged* is given; or the task is followed for
                 another track.
 
+            LedgerError: It could not be written down; nothing has changed.
+
             SessionClosedError: The session was closed.
         """
         self._desk.hub.verify_open()
@@ -545,7 +617,7 @@ class WavSession:
         if followed is not None and followed.track not in {None, doubt.track}:
             msg = f"task {task_id} is followed for another track, {followed.track}"
             raise ValueError(msg)
-        self._submitter.resolve(doubt, task_id)
+        await self._submitter.adopt(doubt, task_id)
 
     # --- reads --------------------------------------------------------------------------------
 

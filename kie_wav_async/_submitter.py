@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from kie_wav_async import events
 from kie_wav_async._callback_url import build_callback_url
 from kie_wav_async._desk import CLOSE_TIMEOUT_S
+from kie_wav_async._ledger_models import AttemptOutcome, TrackState
 from kie_wav_async._lifecycle import Origin, Phase
-from kie_wav_async._models import OnUnknown, Track, verify_type
+from kie_wav_async._models import OnUnknown, Track, WavFile, verify_type
 from kie_wav_async._schedule import (
     MAINTENANCE_PROBE_S,
     RESUBMIT_AFTER_S,
@@ -29,7 +30,10 @@ from kie_wav_async._schedule import (
 from kie_wav_async._wire import SubmitAnswer, parse_submit
 from kie_wav_async.errors import (
     AlreadyExistsError,
+    AuthenticationError,
+    InsufficientCreditsError,
     KieWavError,
+    LedgerError,
     MaintenanceError,
     RateLimitedError,
     ServerError,
@@ -42,12 +46,16 @@ from kie_wav_async.errors import (
 if TYPE_CHECKING:
     from kie_wav_async._conversion import Conversion
     from kie_wav_async._desk import Desk
+    from kie_wav_async._ledger_models import Standing
     from kie_wav_async._limiter import RateLimit
     from kie_wav_async._models import TaskRecord, UnknownSubmit, WireResponse
     from kie_wav_async._poller import Poller
     from kie_wav_async._turns import Turns
 
 _logger = logging.getLogger("kie_wav_async")
+
+#: The states in a ledger of a track whose WAV was made.
+_SUCCESSES = frozenset({TrackState.SUCCEEDED, TrackState.STORED, TrackState.EXPIRED})
 
 
 class Submitter:
@@ -106,16 +114,9 @@ class Submitter:
                 raise ValueError(msg)
             conversion.is_patient |= is_patient
             return conversion
-        if not again:
-            if conversion is not None and self._turns.is_delayed(conversion):
-                conversion.is_patient |= is_patient
-                return conversion
-            if conversion is None and (known := self._registry.find_result(track)) is not None:
-                return known
-            doubt = self._registry.find_unknown(track)
-            # If its time for a repeat came when nobody waited, it is now.
-            if doubt is not None and not (conversion is not None and self._is_overdue(doubt)):
-                raise _unknown_error(doubt, "an earlier submit has no known fate")
+        if not again and (known := self._find_waiting(conversion, track)) is not None:
+            known.is_patient |= is_patient
+            return known
         if (spent := self._turns.charge_limit()) is not None:
             raise spent.about(track=track)
         if conversion is None:
@@ -123,11 +124,87 @@ class Submitter:
         else:
             self._turns.remove(conversion)
             self._registry.resend(conversion)
+        conversion.is_again = again
         conversion.is_patient = is_patient
         self._turns.add(conversion)
         # It may wait for a place, so for news of those in flight.
         self._poller.revive()
         self._turns.pump()
+        return conversion
+
+    def _find_waiting(self, conversion: Conversion | None, track: Track) -> Conversion | None:
+        """
+        Return what there is of a track that is not in flight, if that will do.
+
+        Raises:
+            SubmitUnknownError: There is a doubt, and it is not for us to repeat the submit.
+        """
+        if conversion is not None and self._turns.is_delayed(conversion):
+            return conversion
+        if conversion is None and (known := self._registry.find_result(track)) is not None:
+            return known
+        doubt = self._registry.find_unknown(track)
+        if doubt is None:
+            return None
+        if conversion is None or not self._may_repeat(track):
+            raise _unknown_error(doubt, "an earlier submit has no known fate")
+        # If its time for a repeat came when nobody waited, it is now.
+        delay_s = doubt.at.timestamp() + RESUBMIT_AFTER_S - self._desk.clock.time()
+        if delay_s <= 0:
+            return None
+        self._turns.add_in(conversion, min(delay_s, RESUBMIT_AFTER_S))
+        return conversion
+
+    async def look_up(self, track: Track) -> None:
+        """
+        Bring what the ledger knows of *track* into the books, before it is taken.
+
+        Raises:
+            AlreadyExistsError: The service has a WAV of it under an unknown task id.
+
+            LedgerError: It cannot be read.
+        """
+        if not self._desk.journal.is_kept or self._is_known(track):
+            return
+        standing = await self._desk.journal.find(track)
+        if standing is None or self._is_known(track):
+            return
+        if standing.state is TrackState.EXISTS:
+            raise _exists_error(standing)
+        if standing.state is TrackState.ACCEPTED:
+            _ = self.restore(standing)
+        elif standing.state in _SUCCESSES and standing.wav_url is not None:
+            wav = WavFile(
+                task_id=standing.task_id,
+                url=standing.wav_url,
+                track=standing.track,
+                settled_by="poll",
+                expires_at=standing.expires_at,
+            )
+            _ = self._registry.restore_result(track, wav)
+
+    def _is_known(self, track: Track) -> bool:
+        registry = self._registry
+        return registry.find(track) is not None or registry.find_result(track) is not None
+
+    def restore(self, standing: Standing) -> Conversion:
+        """Follow the task that the ledger has for a track; return its conversion."""
+        task_id, submitted_at = standing.task_id, standing.submitted_at
+        followed = self._registry.find(standing.track) or self._registry.find_task(task_id)
+        if followed is not None and followed.track in {None, standing.track}:
+            if followed.track is None:
+                self._registry.name_track(followed, standing.track)
+            return followed
+        is_ours = submitted_at is not None and not standing.is_adopted
+        conversion = self._registry.restore(
+            standing.track,
+            task_id,
+            self._desk.clock.monotonic(),
+            attempt_id=standing.attempt_id,
+            submitted_unix_s=submitted_at.timestamp() if submitted_at and is_ours else None,
+        )
+        self._poller.follow(conversion, is_restored=True)
+        self._desk.on_followed(conversion)
         return conversion
 
     def _abandon(self, conversion: Conversion) -> None:
@@ -185,6 +262,8 @@ class Submitter:
             self._turns.pump()
 
     async def _attempt(self, conversion: Conversion) -> None:
+        if not await self._may_go(conversion):
+            return
         response = await self._exchange(conversion)
         if response is None:
             return
@@ -192,21 +271,59 @@ class Submitter:
             answer = parse_submit(response)
         except RateLimitedError as error:
             self._registry.tally.rejected_429 += 1
+            self._note(conversion, AttemptOutcome.NOT_CREATED, error)
             self._hold_all(conversion, error)
         except MaintenanceError as error:
+            self._note(conversion, AttemptOutcome.NOT_CREATED, error)
             self._hold_for_maintenance(conversion, error)
         except (ServerError, WireFormatError) as error:
             self._lose(conversion, error)
         except KieWavError as error:
             # A refusal, or a redirect that was not followed: nothing was created.
             self._turns.end_maintenance(conversion)
+            self._note(conversion, _outcome_of(error), error)
             self._refuse(conversion, error)
         else:
             self._turns.end_maintenance(conversion)
             if answer.exists:
                 await self._adopt(conversion, answer.task_id)
             else:
-                self._accept(conversion, answer)
+                await self._accept(conversion, answer)
+
+    async def _may_go(self, conversion: Conversion) -> bool:
+        """Have the intent written down; if that cannot be, or there is no need, end the submit."""
+        track, attempt_id = _track_of(conversion), conversion.attempt_id
+        again = conversion.is_again or conversion.is_risky
+        try:
+            standing = await self._desk.journal.begin(track, attempt_id, again=again)
+        except LedgerError as error:
+            self._registry.tally.submitted -= 1
+            # It may be there all the same.
+            self._note(conversion, AttemptOutcome.NOT_CREATED, error)
+            self._refuse(conversion, error)
+            return False
+        if standing is None:
+            return True
+        # Whoever else writes into this ledger was faster.
+        self._registry.tally.submitted -= 1
+        if standing.task_id:
+            now = self._desk.clock.monotonic()
+            self._registry.adopt_existing(conversion, standing.task_id, now)
+            self._follow(conversion)
+        elif standing.state is TrackState.EXISTS:
+            self._refuse(conversion, _exists_error(standing))
+        else:
+            message = "another submit of the track is in the ledger"
+            self._refuse(
+                conversion,
+                SubmitUnknownError(message, track=track, attempt_id=standing.attempt_id),
+            )
+        return False
+
+    def _note(
+        self, conversion: Conversion, outcome: AttemptOutcome, error: KieWavError | None = None
+    ) -> None:
+        self._desk.journal.note(conversion.attempt_id, outcome, error=error)
 
     async def _exchange(self, conversion: Conversion) -> WireResponse | None:
         """Return the answer to a submit; `None` if there is none, which is dealt with."""
@@ -219,6 +336,7 @@ class Submitter:
             if error.maybe_sent:
                 self._lose(conversion, error)
             else:
+                self._note(conversion, AttemptOutcome.NOT_CREATED, error)
                 self._postpone(conversion, error)
         except KieWavError as error:
             self._lose(conversion, error)
@@ -232,48 +350,95 @@ class Submitter:
 
     # --- ends of an attempt -------------------------------------------------------------
 
-    def _accept(self, conversion: Conversion, answer: SubmitAnswer) -> None:
-        if self._is_taken(answer.task_id, conversion):
-            msg = f"the service answered with task {answer.task_id}, which is another track's"
+    async def _accept(self, conversion: Conversion, answer: SubmitAnswer) -> None:
+        task_id = answer.task_id
+        if self._is_taken(task_id, conversion):
+            msg = f"the service answered with task {task_id}, which is another track's"
             self._lose(conversion, WireFormatError(msg))
             return
-        self._registry.accept(conversion, answer.task_id, self._desk.clock.monotonic())
-        self._follow(conversion)
+        error: KieWavError | None = None
+        try:
+            error = await self._write_task(conversion, AttemptOutcome.ACCEPTED, task_id)
+        finally:
+            # Also if the session closes meanwhile: the service has taken it.
+            self._registry.accept(conversion, task_id, self._desk.clock.monotonic())
+            self._follow(conversion, error)
+
+    async def _write_task(
+        self, conversion: Conversion, outcome: AttemptOutcome, task_id: str
+    ) -> LedgerError | None:
+        """Write down which task a submit came to; return why it could not be."""
+        try:
+            await self._desk.journal.end(conversion.attempt_id, outcome, task_id=task_id)
+        except LedgerError as error:
+            _logger.error(  # noqa: TRY400 - the traceback tells nothing of the disk
+                "task %s of %s (attempt %s) could not be written down: %s",
+                task_id,
+                conversion.track,
+                conversion.attempt_id,
+                error,
+            )
+            told = LedgerError(
+                f"the service has taken the submit, as task {task_id}, but that could not be "
+                f"written down ({error}); keep the id",
+                task_id=task_id,
+                track=conversion.track,
+            )
+            told.__cause__ = error
+            return told
+        return None
 
     async def _adopt(self, conversion: Conversion, task_id: str) -> None:
         """Take over the task that a 409 names, once its record was asked for."""
         record: TaskRecord | None = None
+        error: KieWavError | None = None
         try:
-            record = await self._poller.poll(task_id)
-        except Exception as error:  # noqa: BLE001 - a transport of the user's may raise anything
-            _logger.debug("no news of task %s: %s", task_id, error)
+            try:
+                record = await self._poller.poll(task_id)
+            except Exception as failure:  # noqa: BLE001 - a transport of the user's may raise anything
+                _logger.debug("no news of task %s: %s", task_id, failure)
+            if not self._is_foreign(conversion, task_id, record):
+                error = await self._write_task(conversion, AttemptOutcome.ADOPTED, task_id)
         finally:
             # Also if the session closes meanwhile: the service has named the task.
-            self._take_over(conversion, task_id, record)
+            self._take_over(conversion, task_id, record, error)
 
-    def _take_over(self, conversion: Conversion, task_id: str, record: TaskRecord | None) -> None:
+    def _take_over(
+        self,
+        conversion: Conversion,
+        task_id: str,
+        record: TaskRecord | None,
+        error: KieWavError | None,
+    ) -> None:
         """Follow an existing task, unless it converts another track."""
-        now = self._desk.clock.monotonic()
-        audio_id = None if record is None else record.audio_id
-        if self._is_taken(task_id, conversion) or audio_id not in {
-            None,
-            _track_of(conversion).audio_id,
-        }:
+        if self._is_foreign(conversion, task_id, record):
             message = f"the service named task {task_id}, which is another track's"
-            self._refuse(conversion, AlreadyExistsError(code=409, message=message, task_id=task_id))
+            foreign = AlreadyExistsError(code=409, message=message, task_id=task_id)
+            self._note(conversion, AttemptOutcome.EXISTS, foreign)
+            self._refuse(conversion, foreign)
             return
-        self._registry.adopt_existing(conversion, task_id, now)
-        self._follow(conversion)
+        self._registry.adopt_existing(conversion, task_id, self._desk.clock.monotonic())
+        self._follow(conversion, error)
         if record is not None:
             self._poller.observe(conversion, record)
+
+    def _is_foreign(self, conversion: Conversion, task_id: str, record: TaskRecord | None) -> bool:
+        """Whether a task that exists converts another track."""
+        audio_id = None if record is None else record.audio_id
+        ours = _track_of(conversion).audio_id
+        return self._is_taken(task_id, conversion) or audio_id not in {None, ours}
 
     def _is_taken(self, task_id: str, conversion: Conversion) -> bool:
         """Whether *task_id* is in flight for another track, so cannot be this one's."""
         other = self._registry.find_task(task_id)
         return other is not None and other.track not in {None, conversion.track}
 
-    def _follow(self, conversion: Conversion) -> None:
-        """Spread the news that *conversion* has a task, and have it polled."""
+    def _follow(self, conversion: Conversion, error: KieWavError | None = None) -> None:
+        """
+        Spread the news that *conversion* has a task, and have it polled.
+
+        *error*: what whoever waits for the submit is told all the same.
+        """
         self._desk.emit(
             events.Submitted,
             task_id=conversion.task_id,
@@ -282,7 +447,7 @@ class Submitter:
             adopted=conversion.origin is not Origin.SUBMITTED,
         )
         self._poller.follow(conversion)
-        conversion.wake_submitted()
+        conversion.wake_submitted(error)
         self._desk.on_followed(conversion)
 
     def _refuse(self, conversion: Conversion, error: KieWavError) -> None:
@@ -365,6 +530,7 @@ class Submitter:
 
     def _lose(self, conversion: Conversion, error: KieWavError) -> None:
         """Put a submit into doubt: it may have been charged."""
+        self._note(conversion, AttemptOutcome.UNKNOWN, error)
         doubt = self._registry.lose(conversion, self._desk.clock.time())
         _logger.warning(
             "submit of %s is of unknown fate (attempt %s): %s",
@@ -388,12 +554,20 @@ class Submitter:
         """Whether a submit in doubt is sent once more by itself: it was not, in this session."""
         return self._on_unknown is OnUnknown.RESUBMIT and track not in self._repeated
 
-    def _is_overdue(self, doubt: UnknownSubmit) -> bool:
-        """Whether the time to repeat a submit in doubt has come and gone."""
-        rested_s = self._desk.clock.time() - doubt.at.timestamp()
-        return self._may_repeat(doubt.track) and rested_s >= RESUBMIT_AFTER_S
-
     # --- the user's word on a doubt -------------------------------------------------------
+
+    async def adopt(self, doubt: UnknownSubmit, task_id: str | None) -> None:
+        """
+        Write down what an attempt of unknown fate came to, and go on with it; see `resolve`.
+
+        Raises:
+            LedgerError: It could not be written; nothing has changed.
+        """
+        outcome = AttemptOutcome.ACCEPTED if task_id else AttemptOutcome.NOT_CREATED
+        await self._desk.journal.end(doubt.attempt_id, outcome, task_id=task_id or "")
+        # Somebody else may have brought the news meanwhile.
+        if self._registry.unknown_submit(doubt.attempt_id) is not None:
+            self.resolve(doubt, task_id)
 
     def resolve(self, doubt: UnknownSubmit, task_id: str | None) -> None:
         """Take the user's word: the attempt created *task_id*, or nothing if `None`."""
@@ -461,6 +635,23 @@ def _track_of(conversion: Conversion) -> Track:
         msg = "an attached task has no submit"
         raise AssertionError(msg)
     return conversion.track
+
+
+def _outcome_of(error: KieWavError) -> AttemptOutcome:
+    """Return what a ledger keeps of a refusal: whether the track may be sent again."""
+    match error:
+        case AlreadyExistsError():
+            return AttemptOutcome.EXISTS
+        case AuthenticationError() | InsufficientCreditsError() | TransportError():
+            return AttemptOutcome.NOT_CREATED  # It is not about the track.
+        case _:
+            return AttemptOutcome.REFUSED
+
+
+def _exists_error(standing: Standing) -> AlreadyExistsError:
+    return AlreadyExistsError(
+        code=409, message=standing.error or "the WAV exists", track=standing.track
+    )
 
 
 def _unknown_error(

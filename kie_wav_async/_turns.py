@@ -18,7 +18,7 @@ from kie_wav_async._schedule import MAINTENANCE_PROBE_S
 from kie_wav_async.errors import ChargeLimitError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from kie_wav_async._conversion import Conversion
     from kie_wav_async._desk import Desk, Timer
@@ -163,6 +163,14 @@ class Turns:
         if self.has_room:
             for listener in tuple(self.room_listeners):
                 listener()
+
+    def restore(self, ended_unix_s: Iterable[float]) -> None:
+        """Leave the window to the submits of an earlier run that the service still counts."""
+        now, per_s = self._desk.clock.time(), self._rate_limit.per_s
+        # A wall clock that was set back makes an end lie ahead: it counts in full.
+        left = (per_s - max(0.0, now - ended) for ended in ended_unix_s)
+        mono = self._desk.clock.monotonic()
+        self._limiter.restore(mono + left_s for left_s in left if left_s > 0)
 
     def answered(self) -> None:
         """Note that a submit has its answer, or never will."""

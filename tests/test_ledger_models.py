@@ -11,6 +11,7 @@ AT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
 
 def standing(**fields: object) -> Standing:
+    """Return where a track stands that succeeded."""
     return Standing(index=1, track=Track("m", "a"), state=TrackState.SUCCEEDED, **fields)
 
 

@@ -126,6 +126,7 @@ def test_a_new_entry_is_queued_and_knows_nothing() -> None:
         "attempts": 0,
         "bare_successes": 0,
         "found_task_id": "",
+        "is_again": False,
         "is_called_back": False,
         "is_recognised": True,
         "is_risky": False,

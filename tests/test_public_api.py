@@ -92,6 +92,7 @@ NAMES = {
     ],
     "kie_wav_async.testing": [
         "FakeClock",
+        "MemoryLedger",
         "Reply",
         "ScriptedTransport",
         "SignedCallback",
@@ -121,6 +122,7 @@ METHODS = {
     "deliver": "async (self, headers, body, *, query='')",
     "fresh_url": "async (self, url)",
     "record": "async (self, task_id)",
+    "recover": "async (self)",
     "resolve_unknown": "async (self, attempt_id, *, task_id=None, not_charged=False)",
     "statistics": "(self)",
     "submit": "async (self, track, *, again=False)",
@@ -170,8 +172,8 @@ LATER = {
     "kie_wav_async": "Download",
     "kie_wav_async.errors": "DownloadError",
 }
-LATER_METHODS = "download recover"
-LATER_KEYWORDS = "download_hosts ledger"
+LATER_METHODS = "download"
+LATER_KEYWORDS = "download_hosts"
 
 
 def bare(call: Any) -> str:
@@ -241,6 +243,7 @@ def test_the_settings_of_a_session() -> None:
                 "on_unknown": kie.OnUnknown.RAISE,
                 "timeout_s": 900.0,
                 "max_charges": None,
+                "ledger": None,
                 "on_event": None,
                 "insecure_hosts": (),
                 "transport": None,

@@ -101,7 +101,8 @@ def sessions(seen: list[events.Event]) -> None:
 
     WavSession("key", "https://api.kie.ai")  # type: ignore[call-arg]  # the address has a keyword
     WavSession(rate_limit=20)  # type: ignore[arg-type]  # 20 per what?
-    WavSession(ledger=None)  # type: ignore[call-arg]  # not before ledgers
+    WavSession(ledger=7)  # type: ignore[arg-type]  # no ledger at all
+    WavSession(ledger=None)
     WavSession(callback_url="https://x.test", webhook_keys="0123456789abcdef")
     WavSession(callback_url=URL("https://x.test"), webhook_keys=("0123456789abcdef",))
     WavSession(callback_url="", webhook_keys=(), callback_trust=CallbackTrust.HINT)
