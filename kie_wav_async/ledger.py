@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from kie_wav_async._ledger_models import AttemptOutcome, LedgerOpening, Standing, TrackState
+from kie_wav_async._sqlite_ledger import SqliteLedger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +23,14 @@ if TYPE_CHECKING:
 
     from kie_wav_async._models import Track
 
-__all__ = ["AttemptOutcome", "Ledger", "LedgerOpening", "Standing", "TrackState"]
+__all__ = [
+    "AttemptOutcome",
+    "Ledger",
+    "LedgerOpening",
+    "SqliteLedger",
+    "Standing",
+    "TrackState",
+]
 
 
 @runtime_checkable

@@ -1,0 +1,436 @@
+"""
+The tables of a ledger and the rules by which a track moves between its states.
+
+Plain calls on one `sqlite3` connection; transactions are the caller's. Each call
+may be made again after a failure that left it open whether it was written.
+
+A track's state is worked out from four facts, in this order: a submit of it is
+under way; the task it is followed under has not ended; a submit of it is of
+unknown fate; and else where it *rests*, which is what came of the rest. Submits
+begun before the track had its WAV count for nothing in this.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import heapq
+import itertools
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from yarl import URL
+
+from kie_wav_async._ledger_models import AttemptOutcome, LedgerOpening, Standing, TrackState
+from kie_wav_async._models import RETENTION_DAYS, Track, UnknownSubmit
+from kie_wav_async.errors import LedgerError
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Collection, Sequence
+
+__all__ = ["APPLICATION_ID", "RETRIABLE", "SCHEMA_VERSION", "LedgerTables", "create_tables"]
+
+#: Marks a file as ours: "kwav".
+APPLICATION_ID: Final = 0x6B776176
+SCHEMA_VERSION: Final = 1
+
+#: How many of the last submits an opening tells the end of.
+LAST_ENDS: Final = 1_000
+
+#: What `LedgerTables.retry` plans again.
+RETRIABLE: Final = frozenset({TrackState.REFUSED, TrackState.FAILED, TrackState.EXPIRED})
+
+_SCHEMA: Final = f"""
+    CREATE TABLE track (
+        idx INTEGER PRIMARY KEY,
+        music_task_id TEXT NOT NULL,
+        audio_id TEXT NOT NULL,
+        title TEXT,
+        state TEXT NOT NULL DEFAULT 'planned',
+        rest TEXT NOT NULL DEFAULT 'planned', -- its state once nothing of it is under way
+        latest INTEGER REFERENCES attempt (n),
+        followed INTEGER REFERENCES attempt (n), -- whose task it is followed under, or was
+        answered INTEGER NOT NULL DEFAULT 0, -- its latest attempt when it last got a WAV
+        settled REAL,
+        wav_url TEXT,
+        error_code INTEGER,
+        error TEXT,
+        path TEXT,
+        bytes INTEGER,
+        sha256 TEXT,
+        UNIQUE (music_task_id, audio_id)
+    );
+    CREATE INDEX track_state ON track (state);
+    CREATE TABLE attempt (
+        n INTEGER PRIMARY KEY, -- in the order in which they began
+        id TEXT NOT NULL UNIQUE,
+        track INTEGER NOT NULL REFERENCES track (idx),
+        began REAL NOT NULL,
+        ended REAL,
+        outcome TEXT NOT NULL DEFAULT 'open',
+        task_id TEXT,
+        task_end TEXT, -- 'succeeded' or 'failed'
+        named_task TEXT, -- by a callback
+        error_code INTEGER,
+        error TEXT
+    );
+    CREATE INDEX attempt_track ON attempt (track);
+    CREATE INDEX attempt_task ON attempt (task_id) WHERE task_id IS NOT NULL;
+    CREATE INDEX attempt_outcome ON attempt (outcome);
+    CREATE INDEX attempt_ended ON attempt (ended);
+    PRAGMA application_id = {APPLICATION_ID};
+    PRAGMA user_version = {SCHEMA_VERSION};
+"""
+
+_STANDING: Final = """
+    SELECT track.idx, music_task_id, audio_id, title, state, latest.id, task.task_id,
+        task.outcome, task.began, settled, wav_url, track.error_code, track.error,
+        path, bytes, sha256
+    FROM track
+    LEFT JOIN attempt AS latest ON latest.n = track.latest
+    LEFT JOIN attempt AS task ON task.n = track.followed
+"""
+
+#: An attempt under way. Every other outcome is an `AttemptOutcome`.
+_OPEN: Final = "open"
+
+# What an attempt may come to, by what it is; everything else stays what it is.
+_ENDS: Final[dict[str, frozenset[AttemptOutcome]]] = {
+    _OPEN: frozenset(AttemptOutcome),
+    AttemptOutcome.UNKNOWN: frozenset({AttemptOutcome.ACCEPTED, AttemptOutcome.NOT_CREATED}),
+}
+_HAS_TASK: Final = frozenset({AttemptOutcome.ACCEPTED, AttemptOutcome.ADOPTED})
+_FREE: Final = frozenset({TrackState.PLANNED, TrackState.REFUSED, TrackState.FAILED})
+_HAS_WAV: Final = frozenset({TrackState.SUCCEEDED, TrackState.STORED})
+_SAYS_WHY: Final = frozenset({TrackState.REFUSED, TrackState.FAILED})
+
+_Row: TypeAlias = tuple[Any, ...]
+
+
+def create_tables(connection: sqlite3.Connection) -> None:
+    """Make the tables, inside the transaction that is open."""
+    for statement in _SCHEMA.split(";"):
+        connection.execute(statement)
+
+
+class LedgerTables:
+    """
+    The calls of a ledger, as statements on *connection*.
+
+    Nothing here opens or ends a transaction. What is written is checked before
+    anything is.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._db = connection
+
+    def recover(self, now_unix_s: float) -> None:
+        """Make every attempt that is open one of unknown fate since *now_unix_s*."""
+        left = self._all("SELECT DISTINCT track FROM attempt WHERE outcome = ?", _OPEN)
+        self._run(
+            "UPDATE attempt SET outcome = ?, ended = ? WHERE outcome = ?",
+            *(AttemptOutcome.UNKNOWN, now_unix_s, _OPEN),
+        )
+        for (index,) in left:
+            self._restate(index)
+
+    def opening(self) -> LedgerOpening:
+        """Tell where the ledger stands; an attempt that is still open is as good as unknown."""
+        doubtful = self._all(
+            "SELECT music_task_id, audio_id, title, id, coalesce(ended, began), named_task"
+            " FROM attempt JOIN track ON idx = track WHERE outcome IN (?, ?)"
+            " ORDER BY coalesce(ended, began), n",
+            *(_OPEN, AttemptOutcome.UNKNOWN),
+        )
+        accepted = self._one(
+            "SELECT count(*) FROM attempt WHERE outcome = ?", AttemptOutcome.ACCEPTED
+        )
+        ends = self._all(
+            "SELECT ended FROM attempt WHERE ended IS NOT NULL ORDER BY ended DESC LIMIT ?",
+            LAST_ENDS,
+        )
+        return LedgerOpening(
+            unknown=tuple(
+                UnknownSubmit(Track(music, audio, title=title), attempt_id, _moment(at))
+                for music, audio, title, attempt_id, at, _ in doubtful
+            ),
+            accepted=0 if accepted is None else accepted[0],
+            ended_unix_s=tuple(ended for (ended,) in reversed(ends)),
+            named={row[3]: row[5] for row in doubtful if row[5] is not None},
+        )
+
+    def plan(self, rows: Sequence[tuple[str, str, str | None]]) -> int:
+        """Take in what is not there, and titles that were missing; return how many are new."""
+        new = self._db.executemany(
+            "INSERT INTO track (music_task_id, audio_id, title) VALUES (?, ?, ?)"
+            " ON CONFLICT DO NOTHING",
+            rows,
+        ).rowcount
+        if new < len(rows):
+            self._db.executemany(
+                "UPDATE track SET title = ?3"
+                " WHERE music_task_id = ?1 AND audio_id = ?2 AND title IS NULL",
+                [row for row in rows if row[2] is not None],
+            )
+        return max(new, 0)  # -1 of no rows at all.
+
+    def retry(self, states: Collection[TrackState]) -> int:
+        """Plan again what is in one of *states*; return how many."""
+        return self._db.executemany(
+            "UPDATE track SET state = ?1, rest = ?1, followed = NULL, settled = NULL,"
+            " wav_url = NULL, error_code = NULL, error = NULL WHERE state = ?2",
+            [(TrackState.PLANNED, state) for state in states],
+        ).rowcount
+
+    def find(self, track: Track) -> Standing | None:
+        """Return where *track* stands."""
+        row = self._one(
+            f"{_STANDING} WHERE music_task_id = ? AND audio_id = ?",
+            *(track.music_task_id, track.audio_id),
+        )
+        return None if row is None else _standing(row)
+
+    def page(self, states: Collection[TrackState], after: int, limit: int) -> list[Standing]:
+        """Return the first tracks in one of *states* above *after*."""
+        # One walk of the index for each state: with IN, SQLite would sort all there are.
+        walks = [
+            self._run(
+                f"{_STANDING} WHERE state = ? AND track.idx > ? ORDER BY track.idx LIMIT ?",
+                *(state, after, limit),
+            )
+            for state in states
+        ]
+        try:
+            # The index comes first in a row, and no two have the same.
+            return [_standing(row) for row in itertools.islice(heapq.merge(*walks), limit)]
+        finally:
+            for walk in walks:
+                walk.close()
+
+    def count(self) -> dict[TrackState, int]:
+        """Count the tracks in each state."""
+        counted = dict.fromkeys(TrackState, 0)
+        for state, number in self._all("SELECT state, count(*) FROM track GROUP BY state"):
+            counted[TrackState(state)] = number
+        return counted
+
+    def begin(
+        self, track: Track, attempt_id: str, now_unix_s: float, *, again: bool
+    ) -> Standing | None:
+        """Open an attempt; `None` if it may be sent."""
+        standing = self.find(track)
+        known = self._one("SELECT track, outcome FROM attempt WHERE id = ?", attempt_id)
+        if known is not None:
+            if standing is None or standing.index != known[0]:
+                msg = f"attempt {attempt_id} is of another track: take a new id; nothing was sent"
+                raise LedgerError(msg, track=track)
+            return None if known[1] == _OPEN else standing
+        if standing is not None and not self._may_begin(standing, again=again):
+            return standing
+        if standing is None:
+            self.plan([(track.music_task_id, track.audio_id, track.title)])
+            standing = self.find(track)
+            assert standing is not None  # noqa: S101 - it was put there a line above
+        index = standing.index
+        number = self._run(
+            "INSERT INTO attempt (id, track, began) VALUES (?, ?, ?)",
+            *(attempt_id, index, now_unix_s),
+        ).lastrowid
+        self._run(
+            "UPDATE track SET latest = ?, title = coalesce(title, ?) WHERE idx = ?",
+            *(number, track.title, index),
+        )
+        self._run(
+            "UPDATE track SET rest = 'planned', followed = NULL, settled = NULL,"
+            " error_code = NULL, error = NULL WHERE idx = ? AND rest IN ('refused', 'failed')",
+            index,
+        )
+        self._restate(index)
+        return None
+
+    def end(
+        self,
+        attempt_id: str,
+        outcome: AttemptOutcome,
+        now_unix_s: float,
+        *,
+        task_id: str,
+        error_code: int | None,
+        error: str | None,
+    ) -> None:
+        """Close an attempt, or find out about an unknown one."""
+        row = self._one("SELECT n, track, outcome FROM attempt WHERE id = ?", attempt_id)
+        if row is None or outcome not in _ENDS.get(row[2], ()):
+            return
+        number, index, _ = row
+        # The end of a submit is when it left the wire, not when its fate was found out.
+        self._run(
+            "UPDATE attempt SET outcome = ?, ended = coalesce(ended, ?), task_id = ?,"
+            " error_code = ?, error = ? WHERE n = ?",
+            *(outcome, now_unix_s, task_id if outcome in _HAS_TASK else None),
+            *(error_code, error, number),
+        )
+        if outcome in _HAS_TASK:
+            self._follow_first(index, number)
+        elif outcome in (AttemptOutcome.REFUSED, AttemptOutcome.EXISTS):
+            self._run(
+                "UPDATE track SET rest = ?, error_code = ?, error = ?"
+                " WHERE idx = ? AND rest NOT IN ('succeeded', 'stored', 'expired')",
+                *(TrackState(outcome.value), error_code, error, index),
+            )
+        self._restate(index)
+
+    def hear(self, attempt_id: str, task_id: str) -> None:
+        """Keep the first task a callback named for an attempt in doubt."""
+        self._run(
+            "UPDATE attempt SET named_task = ?"
+            " WHERE id = ? AND named_task IS NULL AND outcome IN (?, ?)",
+            *(task_id, attempt_id, _OPEN, AttemptOutcome.UNKNOWN),
+        )
+
+    def settle(
+        self,
+        task_id: str,
+        now_unix_s: float,
+        *,
+        wav_url: str | None,
+        error_code: int | None,
+        error: str | None,
+    ) -> None:
+        """End a task, whichever of its track's attempts made it."""
+        ending = self._all(
+            "SELECT track, max(n), max(n = followed) FROM attempt JOIN track ON idx = track"
+            " WHERE task_id = ? AND task_end IS NULL GROUP BY track",
+            task_id,
+        )
+        end = TrackState.FAILED if wav_url is None else TrackState.SUCCEEDED
+        self._run(
+            "UPDATE attempt SET task_end = ? WHERE task_id = ? AND task_end IS NULL",
+            *(end, task_id),
+        )
+        for index, number, is_followed in ending:
+            if wav_url is not None:
+                self._run(
+                    "UPDATE track SET rest = ?, followed = ?, answered = latest, settled = ?,"
+                    " wav_url = ?, error_code = NULL, error = NULL, path = NULL, bytes = NULL,"
+                    " sha256 = NULL WHERE idx = ? AND rest NOT IN ('succeeded', 'stored')",
+                    *(end, number, now_unix_s, wav_url, index),
+                )
+            elif is_followed and not self._follow_another(index):
+                self._run(
+                    "UPDATE track SET rest = ?, settled = ?, error_code = ?, error = ?"
+                    " WHERE idx = ?",
+                    *(end, now_unix_s, error_code, error, index),
+                )
+            self._restate(index)
+
+    def store(self, track: Track, *, path: str, size: int, sha256: str) -> None:
+        """Keep where the WAV of a track that has one is."""
+        standing = self.find(track)
+        if standing is None:
+            return
+        self._run(
+            "UPDATE track SET rest = ?, path = ?, bytes = ?, sha256 = ?"
+            " WHERE idx = ? AND rest IN ('succeeded', 'stored', 'expired')",
+            *(TrackState.STORED, path, size, sha256, standing.index),
+        )
+        self._restate(standing.index)
+
+    def expire(self, now_unix_s: float) -> int:
+        """Give up succeeded tracks whose submit was sent 14 days ago; return how many."""
+        return self._run(
+            "UPDATE track SET state = ?1, rest = ?1 WHERE state = ?2 AND EXISTS"
+            " (SELECT 1 FROM attempt WHERE n = followed AND outcome = ?3 AND began <= ?4)",
+            *(TrackState.EXPIRED, TrackState.SUCCEEDED, AttemptOutcome.ACCEPTED),
+            now_unix_s - RETENTION_DAYS * 86_400,
+        ).rowcount
+
+    def _may_begin(self, standing: Standing, *, again: bool) -> bool:
+        if not again:
+            return standing.state in _FREE
+        under_way = self._one(
+            "SELECT 1 FROM attempt WHERE track = ? AND outcome = ?", *(standing.index, _OPEN)
+        )
+        return under_way is None
+
+    def _follow_first(self, index: int, number: int) -> None:
+        """Follow a track under the new task of an attempt, unless it needs none."""
+        row = self._one(
+            "SELECT rest, answered, task.n IS NOT NULL AND task.task_end IS NULL"
+            " FROM track LEFT JOIN attempt AS task ON task.n = followed WHERE idx = ?",
+            index,
+        )
+        assert row is not None  # noqa: S101 - attempts refer to a track that is there
+        rest, answered, is_followed = row
+        if not is_followed and (rest not in _HAS_WAV or number > answered):
+            self._follow(index, number)
+
+    def _follow_another(self, index: int) -> bool:
+        """Follow a track under the latest of its tasks that has not ended, if there is one."""
+        row = self._one(
+            "SELECT max(n) FROM attempt"
+            " WHERE track = ? AND task_id IS NOT NULL AND task_end IS NULL",
+            index,
+        )
+        if row is None or row[0] is None:
+            return False
+        self._follow(index, row[0])
+        return True
+
+    def _follow(self, index: int, number: int) -> None:
+        self._run(
+            "UPDATE track SET rest = ?, followed = ?, settled = NULL, wav_url = NULL,"
+            " error_code = NULL, error = NULL, path = NULL, bytes = NULL, sha256 = NULL"
+            " WHERE idx = ?",
+            *(TrackState.PLANNED, number, index),
+        )
+
+    def _restate(self, index: int) -> None:
+        """Work out where a track stands."""
+        self._run(
+            "UPDATE track SET state = CASE"
+            " WHEN EXISTS (SELECT 1 FROM attempt"
+            "  WHERE track = idx AND outcome = ?2 AND n > answered) THEN ?3"
+            " WHEN EXISTS (SELECT 1 FROM attempt"
+            "  WHERE n = followed AND task_end IS NULL) THEN ?4"
+            " WHEN EXISTS (SELECT 1 FROM attempt"
+            "  WHERE track = idx AND outcome = ?5 AND n > answered) THEN ?6"
+            " ELSE rest END WHERE idx = ?1",
+            *(index, _OPEN, TrackState.SUBMITTING, TrackState.ACCEPTED),
+            *(AttemptOutcome.UNKNOWN, TrackState.UNKNOWN),
+        )
+
+    def _run(self, statement: str, *values: object) -> sqlite3.Cursor:
+        return self._db.execute(statement, values)
+
+    def _one(self, statement: str, *values: object) -> _Row | None:
+        row: _Row | None = self._run(statement, *values).fetchone()
+        return row
+
+    def _all(self, statement: str, *values: object) -> list[_Row]:
+        return self._run(statement, *values).fetchall()
+
+
+def _moment(unix_s: float) -> dt.datetime:
+    return dt.datetime.fromtimestamp(unix_s, dt.UTC)
+
+
+def _standing(row: _Row) -> Standing:
+    (index, music_task_id, audio_id, title, state, attempt_id, task_id, outcome, began) = row[:9]
+    (settled, wav_url, error_code, error, path, size, sha256) = row[9:]
+    says_why = state in _SAYS_WHY
+    return Standing(
+        index=index,
+        track=Track(music_task_id, audio_id, title=title),
+        state=TrackState(state),
+        attempt_id=attempt_id or "",
+        task_id=task_id or "",
+        is_adopted=outcome == AttemptOutcome.ADOPTED,
+        submitted_at=None if task_id is None else _moment(began),
+        settled_at=None if settled is None else _moment(settled),
+        wav_url=None if wav_url is None else URL(wav_url, encoded=True),
+        error_code=error_code if says_why else None,
+        error=error if says_why else None,
+        path=path,
+        bytes=size,
+        sha256=sha256,
+    )

@@ -1,0 +1,149 @@
+"""Whether a file is ours alone: the lock beside it, and the file system it lies on."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Final
+
+from kie_wav_async.errors import LedgerError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+if sys.platform == "win32":  # pragma: no cover - the tests run on POSIX
+    import msvcrt
+else:
+    import fcntl
+
+__all__ = ["OwnerLock", "network_file_system"]
+
+# Far behind what the file says, so that others may read it on Windows too, where
+# a lock keeps them from the bytes it covers.
+_LOCKED_BYTE: Final = 1 << 20
+
+# What is one file for several machines, as Linux calls it.
+_NETWORK_TYPES: Final = frozenset(
+    {"9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "fuse.ceph", "fuse.glusterfs"}
+    | {"fuse.davfs2", "fuse.gcsfuse", "fuse.juicefs", "fuse.rclone", "fuse.s3fs", "fuse.smbnetfs"}
+    | {"fuse.sshfs", "glusterfs", "gfs2", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2"}
+    | {"orangefs", "prl_fs", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs", "fuse.vmhgfs-fuse"}
+)
+
+
+class OwnerLock:
+    """
+    The right to write a file, held by one process at a time, and once in it.
+
+    It stands on a file of its own beside the other: to close any descriptor of a
+    database drops the locks that SQLite has on it. The operating system takes it
+    back when the process dies; the file stays, empty.
+    """
+
+    def __init__(self, owned: Path) -> None:
+        """Be the lock of *owned*, not yet taken."""
+        self._owned = owned
+        self.path: Final = owned.with_name(f"{owned.name}.lock")
+        self._fd: int | None = None
+
+    def acquire(self) -> None:
+        """
+        Take the lock, at once.
+
+        Raises:
+            LedgerError: Somebody has it.
+
+            OSError: The lock file cannot be made.
+        """
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+        fd = os.open(self.path, flags, 0o600)
+        try:
+            self._take(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._fd = fd
+
+    def release(self) -> None:
+        """Give the lock back, if it was taken."""
+        fd, self._fd = self._fd, None
+        if fd is None:
+            return
+        try:
+            os.ftruncate(fd, 0)
+        except OSError:  # A full disk; who it says does not matter once nobody has it.
+            pass
+        finally:
+            os.close(fd)
+
+    def _take(self, fd: int) -> None:
+        if not _try_lock(fd):
+            raise LedgerError(self._refusal(os.read(fd, 300)))
+        os.ftruncate(fd, 0)
+        os.lseek(fd, 0, os.SEEK_SET)
+        os.write(fd, f"{os.getpid()} {socket.gethostname()}\n".encode())
+
+    def _refusal(self, said: bytes) -> str:
+        found = re.fullmatch(r"([0-9]{1,10}) ([\w.-]{1,255})\n", said.decode("utf-8", "replace"))
+        if found is None:
+            return (
+                f"the ledger {self._owned} is open in another process: "
+                "let it finish or stop it, or name another ledger"
+            )
+        pid, host = found.groups()
+        if host == socket.gethostname() and int(pid) == os.getpid():
+            return (
+                f"the ledger {self._owned} is already open in this process (pid {pid}): "
+                "share the one SqliteLedger, or close it first"
+            )
+        return (
+            f"the ledger {self._owned} is open in process {pid} on {host}: "
+            "let it finish or stop it, or name another ledger"
+        )
+
+
+if sys.platform == "win32":  # pragma: no cover - the tests run on POSIX
+
+    def _try_lock(fd: int) -> bool:
+        os.lseek(fd, _LOCKED_BYTE, os.SEEK_SET)
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+else:
+
+    def _try_lock(fd: int) -> bool:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def network_file_system(mountinfo: str, path: PurePosixPath) -> str | None:
+    """
+    Return the type of the network file system that *path* lies on, else `None`.
+
+    Args:
+        mountinfo: The text of Linux's ``/proc/self/mountinfo``.
+
+        path: Absolute, without symbolic links.
+
+    Source: the manual page proc(5), "/proc/[pid]/mountinfo".
+    """
+    best, kind = -1, ""
+    for line in mountinfo.splitlines():
+        before, separator, after = line.partition(" - ")
+        fields = before.split(" ")
+        if not separator or len(fields) < 5:  # noqa: PLR2004 - the fifth is the mount point
+            continue
+        point = PurePosixPath(re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), fields[4]))
+        # Of two mounts on one point the later one is seen.
+        if path.is_relative_to(point) and len(point.parts) >= best:
+            best, kind = len(point.parts), after.split(" ")[0]
+    return kind if kind in _NETWORK_TYPES else None

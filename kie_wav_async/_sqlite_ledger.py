@@ -1,0 +1,347 @@
+"""
+A ledger in one SQLite file.
+
+One thread owns the connection. Calls queue up to it from the loop; it takes all
+that wait, writes them in one transaction, and tells their callers together, so
+that the disk is waited for once, however many submits are under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self, TypeVar
+
+from kie_wav_async._ledger_models import AttemptOutcome, LedgerOpening, Standing, TrackState
+from kie_wav_async._ledger_sql import RETRIABLE, LedgerTables
+from kie_wav_async._ledger_thread import Job, LedgerThread
+from kie_wav_async._models import Track, verify_count, verify_id, verify_number, verify_type
+from kie_wav_async.errors import LedgerError
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from types import TracebackType
+
+    from yarl import URL
+
+__all__ = ["SqliteLedger"]
+
+_T = TypeVar("_T")
+
+#: Longest text of the service that is kept.
+_MAX_ERROR: Final = 1_000
+
+#: Times have to be moments that `datetime` knows, retention included.
+_MAX_UNIX_S: Final = 250_000_000_000
+
+
+class SqliteLedger:
+    """
+    A ledger in the SQLite file *path*: a `Ledger`, durable by default.
+
+    Constructing it opens nothing. `open` makes the file, with mode 0600, if it is
+    not there, but not its folder; one found with a wider mode is narrowed. It
+    takes the file for this process alone, by a lock on ``<path>.lock``, which stays
+    behind. As a context manager it is opened by the system's clock.
+
+    A call returns once it is on the disk (WAL, ``synchronous=FULL``). Calls that
+    wait together are written together. What the disk refuses is tried again for
+    some seconds. An accepted task that it went on refusing is written with the
+    next call that works, or at the end.
+
+    Keep it on a local disk: opening it on a network file system is warned of.
+
+    Args:
+        path: The file.
+
+        read_only: Look into a ledger, also while another process works with it.
+            The file must be there. Nothing is locked or recovered, a submit under
+            way counts as unknown, and every call that would write raises
+            `LedgerError`.
+
+    Raises:
+        TypeError: *path* is no path, or *read_only* no `bool`.
+
+        RuntimeError: From every call, if it is not made on the loop that opened
+            the ledger.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
+        """Keep the settings; open nothing."""
+        name = os.fspath(path)
+        verify_type(name, str, "path")
+        verify_type(read_only, bool, "read_only")
+        if not name:
+            msg = "path must not be empty"
+            raise ValueError(msg)
+        self._path = Path(name)
+        self._is_read_only = read_only
+        self._opened = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: LedgerThread | None = None
+        self._last_thread: threading.Thread | None = None
+
+    def __del__(self) -> None:
+        # __init__ may have failed before there was anything.
+        thread = getattr(self, "_thread", None)
+        if thread is not None:
+            thread.stop(None)
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+
+    def __repr__(self) -> str:
+        return f"SqliteLedger({str(self._path)!r})"
+
+    async def __aenter__(self) -> Self:
+        await self.open(time.time())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def open(self, now_unix_s: float) -> LedgerOpening:
+        """
+        Open the ledger for this process alone, and tell where it stands.
+
+        See `Ledger.open`.
+
+        Raises:
+            LedgerError: Another process has it open, or this one has under another
+                `SqliteLedger`; a newer version wrote it; it is no ledger; or the
+                disk says no.
+        """
+        _verify_moment(now_unix_s)
+        loop = asyncio.get_running_loop()
+        if self._thread is None:
+            self._loop = loop
+            self._thread = LedgerThread(
+                self._path,
+                loop=loop,
+                is_read_only=self._is_read_only,
+                predecessor=self._last_thread,
+            )
+        self._verify_loop()
+        thread = self._thread
+        self._opened += 1
+        try:
+            return await self._ask(LedgerTables.opening, is_write=False, opens_at=now_unix_s)
+        except BaseException:
+            self._opened -= 1
+            if self._opened == 0 and self._thread is thread:
+                self._let_go(None)
+            raise
+
+    async def aclose(self) -> None:
+        """Undo one `open`; the last one waits for what is being written, and lets go."""
+        if self._thread is None:
+            return
+        self._verify_loop()
+        self._opened -= 1
+        if self._opened == 0:
+            closed = asyncio.get_running_loop().create_future()
+            self._let_go(closed)
+            await closed
+
+    async def plan(self, tracks: Iterable[Track]) -> int:
+        """Take in tracks as planned, all or none; return how many were not there before."""
+        rows: list[tuple[str, str, str | None]] = []
+        for track in tracks:
+            verify_type(track, Track, "track")
+            rows.append((track.music_task_id, track.audio_id, track.title))
+        return await self._ask(lambda tables: tables.plan(rows))
+
+    async def retry(self, states: Iterable[TrackState]) -> int:
+        """
+        Plan tracks again that came to nothing; return how many.
+
+        Args:
+            states: Among ``REFUSED``, ``FAILED`` and ``EXPIRED``.
+
+        Raises:
+            ValueError: Another state is among them.
+        """
+        wanted = sorted({TrackState(state) for state in states})
+        if not RETRIABLE.issuperset(wanted):
+            msg = f"states must be among {', '.join(sorted(RETRIABLE))}: {', '.join(wanted)}"
+            raise ValueError(msg)
+        return await self._ask(lambda tables: tables.retry(wanted))
+
+    async def find(self, track: Track) -> Standing | None:
+        """Return where a track stands; `None` if it is not there."""
+        verify_type(track, Track, "track")
+        return await self._ask(lambda tables: tables.find(track), is_write=False)
+
+    async def page(
+        self, states: Iterable[TrackState], *, after: int = 0, limit: int = 1000
+    ) -> Sequence[Standing]:
+        """Return the first tracks in one of *states* whose index is above *after*, in order."""
+        wanted = sorted({TrackState(state) for state in states})
+        verify_type(after, int, "after")
+        verify_count(limit, "limit")
+        return await self._ask(lambda tables: tables.page(wanted, after, limit), is_write=False)
+
+    async def count(self) -> Mapping[TrackState, int]:
+        """Return how many tracks stand where; every state has an entry."""
+        return await self._ask(LedgerTables.count, is_write=False)
+
+    async def begin(
+        self, track: Track, attempt_id: str, now_unix_s: float, *, again: bool = False
+    ) -> Standing | None:
+        """
+        Write down that a submit of *track* is about to be sent.
+
+        See `Ledger.begin`.
+        """
+        verify_type(track, Track, "track")
+        verify_id(attempt_id, "attempt_id")
+        _verify_moment(now_unix_s)
+        return await self._ask(
+            lambda tables: tables.begin(track, attempt_id, now_unix_s, again=again)
+        )
+
+    async def end(
+        self,
+        attempt_id: str,
+        outcome: AttemptOutcome,
+        now_unix_s: float,
+        *,
+        task_id: str = "",
+        error_code: int | None = None,
+        error: str | None = None,
+    ) -> None:
+        """
+        Write down what came of a submit.
+
+        See `Ledger.end`. An ``ACCEPTED`` or ``ADOPTED`` that could not be written
+        raises, and is kept to be written with the next call that can be.
+
+        Raises:
+            ValueError: ``ACCEPTED`` or ``ADOPTED`` without *task_id*.
+        """
+        verify_id(attempt_id, "attempt_id")
+        _verify_moment(now_unix_s)
+        outcome = AttemptOutcome(outcome)
+        has_task = outcome in (AttemptOutcome.ACCEPTED, AttemptOutcome.ADOPTED)
+        if has_task:
+            verify_id(task_id, "task_id")
+        code, words = _code(error_code), _words(error)
+        await self._ask(
+            lambda tables: tables.end(
+                attempt_id, outcome, now_unix_s, task_id=task_id, error_code=code, error=words
+            ),
+            owed=(attempt_id, task_id) if has_task else None,
+        )
+
+    async def hear(self, attempt_id: str, task_id: str) -> None:
+        """
+        Write down that an authentic callback of *task_id* names *attempt_id*.
+
+        See `Ledger.hear`.
+        """
+        verify_id(attempt_id, "attempt_id")
+        verify_id(task_id, "task_id")
+        await self._ask(lambda tables: tables.hear(attempt_id, task_id))
+
+    async def settle(
+        self,
+        task_id: str,
+        now_unix_s: float,
+        *,
+        wav_url: URL | None = None,
+        error_code: int | None = None,
+        error: str | None = None,
+    ) -> None:
+        """
+        Write down how a task ended: with the WAV at *wav_url*, or badly.
+
+        See `Ledger.settle`.
+        """
+        verify_id(task_id, "task_id")
+        _verify_moment(now_unix_s)
+        url = None if wav_url is None else str(wav_url)
+        code, words = _code(error_code), _words(error)
+        await self._ask(
+            lambda tables: tables.settle(
+                task_id, now_unix_s, wav_url=url, error_code=code, error=words
+            )
+        )
+
+    async def store(self, track: Track, *, path: str, size: int, sha256: str) -> None:
+        """
+        Write down that the WAV of a succeeded track is a file here.
+
+        Said again of a stored track, the last word counts. A track without a WAV
+        stays as it is.
+        """
+        verify_type(track, Track, "track")
+        verify_type(path, str, "path")
+        verify_type(sha256, str, "sha256")
+        verify_number(size, "size", least=0)
+        await self._ask(lambda tables: tables.store(track, path=path, size=size, sha256=sha256))
+
+    async def expire(self, now_unix_s: float) -> int:
+        """
+        Give up the WAVs that the service has deleted by now; return how many.
+
+        See `Ledger.expire`.
+        """
+        _verify_moment(now_unix_s)
+        return await self._ask(lambda tables: tables.expire(now_unix_s))
+
+    async def _ask(
+        self,
+        call: Callable[[LedgerTables], _T],
+        *,
+        is_write: bool = True,
+        opens_at: float | None = None,
+        owed: tuple[str, str] | None = None,
+    ) -> _T:
+        if self._thread is None:
+            msg = f"the ledger {self._path} is not open: `async with` it, or call open()"
+            raise LedgerError(msg)
+        self._verify_loop()
+        if is_write and self._is_read_only:
+            msg = f"the ledger {self._path} is open to be read only"
+            raise LedgerError(msg)
+        future: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+        self._thread.put(Job(call, future, is_write=is_write, opens_at=opens_at, owed=owed))
+        return await future
+
+    def _verify_loop(self) -> None:
+        if asyncio.get_running_loop() is not self._loop:
+            msg = "a SqliteLedger is used on the loop that opened it; open another one here"
+            raise RuntimeError(msg)
+
+    def _let_go(self, closed: asyncio.Future[None] | None) -> None:
+        thread, self._thread = self._thread, None
+        assert thread is not None  # noqa: S101 - its callers have looked
+        # Opened again at once, its successor has to wait for the lock.
+        self._last_thread = thread.thread
+        thread.stop(closed)
+
+
+def _verify_moment(now_unix_s: float) -> None:
+    verify_number(now_unix_s, "now_unix_s", least=0)
+    if now_unix_s > _MAX_UNIX_S:
+        msg = f"now_unix_s must be seconds since 1970, not {now_unix_s!r}"
+        raise ValueError(msg)
+
+
+def _code(error_code: int | None) -> int | None:
+    # What does not fit into a column is no code anybody could look up.
+    return error_code if error_code is None or -(2**63) <= error_code < 2**63 else None
+
+
+def _words(error: str | None) -> str | None:
+    """Cut the service's words, and take out what no text file can hold."""
+    if error is None:
+        return None
+    return error[:_MAX_ERROR].encode("utf-8", "replace").decode("utf-8")
