@@ -5,8 +5,8 @@ All three answer alike. 200 and a small JSON for everything authentic, duplicate
 and unknown tasks too, so that the answer tells a peer nothing; 401 with an empty
 body for whatever is not authentic, 400 for what cannot be read; 405 for all but
 POST, 413 over 64 KiB, 415 for any ``Content-Encoding``, 408 when a body takes
-more than 10 s, 503 while the session is closing and to whoever comes while 64
-bodies are being read. Whoever is refused before the body was read loses the
+more than 10 s, 503 while the session is closing, when its ledger cannot be
+written, and to whoever comes while 64 bodies are being read. Whoever is refused before the body was read loses the
 connection: nothing is drained.
 
 The session has to be entered in the loop that serves; for WSGI programs there is
