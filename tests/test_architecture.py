@@ -32,6 +32,8 @@ ROWS: list[tuple[int, frozenset[str]]] = [
     (2, frozenset({"_verification"})),
     (2, frozenset({"ledger"})),
     (2, frozenset({"_sqlite_ledger"})),
+    (2, frozenset({"_ledger_thread"})),
+    (2, frozenset({"_ledger_file"})),
     (2, frozenset({"_ledger_sql", "_owner_lock"})),
     (2, frozenset({"_transport", "_clock"})),
     (1, frozenset({"_callback", "_callback_url"})),
