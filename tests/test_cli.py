@@ -169,7 +169,9 @@ ENDS = [
     (("credits", "--base-url", "http://kie.example"), 2, "--insecure-host"),
     (("credits", "--base-url", "nonsense"), 2, "base_url"),
     (("credits", "--api-key", "sk-1"), 2, "No such option"),
-    (("bulk",), 2, "No such command"),
+    (("bulk",), 2, "Missing argument"),
+    (("bulk", "c.csv"), 2, "--out"),
+    (("download",), 2, "No such command"),
     (("demo", "--tracks", "0"), 2, "--tracks"),
     (("simulate", "--faults", '[{"kind": "nonsense"}]'), 2, "nonsense"),
     (("simulate", "--faults", "@nowhere"), 2, "nowhere"),
@@ -298,7 +300,9 @@ def test_every_command_has_json(name: str) -> None:
 
 def test_the_commands() -> None:
     """There are these commands and no placeholders for others."""
-    assert {"convert", "credits", "demo", "simulate", "status", "tracks"} == set(cli.commands)
+    assert {"bulk", "convert", "credits", "demo", "simulate", "status", "tracks"} == set(
+        cli.commands
+    )
 
 
 # --- strangers' texts ---------------------------------------------------------------------------

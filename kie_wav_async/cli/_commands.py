@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,9 +14,11 @@ import attrs
 import click
 from click.core import ParameterSource
 
-from kie_wav_async import TaskState
+from kie_wav_async import OnUnknown, TaskState
 from kie_wav_async import __version__ as version
 from kie_wav_async.cli._attack import run_attack
+from kie_wav_async.cli._bulk import run_bulk
+from kie_wav_async.cli._bulk_order import Order, read_poll, read_rate
 from kie_wav_async.cli._convert import run_convert
 from kie_wav_async.cli._demo import run_demo
 from kie_wav_async.cli._listen import read_address
@@ -32,6 +35,7 @@ from kie_wav_async.cli._output import (
 from kie_wav_async.cli._service import Service, as_usage
 from kie_wav_async.cli._simulate import read_script, run_simulator
 from kie_wav_async.errors import KieWavError
+from kie_wav_async.ledger import TrackState
 from kie_wav_async.simulator import Simulator
 
 if TYPE_CHECKING:
@@ -55,7 +59,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
             reconfigure(errors="replace")  # A title may not fit the terminal's encoding.
     try:
-        result: object = cli.main(args=arguments, prog_name="kie-wav", standalone_mode=False)
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        result: object = cli.main(args=given, prog_name="kie-wav", standalone_mode=False, obj=given)
         sys.stdout.flush()
     except CliError as error:
         error.show()
@@ -230,6 +235,127 @@ def convert(
         callback_url=callback_url,
         as_json=as_json,
     )
+    return _run(work, as_json=as_json)
+
+
+@cli.command()
+@click.argument("catalog")
+@click.option(
+    "--out",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Folder of the ledger, made if it is not there.",
+)
+@click.option(
+    "--ledger",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The ledger.  [default: DIR/kie-wav.sqlite3]",
+)
+@click.option(
+    "--listen",
+    "address",
+    metavar="HOST:PORT",
+    callback=read_address,
+    help="Wait for KIE's callbacks here, and poll less.",
+)
+@click.option(
+    "--callback-url",
+    metavar="URL",
+    help="Where KIE posts so that it gets to --listen.  [default: $KIE_CALLBACK_URL]",
+)
+@click.option(
+    "--on-unknown",
+    type=click.Choice(list(OnUnknown)),
+    default=OnUnknown.RAISE,
+    show_default=True,
+    help="What to do with a submit that may have been accepted: ask you, or send it once more, "
+    "which may be charged twice.",
+)
+@click.option(
+    "--max-charges",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Stop before there are more submits accepted or unknown, over all runs.",
+)
+@click.option(
+    "--rate",
+    default="20/10",
+    show_default=True,
+    metavar="COUNT/SECONDS",
+    callback=read_rate,
+    help="At most so many submits in any so many seconds.",
+)
+@click.option(
+    "--max-in-flight",
+    type=click.IntRange(min=1),
+    default=400,
+    show_default=True,
+    metavar="N",
+    help="At most so many conversions at a time.",
+)
+@click.option(
+    "--poll",
+    metavar="FIRST,INTERVAL[,MAX_PER_S]",
+    callback=read_poll,
+    help="Seconds to the first poll of a conversion, and between polls; polls a second in all.  "
+    "[default: 15,10,30]",
+)
+@click.option("--no-download", is_flag=True, help="Save no WAV files; implied for now.")
+@click.option("--skip-bad", is_flag=True, help="Leave bad lines out of the catalog.")
+@click.option("--retry-failed", is_flag=True, help="Convert again what failed.")
+@click.option(
+    "--retry-expired",
+    is_flag=True,
+    help="Convert again what KIE has deleted; each is a new charge.",
+)
+@_service_options
+@click.pass_obj
+def bulk(
+    given: list[str],
+    /,
+    catalog: str,
+    folder: Path,
+    ledger: Path | None,
+    *,
+    no_download: bool,
+    retry_failed: bool,
+    retry_expired: bool,
+    base_url: str | None,
+    insecure_hosts: tuple[str, ...],
+    as_json: bool,
+    **settings: Any,  # noqa: ANN401 - as the options above read them, by the names of Order
+) -> int:
+    """
+    Convert a catalog, and go on where the last run stopped.
+
+    CATALOG is CSV with the header music_task_id,audio_id[,title], JSON lines with
+    the same keys, or - for stdin. A row without audio_id stands for every track
+    of its music task.
+
+    All of it is written into the ledger first, and nothing is converted if a line
+    is bad. The ledger knows what was submitted, so that no track is paid twice:
+    after Ctrl-C, a crash or an empty account the same command goes on.
+
+    One line is printed on stdout for each track converted, unless it is a
+    terminal: music task, audio id, conversion task and URL, apart by tabs. With
+    --json there is one object at the end instead.
+    """
+    order = Order(
+        catalog=catalog,
+        folder=folder,
+        ledger=ledger or folder / "kie-wav.sqlite3",
+        is_saving_off=no_download,
+        retried=[
+            *[TrackState.REFUSED, TrackState.FAILED] * retry_failed,
+            *[TrackState.EXPIRED] * retry_expired,
+        ],
+        command=shlex.join(["kie-wav", *given]),
+        **settings,
+    )
+    work = run_bulk(Service(base_url, insecure_hosts), order, as_json=as_json)
     return _run(work, as_json=as_json)
 
 

@@ -28,11 +28,21 @@ if TYPE_CHECKING:
     from kie_wav_async.cli._listen import Listening
 
 
-class _Display:
-    """A progress on a console, with lines that stay above it."""
+class Display:
+    """
+    A progress on a console, with lines that stay above it.
 
-    _console: Console
-    _progress: Progress
+    Args:
+        console: Where it is shown.
+
+        progress: What is shown.
+    """
+
+    def __init__(self, console: Console, progress: Progress) -> None:
+        """Show nothing yet."""
+        self._console = console
+        self._progress = progress
+        self._refusals: set[str] = set()
 
     def __enter__(self) -> Self:
         """Begin to show."""
@@ -52,8 +62,26 @@ class _Display:
         """Print a line that stays."""
         say(text, self._console)
 
+    def tell_listening(self, listening: Listening) -> None:
+        """Say where callbacks are waited for, and what they may do."""
+        outside = URL(listening.callback_url).with_query(None)  # A query may hold a secret.
+        self.say(f"listening on {listening} for what KIE posts to {outside}")
+        if not listening.has_keys:
+            self.say(
+                f"no webhook key: set {KEY_NAME}. Without it callbacks cannot be "
+                "verified, and are hints only: each makes kie-wav ask KIE"
+            )
 
-class WaitDisplay(_Display):
+    def _tell_refused(self, event: events.CallbackRefused) -> None:
+        """Say why a callback was refused."""
+        reason = str(event.error).replace(f"webhook_keys ({KEY_NAME})", KEY_NAME)
+        # Once each: anybody can cause them, as often as he likes.
+        if reason not in self._refusals:
+            self._refusals.add(reason)
+            self.say(f"refused a callback, and will not tell of the next: {reason}")
+
+
+class WaitDisplay(Display):
     """
     The wait for one conversion.
 
@@ -62,17 +90,17 @@ class WaitDisplay(_Display):
 
     def __init__(self) -> None:
         """Show nothing yet."""
-        self._console = Console(stderr=True)
-        self._is_submitted = False
-        self._refusals: set[str] = set()
-        self._progress = Progress(
+        console = Console(stderr=True)
+        progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
             TimeElapsedColumn(),
-            console=self._console,
+            console=console,
             transient=True,
-            disable=not self._console.is_terminal,
+            disable=not console.is_terminal,
         )
+        super().__init__(console, progress)
+        self._is_submitted = False
         self._line = self._progress.add_task("submitting", total=None)
 
     def tell(self, event: events.Event) -> None:
@@ -87,26 +115,10 @@ class WaitDisplay(_Display):
                 self.say(f"not taken yet, trying again: {event.error}")
             case events.PollingPaused(delay_s=float(delay_s)):
                 self.say(f"polling refused ({event.reason}), asking again in {delay_s:g} s")
-            case events.CallbackRefused(error=error):
-                self._tell_refused(str(error).replace(f"webhook_keys ({KEY_NAME})", KEY_NAME))
+            case events.CallbackRefused():
+                self._tell_refused(event)
             case _:
                 pass
-
-    def tell_listening(self, listening: Listening) -> None:
-        """Say where callbacks are waited for, and what they may do."""
-        outside = URL(listening.callback_url).with_query(None)  # A query may hold a secret.
-        self.say(f"listening on {listening} for what KIE posts to {outside}")
-        if not listening.has_keys:
-            self.say(
-                f"no webhook key: set {KEY_NAME}. Without it callbacks cannot be "
-                "verified, and are hints only: each makes kie-wav ask KIE"
-            )
-
-    def _tell_refused(self, reason: str) -> None:
-        # Once each: anybody can cause them, as often as he likes.
-        if reason not in self._refusals:
-            self._refusals.add(reason)
-            self.say(f"refused a callback, and will not tell of the next: {reason}")
 
     def tell_interrupted(self) -> None:
         """Say why the end takes a moment."""
@@ -128,7 +140,7 @@ class WaitDisplay(_Display):
         self._progress.update(self._line, completed=done, total=total)
 
 
-class DemoDisplay(_Display):
+class DemoDisplay(Display):
     """
     How far a catalog has come: submitted, converted, saved.
 
@@ -137,17 +149,18 @@ class DemoDisplay(_Display):
 
     def __init__(self, count: int) -> None:
         """Show nothing yet."""
-        self._console = Console(stderr=True)
-        self._submitted_at: dict[str, dt.datetime] = {}
-        self._seconds: dict[str, float] = {}
-        self._progress = Progress(
+        console = Console(stderr=True)
+        progress = Progress(
             TextColumn("{task.description:<9}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
+            console=console,
+            disable=not console.is_terminal,
         )
+        super().__init__(console, progress)
+        self._submitted_at: dict[str, dt.datetime] = {}
+        self._seconds: dict[str, float] = {}
         self._submitted = self._progress.add_task("submitted", total=count)
         self._converted = self._progress.add_task("converted", total=count)
         self._saved = self._progress.add_task("saved", total=count)
@@ -177,21 +190,22 @@ class DemoDisplay(_Display):
         return self._seconds.get(task_id)
 
 
-class AttackDisplay(_Display):
+class AttackDisplay(Display):
     """How many attacks are over."""
 
     def __init__(self, count: int) -> None:
         """Show nothing yet."""
-        self._console = Console(stderr=True)
-        self._progress = Progress(
+        console = Console(stderr=True)
+        progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            console=self._console,
+            console=console,
             transient=True,
-            disable=not self._console.is_terminal,
+            disable=not console.is_terminal,
         )
+        super().__init__(console, progress)
         self._line = self._progress.add_task("attacked", total=count)
 
     def tell_attacked(self) -> None:

@@ -1,0 +1,211 @@
+"""What is seen on stderr while a catalog is converted: bars on a terminal, else plain lines."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from decimal import Decimal
+from typing import TYPE_CHECKING, Final
+
+import attrs
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.text import Text
+
+from kie_wav_async import events
+from kie_wav_async.cli._display import Display
+from kie_wav_async.cli._estimate import Tally, count_words, duration_words
+from kie_wav_async.cli._output import clean, plain
+from kie_wav_async.errors import MaintenanceError, RateLimitedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rich.console import RenderableType
+
+    from kie_wav_async.errors import KieWavError
+
+_SHOW_CURSOR: Final = b"\x1b[?25h"
+_STDERR: Final = 2
+
+
+@attrs.frozen(kw_only=True)
+class Figures:
+    """
+    How far a run has come.
+
+    Attributes:
+        tally: Where the tracks of the ledger stand.
+
+        per_s: Submits a second, lately.
+
+        left_s: How long it will take; `None` once nothing is left.
+
+        credits: What is left of them; `None` while nobody knows.
+    """
+
+    tally: Tally
+    per_s: float
+    left_s: float | None
+    credits: Decimal | None
+
+    def words(self) -> list[str]:
+        """Return what no bar shows."""
+        words = [f"{self.per_s:.1f} submits/s"]
+        if self.left_s is not None:
+            words.append(f"about {duration_words(self.left_s)} left")
+        words.append(f"{self.tally.in_flight:,} in flight")
+        if self.credits is not None:
+            words.append(f"{self.credits:,f} credits left")
+        return words
+
+    def line(self) -> str:
+        """Return all of it as one line."""
+        tally = self.tally
+        parts = [
+            f"submitted {tally.submitted:,} of {tally.total:,}",
+            f"converted {tally.converted:,}",
+            f"failed {tally.failed:,}",
+            f"unknown {tally.unknown:,}",
+            *self.words(),
+        ]
+        return ", ".join(parts)
+
+
+class _Console(Console):
+    """A console that may go away: the work that it shows is worth more than it."""
+
+    def on_broken_pipe(self) -> None:
+        """Say nothing any more; rich would end the program."""
+        self.quiet = True
+
+
+class _Bars(Progress):
+    """Bars, with a line or two below them."""
+
+    footer: tuple[str, ...] = ()
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Yield what is shown."""
+        if self.tasks:
+            yield self.make_tasks_table(self.tasks)
+        for line in self.footer:
+            yield Text(clean(line), overflow="ellipsis", no_wrap=True)
+
+
+class BulkDisplay(Display):
+    """How far a catalog has come."""
+
+    def __init__(self) -> None:
+        """Show nothing yet."""
+        console = _Console(stderr=True)
+        #: Whether there is a terminal that can show bars.
+        self.is_live = console.is_terminal and not console.is_dumb_terminal
+        # Refreshed by whoever has news: a thread of its own would complain of a
+        # terminal that has gone.
+        self._bars = _Bars(
+            TextColumn("{task.description:<9}", markup=False),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[amount]}", markup=False, justify="right"),
+            console=console,
+            auto_refresh=False,
+            expand=True,
+            disable=not self.is_live,
+            # What goes to a file or a pipe is not to end up on the terminal.
+            redirect_stdout=sys.stdout.isatty(),
+        )
+        super().__init__(console, self._bars)
+        self._lines: dict[str, TaskID] = {}
+        self._footer = ""
+        self._hold = ""
+
+    # --- lines that stay --------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """Print a line that stays, as long as there is somebody to read it."""
+        with contextlib.suppress(OSError):
+            super().say(text)
+
+    def say_as_is(self, text: str) -> None:
+        """Print a line to be copied: it is broken nowhere."""
+        with contextlib.suppress(OSError):
+            self._console.print(plain(text), soft_wrap=True)
+
+    def tell(self, event: events.Event) -> None:
+        """Show an event of the session's that is not in the figures."""
+        match event:
+            case events.SubmitHeld(error=error):
+                self._tell_held(error)
+            case events.Submitted():
+                self._tell_held(None)
+            case events.PollingPaused(delay_s=float(delay_s)):
+                self.say(f"polling refused ({event.reason}), asking again in {delay_s:g} s")
+            case events.CallbackRefused():
+                self._tell_refused(event)
+            case _:
+                pass
+
+    def _tell_held(self, error: KieWavError | None) -> None:
+        # Once when it begins and once when it is over: there is one event for each
+        # track and try.
+        match error:
+            case MaintenanceError():
+                hold = "KIE is under maintenance: new submits wait, and ask once a minute"
+            case RateLimitedError():
+                hold = "KIE says 429, too many submits: is another program using the account?"
+            case None:
+                hold = ""
+            case _:
+                hold = f"submits do not get through, trying again: {error}"
+        if hold == self._hold:
+            return
+        if hold:
+            self.say(hold)
+        elif self._hold.startswith("KIE is under"):
+            self.say("KIE takes submits again")
+        self._hold = hold
+        self._refresh()
+
+    # --- what moves -------------------------------------------------------------------------
+
+    def tell_read(self, rows: int) -> None:
+        """Show how much of the catalog was read."""
+        self._footer = f"reading the catalog: {count_words(rows, 'row')}"
+        self._refresh()
+
+    def show(self, figures: Figures) -> None:
+        """Show how far it has come."""
+        if not self.is_live:
+            self.say(figures.line())
+            return
+        tally = figures.tally
+        for name, done, amount in (
+            ("submitted", tally.submitted, f"{tally.submitted:,}/{tally.total:,}"),
+            ("converted", tally.converted, f"{tally.converted:,}/{tally.total:,}"),
+            ("failed", tally.failed, f"{tally.failed:,}"),
+            ("unknown", tally.unknown, f"{tally.unknown:,}"),
+        ):
+            if name not in self._lines:
+                self._lines[name] = self._bars.add_task(name, amount=amount)
+            self._bars.update(
+                self._lines[name], completed=done, total=max(1, tally.total), amount=amount
+            )
+        self._footer = " · ".join(figures.words())
+        self._refresh()
+
+    def clear(self) -> None:
+        """Take away what moves and is over."""
+        self._footer = ""
+        self._refresh()
+
+    def _refresh(self) -> None:
+        self._bars.footer = tuple(line for line in (self._footer, self._hold) if line)
+        with contextlib.suppress(OSError):
+            self._bars.refresh()
+
+    def leave(self, last: str) -> None:
+        """Say a last line and give the terminal back, from a signal's handler."""
+        cursor = _SHOW_CURSOR if self.is_live else b""
+        with contextlib.suppress(OSError):
+            _ = os.write(_STDERR, cursor + f"\n{clean(last)}\n".encode())

@@ -1,0 +1,353 @@
+"""How ``kie-wav bulk`` ends: what there is, what is left, and what to do about it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shlex
+from collections.abc import Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from kie_wav_async import Conversion, Statistics, Track, UnknownSubmit, errors
+from kie_wav_async.cli._bulk_plan import Plan
+from kie_wav_async.cli._estimate import FAILED, Tally, count_words, duration_words
+from kie_wav_async.cli._output import (
+    DONE,
+    INTERRUPTED,
+    SERVICE,
+    UNKNOWN,
+    CliError,
+    clean,
+    failure_of,
+    print_json,
+)
+from kie_wav_async.cli._output import FAILED as SOME_FAILED
+from kie_wav_async.ledger import Ledger, LedgerOpening, Standing, TrackState
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from kie_wav_async.cli._bulk_display import BulkDisplay
+
+_PAGE: Final = 500
+# So many reasons and so many doubts are spelled out.
+_REASONS: Final = 20
+_DOUBTS: Final = 20
+# So many reasons are told apart, in case each track has one of its own.
+_MOST_REASONS: Final = 1_000
+
+_NO_ID: Final = "KIE has a WAV of it under a task id that it did not tell: see KIE's logs"
+
+
+@attrs.frozen(kw_only=True)
+class Ending:
+    """
+    What a run leaves.
+
+    Attributes:
+        ledger: Still open.
+
+        path: Its file.
+
+        command: What is to be typed to go on.
+
+        stopped_by: What ended it before its time; `None` if nothing did.
+
+        counted: What the session counted.
+
+        open_tasks: What the session followed to the end.
+
+        plan: What the catalog came to; `None` if it was not read to its end.
+
+        credits: What was left of them; `None` if nobody knows.
+
+        seconds: How long it took.
+
+        now_unix_s: The time.
+    """
+
+    ledger: Ledger
+    path: Path
+    command: str
+    stopped_by: BaseException | None
+    counted: Statistics
+    open_tasks: Sequence[Conversion]
+    plan: Plan | None
+    credits: Decimal | None
+    seconds: float
+    now_unix_s: float
+
+
+@attrs.define
+class _Failures:
+    """
+    Tracks that came to nothing for one reason.
+
+    Attributes:
+        reason: In a word or two.
+
+        count: How many.
+
+        example: The first of them.
+    """
+
+    reason: str
+    count: int
+    example: Track
+
+
+@attrs.frozen
+class _Books:
+    """What the ledger says at the end."""
+
+    tally: Tally
+    opening: LedgerOpening
+    failures: list[_Failures]
+    doubts: list[UnknownSubmit]
+
+
+async def tell_ending(ending: Ending, display: BulkDisplay, *, as_json: bool) -> int:
+    """Say how a run ended, and return its exit code."""
+    books: _Books | None = None
+    with contextlib.suppress(errors.LedgerError):  # If it cannot be read, that was said.
+        books = await _read(ending)
+    failure = _failure(ending, books)
+    if books is not None:
+        _tell(ending, books, display)
+    if isinstance(ending.stopped_by, errors.LedgerError):
+        _tell_open(ending, display)
+    if failure is not None:
+        display.say(f"kie-wav: {failure}")
+        if _is_left(ending, books):
+            display.say("Go on with:")
+            display.say_as_is(f"  {ending.command}")
+    code = DONE if failure is None else failure.exit_code
+    if as_json:
+        print_json(_facts(ending, books, failure))
+    return code
+
+
+# --- what the ledger says -----------------------------------------------------------------------
+
+
+async def _read(ending: Ending) -> _Books:
+    ledger = ending.ledger
+    tally = Tally(await ledger.count())
+    opening = await ledger.open(ending.now_unix_s)
+    await ledger.aclose()
+    failures: dict[str, _Failures] = {}
+    if tally.failed:
+        async for standing in _pages(ledger, *FAILED):
+            reason = _reason(standing)
+            if reason not in failures and len(failures) >= _MOST_REASONS:
+                reason = "other reasons"
+            entry = failures.setdefault(reason, _Failures(reason, 0, standing.track))
+            entry.count += 1
+    in_doubt: set[Track] = set()
+    if tally.unknown:
+        in_doubt = {s.track async for s in _pages(ledger, TrackState.UNKNOWN)}
+    return _Books(
+        tally,
+        opening,
+        sorted(failures.values(), key=lambda entry: -entry.count),
+        # Of a track that has a task since, there is nothing to decide.
+        [doubt for doubt in opening.unknown if doubt.track in in_doubt],
+    )
+
+
+async def _pages(ledger: Ledger, *states: TrackState) -> AsyncIterator[Standing]:
+    after = 0
+    while page := await ledger.page(states, after=after, limit=_PAGE):
+        for standing in page:
+            yield standing
+        after = page[-1].index
+
+
+def _reason(standing: Standing) -> str:
+    if standing.state is TrackState.EXISTS:
+        return _NO_ID
+    words = [str(standing.error_code or ""), standing.error or ""]
+    return clean(" ".join(word for word in words if word)) or standing.state.value
+
+
+# --- in words -----------------------------------------------------------------------------------
+
+
+def _tell(ending: Ending, books: _Books, display: BulkDisplay) -> None:
+    say, tally = display.say, books.tally
+    now = ending.counted.settled_by_callback + ending.counted.settled_by_poll
+    say(
+        f"{tally.converted:,} of {count_words(tally.total, 'track')} converted, {now:,} of them "
+        f"in this run of {duration_words(ending.seconds)}."
+    )
+    if tally.failed:
+        say(f"{count_words(tally.failed, 'track')} failed; --retry-failed tries again:")
+        for entry in books.failures[:_REASONS]:
+            track = entry.example
+            say(f"  {entry.count:,} x {entry.reason} ({track.music_task_id} {track.audio_id})")
+        if len(books.failures) > _REASONS:
+            say(f"  and {len(books.failures) - _REASONS:,} more reasons")
+    if tally.expired:
+        say(
+            f"{count_words(tally.expired, 'WAV')} expired at KIE; --retry-expired converts again, "
+            "which is charged again."
+        )
+    if books.doubts:
+        _tell_doubts(ending, books.doubts, display)
+    accepted, unknown = books.opening.accepted, len(books.opening.unknown)
+    say(f"The bill: accepted {accepted:,} <= charged <= accepted + unknown {accepted + unknown:,}.")
+
+
+def _tell_doubts(ending: Ending, doubts: Sequence[UnknownSubmit], display: BulkDisplay) -> None:
+    display.say(
+        f"{count_words(len(doubts), 'submit')} may or may not have been accepted. Look in KIE's "
+        "logs, then say which task it made, or --not-charged in place of --task-id:"
+    )
+    ledger = shlex.quote(str(ending.path))
+    for doubt in doubts[:_DOUBTS]:
+        track = doubt.track
+        display.say_as_is(
+            f"  kie-wav resolve {ledger} {doubt.attempt_id} --task-id TASK_ID"
+            f"  # {track.music_task_id} {track.audio_id}"
+        )
+    if len(doubts) > _DOUBTS:
+        report = f"`kie-wav report {ledger}`"
+        display.say(f"  and {len(doubts) - _DOUBTS:,} more: {report}")
+
+
+def _tell_open(ending: Ending, display: BulkDisplay) -> None:
+    """Name the tasks that only this process may know."""
+    if ending.open_tasks:
+        display.say("These tasks are under way, and the ledger may lack some of them: keep the ids")
+    for conversion in ending.open_tasks:
+        track = conversion.track
+        of = "" if track is None else f"{track.music_task_id} {track.audio_id}"
+        display.say_as_is(f"  {conversion.task_id}  # {of}")
+
+
+def _is_left(ending: Ending, books: _Books | None) -> bool:
+    """Whether the same command would find something to do."""
+    if ending.plan is None or books is None or ending.stopped_by is not None:
+        return True
+    return bool(books.tally.of(TrackState.PLANNED, TrackState.ACCEPTED, TrackState.SUBMITTING))
+
+
+def _failure(ending: Ending, books: _Books | None) -> CliError | None:
+    """Return what is not good about the end, the most important of it."""
+    match ending.stopped_by:
+        case errors.KieWavError() as error:
+            return _stop(error, books)
+        case asyncio.CancelledError():
+            return CliError(INTERRUPTED, f"interrupted; {_rest(books)}")
+        case BrokenPipeError():
+            sentence = f"nobody reads the results any more: stopped; {_rest(books)}"
+            return CliError(SOME_FAILED, sentence)
+        case _ if books is None:
+            return CliError(SERVICE, "the ledger cannot be read")
+        case _:
+            return _shortfall(books.tally)
+
+
+def _shortfall(tally: Tally) -> CliError | None:
+    """Return what keeps the tracks from all being converted, the most important of it."""
+    if tally.unknown:
+        tracks = count_words(tally.unknown, "track is", "tracks are")
+        return CliError(UNKNOWN, f"{tracks} in doubt and need a decision")
+    if tally.planned:
+        tracks = count_words(tally.planned, "track")
+        return CliError(SERVICE, f"{tracks} did not get through to KIE; nothing was charged for it")
+    if tally.in_flight:
+        tasks = count_words(tally.in_flight, "conversion")
+        sentence = (
+            f"{tasks} did not finish in time and may still finish: the same command asks again, "
+            "and pays nothing"
+        )
+        return CliError(SOME_FAILED, sentence)
+    if tally.failed:
+        return CliError(SOME_FAILED, f"{count_words(tally.failed, 'track')} failed")
+    return None
+
+
+def _stop(error: errors.KieWavError, books: _Books | None) -> CliError:
+    told = failure_of(error)
+    sentence = str(told)
+    if isinstance(error, errors.ChargeLimitError):
+        sentence = f"--max-charges {error.max_charges:,} is reached (accepted and unknown submits)"
+    if isinstance(error, errors.LedgerError):
+        return told
+    facts = {name: fact for name, fact in told.facts.items() if name != "message"}
+    facts.pop("exit_code")
+    return CliError(told.exit_code, f"stopped: {sentence}; {_rest(books)}", **facts)
+
+
+def _rest(books: _Books | None) -> str:
+    """Say what goes on without us, and what waits."""
+    if books is None:
+        return "the same command goes on"
+    tally = books.tally
+    left = count_words(tally.planned, "track is", "tracks are")
+    parts = [f"{left} left"]
+    if tally.in_flight:
+        flying = count_words(tally.in_flight, "conversion goes", "conversions go")
+        parts.insert(0, f"{flying} on at KIE")
+    return " and ".join(parts)
+
+
+# --- as JSON ------------------------------------------------------------------------------------
+
+
+def _facts(ending: Ending, books: _Books | None, failure: CliError | None) -> dict[str, object]:
+    plan, counted = ending.plan, ending.counted
+    facts: dict[str, object] = {
+        "ledger": str(ending.path),
+        "catalog": plan and attrs.asdict(plan),
+        "run": {
+            "submitted": counted.submitted,
+            "accepted": counted.accepted,
+            "adopted": counted.adopted,
+            "unknown": counted.unknown,
+            "settled": counted.settled_by_callback + counted.settled_by_poll,
+            "failed": counted.failed,
+            "timed_out": counted.timed_out,
+            "polls": counted.polls,
+            "possible_double_charges": counted.possible_double_charges,
+            "seconds": round(ending.seconds, 3),
+        },
+        "credits": None if ending.credits is None else float(ending.credits),
+        "states": None,
+        "accepted": None,
+        "unknown": None,
+        "failures": [],
+        "unknown_submits": [],
+        "resume": ending.command if failure and _is_left(ending, books) else None,
+        "error": failure and failure.facts,
+    }
+    if books is not None:
+        facts |= {
+            "states": {state.value: books.tally.of(state) for state in TrackState},
+            "accepted": books.opening.accepted,
+            "unknown": len(books.opening.unknown),
+            "failures": [
+                {
+                    "reason": entry.reason,
+                    "count": entry.count,
+                    "music_task_id": entry.example.music_task_id,
+                    "audio_id": entry.example.audio_id,
+                }
+                for entry in books.failures
+            ],
+            "unknown_submits": [
+                {
+                    "attempt_id": doubt.attempt_id,
+                    "music_task_id": doubt.track.music_task_id,
+                    "audio_id": doubt.track.audio_id,
+                    "at": doubt.at.isoformat(),
+                }
+                for doubt in books.doubts
+            ],
+        }
+    return facts

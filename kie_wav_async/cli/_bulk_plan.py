@@ -1,0 +1,286 @@
+"""
+From a catalog to a plan: read once, checked to its end, and only then planned.
+
+The rows are kept in a nameless file meanwhile: whether a line is bad is known when
+all were read, stdin cannot be read twice, and a catalog may be too large for memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import tempfile
+import threading
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Final, Self, TypeVar
+
+import attrs
+
+from kie_wav_async import Track, WavSession
+from kie_wav_async.cli._bulk_display import BulkDisplay
+from kie_wav_async.cli._catalog import BadLine, Row, read_catalog
+from kie_wav_async.cli._estimate import count_words
+from kie_wav_async.cli._output import SERVICE, USAGE, CliError, clean
+from kie_wav_async.errors import InvalidRequestError, NotFoundError
+from kie_wav_async.ledger import Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable
+
+T = TypeVar("T")
+
+#: Where the bad lines are written if there are many.
+BAD_LINES: Final = "kie-wav-bad-lines.txt"
+
+# So many rows are read, looked up and planned at a time.
+_SLICE: Final = 1_000
+# So many music tasks are looked up at the same time.
+_PARALLEL: Final = 8
+# So many bad lines are shown; more would push each other off the screen.
+_SHOWN: Final = 50
+
+
+@attrs.frozen
+class Plan:
+    """
+    What was planned.
+
+    Attributes:
+        tracks: How many the catalog names, repeats included.
+
+        new: How many of them were not in the ledger before.
+
+        bad: How many of its lines are bad, and were left out.
+    """
+
+    tracks: int
+    new: int
+    bad: int
+
+
+@attrs.define
+class Planner:
+    """
+    Plans a catalog.
+
+    Attributes:
+        session: Knows the tracks of a music task.
+
+        ledger: Where they are planned; open.
+
+        folder: Where there is room on the disk.
+
+        display: Is told how far it has come, and of each bad line.
+    """
+
+    session: WavSession
+    ledger: Ledger
+    folder: Path
+    display: BulkDisplay
+    _thread: threading.Thread | None = None
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the catalog is still being read: a stdin that says nothing cannot be left."""
+        return self._thread is not None and self._thread.is_alive()
+
+    async def plan(self, catalog: str, *, skip_bad: bool) -> Plan:
+        """
+        Plan a catalog, all of it or nothing.
+
+        Args:
+            catalog: Its path, or ``-``.
+
+            skip_bad: Leave bad lines out instead.
+
+        Raises:
+            CliError: It cannot be read, or has bad lines.
+
+            LedgerError: It cannot be planned.
+
+            KieWavError: The service could not be asked for the tracks of a music task.
+        """
+        with _BadLines(self.folder / BAD_LINES, self.display) as bad, self._open_stage() as stage:
+            tracks = await self._read(catalog, stage, bad)
+            if bad.count and not skip_bad:
+                sentence = (
+                    f"{count_words(bad.count, 'line is', 'lines are')} bad: nothing was planned or "
+                    "submitted. Mend what is bad, or leave it out with --skip-bad"
+                )
+                raise CliError(USAGE, sentence, bad_lines=bad.count)
+            new = await self._write(stage)
+        return Plan(tracks, new, bad.count)
+
+    def _open_stage(self) -> IO[str]:
+        with self._writing():
+            return tempfile.TemporaryFile("w+", encoding="ascii", dir=self.folder)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Generator[None]:
+        try:
+            yield
+        except OSError as error:
+            sentence = (
+                f"{self.folder} cannot be written to: {error.strerror or error}; nothing was "
+                "planned or submitted"
+            )
+            raise CliError(SERVICE, sentence) from error
+
+    async def _read(self, catalog: str, stage: IO[str], bad: _BadLines) -> int:
+        """Read the catalog to its end, and return how many tracks it names."""
+        rows = read_catalog(catalog)
+        read = tracks = 0
+        while found := await self._in_thread(lambda: list(itertools.islice(rows, _SLICE))):
+            asked = {r.music_task_id for r in found if isinstance(r, Row) and r.audio_id is None}
+            known = await self._look_up(asked) if asked else {}
+            lines: list[str] = []
+            for row in found:
+                if isinstance(row, BadLine):
+                    bad.tell(row)
+                    continue
+                given = _tracks_of(row, known)
+                if isinstance(given, str):
+                    bad.tell(BadLine(row.line, given))
+                    continue
+                lines += map(_packed, given)
+            with self._writing():
+                stage.write("".join(lines))
+                stage.flush()
+            tracks += len(lines)
+            read += len(found)
+            self.display.tell_read(read)
+        return tracks
+
+    async def _write(self, stage: IO[str]) -> int:
+        """Plan what was read, and return how much of it is new."""
+        stage.seek(0)
+        new = 0
+
+        def unpack() -> list[Track]:
+            return [_unpacked(line) for line in itertools.islice(stage, _SLICE)]
+
+        while tracks := await self._in_thread(unpack):
+            new += await self.ledger.plan(tracks)
+        return new
+
+    async def _look_up(self, music_task_ids: Iterable[str]) -> dict[str, list[Track] | str]:
+        """Return the tracks of each music task, or why it has none."""
+        found: dict[str, list[Track] | str] = {}
+        waiting = iter(music_task_ids)
+
+        async def ask() -> None:
+            for music_task_id in waiting:
+                found[music_task_id] = await self._ask(music_task_id)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(_PARALLEL):
+                    _ = group.create_task(ask())
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return found
+
+    async def _ask(self, music_task_id: str) -> list[Track] | str:
+        try:
+            tracks = await self.session.tracks(music_task_id)
+        except (NotFoundError, InvalidRequestError) as error:
+            return f"no tracks of music task {music_task_id}: {error}"
+        return tracks or f"no tracks of music task {music_task_id}: KIE lists none"
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """
+        Return what *work* returns, from a thread that nobody waits for.
+
+        asyncio's own are waited for when the program ends, and stdin may never.
+        """
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+
+        def settle(result: T | None, error: BaseException | None) -> None:
+            if done.cancelled():
+                return
+            if error is not None:
+                done.set_exception(error)
+            else:
+                done.set_result(result)  # type: ignore[arg-type]  # there is no error, so it is one
+
+        def run() -> None:
+            result: T | None = None
+            failure: BaseException | None = None
+            try:
+                result = work()
+            except BaseException as error:  # noqa: BLE001 - raised again where it is awaited
+                failure = error
+            with contextlib.suppress(RuntimeError):  # The loop has ended meanwhile.
+                loop.call_soon_threadsafe(settle, result, failure)
+
+        self._thread = threading.Thread(target=run, name="kie-wav-catalog", daemon=True)
+        self._thread.start()
+        return await done
+
+
+def _tracks_of(row: Row, known: dict[str, list[Track] | str]) -> list[Track] | str:
+    """Return what a row stands for, or why it stands for nothing."""
+    if row.audio_id is None:
+        return known[row.music_task_id]
+    return [Track(row.music_task_id, row.audio_id, title=row.title)]
+
+
+def _packed(track: Track) -> str:
+    return json.dumps([track.music_task_id, track.audio_id, track.title]) + "\n"
+
+
+def _unpacked(line: str) -> Track:
+    music_task_id, audio_id, title = json.loads(line)
+    return Track(music_task_id, audio_id, title=title)
+
+
+class _BadLines:
+    """Tells of the first bad lines, and writes all of them to a file if there are more."""
+
+    def __init__(self, path: Path, display: BulkDisplay) -> None:
+        """Forget those of the last run."""
+        self.count = 0
+        self._path = path
+        self._display = display
+        self._first: list[str] = []
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> Self:
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            more = self.count - _SHOWN
+            self._display.say(f"and {more:,} more: all bad lines are in {self._path}")
+
+    def tell(self, bad: BadLine) -> None:
+        """Tell of one."""
+        self.count += 1
+        which = f"line {bad.line}" if bad.lines == 1 else f"lines {bad.line}-{_last(bad)}"
+        text = clean(f"{which}: {bad.why}")
+        if self.count <= _SHOWN:
+            self._first.append(text)
+            self._display.say(text)
+            return
+        if self._file is None:
+            self._file = self._open()
+            self._file.writelines(f"{line}\n" for line in self._first)
+        self._file.write(f"{text}\n")
+
+    def _open(self) -> IO[str]:
+        # The catalog may be nobody else's business.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        number = os.open(self._path, flags, 0o600)
+        return os.fdopen(number, "w", encoding="utf-8", errors="replace")
+
+
+def _last(bad: BadLine) -> int:
+    return bad.line + bad.lines - 1
