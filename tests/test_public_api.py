@@ -80,6 +80,14 @@ NAMES = {
         "Submitted",
         "WaitEnded",
     ],
+    "kie_wav_async.ledger": [
+        "AttemptOutcome",
+        "Ledger",
+        "LedgerOpening",
+        "SqliteLedger",
+        "Standing",
+        "TrackState",
+    ],
     "kie_wav_async.simulator": [
         "ATTACKS",
         "Arrival",
