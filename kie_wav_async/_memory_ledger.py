@@ -12,7 +12,7 @@ import attrs
 from yarl import URL
 
 from kie_wav_async._ledger_models import AttemptOutcome, LedgerOpening, Standing, TrackState
-from kie_wav_async._models import Track, UnknownSubmit, verify_type
+from kie_wav_async._models import Track, UnknownSubmit, verify_id, verify_type
 from kie_wav_async.errors import LedgerError
 
 if TYPE_CHECKING:
@@ -325,14 +325,13 @@ class MemoryLedger:
         error: str | None = None,
     ) -> None:
         """Write down what came of a submit; see `Ledger.end`."""
-        if (outcome in _WITH_TASK) != bool(task_id):
-            msg = "an outcome names its task if and only if it is accepted or adopted"
-            raise ValueError(msg)
+        if outcome in _WITH_TASK:
+            verify_id(task_id, "task_id")
         await self._call("end", attempt_id, outcome, now_unix_s, task_id, error_code, error)
         attempt = self._books.attempts.get(attempt_id)
         if attempt is not None and self._books.end(attempt, outcome, now_unix_s):
             row = attempt.row
-            if task_id:
+            if outcome in _WITH_TASK:
                 attempt.task_id = task_id
                 self._books.by_task.setdefault(task_id, []).append(attempt)
                 # Found out late, a task is not waited for if there is a WAV by now.
@@ -411,8 +410,8 @@ class MemoryLedger:
         """Note a call, and refuse it if it is to fail before it is written."""
         self.calls.append((name, args))
         if is_open and not self._opened:
-            msg = "the ledger is not open: await open() first"
-            raise RuntimeError(msg)
+            msg = "the ledger is not open: call open()"
+            raise LedgerError(msg)
         if not self.fails_late:
             self._fail(name)
 

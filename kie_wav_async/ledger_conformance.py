@@ -1,0 +1,1429 @@
+"""
+What every ledger must keep: the promises of `kie_wav_async.ledger.Ledger`, as tests.
+
+For a ledger of your own, say how it is made and how its process dies::
+
+    class TestMyLedger(LedgerConformance):
+        async def set_up(self):
+            self.server = Server()  # Storage of its own for each test.
+
+        async def make_ledger(self):
+            return MyLedger(self.server)  # Each time a new one, on the same storage.
+
+        async def kill(self, ledger):
+            ledger.connection.abort()  # What SIGKILL would leave behind.
+
+Under pytest with pytest-asyncio (``asyncio_mode = "auto"``) that is all; without
+a test runner ``await run_conformance(TestMyLedger)`` does the same. Nothing here
+imports either.
+
+What is not tested is what a process cannot see of itself: that what was written
+is on the disk when the machine loses power.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import functools
+import itertools
+import random
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import attrs
+from yarl import URL
+
+from kie_wav_async._ledger_models import AttemptOutcome, LedgerOpening, Standing, TrackState
+from kie_wav_async._models import RETENTION_DAYS, Track
+from kie_wav_async.errors import LedgerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Iterator
+
+    from kie_wav_async.ledger import Ledger
+
+__all__ = ["LedgerConformance", "run_conformance"]
+
+_START_UNIX_S: Final = 1_800_000_000.0
+_RETENTION_S: Final = RETENTION_DAYS * 86_400.0
+
+#: How many submits an opening tells the end of.
+_ENDS: Final = 1_000
+
+_WITH_TASK: Final = (AttemptOutcome.ACCEPTED, AttemptOutcome.ADOPTED)
+_NOTHING: Final = (AttemptOutcome.NOT_CREATED, AttemptOutcome.REFUSED, AttemptOutcome.EXISTS)
+
+#: Where a track may be sent without a word of the user's.
+_FREE: Final = (TrackState.PLANNED, TrackState.REFUSED, TrackState.FAILED)
+
+#: Where a new track stands after each outcome of its first submit.
+_STATE_AFTER: Final = {
+    AttemptOutcome.ACCEPTED: TrackState.ACCEPTED,
+    AttemptOutcome.ADOPTED: TrackState.ACCEPTED,
+    AttemptOutcome.UNKNOWN: TrackState.UNKNOWN,
+    AttemptOutcome.NOT_CREATED: TrackState.PLANNED,
+    AttemptOutcome.REFUSED: TrackState.REFUSED,
+    AttemptOutcome.EXISTS: TrackState.EXISTS,
+}
+
+#: An end that needs care: what is escaped must stay so, byte for byte.
+_WAV: Final = URL("https://media.invalid/a%2Fb/%E4%BD%A0.wav?x=%7E+1&y=%20#f", encoded=True)
+
+#: A text that needs care.
+_WORDS: Final = 'no\'; DROP TABLE track; -- "é" 音楽 🎵\nsecond line'
+
+S = TypeVar("S", bound="LedgerConformance")
+
+
+def _promise(
+    test: Callable[[S], Coroutine[Any, Any, None]],
+) -> Callable[[S], Coroutine[Any, Any, None]]:
+    """Give *test* a storage, and take it away."""
+
+    @functools.wraps(test)
+    async def run(self: S) -> None:
+        await self.set_up()
+        try:
+            self.life = _Life(self)
+            try:
+                await self.life.start()
+                await test(self)
+            finally:
+                await self.life.aclose()
+        finally:
+            await self.clean_up()
+
+    return run
+
+
+async def run_conformance(make_suite: Callable[[], LedgerConformance]) -> tuple[str, ...]:
+    """
+    Hold a ledger to every promise; return the names of those it was held to.
+
+    Args:
+        make_suite: Makes the suite, one for each promise: your class will do.
+
+    Raises:
+        ExceptionGroup: Of what was raised for each promise that is broken, with
+            its name and its text as a note.
+    """
+    errors: list[Exception] = []
+    names: list[str] = []
+    for name in _promises(type(make_suite())):
+        test = getattr(make_suite(), name)
+        names.append(name)
+        try:
+            await test()
+        except Exception as error:  # noqa: BLE001 - a broken ledger may raise anything
+            error.add_note(f"{name}: {test.__doc__}")
+            errors.append(error)
+    if errors:
+        msg = f"{len(errors)} of {len(names)} promises are broken"
+        raise ExceptionGroup(msg, errors)
+    return tuple(names)
+
+
+def _promises(suite: type[LedgerConformance]) -> Iterator[str]:
+    """Yield the names of the tests in the order in which they are written."""
+    seen = {name: None for kind in reversed(suite.__mro__) for name in vars(kind)}
+    return (name for name in seen if name.startswith("test_"))
+
+
+# --- a life of a ledger ---------------------------------------------------------------------
+
+
+@attrs.frozen
+class _Told:
+    """All that a ledger tells."""
+
+    standings: tuple[Standing, ...]
+    counts: dict[TrackState, int]
+    opening: LedgerOpening
+
+
+class _Life:
+    """One ledger through restarts and deaths, and what tests do with it."""
+
+    def __init__(self, suite: LedgerConformance) -> None:
+        self._suite = suite
+        self._open: list[Ledger] = []
+        self._ids = itertools.count(1)
+        self._now = _START_UNIX_S
+        self.opening = LedgerOpening(unknown=(), accepted=0, ended_unix_s=(), named={})
+
+    @property
+    def ledger(self) -> Ledger:
+        return self._open[-1]
+
+    def tick(self, seconds: float = 1.0) -> float:
+        """Move time on, and return it."""
+        self._now += seconds
+        return self._now
+
+    @property
+    def now(self) -> float:
+        return self._now
+
+    def id(self) -> str:
+        """Return an id not used before."""
+        return f"{next(self._ids):032x}"
+
+    def track(self) -> Track:
+        """Return a track not used before."""
+        return Track(f"music-{next(self._ids)}", "audio")
+
+    async def start(self) -> LedgerOpening:
+        """Open another ledger on the storage."""
+        ledger = await self._suite.make_ledger()
+        self.opening = await ledger.open(self.tick())
+        self._open.append(ledger)
+        return self.opening
+
+    async def restart(self) -> LedgerOpening:
+        """End the process in good order, and start the next."""
+        await self._open.pop().aclose()
+        return await self.start()
+
+    async def die(self) -> LedgerOpening:
+        """Kill the process, and start the next."""
+        await self._suite.kill(self._open.pop())
+        return await self.start()
+
+    async def aclose(self) -> None:
+        while self._open:
+            await self._open.pop().aclose()
+
+    async def begin(self, track: Track, *, again: bool = False, ago_s: float = 0.0) -> str:
+        """Begin a submit that may be sent, some time ago, and return its attempt."""
+        attempt_id = self.id()
+        began = self.tick() - ago_s
+        standing = await self.ledger.begin(track, attempt_id, began, again=again)
+        _require(standing is None, f"a submit that may be sent was held back: {standing}")
+        return attempt_id
+
+    async def end(self, attempt_id: str, outcome: AttemptOutcome, task_id: str = "") -> str:
+        """End a submit, and return its task, made up if it needs one."""
+        if outcome in _WITH_TASK:
+            task_id = task_id or self.id()
+        is_bad = outcome is AttemptOutcome.REFUSED
+        await self.ledger.end(
+            attempt_id,
+            outcome,
+            self.tick(),
+            task_id=task_id,
+            error_code=422 if is_bad else None,
+            error=_WORDS if is_bad else None,
+        )
+        return task_id
+
+    async def submit(
+        self,
+        track: Track,
+        outcome: AttemptOutcome = AttemptOutcome.ACCEPTED,
+        *,
+        again: bool = False,
+        ago_s: float = 0.0,
+    ) -> tuple[str, str]:
+        """Begin and end a submit; return its attempt and its task."""
+        attempt_id = await self.begin(track, again=again, ago_s=ago_s)
+        return attempt_id, await self.end(attempt_id, outcome)
+
+    async def succeed(self, task_id: str) -> None:
+        await self.ledger.settle(task_id, self.tick(), wav_url=_WAV)
+
+    async def fail(self, task_id: str) -> None:
+        await self.ledger.settle(task_id, self.tick(), error_code=500, error=_WORDS)
+
+    async def store(self, track: Track) -> None:
+        await self.ledger.store(track, path="å/b.wav", size=2**40, sha256="ab" * 32)
+
+    async def made(self, state: TrackState) -> Track:
+        """Return a new track that stands in *state*."""
+        track = self.track()
+        await self.ledger.plan([track])
+        if state is TrackState.SUBMITTING:
+            await self.begin(track)
+        for outcome in (AttemptOutcome.UNKNOWN, AttemptOutcome.EXISTS, AttemptOutcome.REFUSED):
+            if state is _STATE_AFTER[outcome]:
+                await self.submit(track, outcome)
+        if state in {
+            TrackState.ACCEPTED,
+            TrackState.SUCCEEDED,
+            TrackState.STORED,
+            TrackState.FAILED,
+            TrackState.EXPIRED,
+        }:
+            # Only what is to expire is old enough for it.
+            is_old = state is TrackState.EXPIRED
+            _, task_id = await self.submit(track, ago_s=_RETENTION_S if is_old else 0.0)
+            if state is TrackState.FAILED:
+                await self.fail(task_id)
+            elif state is not TrackState.ACCEPTED:
+                await self.succeed(task_id)
+            if state is TrackState.STORED:
+                await self.store(track)
+            elif is_old:
+                await self.ledger.expire(self.tick())
+        await self.expect(track, state)
+        return track
+
+    async def find(self, track: Track) -> Standing:
+        """Return where a track stands that must be there."""
+        standing = await self.ledger.find(track)
+        _require(standing is not None, f"{track} is not there")
+        assert standing is not None  # noqa: S101 - for the type checker, which cannot know
+        return standing
+
+    async def expect(self, track: Track, state: TrackState, **fields: object) -> None:
+        """Require that a track stands in *state*, with *fields*."""
+        standing = await self.find(track)
+        for name, expected in {"state": state, **fields}.items():
+            _same(getattr(standing, name), expected, f"{name} of a track that is {state}")
+
+    async def told(self) -> _Told:
+        """Return all that the ledger tells."""
+        standings = await self.ledger.page(list(TrackState), limit=1_000_000)
+        counts = dict(await self.ledger.count())
+        opening = await self.ledger.open(self.now)
+        await self.ledger.aclose()
+        return _Told(tuple(standings), counts, opening)
+
+    async def unchanged(self, before: _Told, what: str) -> None:
+        """Require that the ledger tells what it told before."""
+        _same(await self.told(), before, f"what the ledger tells after {what}")
+
+
+def _require(is_kept: bool, message: str) -> None:  # noqa: FBT001 - reads as an assert does
+    # Not an assert: it has to hold under -O too.
+    if not is_kept:
+        raise AssertionError(message)
+
+
+def _same(actual: object, expected: object, what: str) -> None:
+    _require(actual == expected, f"{what}: expected {expected!r}, got {actual!r}")
+
+
+def _moment(unix_s: float) -> dt.datetime:
+    return dt.datetime.fromtimestamp(unix_s, dt.UTC)
+
+
+def _indices(standings: Iterable[Standing]) -> list[int]:
+    return [standing.index for standing in standings]
+
+
+# --- the promises ---------------------------------------------------------------------------
+
+
+class LedgerConformance:
+    """
+    The promises of a ledger; subclass it, and override what is marked so.
+
+    Every test is run on a new object with a storage of its own.
+
+    Attributes:
+        life: The ledger under test, with its restarts; of no use to subclasses.
+    """
+
+    life: _Life
+
+    # --- to override ------------------------------------------------------------------------
+
+    async def set_up(self) -> None:
+        """Make an empty storage; override it if there is something to make."""
+
+    async def make_ledger(self) -> Ledger:
+        """Return a ledger on the storage, another object each time, not open; override it."""
+        raise NotImplementedError
+
+    async def kill(self, ledger: Ledger) -> None:
+        """
+        Leave the storage as if the process of *ledger* had been killed; override it.
+
+        Nothing is under way. *ledger* is not used again, and may be closed at leisure,
+        as long as that changes nothing.
+        """
+        raise NotImplementedError
+
+    async def clean_up(self) -> None:
+        """Remove the storage; override it if there is something to remove."""
+
+    # --- opening and closing ----------------------------------------------------------------
+
+    @_promise
+    async def test_new_ledger_is_empty(self) -> None:
+        """A new ledger knows no track, no submit and no doubt."""
+        life = self.life
+        empty = LedgerOpening(unknown=(), accepted=0, ended_unix_s=(), named={})
+        _same(life.opening, empty, "the opening of a new ledger")
+        _same(dict(await life.ledger.count()), dict.fromkeys(TrackState, 0), "its counts")
+        _same(list(await life.ledger.page(list(TrackState))), [], "its tracks")
+        _same(await life.ledger.find(life.track()), None, "a track that is not there")
+
+    @_promise
+    async def test_a_second_process_is_refused(self) -> None:
+        """A ledger that another has open is refused with `LedgerError`, and nothing changes."""
+        life = self.life
+        track = life.track()
+        attempt_id = await life.begin(track)
+        other = await self.make_ledger()
+        try:
+            await other.open(life.tick())
+        except LedgerError:
+            pass
+        else:
+            await other.aclose()
+            _require(False, "a ledger was opened twice at once")  # noqa: FBT003 - as above
+        await life.expect(track, TrackState.SUBMITTING)
+        await life.end(attempt_id, AttemptOutcome.ACCEPTED)
+        await life.expect(track, TrackState.ACCEPTED)
+        await life.restart()
+
+    @_promise
+    async def test_openings_nest(self) -> None:
+        """Opened again it only tells: what is under way stays so, until the last close."""
+        life = self.life
+        track = life.track()
+        attempt_id = await life.begin(track)
+        await life.ledger.open(life.tick())
+        await life.expect(track, TrackState.SUBMITTING)
+        await life.ledger.aclose()
+        await life.end(attempt_id, AttemptOutcome.ACCEPTED)
+        await life.expect(track, TrackState.ACCEPTED)
+        again = await life.ledger.open(life.tick())
+        _same(again.accepted, 1, "the submits accepted, as a second opening tells")
+        await life.ledger.aclose()
+        await life.restart()
+        await life.expect(track, TrackState.ACCEPTED)
+
+    @_promise
+    async def test_what_is_written_stays(self) -> None:
+        """Whatever a call wrote is there after a restart, and after a death."""
+        life = self.life
+        for state in TrackState:
+            if state is not TrackState.SUBMITTING:
+                await life.made(state)
+        lost, _ = await life.submit(life.track(), AttemptOutcome.UNKNOWN)
+        await life.ledger.hear(lost, "named")
+        await life.ledger.plan([Track("m", "a", title="é 音楽"), Track("x" * 256, "ü-" * 128)])
+        before = await life.told()
+        await life.restart()
+        await life.unchanged(before, "a restart")
+        _same(life.opening, before.opening, "the opening after a restart")
+        await life.die()
+        await life.unchanged(before, "a death")
+        _same(life.opening, before.opening, "the opening after a death")
+
+    @_promise
+    async def test_what_dies_on_the_wire_is_unknown(self) -> None:
+        """Submits under way when the process died are unknown from the next opening on."""
+        life = self.life
+        tracks = [life.track() for _ in range(3)]
+        attempts = [await life.begin(track) for track in tracks]
+        done = await life.made(TrackState.SUCCEEDED)
+        opening = await life.die()
+        opened_at = life.now
+        _same(
+            [(doubt.track, doubt.attempt_id, doubt.at) for doubt in opening.unknown],
+            [
+                (track, attempt_id, _moment(opened_at))
+                for track, attempt_id in zip(tracks, attempts, strict=True)
+            ],
+            "the submits of unknown fate after a death",
+        )
+        _same(opening.ended_unix_s[-3:], (opened_at,) * 3, "when they are taken to have ended")
+        for track, attempt_id in zip(tracks, attempts, strict=True):
+            await life.expect(track, TrackState.UNKNOWN, attempt_id=attempt_id, task_id="")
+        await life.expect(done, TrackState.SUCCEEDED)
+
+    @_promise
+    async def test_what_a_close_left_on_the_wire_is_unknown(self) -> None:
+        """A submit under way when the ledger was closed is unknown to the next process too."""
+        life = self.life
+        track = life.track()
+        attempt_id = await life.begin(track)
+        opening = await life.restart()
+        _same([d.attempt_id for d in opening.unknown], [attempt_id], "the unknown submits")
+        await life.expect(track, TrackState.UNKNOWN)
+
+    @_promise
+    async def test_a_doubt_keeps_its_time(self) -> None:
+        """A submit is unknown since the first opening that found it so, or since it was said."""
+        life = self.life
+        said, _ = await life.submit(life.track(), AttemptOutcome.UNKNOWN)
+        said_at = life.now
+        died = await life.begin(life.track())
+        await life.die()
+        died_at = life.now
+        life.tick(3600.0)
+        opening = await life.restart()
+        _same(
+            [(d.attempt_id, d.at) for d in opening.unknown],
+            [(said, _moment(said_at)), (died, _moment(died_at))],
+            "the unknown submits, oldest first",
+        )
+        _same(opening.ended_unix_s, (said_at, died_at), "when they ended")
+
+    @_promise
+    async def test_accepted_submits_are_counted_for_ever(self) -> None:
+        """The opening counts what the service took, found out late or not, and nothing else."""
+        life = self.life
+        for outcome in AttemptOutcome:
+            await life.submit(life.track(), outcome)
+        lost, _ = await life.submit(life.track(), AttemptOutcome.UNKNOWN)
+        await life.end(lost, AttemptOutcome.ACCEPTED)
+        track = life.track()
+        for _ in range(2):
+            _, task_id = await life.submit(track)
+            await life.fail(task_id)
+        await life.ledger.retry([TrackState.FAILED])
+        _same((await life.restart()).accepted, 4, "the submits accepted after a restart")
+        _same((await life.die()).accepted, 4, "the submits accepted after a death")
+
+    @_promise
+    async def test_the_last_ends_are_told(self) -> None:
+        """The opening tells when the last 1,000 submits ended, oldest first, each once."""
+        life = self.life
+        ends: list[float] = []
+        calls: list[Coroutine[Any, Any, object]] = []
+        outcomes = itertools.cycle(AttemptOutcome)
+        for _ in range(_ENDS + 5):
+            attempt_id, outcome = life.id(), next(outcomes)
+            task_id = life.id() if outcome in _WITH_TASK else ""
+            begun, ended = life.tick(), life.tick()
+            ends.append(ended)
+            ledger = life.ledger
+            calls += [
+                ledger.begin(life.track(), attempt_id, begun),
+                ledger.end(attempt_id, outcome, ended, task_id=task_id),
+            ]
+        await _in_order(calls)
+        lost, _ = await life.submit(life.track(), AttemptOutcome.UNKNOWN)
+        ends.append(life.now)
+        await life.end(lost, AttemptOutcome.NOT_CREATED)
+        opening = await life.restart()
+        _same(opening.ended_unix_s, tuple(ends[-_ENDS:]), "when the last submits ended")
+
+    @_promise
+    async def test_a_task_named_for_a_doubt_is_told(self) -> None:
+        """The first task that a callback names for a doubt is told while it is one."""
+        life = self.life
+        on_wire, heard = await life.begin(life.track()), life.track()
+        await life.ledger.hear(on_wire, "first")
+        await life.ledger.hear(on_wire, "second")
+        lost, _ = await life.submit(heard, AttemptOutcome.UNKNOWN)
+        await life.ledger.hear(lost, "third")
+        silent, _ = await life.submit(life.track(), AttemptOutcome.UNKNOWN)
+        sure, _ = await life.submit(life.track())
+        await life.ledger.hear(sure, "fourth")
+        await life.ledger.hear(life.id(), "fifth")
+        opening = await life.die()
+        _same(dict(opening.named), {on_wire: "first", lost: "third"}, "the tasks named")
+        _require(silent not in opening.named, "a task was named that no callback named")
+        await life.expect(heard, TrackState.UNKNOWN, task_id="")
+        await life.end(on_wire, AttemptOutcome.ACCEPTED, "first")
+        await life.end(lost, AttemptOutcome.NOT_CREATED)
+        await life.ledger.hear(lost, "sixth")
+        _same(dict((await life.restart()).named), {}, "the tasks named for what is known")
+
+    # --- tracks -----------------------------------------------------------------------------
+
+    @_promise
+    async def test_plan_takes_each_track_once(self) -> None:
+        """Planning returns how many are new: a track is there once, whatever its title."""
+        life = self.life
+        first, second, third = (Track("m", audio) for audio in "abc")
+        _same(await life.ledger.plan(iter([first, second, first])), 2, "the tracks that are new")
+        titled = Track("m", "b", title="another title")
+        _same(await life.ledger.plan([titled, third]), 1, "the tracks that are new to it")
+        _same(await life.ledger.plan([]), 0, "the new tracks among none")
+        page = await life.ledger.page([TrackState.PLANNED])
+        _same([standing.track for standing in page], [first, second, third], "the tracks planned")
+        _same(page[0], Standing(index=page[0].index, track=first, state=TrackState.PLANNED), "one")
+
+    @_promise
+    async def test_plan_is_all_or_nothing(self) -> None:
+        """Tracks that cannot all be taken in are not taken in at all."""
+        life = self.life
+
+        def broken() -> Iterator[Track]:
+            yield life.track()
+            yield life.track()
+            raise ZeroDivisionError
+
+        try:
+            await life.ledger.plan(broken())
+        except ZeroDivisionError:
+            pass
+        else:
+            _require(False, "an error of the tracks themselves was swallowed")  # noqa: FBT003 - as above
+        _same(sum((await life.ledger.count()).values()), 0, "the tracks of a plan that broke")
+
+    @_promise
+    async def test_plan_changes_nothing_that_is_there(self) -> None:
+        """A track planned again stays where it is, in every state."""
+        life = self.life
+        tracks = [await life.made(state) for state in TrackState]
+        before = await life.told()
+        _same(await life.ledger.plan(tracks), 0, "the new tracks among known ones")
+        await life.unchanged(before, "planning the same tracks")
+
+    @_promise
+    async def test_tracks_keep_their_order(self) -> None:
+        """Tracks are told in the order in which they came, by indices that never change."""
+        life = self.life
+        tracks = [life.track() for _ in range(30)]
+        await life.ledger.plan(tracks[:10])
+        for track in tracks[10:20]:
+            await life.begin(track)
+        await life.ledger.plan(reversed(tracks))
+        order = tracks[:20] + tracks[:19:-1]
+        page = list(await life.ledger.page(list(TrackState)))
+        _same([standing.track for standing in page], order, "the tracks in order")
+        _require(page[0].index >= 1, "the first index is below 1")
+        _same(_indices(page), sorted(set(_indices(page))), "the indices")
+        await life.submit(tracks[5])
+        await life.die()
+        after = await life.ledger.page(list(TrackState))
+        _same(
+            [(standing.index, standing.track) for standing in after],
+            [(standing.index, standing.track) for standing in page],
+            "the tracks in order after a death",
+        )
+
+    @_promise
+    async def test_pages_hold_what_they_are_asked_for(self) -> None:
+        """A page holds the first tracks in the states asked for above an index, and no more."""
+        life = self.life
+        for state in [*TrackState, *TrackState]:
+            await life.made(state)
+        everything = list(await life.ledger.page(list(TrackState)))
+        _same(len(everything), 2 * len(TrackState), "how many tracks there are")
+        asked = [TrackState.FAILED, TrackState.PLANNED, TrackState.UNKNOWN]
+        expected = [standing for standing in everything if standing.state in asked]
+        _same(list(await life.ledger.page(iter(asked))), expected, "a page of three states")
+        for limit in (1, 2, 5):
+            paged: list[Standing] = []
+            while page := await life.ledger.page(
+                asked, after=paged[-1].index if paged else 0, limit=limit
+            ):
+                _require(len(page) <= limit, f"a page of {limit} holds {len(page)}")
+                paged += page
+            _same(paged, expected, f"the pages of {limit}")
+        _same(list(await life.ledger.page([])), [], "a page of no states")
+        last = everything[-1].index
+        _same(list(await life.ledger.page(asked, after=last)), [], "a page above the last track")
+
+    @_promise
+    async def test_a_page_is_of_a_thousand(self) -> None:
+        """A page holds 1,000 tracks unless asked otherwise, and the next begins where it ended."""
+        life = self.life
+        tracks = [Track("m", str(number)) for number in range(2_100)]
+        _same(await life.ledger.plan(tracks), 2_100, "the tracks that are new")
+        paged: list[Standing] = []
+        sizes: list[int] = []
+        while page := await life.ledger.page(
+            [TrackState.PLANNED], after=paged[-1].index if paged else 0
+        ):
+            paged += page
+            sizes.append(len(page))
+        _same(sizes, [1_000, 1_000, 100], "the sizes of the pages")
+        _same([standing.track for standing in paged], tracks, "the tracks in order")
+
+    @_promise
+    async def test_a_walk_loses_no_track(self) -> None:
+        """A walk by pages comes by every track although what it passes changes state."""
+        life = self.life
+        tracks = [life.track() for _ in range(20)]
+        await life.ledger.plan(tracks)
+        seen: list[Track] = []
+        after = 0
+        while page := await life.ledger.page([TrackState.PLANNED], after=after, limit=3):
+            after = page[-1].index
+            for standing in page:
+                seen.append(standing.track)
+                await life.submit(standing.track)
+        _same(seen, tracks, "the tracks that a walk came by")
+
+    @_promise
+    async def test_counts_are_what_pages_hold(self) -> None:
+        """Every state has a count of what a page of it holds, and `find` tells the same."""
+        life = self.life
+        for number, state in enumerate(TrackState):
+            for _ in range(number % 3):
+                await life.made(state)
+        counts = dict(await life.ledger.count())
+        _same(set(counts), set(TrackState), "the states counted")
+        for state in TrackState:
+            page = await life.ledger.page([state])
+            _same(counts[state], len(page), f"the count of {state}")
+            for standing in page:
+                _same(standing.state, state, "the state of a track on a page")
+                _same(await life.ledger.find(standing.track), standing, "what find tells")
+
+    # --- begin ------------------------------------------------------------------------------
+
+    @_promise
+    async def test_only_what_is_free_is_sent(self) -> None:
+        """A submit may be sent of what is new, planned, refused or failed; else nothing changes."""
+        life = self.life
+        for state in TrackState:
+            track = await life.made(state)
+            before = await life.told()
+            standing = await life.find(track)
+            told = await life.ledger.begin(track, life.id(), life.tick())
+            if state in _FREE:
+                _same(told, None, f"the answer to a submit of a track that is {state}")
+                await life.expect(track, TrackState.SUBMITTING)
+            else:
+                _same(told, standing, f"the answer to a submit of a track that is {state}")
+                await life.unchanged(before, f"a submit of a track that is {state}")
+
+    @_promise
+    async def test_again_sends_all_but_what_is_on_the_wire(self) -> None:
+        """Said *again*, a submit may be sent unless one of the track is under way."""
+        life = self.life
+        for state in TrackState:
+            track = await life.made(state)
+            before = await life.told()
+            standing = await life.find(track)
+            told = await life.ledger.begin(track, life.id(), life.tick(), again=True)
+            if state is TrackState.SUBMITTING:
+                _same(told, standing, "the answer to a second submit at once")
+                await life.unchanged(before, "a second submit at once")
+            else:
+                _same(told, None, f"the answer to *again* of a track that is {state}")
+                await life.expect(track, TrackState.SUBMITTING)
+
+    @_promise
+    async def test_begin_takes_in_a_new_track(self) -> None:
+        """A submit of a track that is not there takes it in, after all that are."""
+        life = self.life
+        await life.ledger.plan([life.track()])
+        track = Track("m", "a", title="title")
+        attempt_id = await life.begin(track)
+        last = list(await life.ledger.page(list(TrackState)))[-1]
+        expected = Standing(
+            index=last.index, track=track, state=TrackState.SUBMITTING, attempt_id=attempt_id
+        )
+        _same(last, expected, "a track that came with its submit")
+        _same(last.track.title, "title", "its title")
+
+    @_promise
+    async def test_one_of_many_begins(self) -> None:
+        """Of submits of one track that ask at once, one may be sent."""
+        life = self.life
+        track = life.track()
+        told = await _in_order(
+            life.ledger.begin(track, life.id(), life.tick(), again=number % 2 == 1)
+            for number in range(20)
+        )
+        _same(sum(standing is None for standing in told), 1, "the submits that may be sent")
+        _same(len((await life.die()).unknown), 1, "the submits in doubt after a death")
+
+    @_promise
+    async def test_a_held_back_submit_leaves_no_trace(self) -> None:
+        """A submit that may not be sent never was: no end of it, no doubt, no place in the bill."""
+        life = self.life
+        track = await life.made(TrackState.ACCEPTED)
+        before = await life.told()
+        refused = life.id()
+        _require(
+            await life.ledger.begin(track, refused, life.tick()) is not None,
+            "a track that is in flight may be sent",
+        )
+        await life.end(refused, AttemptOutcome.ACCEPTED)
+        await life.ledger.hear(refused, "task")
+        await life.unchanged(before, "the end of a submit that was never sent")
+        await life.die()
+        await life.unchanged(before, "the end of a submit that was never sent, and a death")
+
+    @_promise
+    async def test_a_submit_begins_once(self) -> None:
+        """Said again with the same ids, a submit under way may be sent still, and is one."""
+        life = self.life
+        track, attempt_id = life.track(), life.id()
+        now = life.tick()
+        _same(await life.ledger.begin(track, attempt_id, now), None, "the first answer")
+        before = await life.told()
+        _same(await life.ledger.begin(track, attempt_id, now), None, "the second answer")
+        await life.unchanged(before, "beginning a submit a second time")
+        await life.end(attempt_id, AttemptOutcome.NOT_CREATED)
+        before = await life.told()
+        told = await life.ledger.begin(track, attempt_id, now)
+        _require(told is not None, "a submit that has ended may be sent a second time")
+        await life.unchanged(before, "beginning a submit that has ended")
+
+    # --- end --------------------------------------------------------------------------------
+
+    @_promise
+    async def test_every_outcome_of_a_submit(self) -> None:
+        """A submit under way can come to anything, and its track stands where that puts it."""
+        life = self.life
+        for outcome in AttemptOutcome:
+            track = life.track()
+            attempt_id = await life.begin(track)
+            begun = _moment(life.now)
+            task_id = await life.end(attempt_id, outcome)
+            is_bad = outcome is AttemptOutcome.REFUSED
+            await life.expect(
+                track,
+                _STATE_AFTER[outcome],
+                attempt_id=attempt_id,
+                task_id=task_id,
+                is_adopted=outcome is AttemptOutcome.ADOPTED,
+                submitted_at=begun if outcome in _WITH_TASK else None,
+                settled_at=None,
+                wav_url=None,
+                error_code=422 if is_bad else None,
+                error=_WORDS if is_bad else None,
+            )
+
+    @_promise
+    async def test_a_doubt_ends_accepted_or_not_created(self) -> None:
+        """A submit of unknown fate turns out accepted, or not created; nothing else ends it."""
+        life = self.life
+        for outcome in AttemptOutcome:
+            track = life.track()
+            attempt_id = await life.begin(track)
+            begun = _moment(life.now)
+            await life.end(attempt_id, AttemptOutcome.UNKNOWN)
+            before = await life.told()
+            life.tick(3600.0)
+            task_id = await life.end(attempt_id, outcome)
+            if outcome is AttemptOutcome.ACCEPTED:
+                await life.expect(
+                    track,
+                    TrackState.ACCEPTED,
+                    task_id=task_id,
+                    is_adopted=False,
+                    submitted_at=begun,
+                )
+            elif outcome is AttemptOutcome.NOT_CREATED:
+                await life.expect(track, TrackState.PLANNED, task_id="")
+            else:
+                await life.unchanged(before, f"{outcome} of a submit of unknown fate")
+                continue
+            doubts = [doubt.attempt_id for doubt in (await life.restart()).unknown]
+            _require(attempt_id not in doubts, f"a submit that was {outcome} is still in doubt")
+
+    @_promise
+    async def test_an_outcome_is_final(self) -> None:
+        """What a submit came to stays, whatever is said of it later."""
+        life = self.life
+        for first in AttemptOutcome:
+            if first is AttemptOutcome.UNKNOWN:
+                continue
+            attempt_id, _ = await life.submit(life.track(), first)
+            before = await life.told()
+            for second in AttemptOutcome:
+                await life.end(attempt_id, second)
+                await life.unchanged(before, f"{second} of a submit that was {first}")
+
+    @_promise
+    async def test_an_unheard_of_attempt_is_ignored(self) -> None:
+        """Outcomes of an attempt that is not there change nothing."""
+        life = self.life
+        await life.made(TrackState.UNKNOWN)
+        before = await life.told()
+        for outcome in AttemptOutcome:
+            await life.end(life.id(), outcome)
+        await life.unchanged(before, "the end of an attempt that is not there")
+
+    @_promise
+    async def test_a_repeat_that_created_nothing_was_none(self) -> None:
+        """After a repeat that created nothing the track stands where it stood before."""
+        life = self.life
+        for state in (
+            TrackState.UNKNOWN,
+            TrackState.ACCEPTED,
+            TrackState.SUCCEEDED,
+            TrackState.STORED,
+        ):
+            for outcome in _NOTHING:
+                track = await life.made(state)
+                before = await life.find(track)
+                attempt_id, _ = await life.submit(track, outcome, again=True)
+                after = await life.find(track)
+                _same(
+                    after,
+                    attrs.evolve(before, attempt_id=attempt_id),
+                    f"a track that was {state}, after a repeat that was {outcome}",
+                )
+
+    @_promise
+    async def test_a_doubt_of_a_repeat_is_a_doubt(self) -> None:
+        """A repeat of unknown fate puts a track in doubt that had its WAV, until it is resolved."""
+        life = self.life
+        for state in (TrackState.SUCCEEDED, TrackState.STORED):
+            track = await life.made(state)
+            before = await life.find(track)
+            attempt_id, _ = await life.submit(track, AttemptOutcome.UNKNOWN, again=True)
+            await life.expect(track, TrackState.UNKNOWN)
+            await life.end(attempt_id, AttemptOutcome.NOT_CREATED)
+            after = await life.find(track)
+            _same(after, attrs.evolve(before, attempt_id=attempt_id), "a track absolved")
+
+    @_promise
+    async def test_one_doubt_of_two_stays(self) -> None:
+        """A track with two doubts is unknown until both are resolved, in any order."""
+        life = self.life
+        for is_first in (True, False):
+            track = life.track()
+            older, _ = await life.submit(track, AttemptOutcome.UNKNOWN)
+            newer, _ = await life.submit(track, AttemptOutcome.UNKNOWN, again=True)
+            one, two = (older, newer) if is_first else (newer, older)
+            await life.end(one, AttemptOutcome.NOT_CREATED)
+            await life.expect(track, TrackState.UNKNOWN)
+            await life.end(two, AttemptOutcome.NOT_CREATED)
+            await life.expect(track, TrackState.PLANNED)
+
+    @_promise
+    async def test_a_repeat_is_followed_and_the_doubt_stays(self) -> None:
+        """A repeat that was accepted is followed; the earlier doubt stays in the bill alone."""
+        life = self.life
+        track = life.track()
+        lost, _ = await life.submit(track, AttemptOutcome.UNKNOWN)
+        _, task_id = await life.submit(track, again=True)
+        await life.expect(track, TrackState.ACCEPTED, task_id=task_id)
+        await life.succeed(task_id)
+        await life.expect(track, TrackState.SUCCEEDED, task_id=task_id)
+        opening = await life.die()
+        _same([d.attempt_id for d in opening.unknown], [lost], "the unknown submits")
+        _same(opening.accepted, 1, "the submits accepted")
+        await life.expect(track, TrackState.SUCCEEDED, task_id=task_id)
+        await life.end(lost, AttemptOutcome.NOT_CREATED)
+        await life.expect(track, TrackState.SUCCEEDED, task_id=task_id)
+
+    @_promise
+    async def test_a_wav_is_not_lost_to_a_late_find(self) -> None:
+        """A track that has its WAV keeps it when an older doubt turns out accepted."""
+        life = self.life
+        for is_stored in (False, True):
+            track = life.track()
+            lost, _ = await life.submit(track, AttemptOutcome.UNKNOWN)
+            _, task_id = await life.submit(track, again=True)
+            await life.succeed(task_id)
+            if is_stored:
+                await life.store(track)
+            before = await life.find(track)
+            found = await life.end(lost, AttemptOutcome.ACCEPTED)
+            _same(await life.find(track), before, "a track with a WAV, after a late find")
+            await life.fail(found)
+            _same(await life.find(track), before, "a track with a WAV, when the find fails")
+
+    @_promise
+    async def test_a_repeat_in_doubt_ends_in_failure(self) -> None:
+        """A track whose repeat failed while an earlier doubt stands is not free to be sent."""
+        life = self.life
+        track = life.track()
+        lost, _ = await life.submit(track, AttemptOutcome.UNKNOWN)
+        _, task_id = await life.submit(track, again=True)
+        await life.fail(task_id)
+        await life.expect(track, TrackState.UNKNOWN)
+        await life.end(lost, AttemptOutcome.NOT_CREATED)
+        _require((await life.find(track)).state in _FREE, "an absolved track may not be sent")
+
+    @_promise
+    async def test_a_track_is_followed_under_one_task_then_the_other(self) -> None:
+        """A second task waits beside the first, is followed when that fails, and fails last."""
+        life = self.life
+        track = life.track()
+        lost, _ = await life.submit(track, AttemptOutcome.UNKNOWN)
+        _, first = await life.submit(track, again=True)
+        second = await life.end(lost, AttemptOutcome.ACCEPTED)
+        await life.expect(track, TrackState.ACCEPTED, task_id=first)
+        await life.fail(first)
+        await life.expect(
+            track, TrackState.ACCEPTED, task_id=second, error_code=None, error=None, settled_at=None
+        )
+        await life.fail(second)
+        await life.expect(track, TrackState.FAILED, task_id=second, error_code=500, error=_WORDS)
+
+    @_promise
+    async def test_the_task_beside_may_fail_first(self) -> None:
+        """The failure of a task that is not the one followed changes nothing of the track."""
+        life = self.life
+        track = life.track()
+        lost, _ = await life.submit(track, AttemptOutcome.UNKNOWN)
+        _, first = await life.submit(track, again=True)
+        second = await life.end(lost, AttemptOutcome.ACCEPTED)
+        await life.fail(second)
+        await life.expect(track, TrackState.ACCEPTED, task_id=first)
+        await life.fail(first)
+        await life.expect(track, TrackState.FAILED)
+
+    @_promise
+    async def test_the_first_wav_of_two_tasks_is_taken(self) -> None:
+        """The first WAV of a track's tasks is its WAV, whichever task it was followed under."""
+        life = self.life
+        for is_followed in (True, False):
+            track = life.track()
+            lost, _ = await life.submit(track, AttemptOutcome.UNKNOWN)
+            _, first = await life.submit(track, again=True)
+            second = await life.end(lost, AttemptOutcome.ACCEPTED)
+            winner, loser = (first, second) if is_followed else (second, first)
+            await life.succeed(winner)
+            await life.expect(track, TrackState.SUCCEEDED, task_id=winner, wav_url=_WAV)
+            await life.store(track)
+            before = await life.find(track)
+            await life.succeed(loser)
+            _same(await life.find(track), before, "a track that is stored, after a second WAV")
+
+    @_promise
+    async def test_a_wav_comes_while_a_repeat_is_on_the_wire(self) -> None:
+        """A task may end while another submit is under way, and its WAV is there afterwards."""
+        life = self.life
+        track = life.track()
+        lost, _ = await life.submit(track, AttemptOutcome.UNKNOWN)
+        repeat = await life.begin(track, again=True)
+        found = await life.end(lost, AttemptOutcome.ACCEPTED)
+        await life.succeed(found)
+        _require(
+            await life.ledger.begin(track, life.id(), life.tick(), again=True) is not None,
+            "a second submit may be sent while one is under way",
+        )
+        await life.end(repeat, AttemptOutcome.NOT_CREATED)
+        await life.expect(track, TrackState.SUCCEEDED, task_id=found, wav_url=_WAV)
+
+    @_promise
+    async def test_a_new_submit_is_followed(self) -> None:
+        """A track that had its end is followed under the task of a new submit."""
+        life = self.life
+        for state in (
+            TrackState.FAILED,
+            TrackState.SUCCEEDED,
+            TrackState.STORED,
+            TrackState.EXPIRED,
+        ):
+            for outcome in _WITH_TASK:
+                track = await life.made(state)
+                _, task_id = await life.submit(track, outcome, again=True)
+                await life.expect(
+                    track,
+                    TrackState.ACCEPTED,
+                    task_id=task_id,
+                    is_adopted=outcome is AttemptOutcome.ADOPTED,
+                    settled_at=None,
+                    wav_url=None,
+                )
+                await life.succeed(task_id)
+                await life.expect(track, TrackState.SUCCEEDED, task_id=task_id, wav_url=_WAV)
+
+    @_promise
+    async def test_a_task_named_again_is_followed_again(self) -> None:
+        """A repeat answered with the track's own old task has it followed until it ends anew."""
+        life = self.life
+        for is_expired in (True, False):
+            track = life.track()
+            _, task_id = await life.submit(track)
+            if is_expired:
+                await life.succeed(task_id)
+                await life.ledger.expire(life.tick(_RETENTION_S + 1.0))
+            else:
+                await life.fail(task_id)
+            await life.ledger.retry([TrackState.EXPIRED, TrackState.FAILED])
+            attempt_id = await life.begin(track)
+            await life.end(attempt_id, AttemptOutcome.ADOPTED, task_id)
+            await life.expect(track, TrackState.ACCEPTED, task_id=task_id)
+            await life.succeed(task_id)
+            await life.expect(track, TrackState.SUCCEEDED, task_id=task_id)
+
+    @_promise
+    async def test_a_paid_track_is_never_free(self) -> None:
+        """A submit accepted under a task that is another track's does not leave its track free."""
+        life = self.life
+        _, task_id = await life.submit(life.track())
+        track = life.track()
+        attempt_id = await life.begin(track)
+        await life.end(attempt_id, AttemptOutcome.ACCEPTED, task_id)
+        await life.restart()
+        _require((await life.find(track)).state not in _FREE, "what was paid may be sent again")
+
+    # --- settle -----------------------------------------------------------------------------
+
+    @_promise
+    async def test_a_wav_is_kept_to_the_byte(self) -> None:
+        """A task that ended well has its track succeeded, with the URL exactly as it was sent."""
+        life = self.life
+        track = life.track()
+        attempt_id, task_id = await life.submit(track)
+        begun = life.now - 1.0
+        await life.succeed(task_id)
+        await life.die()
+        standing = await life.find(track)
+        expected = Standing(
+            index=standing.index,
+            track=track,
+            state=TrackState.SUCCEEDED,
+            attempt_id=attempt_id,
+            task_id=task_id,
+            submitted_at=_moment(begun),
+            settled_at=_moment(life.now - 1.0),
+            wav_url=_WAV,
+        )
+        _same(standing, expected, "a track that succeeded")
+        _same(str(standing.wav_url), str(_WAV), "its URL")
+
+    @_promise
+    async def test_a_failure_is_told(self) -> None:
+        """A task that ended badly has its track failed, with the service's words."""
+        life = self.life
+        track = life.track()
+        _, task_id = await life.submit(track)
+        await life.fail(task_id)
+        await life.expect(
+            track,
+            TrackState.FAILED,
+            task_id=task_id,
+            error_code=500,
+            error=_WORDS,
+            settled_at=_moment(life.now),
+            wav_url=None,
+        )
+        await life.begin(track)
+        await life.expect(track, TrackState.SUBMITTING, error_code=None, error=None)
+
+    @_promise
+    async def test_the_first_end_counts(self) -> None:
+        """A task ends once; a later end of it changes nothing."""
+        life = self.life
+        other = URL("https://media.invalid/other.wav")
+        for is_good in (True, False):
+            _, task_id = await life.submit(life.track())
+            await (life.succeed(task_id) if is_good else life.fail(task_id))
+            before = await life.told()
+            await life.ledger.settle(task_id, life.tick(), wav_url=other)
+            await life.ledger.settle(task_id, life.tick(), error_code=501, error="another")
+            await life.unchanged(before, "a second end of a task")
+
+    @_promise
+    async def test_an_unheard_of_task_is_ignored(self) -> None:
+        """The end of a task that is not there changes nothing."""
+        life = self.life
+        attempt_id, _ = await life.submit(life.track())
+        lost, _ = await life.submit(life.track(), AttemptOutcome.UNKNOWN)
+        await life.ledger.hear(lost, "heard of")
+        before = await life.told()
+        for task_id in (life.id(), attempt_id, "heard of"):
+            await life.succeed(task_id)
+            await life.fail(task_id)
+        await life.unchanged(before, "the end of a task that is not there")
+
+    # --- files, expiry, trying again --------------------------------------------------------
+
+    @_promise
+    async def test_a_stored_track_tells_its_file(self) -> None:
+        """A WAV that is a file here is told with its path, size and digest, for good."""
+        life = self.life
+        track = await life.made(TrackState.SUCCEEDED)
+        before = await life.find(track)
+        await life.store(track)
+        await life.die()
+        _same(
+            await life.find(track),
+            attrs.evolve(
+                before, state=TrackState.STORED, path="å/b.wav", bytes=2**40, sha256="ab" * 32
+            ),
+            "a track that is stored",
+        )
+
+    @_promise
+    async def test_only_a_wav_is_stored(self) -> None:
+        """A file of a track that has no WAV, or is not there, changes nothing."""
+        life = self.life
+        tracks = [
+            await life.made(state)
+            for state in TrackState
+            if state not in {TrackState.SUCCEEDED, TrackState.STORED, TrackState.EXPIRED}
+        ]
+        before = await life.told()
+        for track in [*tracks, life.track()]:
+            await life.store(track)
+        await life.unchanged(before, "a file of a track without a WAV")
+
+    @_promise
+    async def test_a_wav_expires_after_14_days(self) -> None:
+        """A succeeded track expires 14 days after its submit was sent, and not before."""
+        life = self.life
+        tracks = [life.track(), life.track()]
+        sent: list[float] = []
+        for track in tracks:
+            _, task_id = await life.submit(track)
+            sent.append(life.now - 1.0)
+            life.tick(3600.0)
+            await life.succeed(task_id)
+        await life.expect(
+            tracks[0], TrackState.SUCCEEDED, expires_at=_moment(sent[0] + _RETENTION_S)
+        )
+        ledger = life.ledger
+        _same(await ledger.expire(sent[0] + _RETENTION_S - 1.0), 0, "the WAVs expired too early")
+        _same(await ledger.expire(sent[0] + _RETENTION_S + 1.0), 1, "the WAVs expired in time")
+        await life.expect(tracks[0], TrackState.EXPIRED)
+        await life.expect(tracks[1], TrackState.SUCCEEDED)
+        _same(await ledger.expire(sent[0] + _RETENTION_S + 1.0), 0, "the WAVs expired twice")
+        _same(await ledger.expire(sent[1] + _RETENTION_S + 1.0), 1, "the WAVs expired at last")
+
+    @_promise
+    async def test_only_a_wav_of_known_age_expires(self) -> None:
+        """Nothing but a succeeded track expires, and none whose task existed before our submit."""
+        life = self.life
+        for state in TrackState:
+            if state not in {TrackState.SUCCEEDED, TrackState.EXPIRED}:
+                await life.made(state)
+        track = life.track()
+        _, task_id = await life.submit(track, AttemptOutcome.ADOPTED)
+        await life.succeed(task_id)
+        await life.expect(track, TrackState.SUCCEEDED, is_adopted=True, expires_at=None)
+        before = await life.told()
+        _same(await life.ledger.expire(life.tick(10 * _RETENTION_S)), 0, "the WAVs expired")
+        await life.unchanged(before, "an expiry of nothing")
+
+    @_promise
+    async def test_retry_plans_what_is_named(self) -> None:
+        """Tracks in the states named are planned again, as if new, and no others."""
+        life = self.life
+        for state in (TrackState.REFUSED, TrackState.FAILED, TrackState.EXPIRED):
+            tracks = {other: await life.made(other) for other in TrackState}
+            before = await life.told()
+            _same(await life.ledger.retry([]), 0, "the tracks planned again of no state")
+            await life.unchanged(before, "a retry of no state")
+            planned = await life.ledger.retry(iter([state]))
+            _same(planned, before.counts[state], f"the {state} tracks planned again")
+            for other, track in tracks.items():
+                now = TrackState.PLANNED if other is state else other
+                await life.expect(track, now)
+            await life.expect(tracks[state], TrackState.PLANNED, error_code=None, error=None)
+            await life.begin(tracks[state])
+            _same(await life.ledger.retry([state]), 0, "the tracks planned twice")
+            await life.ledger.retry([TrackState.REFUSED, TrackState.FAILED, TrackState.EXPIRED])
+
+    @_promise
+    async def test_retry_forgets_no_bill(self) -> None:
+        """What was accepted stays in the bill when its track is planned again."""
+        life = self.life
+        await life.made(TrackState.FAILED)
+        await life.made(TrackState.EXPIRED)
+        await life.ledger.retry([TrackState.FAILED, TrackState.EXPIRED])
+        opening = await life.restart()
+        _same((opening.accepted, len(opening.ended_unix_s)), (2, 2), "the submits accepted")
+
+    # --- calls ------------------------------------------------------------------------------
+
+    @_promise
+    async def test_calls_made_twice_change_nothing(self) -> None:
+        """Every call said again with the same ids and values changes nothing."""
+        life = self.life
+        good, bad = life.track(), life.track()
+        ids = [life.id() for _ in range(4)]
+        now, later = life.tick(), life.tick()
+        due = now + _RETENTION_S + 10.0
+        accepted, refused = AttemptOutcome.ACCEPTED, AttemptOutcome.REFUSED
+        calls: list[Callable[[], Coroutine[Any, Any, object]]] = [
+            lambda: life.ledger.begin(good, ids[0], now),
+            lambda: life.ledger.hear(ids[0], "task"),
+            lambda: life.ledger.end(ids[0], AttemptOutcome.UNKNOWN, now),
+            lambda: life.ledger.hear(ids[0], "task"),
+            lambda: life.ledger.begin(good, ids[1], now, again=True),
+            lambda: life.ledger.end(ids[1], accepted, later, task_id="task"),
+            lambda: life.ledger.end(ids[0], AttemptOutcome.NOT_CREATED, later),
+            lambda: life.ledger.settle("task", later, wav_url=_WAV),
+            lambda: life.ledger.store(good, path="p", size=1, sha256="s"),
+            lambda: life.ledger.begin(bad, ids[2], now),
+            lambda: life.ledger.end(ids[2], refused, later, error_code=422, error=_WORDS),
+            lambda: life.ledger.begin(bad, ids[3], now),
+            lambda: life.ledger.end(ids[3], accepted, later, task_id="other"),
+            lambda: life.ledger.settle("other", later, wav_url=_WAV),
+            lambda: life.ledger.expire(due),
+        ]
+        for number, call in enumerate(calls):
+            await call()
+            before = await life.told()
+            await call()
+            await life.unchanged(before, f"call {number}, made twice")
+        await life.expect(good, TrackState.STORED)
+        await life.expect(bad, TrackState.EXPIRED)
+
+    @_promise
+    async def test_calls_take_effect_in_order(self) -> None:
+        """Calls that are under way together take effect in the order in which they were made."""
+        life = self.life
+        tracks = [life.track() for _ in range(40)]
+        await life.ledger.plan(tracks)
+        calls: list[Coroutine[Any, Any, object]] = []
+        for number, track in enumerate(tracks):
+            ledger, attempt_id, task_id = life.ledger, life.id(), life.id()
+            calls += [
+                ledger.begin(track, attempt_id, life.tick()),
+                ledger.hear(attempt_id, task_id),
+                ledger.end(attempt_id, AttemptOutcome.ACCEPTED, life.tick(), task_id=task_id),
+                ledger.settle(task_id, life.tick(), wav_url=_WAV),
+                ledger.settle(task_id, life.tick(), error="too late"),
+                ledger.store(track, path=f"{number}.wav", size=1, sha256="ab"),
+                ledger.find(track),
+            ]
+        told = await _in_order(calls)
+        for number, standing in enumerate(told[6::7]):
+            _require(isinstance(standing, Standing), "a track is not there")
+            assert isinstance(standing, Standing)  # noqa: S101 - for the type checker
+            _same(
+                (standing.state, standing.path),
+                (TrackState.STORED, f"{number}.wav"),
+                "what a track came to, as the last of its calls tells",
+            )
+
+    @_promise
+    async def test_a_cancelled_call_does_no_harm(self) -> None:
+        """A cancelled call has been written or not, and the next calls are as good as ever."""
+        life = self.life
+        for turns in range(12):
+            track, attempt_id = life.track(), life.id()
+            await _cancelled(life.ledger.begin(track, attempt_id, life.tick()), turns)
+            standing = await life.ledger.find(track)
+            _require(
+                standing is None or standing.state is TrackState.SUBMITTING,
+                f"a cancelled begin left a track {standing}",
+            )
+            told = await life.ledger.begin(track, attempt_id, life.now)
+            _same(told, None, "the answer to a begin that was cancelled before")
+            task_id = life.id()
+            accepted = AttemptOutcome.ACCEPTED
+            call = life.ledger.end(attempt_id, accepted, life.tick(), task_id=task_id)
+            await _cancelled(call, turns)
+            standing = await life.find(track)
+            _require(
+                standing.state in {TrackState.SUBMITTING, TrackState.ACCEPTED},
+                f"a cancelled end left a track {standing}",
+            )
+            await life.end(attempt_id, accepted, task_id)
+            await life.expect(track, TrackState.ACCEPTED, task_id=task_id)
+        _same((await life.die()).accepted, 12, "the submits accepted")
+
+    # --- the bill ---------------------------------------------------------------------------
+
+    @_promise
+    async def test_the_bill_is_bounded(self) -> None:
+        """In every history the bill lies between what is accepted and that plus what is unknown."""
+        for seed in range(8):
+            await _History(self.life, seed).run(steps=60)
+
+
+async def _in_order(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """Make all *calls* before the first has returned; return what they return."""
+    return await asyncio.gather(*[asyncio.ensure_future(call) for call in calls])
+
+
+async def _cancelled(call: Coroutine[Any, Any, object], turns: int) -> None:
+    """Make *call*, and cancel it after some turns of the loop."""
+    task = asyncio.ensure_future(call)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled():
+        _ = task.result()
+
+
+class _History:
+    """A random history, with a service that knows what it charged."""
+
+    def __init__(self, life: _Life, seed: int) -> None:
+        self._life = life
+        self._random = random.Random(seed)  # noqa: S311 - a history that can be had again
+        self._tracks = [life.track() for _ in range(4)]
+        self._seed = seed
+        # Which submits were charged, and under which task.
+        self._charged: dict[str, str] = {}
+        self._open: dict[str, Track] = {}
+        self._doubts: set[str] = set()
+        self._tasks: list[str] = []
+
+    async def run(self, steps: int) -> None:
+        life = self._life
+        before = (await life.told()).opening
+        for _ in range(steps):
+            await self._random.choice(
+                [
+                    *(self._begin, self._begin, self._end, self._end),
+                    *(self._resolve, self._settle, self._tidy, self._live_on),
+                ]
+            )()
+            told = await life.told()
+            pages = [len(await life.ledger.page([state])) for state in TrackState]
+            _same([told.counts[state] for state in TrackState], pages, "the counts")
+        opening = await life.die()
+        self._doubts |= set(self._open)
+        known = {doubt.attempt_id for doubt in before.unknown}
+        doubts = {doubt.attempt_id for doubt in opening.unknown} - known
+        accepted = opening.accepted - before.accepted
+        _same(doubts, self._doubts, f"the unknown submits of history {self._seed}")
+        _require(
+            accepted <= len(self._charged) <= accepted + len(doubts),
+            f"history {self._seed}: {accepted} accepted, {len(doubts)} unknown, "
+            f"but {len(self._charged)} charged",
+        )
+
+    async def _begin(self) -> None:
+        life, track = self._life, self._random.choice(self._tracks)
+        again = self._random.random() < 0.3  # noqa: PLR2004 - now and then
+        standing = await life.ledger.find(track)
+        attempt_id = life.id()
+        told = await life.ledger.begin(track, attempt_id, life.tick(), again=again)
+        _require(
+            told == standing if told is not None else track not in self._open.values(),
+            f"history {self._seed}: a submit of {standing} was answered with {told}",
+        )
+        if told is None:
+            self._open[attempt_id] = track
+            if self._random.random() < 0.6:  # noqa: PLR2004 - more often than not
+                self._charged[attempt_id] = life.id()
+
+    async def _end(self) -> None:
+        if not self._open:
+            return
+        attempt_id = self._random.choice(list(self._open))
+        del self._open[attempt_id]
+        if self._random.random() < 0.4:  # noqa: PLR2004 - often
+            self._doubts.add(attempt_id)
+            await self._life.end(attempt_id, AttemptOutcome.UNKNOWN)
+        elif attempt_id in self._charged:
+            await self._accept(attempt_id)
+        else:
+            await self._life.end(attempt_id, self._random.choice(_NOTHING))
+
+    async def _accept(self, attempt_id: str) -> None:
+        self._tasks.append(self._charged[attempt_id])
+        await self._life.end(attempt_id, AttemptOutcome.ACCEPTED, self._charged[attempt_id])
+
+    async def _resolve(self) -> None:
+        if not self._doubts:
+            return
+        attempt_id = self._random.choice(sorted(self._doubts))
+        self._doubts.remove(attempt_id)
+        if attempt_id in self._charged:
+            await self._accept(attempt_id)
+        else:
+            await self._life.end(attempt_id, AttemptOutcome.NOT_CREATED)
+
+    async def _settle(self) -> None:
+        if self._tasks:
+            task_id = self._random.choice(self._tasks)
+            is_good = self._random.random() < 0.5  # noqa: PLR2004 - either
+            await (self._life.succeed(task_id) if is_good else self._life.fail(task_id))
+
+    async def _tidy(self) -> None:
+        ledger, track = self._life.ledger, self._random.choice(self._tracks)
+        match self._random.randrange(4):
+            case 0:
+                await self._life.store(track)
+            case 1:
+                await ledger.retry([TrackState.FAILED, TrackState.REFUSED])
+            case 2:
+                await ledger.plan(self._tracks)
+            case _:
+                await ledger.hear(self._life.id(), self._life.id())
+
+    async def _live_on(self) -> None:
+        is_killed = self._random.random() < 0.5  # noqa: PLR2004 - either
+        await (self._life.die() if is_killed else self._life.restart())
+        self._doubts |= set(self._open)
+        self._open.clear()
