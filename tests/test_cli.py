@@ -300,9 +300,10 @@ def test_every_command_has_json(name: str) -> None:
 
 def test_the_commands() -> None:
     """There are these commands and no placeholders for others."""
-    assert {"bulk", "convert", "credits", "demo", "simulate", "status", "tracks"} == set(
-        cli.commands
-    )
+    assert {
+        *("bulk", "convert", "credits", "demo", "report"),
+        *("resolve", "simulate", "status", "tracks"),
+    } == set(cli.commands)
 
 
 # --- strangers' texts ---------------------------------------------------------------------------

@@ -32,6 +32,8 @@ from kie_wav_async.cli._output import (
     print_json,
     print_line,
 )
+from kie_wav_async.cli._report import run_report
+from kie_wav_async.cli._resolve import run_resolve
 from kie_wav_async.cli._service import Service, as_usage
 from kie_wav_async.cli._simulate import read_script, run_simulator
 from kie_wav_async.errors import KieWavError
@@ -356,6 +358,46 @@ def bulk(
         **settings,
     )
     work = run_bulk(Service(base_url, insecure_hosts), order, as_json=as_json)
+    return _run(work, as_json=as_json)
+
+
+@cli.command()
+@click.argument("ledger", type=click.Path(path_type=Path))
+@_json_option
+def report(ledger: Path, *, as_json: bool) -> int:
+    """
+    Show what a ledger has to tell, while `kie-wav bulk` runs or afterwards.
+
+    How many tracks stand where, what was charged at least and at most, which
+    submits are of unknown fate and how to resolve them, why tracks came to
+    nothing, which WAV files are about to be deleted, and how long conversions
+    took. Changes nothing, and needs neither key nor network.
+
+    In a pipe it prints lines of cells, apart by tabs.
+    """
+    return _run(run_report(ledger, as_json=as_json), as_json=as_json)
+
+
+@cli.command()
+@click.argument("ledger", type=click.Path(path_type=Path))
+@click.argument("attempt")
+@click.option("--task-id", metavar="ID", help="It was accepted: the id of its task.")
+@click.option("--not-charged", is_flag=True, help="It was not: the track may be submitted again.")
+@_json_option
+def resolve(
+    ledger: Path, attempt: str, *, task_id: str | None, not_charged: bool, as_json: bool
+) -> int:
+    """
+    Say what came of a submit of unknown fate.
+
+    ATTEMPT is its id, as `kie-wav report LEDGER` lists it, or the first 6 or more
+    characters of it. Look the track up in KIE's logs first: if a conversion of it
+    is there from that time, say --task-id, else --not-charged. Say nothing you do
+    not know: what is wrongly said to be not charged is paid twice.
+
+    Needs neither key nor network. `kie-wav bulk` then goes on with the track.
+    """
+    work = run_resolve(ledger, attempt, task_id=task_id, not_charged=not_charged, as_json=as_json)
     return _run(work, as_json=as_json)
 
 

@@ -1,0 +1,296 @@
+"""``kie-wav report``: what a ledger has to tell, as tables, as lines or as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from typing import TYPE_CHECKING, Final
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from kie_wav_async.cli._output import DONE, plain, print_json, print_line, stdout_console
+from kie_wav_async.cli._survey import survey, verify_ledger
+from kie_wav_async.ledger import SqliteLedger, TrackState
+
+if TYPE_CHECKING:
+    import datetime as dt
+    from collections.abc import Callable, Generator, Iterable, Sequence
+    from pathlib import Path
+
+    from kie_wav_async import Track, UnknownSubmit
+    from kie_wav_async.cli._survey import Survey
+    from kie_wav_async.ledger import Standing
+
+# How many are listed of what there may be any number of.
+_LISTED: Final = 10
+
+_MEANING: Final[dict[TrackState, str]] = {
+    TrackState.PLANNED: "wanted, not submitted",
+    TrackState.SUBMITTING: "a submit may be on the wire",
+    TrackState.UNKNOWN: "a submit may have been accepted",
+    TrackState.EXISTS: "converted before, under a task id that was not told",
+    TrackState.ACCEPTED: "being converted",
+    TrackState.SUCCEEDED: "converted, not saved",
+    TrackState.STORED: "converted and saved",
+    TrackState.REFUSED: "refused by the service; nothing was created",
+    TrackState.FAILED: "the conversion failed",
+    TrackState.EXPIRED: "converted, not saved in time, deleted by the service",
+}
+
+
+async def run_report(path: Path, *, as_json: bool) -> int:
+    """
+    Print what the ledger at *path* has to tell.
+
+    Args:
+        path: The ledger; a run may be under way with it.
+
+        as_json: Print one JSON object.
+
+    Raises:
+        CliError: There is no such file.
+
+        LedgerError: It cannot be read.
+    """
+    verify_ledger(path)
+    with reading() as on_progress:
+        found = await survey(SqliteLedger(path, read_only=True), path, time.time(), on_progress)
+    if as_json:
+        print_json(found.facts())
+    elif sys.stdout.isatty():
+        _show(found, stdout_console())
+    else:
+        _print(found)
+    return DONE
+
+
+@contextlib.contextmanager
+def reading() -> Generator[Callable[[int, int], None]]:
+    """
+    Show on a terminal how far reading has come, while it lasts.
+
+    What it returns is called with how many tracks were read, and how many there are.
+    """
+    console = Console(stderr=True)
+    progress = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    line = progress.add_task("reading", total=None)
+    with progress:
+        yield lambda done, total: progress.update(line, completed=done, total=max(done, total))
+
+
+def name_of(track: Track) -> str:
+    """Name a track to people."""
+    return track.title or track.audio_id
+
+
+def moment(at: dt.datetime) -> str:
+    """Write a time for people."""
+    return f"{at:%Y-%m-%d %H:%M}"
+
+
+def short_of(one: UnknownSubmit, among: Sequence[UnknownSubmit]) -> str:
+    """Return as much of an attempt's id as tells it from all others, 8 characters at least."""
+    others = [other.attempt_id for other in among if other.attempt_id != one.attempt_id]
+    for length in range(8, len(one.attempt_id)):
+        short = one.attempt_id[:length]
+        if not any(other.startswith(short) for other in others):
+            return short
+    return one.attempt_id
+
+
+# --- in a pipe ------------------------------------------------------------------------------
+
+
+def _print(found: Survey) -> None:
+    """Print lines of cells, of which the first tells what the line is of."""
+    for state in TrackState:
+        print_line("state", state.value, found.states[state])
+    print_line("bill", "accepted", found.accepted)
+    print_line("bill", "unknown", len(found.opening.unknown))
+    print_line("bill", "at_most", found.at_most)
+    for name, submits in (("unknown", found.unknown()), ("under_way", found.under_way())):
+        for submit in submits:
+            ids = (submit.track.music_task_id, submit.track.audio_id)
+            since = submit.at.isoformat()
+            print_line(name, submit.attempt_id, *ids, since, *found.commands(submit))
+    for reason in found.reasons():
+        code = "" if reason.code is None else reason.code
+        print_line(
+            "reason", reason.state.value, reason.count, code, reason.text, *_cells(reason.example)
+        )
+    print_line("expiring", "within_48h", found.expiring)
+    print_line("expiring", "of_unknown_age", found.ageless)
+    print_line("expiring", "expired", found.expired)
+    for one in found.soonest():
+        print_line("expires", one.expires_at and one.expires_at.isoformat(), *_cells(one))
+    for name, share in (("p50_s", 0.5), ("p99_s", 0.99)):
+        if (seconds := found.quantile(share)) is not None:
+            print_line("conversion_time", name, seconds)
+    for seconds, one in found.slowest():
+        print_line("slowest", f"{seconds:.1f}", *_cells(one))
+
+
+def _cells(standing: Standing) -> tuple[str, str, str]:
+    return standing.track.music_task_id, standing.track.audio_id, standing.task_id
+
+
+# --- on a terminal --------------------------------------------------------------------------
+
+
+def _show(found: Survey, console: Console) -> None:
+    """Show tables to a person."""
+    console.print(plain(f"{found.path} at {moment(found.at)} UTC"))
+    rows = [(s.value, f"{found.states[s]:,}", _MEANING[s]) for s in TrackState if found.states[s]]
+    rows.append(("in all", f"{sum(found.states.values()):,}", ""))
+    _print_block(console, _table(("State", "Tracks>", ""), rows))
+    _show_bill(found, console)
+    _show_unknown(found, console)
+    _show_reasons(found, console)
+    _show_expiring(found, console)
+    _show_times(found, console)
+
+
+def _show_bill(found: Survey, console: Console) -> None:
+    doubtful, under_way = len(found.opening.unknown), len(found.under_way())
+    if not doubtful:
+        _print_block(console, f"Charged: {_count(found.accepted, 'conversion')}.")
+        return
+    text = (
+        f"Charged: at least {found.accepted:,} and at most {_count(found.at_most, 'conversion')}, "
+        f"because the fate of {_count(doubtful, 'submit')} is unknown."
+    )
+    if under_way:
+        which = "It" if doubtful == 1 else f"{under_way:,} of them"
+        verbs = ("is", "was") if under_way == 1 else ("are", "were")
+        text += (
+            f" {which} {verbs[0]} on the wire, or {verbs[1]} when the run was killed: the next run "
+            "will tell."
+        )
+    _print_block(console, text)
+
+
+def _show_unknown(found: Survey, console: Console) -> None:
+    unknown = found.unknown()
+    if not unknown:
+        return
+    _print_block(
+        console,
+        "Submits of unknown fate. Look each up in KIE's logs: if it is there, name its task; "
+        "if not, say that it was not charged.",
+    )
+    for one in unknown[:_LISTED]:
+        _print_block(console, f"{name_of(one.track)}, since {moment(one.at)} UTC")
+        if task_id := found.opening.named.get(one.attempt_id):
+            console.print(plain(f"  A callback named its task, {task_id}."))
+        for command in found.commands(one, short_of(one, found.opening.unknown)):
+            # On one line, however long: it is there to be copied.
+            console.print(plain(f"  {command}"), soft_wrap=True)
+    _show_rest(console, len(unknown) - _LISTED)
+
+
+def _show_reasons(found: Survey, console: Console) -> None:
+    reasons = found.reasons()
+    if not reasons:
+        return
+    rows = [
+        (
+            reason.state.value,
+            f"{reason.count:,}",
+            "" if reason.code is None else str(reason.code),
+            reason.text,
+            name_of(reason.example.track),
+        )
+        for reason in reasons[:_LISTED]
+    ]
+    columns = ("State|", "Tracks>", "Code>", "Reason", "For example~")
+    _print_block(console, _table(columns, rows))
+    _show_rest(console, len(reasons) - _LISTED)
+
+
+def _show_expiring(found: Survey, console: Console) -> None:
+    told = [
+        f"{count:,} {what}"
+        for count, what in (
+            (found.expiring, "to be deleted by the service within 48 hours"),
+            (found.expired, "deleted already"),
+            (found.ageless, "of unknown age"),
+        )
+        if count
+    ]
+    if not told:
+        return
+    _print_block(console, f"WAV files not saved: {', '.join(told)}.")
+    if found.expiring:
+        rows = [
+            (moment(one.expires_at) if one.expires_at else "", one.task_id, name_of(one.track))
+            for one in found.soonest()[:_LISTED]
+        ]
+        _print_block(console, _table(("Until (UTC)|", "Task|", "Track~"), rows))
+        _show_rest(console, found.expiring - _LISTED)
+        console.print(plain("`kie-wav status TASK` shows where a file is."))
+
+
+def _show_times(found: Survey, console: Console) -> None:
+    p50, p99 = found.quantile(0.5), found.quantile(0.99)
+    if p50 is None or p99 is None:
+        return
+    _print_block(
+        console,
+        f"From submit to result: {p50:,.1f} s (median), {p99:,.1f} s (99 of 100). The slowest:",
+    )
+    rows = [(f"{s:,.1f}", one.task_id, name_of(one.track)) for s, one in found.slowest()]
+    _print_block(console, _table(("Seconds>", "Task|", "Track~"), rows))
+
+
+def _show_rest(console: Console, count: int) -> None:
+    if count > 0:
+        console.print(plain(f"... and {count:,} more; see --json."))
+
+
+def _print_block(console: Console, block: Table | str) -> None:
+    """Print a table or a paragraph, and an empty line before it."""
+    console.print()
+    console.print(plain(block) if isinstance(block, str) else block)
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """
+    Return a table of *columns*, whose names may end in a mark.
+
+    ``>`` marks numbers, ``|`` what must stay whole, ``~`` what may be cut to fit.
+    """
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    lines = [[plain(cell) for cell in row] for row in rows]
+    for place, column in enumerate(columns):
+        name = column.rstrip(">|~")
+        cells = [line[place] for line in lines]
+        if column.endswith("~"):
+            for cell in cells:  # To rich the column can be wrapped, so it gives way to others.
+                cell.no_wrap, cell.overflow = True, "ellipsis"
+        is_whole = column.endswith((">", "|"))
+        table.add_column(
+            name,
+            justify="right" if column.endswith(">") else "left",
+            overflow="fold",
+            no_wrap=is_whole,
+            min_width=max(map(cell_len, (name, *map(str, cells)))) if is_whole else None,
+        )
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

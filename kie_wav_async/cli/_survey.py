@@ -1,0 +1,350 @@
+"""What a ledger has to tell: read page by page, also while a run is under way."""
+
+from __future__ import annotations
+
+import datetime as dt
+import heapq
+import math
+import shlex
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import attrs
+
+from kie_wav_async.cli._output import USAGE, CliError
+from kie_wav_async.ledger import LedgerOpening, Standing, TrackState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kie_wav_async import Track, UnknownSubmit
+    from kie_wav_async.ledger import Ledger
+
+# How every file of SQLite's begins.
+_MAGIC: Final = b"SQLite format 3\0"
+
+_SOON: Final = dt.timedelta(hours=48)
+
+# How many are kept of what there may be any number of.
+_SOONEST: Final = 1_000
+_SLOWEST: Final = 5
+# The service's words may be others each time: memory must not grow with them.
+_MAX_REASONS: Final = 1_000
+
+_UNSAVED: Final = frozenset({TrackState.ACCEPTED, TrackState.SUCCEEDED})
+_CONVERTED: Final = frozenset({TrackState.SUCCEEDED, TrackState.STORED, TrackState.EXPIRED})
+_IN_VAIN: Final = frozenset({TrackState.REFUSED, TrackState.FAILED, TrackState.EXISTS})
+_READ: Final = _UNSAVED | _CONVERTED | _IN_VAIN | {TrackState.SUBMITTING}
+
+# What comes of a track, by what the service said of it: the state, its code, its words.
+_Key: TypeAlias = tuple[TrackState, int | None, str | None]
+# A number to sort by, one that decides between equals, and what is sorted.
+_Ranked: TypeAlias = tuple[float, int, Standing]
+
+
+def verify_ledger(path: Path) -> None:
+    """
+    Return if the file at *path* may be a ledger.
+
+    Raises:
+        CliError: It is none, or there is none.
+    """
+    try:
+        if path.is_dir():
+            msg = f"{path} is a folder: name the ledger in it, {path / 'kie-wav.sqlite3'} perhaps"
+            raise CliError(USAGE, msg)
+        is_sqlite = not path.exists() or path.is_file()  # A pipe would have us wait.
+        if is_sqlite:
+            with path.open("rb") as file:
+                is_sqlite = file.read(len(_MAGIC)) == _MAGIC
+    except FileNotFoundError as error:
+        raise CliError(USAGE, f"there is no ledger {path}") from error
+    except (OSError, ValueError) as error:  # A name may be too long, or have a NUL in it.
+        why = getattr(error, "strerror", None) or error
+        raise CliError(USAGE, f"cannot open {path}: {why}") from error
+    if not is_sqlite:
+        raise CliError(USAGE, f"{path} is no ledger: name the one that `kie-wav bulk` made")
+
+
+def resolve_commands(path: Path, attempt: str, task_id: str | None) -> list[str]:
+    """
+    Return what to choose from to resolve an unknown submit.
+
+    Args:
+        path: The ledger.
+
+        attempt: The attempt, or the beginning of its id.
+
+        task_id: Its task, if a callback has named it: it was charged then.
+    """
+    begin = shlex.join(["kie-wav", "resolve", str(path), attempt])
+    if task_id is not None:
+        return [f"{begin} --task-id {shlex.quote(task_id)}"]
+    return [f"{begin} --task-id TASK_ID", f"{begin} --not-charged"]
+
+
+@attrs.define
+class Reason:
+    """
+    Why some tracks came to nothing.
+
+    Attributes:
+        state: What they came to.
+
+        code: The service's code; `None` without.
+
+        text: The service's words, or ours where it had none.
+
+        example: One of them.
+
+        count: How many there are.
+    """
+
+    state: TrackState
+    code: int | None
+    text: str
+    example: Standing
+    count: int = 0
+
+
+_NO_WORDS: Final = {TrackState.EXISTS: "a WAV is there, under a task id that was not told"}
+
+
+@attrs.define
+class Survey:
+    """
+    What there is to tell of a ledger; grows with what is wrong, not with the catalog.
+
+    Attributes:
+        path: The ledger.
+
+        at: When it was looked at; aware, UTC.
+
+        opening: The submits in it.
+
+        states: How many tracks stand where.
+
+        expiring: How many WAVs are not saved and gone within 48 hours.
+
+        overdue: How many should be gone and are not noted as such.
+
+        ageless: How many are not saved, and of unknown age.
+    """
+
+    path: Path
+    at: dt.datetime
+    opening: LedgerOpening
+    states: Mapping[TrackState, int]
+    expiring: int = 0
+    overdue: int = 0
+    ageless: int = 0
+    _under_way: set[str] = attrs.field(factory=set[str], init=False)
+    _reasons: dict[_Key, Reason] = attrs.field(factory=dict[_Key, Reason], init=False)
+    # Heaps whose first is the next to give way: the last to expire, the fastest.
+    _soonest: list[_Ranked] = attrs.field(factory=list[_Ranked], init=False)
+    _slowest: list[_Ranked] = attrs.field(factory=list[_Ranked], init=False)
+    # How many conversions took so many tenths of a second.
+    _tenths: Counter[int] = attrs.field(factory=Counter[int], init=False)
+
+    def take(self, standing: Standing) -> None:
+        """Look at one track."""
+        if standing.state is TrackState.SUBMITTING:
+            self._under_way.add(standing.attempt_id)
+        if standing.state in _IN_VAIN:
+            self._take_reason(standing)
+        if standing.state in _UNSAVED:
+            self._take_unsaved(standing)
+        if standing.state in _CONVERTED:
+            self._take_time(standing)
+
+    def _take_reason(self, standing: Standing) -> None:
+        state, code, text = key = (standing.state, standing.error_code, standing.error)
+        if key not in self._reasons and len(self._reasons) >= _MAX_REASONS:
+            state, code, text = key = (standing.state, None, "other reasons")
+        text = text or _NO_WORDS.get(state, "no reason given")
+        self._reasons.setdefault(key, Reason(state, code, text, standing)).count += 1
+
+    def _take_unsaved(self, standing: Standing) -> None:
+        expires_at = standing.expires_at
+        if expires_at is None:
+            self.ageless += 1
+        elif expires_at <= self.at:
+            self.overdue += 1
+        elif expires_at <= self.at + _SOON:
+            self.expiring += 1
+            _keep(self._soonest, _SOONEST, (-expires_at.timestamp(), -standing.index, standing))
+
+    def _take_time(self, standing: Standing) -> None:
+        began, ended = standing.submitted_at, standing.settled_at
+        # What was there before our submit took some other time.
+        if began is None or ended is None or standing.is_adopted:
+            return
+        seconds = max(0.0, (ended - began).total_seconds())
+        self._tenths[round(10 * seconds)] += 1
+        _keep(self._slowest, _SLOWEST, (seconds, -standing.index, standing))
+
+    @property
+    def accepted(self) -> int:
+        """How many submits were charged for certain."""
+        return self.opening.accepted
+
+    @property
+    def at_most(self) -> int:
+        """How many submits may have been charged."""
+        return self.opening.accepted + len(self.opening.unknown)
+
+    @property
+    def expired(self) -> int:
+        """How many WAVs are gone and not saved, noted as such or not yet."""
+        return self.states[TrackState.EXPIRED] + self.overdue
+
+    @property
+    def converted(self) -> int:
+        """How many conversions `quantile` speaks of."""
+        return self._tenths.total()
+
+    def unknown(self) -> list[UnknownSubmit]:
+        """Return the submits of unknown fate, oldest first."""
+        return [one for one in self.opening.unknown if not self.is_under_way(one)]
+
+    def under_way(self) -> list[UnknownSubmit]:
+        """Return the submits that are on the wire, or were when a run was killed."""
+        return [one for one in self.opening.unknown if self.is_under_way(one)]
+
+    def is_under_way(self, one: UnknownSubmit) -> bool:
+        """Return whether a submit may be on the wire."""
+        return one.attempt_id in self._under_way
+
+    def commands(self, one: UnknownSubmit, attempt: str = "") -> list[str]:
+        """Return what to choose from to resolve a submit, called *attempt* there."""
+        if self.is_under_way(one):
+            return []
+        task_id = self.opening.named.get(one.attempt_id)
+        return resolve_commands(self.path, attempt or one.attempt_id, task_id)
+
+    def reasons(self) -> list[Reason]:
+        """Return why tracks came to nothing, the most frequent reason first."""
+        return sorted(self._reasons.values(), key=lambda reason: -reason.count)
+
+    def soonest(self) -> list[Standing]:
+        """Return what is gone within 48 hours, the next first, at most 1,000."""
+        return [standing for *_, standing in sorted(self._soonest, reverse=True)]
+
+    def slowest(self) -> list[tuple[float, Standing]]:
+        """Return the 5 slowest conversions and their seconds."""
+        return [(seconds, one) for seconds, _, one in sorted(self._slowest, reverse=True)]
+
+    def quantile(self, share: float) -> float | None:
+        """Return the seconds within which *share* of the conversions ended; `None` of none."""
+        rank = math.ceil(share * self.converted)
+        for tenth in sorted(self._tenths):
+            rank -= self._tenths[tenth]
+            if rank <= 0:
+                return tenth / 10
+        return None
+
+    def facts(self) -> dict[str, object]:
+        """Return all of it as one JSON object."""
+        return {
+            "ledger": str(self.path),
+            "at": self.at.isoformat(),
+            "tracks": sum(self.states.values()),
+            "states": {state.value: self.states[state] for state in TrackState},
+            "bill": {
+                "accepted": self.accepted,
+                "unknown": len(self.opening.unknown),
+                "at_most": self.at_most,
+            },
+            "unknown": [
+                {
+                    "attempt_id": one.attempt_id,
+                    **ids_of(one.track),
+                    "since": one.at.isoformat(),
+                    "under_way": self.is_under_way(one),
+                    "named_task_id": self.opening.named.get(one.attempt_id),
+                    "resolve": self.commands(one),
+                }
+                for one in self.opening.unknown
+            ],
+            "reasons": [
+                {
+                    "state": reason.state.value,
+                    "error_code": reason.code,
+                    "error": reason.text,
+                    "count": reason.count,
+                    "example": _example(reason.example),
+                }
+                for reason in self.reasons()
+            ],
+            "expiring": {
+                "within_s": _SOON.total_seconds(),
+                "count": self.expiring,
+                "soonest": [
+                    {
+                        **_example(one),
+                        "expires_at": one.expires_at and one.expires_at.isoformat(),
+                        "url": one.wav_url and str(one.wav_url),
+                    }
+                    for one in self.soonest()
+                ],
+                "of_unknown_age": self.ageless,
+                "expired": self.expired,
+            },
+            "conversion_time": {
+                "count": self.converted,
+                "p50_s": self.quantile(0.5),
+                "p99_s": self.quantile(0.99),
+                "slowest": [{**_example(one), "seconds": s} for s, one in self.slowest()],
+            },
+        }
+
+
+def ids_of(track: Track) -> dict[str, object]:
+    """Return a track for JSON."""
+    return attrs.asdict(track)
+
+
+def _example(standing: Standing) -> dict[str, object]:
+    return {**ids_of(standing.track), "task_id": standing.task_id or None}
+
+
+def _keep(heap: list[_Ranked], count: int, entry: _Ranked) -> None:
+    """Keep the *count* greatest entries."""
+    if len(heap) < count:
+        heapq.heappush(heap, entry)
+    else:
+        heapq.heappushpop(heap, entry)
+
+
+async def survey(
+    ledger: Ledger, path: Path, now_unix_s: float, on_progress: Callable[[int, int], object]
+) -> Survey:
+    """
+    Read a ledger.
+
+    Args:
+        ledger: It; not open.
+
+        path: Where it is.
+
+        now_unix_s: The time.
+
+        on_progress: Called with how many tracks were read, and how many there are.
+    """
+    opening = await ledger.open(now_unix_s)
+    try:
+        states = await ledger.count()
+        found = Survey(path, dt.datetime.fromtimestamp(now_unix_s, dt.UTC), opening, states)
+        total = sum(states[state] for state in _READ)
+        after = done = 0
+        while page := await ledger.page(_READ, after=after):
+            for standing in page:
+                found.take(standing)
+            after = page[-1].index
+            done += len(page)
+            on_progress(done, total)
+        return found
+    finally:
+        await ledger.aclose()
