@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import stat
+import sys
 from typing import TYPE_CHECKING, Final
 
 from kie_wav_async._ledger_sql import APPLICATION_ID, SCHEMA_VERSION, create_tables
@@ -30,10 +32,21 @@ _ADVICE: Final[dict[int, str]] = {
     sqlite3.SQLITE_NOTADB: "it is no ledger, so name another file",
 }
 
+_AS_SQLITE: Final[dict[int, int]] = {
+    errno.ENOSPC: sqlite3.SQLITE_FULL,
+    errno.EDQUOT: sqlite3.SQLITE_FULL,
+    errno.EROFS: sqlite3.SQLITE_READONLY,
+    errno.EACCES: sqlite3.SQLITE_CANTOPEN,
+    errno.EPERM: sqlite3.SQLITE_CANTOPEN,
+    errno.ENOENT: sqlite3.SQLITE_CANTOPEN,
+}
+
 
 def connect_to_write(path: Path) -> sqlite3.Connection:
     """
     Open the ledger at *path*, which is made if it is not there.
+
+    The caller has the owner's lock.
 
     Raises:
         LedgerError: It is no ledger, or a newer version wrote it.
@@ -42,18 +55,16 @@ def connect_to_write(path: Path) -> sqlite3.Connection:
 
         sqlite3.Error: SQLite says no.
     """
-    _create(path)
-    # A file that is no ledger of ours stays as it is. SQLite looks, because to
-    # close a descriptor of our own would drop the locks it has on the file.
-    with_tables = _connect(path, "ro")
-    try:
-        _verify_ours(with_tables, path)
-    finally:
-        with_tables.close()
+    if _is_missing(path):
+        _create(path)
+    else:
+        # A file that is no ledger of ours stays as it is. SQLite looks, because to
+        # close a descriptor of our own would drop the locks it has on the file.
+        _connect_ours(path, "ro").close()
     _narrow(path)
-    connection = _connect(path, "rw")
+    connection = _connect_ours(path, "rw")
     try:
-        _prepare(connection, path)
+        _make_durable(connection, path)
     except BaseException:
         connection.close()
         raise
@@ -71,28 +82,28 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
 
         sqlite3.Error: SQLite says no.
     """
-    try:
-        _verify_regular(path)
-    except FileNotFoundError as error:
+    if _is_missing(path):
         msg = f"there is no ledger at {path}: check the name"
-        raise LedgerError(msg) from error
-    connection = _connect(path, "ro")
-    try:
-        if _verify_ours(connection, path) == 0:
-            msg = f"there is no ledger in {path} yet: check the name"
-            raise LedgerError(msg)  # noqa: TRY301 - the connection is closed below
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+        raise LedgerError(msg)
+    return _connect_ours(path, "ro")
 
 
 def explain(error: Exception) -> str:
     """Say what the system said, and what to do about it."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_IOERR) & 0xFF
     if isinstance(error, OSError):
-        code = sqlite3.SQLITE_CANTOPEN
+        code = _AS_SQLITE.get(error.errno or 0, sqlite3.SQLITE_IOERR)
     return f"{error}: {_ADVICE.get(code, _ADVICE[sqlite3.SQLITE_IOERR])}"
+
+
+def _connect_ours(path: Path, mode: str) -> sqlite3.Connection:
+    connection = _connect(path, mode)
+    try:
+        _verify_ours(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
@@ -101,21 +112,49 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
     )
 
 
-def _create(path: Path) -> None:
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+def _is_missing(path: Path) -> bool:
+    """Tell whether a ledger could be made at *path*: there is nothing, or an empty file."""
     try:
-        os.close(os.open(path, flags, 0o600))
-    except FileExistsError:
-        _verify_regular(path)
-    except FileNotFoundError as error:
-        msg = f"the folder of the ledger {path} is not there: make it first"
-        raise LedgerError(msg) from error
-
-
-def _verify_regular(path: Path) -> None:
-    if not stat.S_ISREG(path.stat().st_mode):
+        found = path.stat()
+    except FileNotFoundError:
+        return True
+    if not stat.S_ISREG(found.st_mode):
         msg = f"{path} is not a file: name another ledger"
         raise LedgerError(msg)
+    return found.st_size == 0
+
+
+def _create(path: Path) -> None:
+    """Make an empty ledger under another name, so that there is a whole one or none."""
+    for suffix in ("-wal", "-journal"):
+        beside = path.with_name(f"{path.name}{suffix}")
+        if beside.exists() and beside.stat().st_size > 0:
+            # SQLite would take it for the new one's.
+            msg = (
+                f"there is no ledger at {path}, but a log of one that was there: put the "
+                f"ledger back, or remove {beside.name} if it is not wanted any more"
+            )
+            raise LedgerError(msg)
+    new = path.with_name(f"{path.name}.new")
+    for suffix in ("", "-journal", "-wal", "-shm"):  # Of one that died here.
+        new.with_name(f"{new.name}{suffix}").unlink(missing_ok=True)
+    # SQLite gives the files it makes beside this one the same mode.
+    os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    connection = _connect(new, "rw")
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        create_tables(connection)
+        connection.execute("COMMIT")
+        _make_durable(connection, path)
+    finally:
+        connection.close()
+    new.replace(path)
+    if sys.platform != "win32":  # Which has no way to do it, and needs none.
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def _narrow(path: Path) -> None:
@@ -129,19 +168,15 @@ def _narrow(path: Path) -> None:
             continue
 
 
-def _verify_ours(connection: sqlite3.Connection, path: Path) -> int:
-    """Return the version of the schema, 0 for an empty file."""
+def _verify_ours(connection: sqlite3.Connection, path: Path) -> None:
     try:
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.DatabaseError as error:
         if getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_NOTADB:
             raise
         msg = f"{path} is no ledger, and stays as it is: name another file"
         raise LedgerError(msg) from error
-    if application == 0 and version == 0 and tables == 0:
-        return 0
     if application != APPLICATION_ID:
         msg = f"{path} is another program's database, and stays as it is: name another file"
         raise LedgerError(msg)
@@ -151,10 +186,10 @@ def _verify_ours(connection: sqlite3.Connection, path: Path) -> int:
             f"{SCHEMA_VERSION}): upgrade kie-wav-async"
         )
         raise LedgerError(msg)
-    return int(version)
 
 
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+def _make_durable(connection: sqlite3.Connection, path: Path) -> None:
+    """Have every commit synced before it returns."""
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         msg = f"SQLite cannot keep a write-ahead log of {path}: put the ledger on a local disk"
@@ -163,7 +198,3 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA fullfsync = ON")  # macOS, where fsync stops at the drive's cache.
     connection.execute("PRAGMA checkpoint_fullfsync = ON")
     connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute("BEGIN IMMEDIATE")
-    if _verify_ours(connection, path) == 0:
-        create_tables(connection)
-    connection.execute("COMMIT")

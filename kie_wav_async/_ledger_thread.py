@@ -66,7 +66,8 @@ class Job:
 
         opens_at: Open the file first, if it is not open; the time by the caller's clock.
 
-        owed: The attempt and the task that may not be lost.
+        owed: The attempt whose end this is, and its task if it made one: not to be
+            lost, so it is kept to be written later if it cannot be now.
     """
 
     call: Callable[[LedgerTables], Any]
@@ -100,6 +101,7 @@ class LedgerThread:
         self._is_open = False
         self._lock: OwnerLock | None = None
         self._connection: sqlite3.Connection | None = None
+        self._identity: tuple[int, int] | None = None
         self._owed: list[Job] = []
         # A daemon: whoever leaves without closing does not wait, and what was
         # told to be written is.
@@ -194,6 +196,7 @@ class LedgerThread:
             msg = f"the folder of the ledger {self._path} is not there: make it first"
             raise LedgerError(msg) from error
         self._connection = connect_to_write(self._path)
+        self._identity = _identity(self._path)
 
     def _warn_of_network(self) -> None:
         if sys.platform != "linux":
@@ -252,6 +255,10 @@ class LedgerThread:
         connection.execute("COMMIT")
 
     def _connected(self) -> sqlite3.Connection:
+        # What is written into a file that was moved away is written for nobody.
+        if self._identity is not None and _identity(self._path) != self._identity:
+            msg = f"the ledger {self._path} was moved or replaced while it was open: put it back"
+            raise LedgerError(msg)
         if self._connection is None:
             connect = connect_to_read if self._is_read_only else connect_to_write
             self._connection = connect(self._path)
@@ -285,17 +292,18 @@ class LedgerThread:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+        self._identity = None
         self._is_open = False
 
     def _close(self) -> None:
         if self._owed:
             self._do([])
         if self._owed:
-            pairs = [job.owed for job in self._owed if job.owed is not None]
+            ends = [job.owed for job in self._owed if job.owed is not None]
             _logger.error(
-                "the ledger %s could not be written: it does not know of %s",
+                "the ledger %s could not be written: it will take as unknown %s",
                 self._path,
-                ", ".join(f"task {task_id} of attempt {attempt}" for attempt, task_id in pairs),
+                ", ".join(f"{a} (task {task})" if task else a for a, task in sorted(ends)),
             )
         self._let_go()
         closed = self._closed
@@ -306,9 +314,15 @@ class LedgerThread:
         """Return a new error, as each waiter gets one of his own."""
         if isinstance(error, LedgerError):
             return error.about()
-        refusal = LedgerError(f"the ledger {self._path} cannot be {done}: {explain(error)}")
+        reason = explain(error) if isinstance(error, sqlite3.Error | OSError) else repr(error)
+        refusal = LedgerError(f"the ledger {self._path} cannot be {done}: {reason}")
         refusal.__cause__ = error
         return refusal
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def _recover_first(

@@ -50,8 +50,8 @@ class SqliteLedger:
 
     A call returns once it is on the disk (WAL, ``synchronous=FULL``). Calls that
     wait together are written together. What the disk refuses is tried again for
-    some seconds. An accepted task that it went on refusing is written with the
-    next call that works, or at the end.
+    some seconds; the end of a submit that it goes on refusing is kept, and written
+    before anything else, so that a full disk loses no task once there is room.
 
     Keep it on a local disk: opening it on a network file system is warned of.
 
@@ -120,6 +120,9 @@ class SqliteLedger:
         """
         _verify_moment(now_unix_s)
         loop = asyncio.get_running_loop()
+        if self._thread is not None and self._loop is not None and self._loop.is_closed():
+            self._opened = 0  # Nobody can close it any more.
+            self._let_go(None)
         if self._thread is None:
             self._loop = loop
             self._thread = LedgerThread(
@@ -220,24 +223,27 @@ class SqliteLedger:
         """
         Write down what came of a submit.
 
-        See `Ledger.end`. An ``ACCEPTED`` or ``ADOPTED`` that could not be written
-        raises, and is kept to be written with the next call that can be.
+        See `Ledger.end`. An end that could not be written raises, and is kept to
+        be written before anything else is.
 
         Raises:
-            ValueError: ``ACCEPTED`` or ``ADOPTED`` without *task_id*.
+            ValueError: ``ACCEPTED`` or ``ADOPTED`` without *task_id*, or another
+                outcome with one.
         """
         verify_id(attempt_id, "attempt_id")
         _verify_moment(now_unix_s)
         outcome = AttemptOutcome(outcome)
-        has_task = outcome in (AttemptOutcome.ACCEPTED, AttemptOutcome.ADOPTED)
-        if has_task:
+        if outcome in (AttemptOutcome.ACCEPTED, AttemptOutcome.ADOPTED):
             verify_id(task_id, "task_id")
+        elif task_id:
+            msg = f"an outcome of {outcome} names no task: {task_id!r}"
+            raise ValueError(msg)
         code, words = _code(error_code), _words(error)
         await self._ask(
             lambda tables: tables.end(
                 attempt_id, outcome, now_unix_s, task_id=task_id, error_code=code, error=words
             ),
-            owed=(attempt_id, task_id) if has_task else None,
+            owed=(attempt_id, task_id),
         )
 
     async def hear(self, attempt_id: str, task_id: str) -> None:
@@ -284,6 +290,7 @@ class SqliteLedger:
         verify_type(track, Track, "track")
         verify_type(path, str, "path")
         verify_type(sha256, str, "sha256")
+        verify_type(size, int, "size")
         verify_number(size, "size", least=0)
         await self._ask(lambda tables: tables.store(track, path=path, size=size, sha256=sha256))
 
@@ -336,6 +343,8 @@ def _verify_moment(now_unix_s: float) -> None:
 
 
 def _code(error_code: int | None) -> int | None:
+    if error_code is not None:
+        verify_type(error_code, int, "error_code")
     # What does not fit into a column is no code anybody could look up.
     return error_code if error_code is None or -(2**63) <= error_code < 2**63 else None
 
@@ -344,4 +353,5 @@ def _words(error: str | None) -> str | None:
     """Cut the service's words, and take out what no text file can hold."""
     if error is None:
         return None
+    verify_type(error, str, "error")
     return error[:_MAX_ERROR].encode("utf-8", "replace").decode("utf-8")
