@@ -270,7 +270,8 @@ def convert(
 )
 @click.option(
     "--on-unknown",
-    type=click.Choice(list(OnUnknown)),
+    # By name or by value, which clicks do not agree on: they differ in nothing but case.
+    type=click.Choice(list(OnUnknown), case_sensitive=False),
     default=OnUnknown.RAISE,
     show_default=True,
     help="What to do with a submit that may have been accepted: ask you, or send it once more, "
