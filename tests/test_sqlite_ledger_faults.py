@@ -79,9 +79,13 @@ def disk(monkeypatch):
             return disk.run(sql, lambda: super(Connection, self).executemany(sql, *values))
 
     connect = sqlite3.connect
-    monkeypatch.setattr(
-        sqlite3, "connect", lambda *args, **kw: connect(*args, factory=Connection, **kw)
-    )
+
+    def connect_here(*args, **kw):
+        connection = connect(*args, factory=Connection, **kw)
+        sqlite3.Connection.execute(connection, "PRAGMA synchronous = OFF")
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", connect_here)
     monkeypatch.setattr(_ledger_thread, "_PAUSES_S", (0.0, 0.0, 0.0))
     monkeypatch.setattr(os, "fsync", lambda _: None)
     return disk
