@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import math
+import os
 import re
 import shlex
 import sqlite3
@@ -241,6 +242,12 @@ def test_on_a_terminal(seen, columns: int) -> None:
     assert not CONTROLS.search(text)
 
 
+@pytest.mark.usefixtures("everything")
+def test_commands_on_a_narrow_terminal(seen) -> None:
+    """A command to copy is one line of text, however narrow the terminal."""
+    assert f"  kie-wav resolve {LEDGER} {attempt(9)[:8]} --task-id TASK_ID" in seen(40)
+
+
 def test_an_empty_ledger(report, seen) -> None:
     """Of a ledger without tracks nothing is told but that."""
     asyncio.run(write_nothing())
@@ -386,6 +393,18 @@ def test_what_is_no_ledger(*, capsys, name, code, words, json_too, command) -> N
         assert "" == done.out
     after = {path.name: path.read_bytes() for path in Path().iterdir() if path.name in before}
     assert before == after
+
+
+def test_a_pipe_is_no_ledger(capsys) -> None:
+    """A named pipe is not read from, whatever comes out of it."""
+    os.mkfifo("pipe")
+    pipe = os.open("pipe", os.O_RDWR)
+    os.write(pipe, b"SQLite format 3\0")
+    done = run(capsys, "report", "pipe")
+    os.close(pipe)
+
+    assert 2 == done.code
+    assert "kie-wav: pipe is no ledger: name the one that `kie-wav bulk` made\n" == done.err
 
 
 # --- what is counted ------------------------------------------------------------------------

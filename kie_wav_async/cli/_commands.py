@@ -372,7 +372,8 @@ def report(ledger: Path, *, as_json: bool) -> int:
     How many tracks stand where, what was charged at least and at most, which
     submits are of unknown fate and how to resolve them, why tracks came to
     nothing, which WAV files are about to be deleted, and how long conversions
-    took. Changes nothing, and needs neither key nor network.
+    took. Changes nothing, needs neither key nor network, and exits with 0
+    whatever it shows.
 
     In a pipe it prints lines of cells, apart by tabs.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -219,4 +220,5 @@ def _tell(
         say(f"{name_of(submit.track)} is now {_NEXT.get(standing.state, standing.state.value)}.")
     if left:
         what = "submit is" if len(left) == 1 else "submits are"
-        say(f"{len(left):,} more {what} of unknown fate: see `kie-wav report {path}`.")
+        command = shlex.join(["kie-wav", "report", str(path)])
+        say(f"{len(left):,} more {what} of unknown fate: see `{command}`.")
