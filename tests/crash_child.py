@@ -49,6 +49,7 @@ WRITES = (
     "expire",
     "begin",
     *(f"end {outcome.value}" for outcome in AttemptOutcome),
+    "hear",
     "settle",
 )
 WIRE = (
@@ -142,7 +143,7 @@ def watch_calls(reaper: Reaper) -> None:
 
         setattr(SqliteLedger, name, watched)
 
-    for name in ("open", "plan", "retry", "expire", "begin", "settle"):
+    for name in ("open", "plan", "retry", "expire", "begin", "hear", "settle"):
         watch(name, lambda _, name=name: name)
     watch("aclose", lambda _: "close")
     watch("end", lambda args: f"end {AttemptOutcome(args[1]).value}")
@@ -158,7 +159,7 @@ class Transactions:
 
     def watch(self) -> None:
         """Watch all of them."""
-        for name in ("recover", "plan", "retry", "expire", "begin", "settle"):
+        for name in ("recover", "plan", "retry", "expire", "begin", "hear", "settle"):
             self._watch(LedgerTables, name, lambda _, name=name: name)
         self._watch(LedgerTables, "end", lambda args: f"end {AttemptOutcome(args[2]).value}")
         self._watch(_ledger_file, "create_tables", lambda _: "schema")
@@ -306,10 +307,12 @@ def live(order: dict) -> int:
     watch_lock(reaper)
     watch_wire(reaper)
     watch_events(reaper, Path(order["told"]))
-    clock = WorldClock(order["speed"], order["born_unix_s"])
+    clock = FastClock(order["speed"])
+    if order["born_unix_s"] is not None:
+        clock = WorldClock(order["speed"], order["born_unix_s"])
     _bulk.SystemClock = lambda: clock
     _bulk_plan._SLICE = SLICE
-    os.environ["KIE_API_KEY"] = order["api_key"]
+    os.environ.update(order["environment"])
     code = cli.main(order["arguments"])
     sys.stdout.flush()
     sys.stderr.flush()

@@ -20,6 +20,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sqlite3
 import sys
 import tempfile
@@ -90,6 +91,8 @@ class World:
         is_charged_once: Whether no track may be charged twice here.
 
         is_retrying: Whether what failed is tried again by the next life.
+
+        is_listening: Whether the command is called back.
     """
 
     name: str
@@ -99,6 +102,7 @@ class World:
     faults: tuple[Fault, ...] = ()
     is_charged_once: bool = True
     is_retrying: bool = False
+    is_listening: bool = False
 
 
 # What befalls submits in all worlds: one was charged and its answer is lost, one was not and
@@ -139,16 +143,28 @@ RISKS = World(
     is_charged_once=False,
     is_retrying=True,
 )
+CALLS = World(
+    name="charges again, called back",
+    ends=CHARGES.ends,
+    service=CHARGES.service,
+    faults=(*CHARGES.faults, Fault(kind="lost", on="callback", every=3)),
+    is_listening=True,
+)
 # One world that comes to every moment.
 MIXED = World(
     name="409, at times without id",
     on_unknown="resubmit",
     ends=frozenset({"succeeded", "refused", "unknown", "exists"}),
     service={"unknown_audio_ids": [BAD]},
-    faults=(*LOST, Fault(kind="no-data", verdict="repeated", every=2)),
+    faults=(
+        *LOST,
+        Fault(kind="no-data", verdict="repeated", every=2),
+        Fault(kind="lost", on="callback", every=2),
+    ),
     is_retrying=True,
+    is_listening=True,
 )
-WORLDS = (KNOWS, CHARGES, HIDES, RISKS)
+WORLDS = (KNOWS, CHARGES, HIDES, CALLS, RISKS)
 
 
 @attrs.frozen
@@ -333,6 +349,10 @@ class Bench:
         self._tracks: list[tuple[str, str]] = []
         self._born_unix_s = 0.0
         self._where = ""
+        # For all lives: so that the callbacks of the dead find their heirs.
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
 
     async def __aenter__(self) -> Self:
         kie = SimulatorProcess(
@@ -396,13 +416,20 @@ class Bench:
         arguments = ["bulk", str(self.catalog), "--out", str(out), "--base-url", self.kie.base_url]
         arguments += ["--on-unknown", self.world.on_unknown, "--poll", "5,5,1000"]
         arguments += ["--retry-failed"] * self.world.is_retrying
+        if self.world.is_listening:
+            address = f"127.0.0.1:{self._port}"
+            arguments += ["--listen", address, "--callback-url", f"http://{address}/"]
         names = ("told", "stdout", "stderr", "census")
         return {
             **{name: str(self._folder / name) for name in names},
             "arguments": arguments,
-            "api_key": self.kie.api_key,
+            "environment": {
+                "KIE_API_KEY": self.kie.api_key,
+                "KIE_WEBHOOK_HMAC_KEY": self.kie.webhook_key,
+            },
             "speed": SPEED,
-            "born_unix_s": self._born_unix_s,
+            # Callbacks are signed by the machine's own date.
+            "born_unix_s": None if self.world.is_listening else self._born_unix_s,
             "point": point,
             "hit": hit,
             "bug": bug,
