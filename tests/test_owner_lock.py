@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import PurePosixPath
+
+import pytest
+
+from kie_wav_async import Track
+from kie_wav_async._owner_lock import OwnerLock, network_file_system
+from kie_wav_async.errors import LedgerError
+from kie_wav_async.ledger import SqliteLedger, TrackState
+
+NOW = 1_700_000_000.0
+TRACK = Track("5c79", "e231")
+
+OWNER = """
+import asyncio, sys
+from kie_wav_async import Track
+from kie_wav_async.ledger import SqliteLedger
+
+async def main():
+    async with SqliteLedger(sys.argv[1]) as ledger:
+        await ledger.begin(Track("5c79", "e231"), "a1", 1_700_000_000.0)
+        print("open", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Return where the ledger is."""
+    return tmp_path / "x.sqlite3"
+
+
+@pytest.fixture
+def owner(path):
+    """Return another process that has the ledger open, with a submit under way."""
+    with subprocess.Popen(  # noqa: S603 - our own interpreter and our own text
+        [sys.executable, "-c", OWNER, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert "open\n" == process.stdout.readline()
+        yield process
+        process.kill()
+
+
+async def test_a_second_process_is_refused(path, owner):
+    """A ledger open in another process cannot be opened, and the error says where it is."""
+    with pytest.raises(LedgerError) as caught:
+        await SqliteLedger(path).open(NOW)
+    assert f"process {owner.pid} on {socket.gethostname()}" in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+async def test_a_second_process_may_look(path, owner):
+    """A ledger open in another process can be read, and its owner goes on."""
+    async with SqliteLedger(path, read_only=True) as ledger:
+        assert TrackState.SUBMITTING is (await ledger.find(TRACK)).state
+    owner.communicate("\n", timeout=60)
+    assert 0 == owner.returncode
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+async def test_the_lock_dies_with_its_owner(path, owner):
+    """After its owner was killed, a ledger opens, and the owner's submit is unknown."""
+    owner.send_signal(signal.SIGKILL)
+    owner.wait(timeout=60)
+    ledger = SqliteLedger(path)
+    opening = await ledger.open(NOW + 60)
+    await ledger.aclose()
+    assert ["a1"] == [submit.attempt_id for submit in opening.unknown]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+async def test_who_only_looks_takes_a_submit_under_way_for_unknown(path, owner):
+    """What is left by a dead owner is counted as unknown before anybody opens the ledger."""
+    owner.send_signal(signal.SIGKILL)
+    owner.wait(timeout=60)
+    ledger = SqliteLedger(path, read_only=True)
+    opening = await ledger.open(NOW + 60)
+    standing = await ledger.find(TRACK)
+    await ledger.aclose()
+    assert ["a1"] == [submit.attempt_id for submit in opening.unknown]
+    assert TrackState.SUBMITTING is standing.state
+
+
+async def test_a_second_ledger_in_one_process_is_refused(path):
+    """Two ledgers of one process do not share a file, and the error says so."""
+    async with SqliteLedger(path):
+        with pytest.raises(LedgerError, match="already open in this process"):
+            await SqliteLedger(path).open(NOW)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs symbolic links")
+async def test_another_name_is_no_way_around(tmp_path, path):
+    """A ledger is refused under the name of a link to it, too."""
+    (tmp_path / "link").symlink_to(path)
+    async with SqliteLedger(path):
+        with pytest.raises(LedgerError, match="already open"):
+            await SqliteLedger(tmp_path / "link").open(NOW)
+
+
+async def test_the_lock_is_given_back(path):
+    """A ledger that was closed, or could not be opened, is free at once."""
+    path.write_text("no ledger, but words enough to fill the header of a database or two")
+    for _ in range(2):
+        with pytest.raises(LedgerError, match="is no ledger"):
+            await SqliteLedger(path).open(NOW)
+    path.unlink()
+    for _ in range(2):
+        async with SqliteLedger(path):
+            pass
+
+
+def test_the_lock_file_is_ours_alone_and_says_who(path):
+    """The lock file can be read by its owner only, and names the process while it is held."""
+    lock = OwnerLock(path)
+    lock.acquire()
+    assert f"{os.getpid()} {socket.gethostname()}\n" == lock.path.read_text()
+    assert 0o600 == stat.S_IMODE(lock.path.stat().st_mode)
+    lock.release()
+    assert "" == lock.path.read_text()
+    lock.release()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"garbage", b"1 \x1b[31mhost\n", b"\xff" * 300, b"12345678901 host\n"]
+)
+def test_a_lock_file_nobody_wrote_is_not_quoted(path, content):
+    """What stands in a lock file is shown if it is a process and a host, else not."""
+    first = OwnerLock(path)
+    first.acquire()
+    first.path.write_bytes(content)
+    with pytest.raises(LedgerError, match="open in another process: let it finish"):
+        OwnerLock(path).acquire()
+    first.release()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs symbolic links")
+def test_a_lock_does_not_follow_links(tmp_path, path):
+    """A link where the lock file should be does not make us write to what it points at."""
+    target = tmp_path / "precious"
+    target.write_text("precious")
+    (tmp_path / "x.sqlite3.lock").symlink_to(target)
+    with pytest.raises(OSError, match="symbolic"):
+        OwnerLock(path).acquire()
+    assert "precious" == target.read_text()
+
+
+MOUNTS = """\
+21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+22 21 0:20 / /proc rw - proc proc rw
+30 21 0:40 / /mnt/nfs rw,relatime shared:2 master:1 - nfs4 server:/export rw,vers=4.2
+31 30 8:2 / /mnt/nfs/local rw - xfs /dev/sdb1 rw
+32 21 0:41 / /mnt/with\\040blank rw - cifs //server/share rw
+33 21 0:42 / /mnt/ssh rw - fuse.sshfs me@host: rw
+34 21 8:3 / /mnt/over rw - ext4 /dev/sdc1 rw
+35 34 0:43 / /mnt/over rw - 9p drvfs rw
+36 21 0:44 / /mnt/under rw - nfs server:/export rw
+37 36 8:4 / /mnt/under rw - ext4 /dev/sdd1 rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/home/me/x", None),
+        ("/mnt/nfs/x", "nfs4"),
+        ("/mnt/nfs", "nfs4"),
+        ("/mnt/nfsx/x", None),
+        ("/mnt/nfs/local/x", None),
+        ("/mnt/nfs/locals/x", "nfs4"),
+        ("/mnt/with blank/x", "cifs"),
+        ("/mnt/ssh/a/b/c/x", "fuse.sshfs"),
+        ("/mnt/over/x", "9p"),
+        ("/mnt/under/x", None),
+        ("/proc/x", None),
+    ],
+)
+def test_a_network_file_system_is_recognised(path, kind):
+    """The innermost, latest mount above a path says whether it is on the network."""
+    assert kind == network_file_system(MOUNTS, PurePosixPath(path))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph", "glusterfs", "lustre", "afs"],
+)
+def test_the_usual_network_file_systems_are_known(kind):
+    """Each of the common file systems of several machines is known by its name."""
+    assert kind == network_file_system(f"1 0 0:1 / / rw - {kind} x rw\n", PurePosixPath("/x"))
+
+
+@pytest.mark.parametrize(
+    "mounts", ["", "\n", "garbage\n", "1 0 0:1 / /\n", " - nfs x rw\n", "1 0 0:1 / / rw - \n"]
+)
+def test_mounts_that_cannot_be_read_say_nothing(mounts):
+    """Lines of another shape are passed over."""
+    assert None is network_file_system(mounts, PurePosixPath("/x"))
+
+
+async def test_a_network_file_system_is_warned_of(path, monkeypatch, caplog):
+    """Opening a ledger on a network file system logs one warning that says what to do."""
+    monkeypatch.setattr("kie_wav_async._ledger_thread.network_file_system", lambda *_: "nfs4")
+    monkeypatch.setattr(sys, "platform", "linux")
+    async with SqliteLedger(path):
+        pass
+    [record] = caplog.records
+    assert ("kie_wav_async", "WARNING") == (record.name, record.levelname)
+    assert f"{path} is on a network file system (nfs4)" in record.getMessage()
+    assert "local disk" in record.getMessage()
+
+
+async def test_a_local_disk_is_not_warned_of(path, caplog):
+    """Where the tests run, nothing is logged."""
+    async with SqliteLedger(path):
+        pass
+    assert [] == caplog.records

@@ -1,0 +1,820 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+
+import pytest
+from yarl import URL
+
+from kie_wav_async import Track
+from kie_wav_async._ledger_sql import APPLICATION_ID, SCHEMA_VERSION
+from kie_wav_async.errors import LedgerError
+from kie_wav_async.ledger import AttemptOutcome, Ledger, SqliteLedger, TrackState
+
+NOW = 1_700_000_000.0
+TRACK = Track("5c79", "e231")
+WAV = URL("https://files.example/x.wav")
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX modes")
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Return where the ledger is to be."""
+    return tmp_path / "x.sqlite3"
+
+
+def tracks(count):
+    """Return *count* tracks."""
+    return [Track("5c79", f"e{n}") for n in range(count)]
+
+
+def mode(path):
+    """Return the rights on a file."""
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def beside(path):
+    """Name the files in the folder of *path*."""
+    return sorted(entry.name for entry in path.parent.iterdir())
+
+
+# --- the file --------------------------------------------------------------------------------
+
+
+def test_it_is_a_ledger(path):
+    """The class has the calls of the protocol."""
+    assert isinstance(SqliteLedger(path), Ledger)
+
+
+def test_constructing_it_touches_nothing(path):
+    """Until it is opened there is no file, no thread and no running loop needed."""
+    threads = threading.active_count()
+    SqliteLedger(path)
+    assert [] == beside(path)
+    assert threads == threading.active_count()
+
+
+@pytest.mark.parametrize(
+    ("args", "options", "error"),
+    [
+        ((7,), {}, TypeError),
+        ((None,), {}, TypeError),
+        ((b"x",), {}, TypeError),
+        (("",), {}, ValueError),
+        (("x",), {"read_only": 1}, TypeError),
+    ],
+)
+def test_what_is_no_path_is_refused(args, options, error):
+    """A path is a str or a path of str, and not empty."""
+    with pytest.raises(error):
+        SqliteLedger(*args, **options)
+
+
+@posix
+async def test_nobody_else_can_read_it(path):
+    """Every file it makes has mode 0600, whatever the umask."""
+    umask = os.umask(0)
+    try:
+        async with SqliteLedger(path) as ledger:
+            await ledger.plan([TRACK])
+            names = beside(path)
+            assert {0o600} == {mode(path.with_name(name)) for name in names}
+    finally:
+        os.umask(umask)
+    assert ["x.sqlite3", "x.sqlite3-shm", "x.sqlite3-wal", "x.sqlite3.lock"] == names
+
+
+@posix
+async def test_rights_of_others_are_taken_away(path):
+    """A ledger that others could read is theirs no more after an opening."""
+    async with SqliteLedger(path):
+        pass
+    path.chmod(0o644)
+    async with SqliteLedger(path):
+        assert 0o600 == mode(path)
+
+
+async def test_a_closed_ledger_is_one_file(path):
+    """Closed, the log is in the file, and only the empty lock stays beside it."""
+    async with SqliteLedger(path) as ledger:
+        await ledger.plan([TRACK])
+    assert ["x.sqlite3", "x.sqlite3.lock"] == beside(path)
+
+
+async def test_the_file_says_what_it_is(path):
+    """The file carries our mark, the version of its schema, and keeps a write-ahead log."""
+    async with SqliteLedger(path):
+        pass
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        found = [
+            connection.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("application_id", "user_version", "journal_mode")
+        ]
+    assert [APPLICATION_ID, SCHEMA_VERSION, "wal"] == found
+
+
+async def test_commits_are_synced(path, monkeypatch):
+    """The connection that writes syncs each commit, waits for locks and minds references."""
+    connections = []
+    connect = sqlite3.connect
+
+    def connect_here(*args, **kw):
+        connections.append(connect(*args, check_same_thread=False, **kw))
+        return connections[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", connect_here)
+    async with SqliteLedger(path):
+        settings = {
+            name: connections[-1].execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("synchronous", "busy_timeout", "foreign_keys", "fullfsync")
+        }
+    assert {"synchronous": 2, "busy_timeout": 5000, "foreign_keys": 1, "fullfsync": 1} == settings
+
+
+async def test_a_folder_that_is_missing_is_not_made(tmp_path):
+    """A ledger in a folder that is not there says so."""
+    with pytest.raises(LedgerError, match=r"folder of the ledger .* is not there: make it"):
+        await SqliteLedger(tmp_path / "no" / "x.sqlite3").open(NOW)
+    assert [] == list(tmp_path.iterdir())
+
+
+async def test_a_folder_is_no_ledger(tmp_path):
+    """A folder where the ledger should be is refused."""
+    with pytest.raises(LedgerError, match="is not a file"):
+        await SqliteLedger(tmp_path).open(NOW)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_a_newer_ledger_is_refused(path, read_only):
+    """A ledger of a newer version is left as it is, and the error says what to upgrade."""
+    async with SqliteLedger(path):
+        pass
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    content = path.read_bytes()
+    with pytest.raises(LedgerError, match=r"newer version.*: upgrade kie-wav-async"):
+        await SqliteLedger(path, read_only=read_only).open(NOW)
+    assert content == path.read_bytes()
+
+
+async def test_another_programs_database_is_refused(path):
+    """A database that is not ours stays as it is, down to its mode and its neighbours."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE track (idx)")
+    path.chmod(0o644)
+    content = path.read_bytes()
+    with pytest.raises(LedgerError, match="another program's database"):
+        await SqliteLedger(path).open(NOW)
+    assert content == path.read_bytes()
+    assert sys.platform == "win32" or 0o644 == mode(path)
+    assert ["x.sqlite3", "x.sqlite3.lock"] == beside(path)
+
+
+async def test_what_is_no_database_is_refused(path):
+    """A file of another kind stays as it is."""
+    path.write_text("music_task_id,audio_id\n" * 100)
+    with pytest.raises(LedgerError, match="is no ledger, and stays as it is"):
+        await SqliteLedger(path).open(NOW)
+    assert path.read_text() == "music_task_id,audio_id\n" * 100
+
+
+async def test_an_empty_file_becomes_a_ledger(path):
+    """An empty file, as `mktemp` leaves it, is made a ledger."""
+    path.touch()
+    async with SqliteLedger(path) as ledger:
+        assert 1 == await ledger.plan([TRACK])
+
+
+async def test_what_a_broken_start_left_is_cleared_away(path):
+    """A ledger that was being made when its process died is made anew."""
+    path.with_name("x.sqlite3.new").write_bytes(b"SQLite format 3\0" + b"x" * 99)
+    path.with_name("x.sqlite3.new-journal").write_bytes(b"x" * 512)
+    async with SqliteLedger(path) as ledger:
+        assert 1 == await ledger.plan([TRACK])
+    assert ["x.sqlite3", "x.sqlite3.lock"] == beside(path)
+
+
+async def test_the_log_of_a_lost_ledger_is_not_taken_for_a_new_ones(path):
+    """Where the file is gone but its log is there, no empty ledger is made in its place."""
+    path.with_name("x.sqlite3-wal").write_bytes(b"x" * 99)
+    with pytest.raises(LedgerError, match=r"put the ledger back, or remove x\.sqlite3-wal"):
+        await SqliteLedger(path).open(NOW)
+    assert ["x.sqlite3-wal", "x.sqlite3.lock"] == beside(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="needs a plain user")
+async def test_a_file_that_may_not_be_written_says_so(path):  # pragma: no cover - run as root here
+    """A ledger without the right to write is refused with the system's words."""
+    async with SqliteLedger(path):
+        pass
+    path.parent.chmod(0o500)
+    try:
+        with pytest.raises(LedgerError, match="may be"):
+            await SqliteLedger(path).open(NOW)
+    finally:
+        path.parent.chmod(0o700)
+
+
+async def test_names_are_only_names(tmp_path):
+    """Blanks, percent signs and question marks in a path mean nothing special."""
+    path = tmp_path / "a b%41?mode=memory#x.sqlite3"
+    async with SqliteLedger(str(path)) as ledger:
+        await ledger.plan([TRACK])
+    assert path.stat().st_size > 0
+
+
+async def test_a_relative_path_is_meant_where_it_is_opened(path, monkeypatch):
+    """A relative path is looked up once, when the ledger is opened."""
+    monkeypatch.chdir(path.parent)
+    async with SqliteLedger(path.name) as ledger:
+        monkeypatch.chdir("/")
+        await ledger.plan([TRACK])
+    assert path.exists()
+
+
+# --- reading only ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def left(path):
+    """Return a ledger's path after a run."""
+    async with SqliteLedger(path) as ledger:
+        await ledger.plan(tracks(3))
+    return path
+
+
+async def test_looking_changes_nothing(left):
+    """A ledger that is only read needs no lock, keeps its bytes, and gets no log to replay."""
+    left.with_name("x.sqlite3.lock").unlink()
+    content = left.read_bytes()
+    async with SqliteLedger(left, read_only=True) as ledger:
+        assert 3 == (await ledger.count())[TrackState.PLANNED]
+        assert 3 == len(await ledger.page([TrackState.PLANNED]))
+    assert content == left.read_bytes()
+    assert "x.sqlite3.lock" not in beside(left)
+    assert b"" == left.with_name("x.sqlite3-wal").read_bytes()
+
+
+async def test_looking_sees_what_was_written_since(left):
+    """A reader sees each commit of the process that writes, as soon as it is made."""
+    async with SqliteLedger(left) as writer, SqliteLedger(left, read_only=True) as reader:
+        for n in range(3, 6):
+            await writer.plan(tracks(n + 1))
+            assert n + 1 == (await reader.count())[TrackState.PLANNED]
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "options"),
+    [
+        ("plan", ([TRACK],), {}),
+        ("retry", ([TrackState.FAILED],), {}),
+        (
+            "begin",
+            (
+                TRACK,
+                "a1",
+                NOW,
+            ),
+            {},
+        ),
+        (
+            "end",
+            (
+                "a1",
+                AttemptOutcome.UNKNOWN,
+                NOW,
+            ),
+            {},
+        ),
+        (
+            "hear",
+            (
+                "a1",
+                "t1",
+            ),
+            {},
+        ),
+        (
+            "settle",
+            (
+                "t1",
+                NOW,
+            ),
+            {},
+        ),
+        ("store", (TRACK,), {"path": "x", "size": 1, "sha256": "00"}),
+        ("expire", (NOW,), {}),
+    ],
+)
+async def test_looking_writes_nothing(left, name, args, options):
+    """Every call that would write is refused by a ledger that is only read."""
+    async with SqliteLedger(left, read_only=True) as ledger:
+        with pytest.raises(LedgerError, match="read only"):
+            await getattr(ledger, name)(*args, **options)
+
+
+@pytest.mark.parametrize("is_empty", [False, True])
+async def test_looking_makes_no_ledger(path, is_empty):
+    """A ledger that is not there is not made by looking at it."""
+    if is_empty:
+        path.touch()
+    with pytest.raises(LedgerError, match="there is no ledger at"):
+        await SqliteLedger(path, read_only=True).open(NOW)
+    assert (["x.sqlite3"] if is_empty else []) == beside(path)
+
+
+# --- opening and closing ---------------------------------------------------------------------
+
+
+async def test_openings_nest(path):
+    """It is open from the first opening to the last closing, and one more closing is nothing."""
+    ledger = SqliteLedger(path)
+    await ledger.open(NOW)
+    await ledger.begin(TRACK, "a1", NOW)
+    assert 1 == len((await ledger.open(NOW)).unknown)
+    assert TrackState.SUBMITTING is (await ledger.find(TRACK)).state
+    await ledger.aclose()
+    assert TrackState.SUBMITTING is (await ledger.find(TRACK)).state
+    await ledger.aclose()
+    await ledger.aclose()
+    with pytest.raises(LedgerError, match="is not open"):
+        await ledger.find(TRACK)
+
+
+async def test_it_can_be_opened_again(path):
+    """Closed, a ledger can be opened again, at once and from two places."""
+    ledger = SqliteLedger(path)
+    for n in range(3):
+        await asyncio.gather(ledger.open(NOW), ledger.open(NOW))
+        assert 1 == await ledger.plan([Track("5c79", f"e{n}")])
+        await asyncio.gather(ledger.aclose(), ledger.aclose())
+
+
+@pytest.mark.parametrize("name", ["plan", "count", "find", "begin"])
+async def test_it_must_be_open(path, name):
+    """Before it is opened every call raises, and says what to do."""
+    calls = {"plan": ([TRACK],), "count": (), "find": (TRACK,), "begin": (TRACK, "a1", NOW)}
+    with pytest.raises(LedgerError, match=r"is not open: `async with` it, or call open\(\)"):
+        await getattr(SqliteLedger(path), name)(*calls[name])
+
+
+async def test_a_failed_opening_counts_for_nothing(path):
+    """After an opening that failed it is closed, and the next one may succeed."""
+    path.mkdir()
+    ledger = SqliteLedger(path)
+    results = await asyncio.gather(
+        ledger.open(NOW), ledger.open(NOW), ledger.count(), return_exceptions=True
+    )
+    assert [LedgerError] * 3 == [type(result) for result in results]
+    assert 3 == len(set(map(id, results)))
+    path.rmdir()
+    async with ledger:
+        assert 1 == await ledger.plan([TRACK])
+
+
+async def test_closing_finishes_what_is_queued(path):
+    """Calls made before the last closing are written before it returns."""
+    ledger = SqliteLedger(path)
+    await ledger.open(NOW)
+    calls = [asyncio.ensure_future(ledger.plan([track])) for track in tracks(50)]
+    await asyncio.sleep(0)
+    await ledger.aclose()
+    assert [1] * 50 == await asyncio.gather(*calls)
+
+
+async def test_a_cancelled_opening_leaves_it_closed(path):
+    """Cancelled while it opens, a ledger lets go of its file by itself."""
+    ledger = SqliteLedger(path)
+    opening = asyncio.ensure_future(ledger.open(NOW))
+    await asyncio.sleep(0)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    async with ledger:
+        assert 1 == await ledger.plan([TRACK])
+
+
+async def test_a_cancelled_closing_closes(path):
+    """Cancelled while it closes, a ledger closes all the same, and the next one waits for it."""
+    ledger = SqliteLedger(path)
+    await ledger.open(NOW)
+    closing = asyncio.ensure_future(ledger.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    async with ledger:
+        assert 1 == await ledger.plan([TRACK])
+
+
+async def test_a_cancelled_caller_stops_nobody(path):
+    """A caller who goes away while his call is queued takes nothing with him."""
+    async with SqliteLedger(path) as ledger:
+        calls = [asyncio.ensure_future(ledger.plan([track])) for track in tracks(9)]
+        await asyncio.sleep(0)
+        for call in calls[::2]:
+            call.cancel()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [1] * 4 == results[1::2]
+        assert 9 == (await ledger.count())[TrackState.PLANNED]
+
+
+def test_another_loop_is_refused(path):
+    """A ledger belongs to the loop that opened it until it is closed."""
+    ledger = SqliteLedger(path)
+
+    async def use_elsewhere():
+        with pytest.raises(RuntimeError, match="loop that opened it"):
+            await ledger.count()
+        with pytest.raises(RuntimeError, match="loop that opened it"):
+            await ledger.open(NOW)
+        with pytest.raises(RuntimeError, match="loop that opened it"):
+            await ledger.aclose()
+
+    async def main():
+        async with ledger:
+            await asyncio.to_thread(asyncio.run, use_elsewhere())
+            assert 1 == await ledger.plan([TRACK])
+
+    asyncio.run(main())
+    asyncio.run(main_again(ledger))
+
+
+async def main_again(ledger):
+    """Use *ledger* on another loop, now that it was closed."""
+    async with ledger:
+        assert 0 == await ledger.plan([TRACK])
+
+
+def test_a_loop_that_died_does_not_keep_it(path):
+    """Left open by a loop that has ended, a ledger can be opened on the next one."""
+    ledger = SqliteLedger(path)
+    asyncio.run(ledger.open(NOW))
+    asyncio.run(main_again_after_death(ledger))
+
+
+async def main_again_after_death(ledger):
+    """Plan one track on a new loop."""
+    async with ledger:
+        assert 1 == await ledger.plan([TRACK])
+
+
+def test_a_forgotten_ledger_is_told_of_and_closed(path):
+    """A ledger nobody closed warns when it is collected, and its file is free again."""
+    ledger = SqliteLedger(path)
+    asyncio.run(ledger.open(NOW))
+    [thread] = [t for t in threading.enumerate() if t.name == "kie-wav-ledger"]
+    ledgers = [ledger]
+    del ledger
+    with pytest.warns(ResourceWarning, match="unclosed SqliteLedger"):
+        ledgers.clear()
+    thread.join(timeout=60)
+    assert not thread.is_alive()
+    assert ["x.sqlite3", "x.sqlite3.lock"] == beside(path)
+
+
+def test_leaving_without_closing_hangs_nothing_and_loses_nothing(path):
+    """A program that ends with its ledger open ends, and what was told to be written is."""
+    program = """
+import asyncio, sys
+from kie_wav_async import Track
+from kie_wav_async.ledger import SqliteLedger
+ledger = SqliteLedger(sys.argv[1])
+async def main():
+    await ledger.open(1.0)
+    await ledger.plan([Track("5c79", "e231")])
+asyncio.run(main())
+"""
+    done = subprocess.run(  # noqa: S603 - our own interpreter and our own text
+        [sys.executable, "-c", program, str(path)], check=True, timeout=60, capture_output=True
+    )
+    assert b"" == done.stderr
+    asyncio.run(main_again(SqliteLedger(path)))
+
+
+# --- one transaction for many ----------------------------------------------------------------
+
+
+class Gate:
+    """Stops the first commit until it is opened, and counts what is committed."""
+
+    def __init__(self, monkeypatch):
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+        self.commits = 0
+        gate = self
+
+        class Connection(sqlite3.Connection):
+            def execute(self, sql, *values):
+                if sql == "COMMIT" and gate.is_armed:
+                    gate.commits += 1
+                    gate.reached.set()
+                    assert gate.opened.wait(timeout=60)
+                return super().execute(sql, *values)
+
+        self.is_armed = False
+        connect = sqlite3.connect
+        monkeypatch.setattr(
+            sqlite3, "connect", lambda *args, **kw: connect(*args, factory=Connection, **kw)
+        )
+
+
+async def test_calls_that_wait_are_written_together(path, monkeypatch):
+    """However many calls wait for the disk, they are one transaction, and one word to the loop."""
+    gate = Gate(monkeypatch)
+    async with SqliteLedger(path) as ledger:
+        gate.is_armed = True
+        first = asyncio.ensure_future(ledger.plan([TRACK]))
+        await asyncio.to_thread(gate.reached.wait, 60)
+        rest = [
+            asyncio.ensure_future(ledger.begin(track, f"a{n}", NOW))
+            for n, track in enumerate(tracks(400))
+        ]
+        await asyncio.sleep(0)
+        loop, words = asyncio.get_running_loop(), []
+        tell = loop.call_soon_threadsafe
+        monkeypatch.setattr(
+            loop, "call_soon_threadsafe", lambda *args: words.append(1) or tell(*args)
+        )
+        gate.opened.set()
+        assert 1 == await first
+        assert [None] * 400 == await asyncio.gather(*rest)
+        assert (2, 2) == (gate.commits, len(words))
+
+
+async def test_calls_take_effect_in_their_order(path):
+    """Calls made one after the other, not waiting, are written in that order."""
+    async with SqliteLedger(path) as ledger:
+        results = await asyncio.gather(
+            ledger.find(TRACK),
+            ledger.begin(TRACK, "a1", NOW),
+            ledger.begin(TRACK, "a2", NOW),
+            ledger.end("a1", AttemptOutcome.NOT_CREATED, NOW),
+            ledger.begin(TRACK, "a2", NOW),
+            ledger.end("a2", AttemptOutcome.ACCEPTED, NOW, task_id="t2"),
+            ledger.settle("t2", NOW, wav_url=WAV),
+            ledger.find(TRACK),
+        )
+    assert (None, None, "submitting", None) == (*results[:2], results[2].state, results[4])
+    assert ("succeeded", "t2") == (results[-1].state, results[-1].task_id)
+
+
+async def test_of_many_submits_of_one_track_one_is_sent(path):
+    """However many ask at once to send a track, one may."""
+    async with SqliteLedger(path) as ledger:
+        answers = await asyncio.gather(*(ledger.begin(TRACK, f"a{n}", NOW) for n in range(50)))
+    assert 1 == answers.count(None)
+
+
+async def test_a_loop_that_ends_first_does_not_kill_the_thread(path, monkeypatch):
+    """A loop that is closed while the disk is waited for leaves the file written and free."""
+    gate = Gate(monkeypatch)
+    ledger = SqliteLedger(path)
+
+    async def leave():
+        await ledger.open(NOW)
+        gate.is_armed = True
+        call = asyncio.ensure_future(ledger.plan([TRACK]))
+        await asyncio.to_thread(gate.reached.wait, 60)
+        call.cancel()
+
+    def main():
+        asyncio.run(leave())
+        [thread] = [t for t in threading.enumerate() if t.name == "kie-wav-ledger"]
+        gate.opened.set()
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+        gate.is_armed = False
+        asyncio.run(main_again(ledger))
+
+    await asyncio.to_thread(main)
+
+
+# --- planning and reading --------------------------------------------------------------------
+
+
+async def test_planning_counts_what_is_new(path):
+    """Tracks that are there, or come twice, are taken in once."""
+    async with SqliteLedger(path) as ledger:
+        assert 3 == await ledger.plan([*tracks(3), *tracks(2)])
+        assert 2 == await ledger.plan(iter(tracks(5)))
+        assert 0 == await ledger.plan([])
+        assert [1, 2, 3, 4, 5] == [s.index for s in await ledger.page([TrackState.PLANNED])]
+
+
+async def test_a_title_is_learnt_late_and_kept(path):
+    """A track that came without a title gets the first one it is named with."""
+    async with SqliteLedger(path) as ledger:
+        for title in (None, "First", "Second", None):
+            await ledger.plan([Track("5c79", "e231", title=title)])
+        assert "First" == (await ledger.find(TRACK)).track.title
+        await ledger.begin(Track("5c79", "e9"), "a1", NOW)
+        await ledger.end("a1", AttemptOutcome.NOT_CREATED, NOW)
+        await ledger.begin(Track("5c79", "e9", title="Third"), "a2", NOW)
+        assert "Third" == (await ledger.find(Track("5c79", "e9"))).track.title
+
+
+async def test_planning_is_all_or_nothing(path):
+    """A batch with something that is no track plans nothing."""
+    async with SqliteLedger(path) as ledger:
+        with pytest.raises(TypeError):
+            await ledger.plan([TRACK, "e231"])
+        assert 0 == sum((await ledger.count()).values())
+
+
+async def test_pages_tell_all_once(path):
+    """Page by page every track in the states asked for is told once, in order."""
+    async with SqliteLedger(path) as ledger:
+        await ledger.plan(tracks(25))
+        for n in range(0, 25, 3):
+            await ledger.begin(Track("5c79", f"e{n}"), f"a{n}", NOW)
+        await ledger.end("a0", AttemptOutcome.REFUSED, NOW)
+        for states, expected in {
+            ("planned",): [n + 1 for n in range(25) if n % 3],
+            ("submitting",): [n + 1 for n in range(3, 25, 3)],
+            ("submitting", "planned"): list(range(2, 26)),
+            tuple(TrackState): list(range(1, 26)),
+            ("expired",): [],
+            (): [],
+        }.items():
+            found, after = [], 0
+            while page := await ledger.page(states, after=after, limit=4):
+                assert len(page) <= 4
+                found += [standing.index for standing in page]
+                after = found[-1]
+            assert expected == found
+
+
+async def test_every_state_is_counted(path):
+    """The counts have an entry for every state."""
+    async with SqliteLedger(path) as ledger:
+        await ledger.plan(tracks(2))
+        assert {**dict.fromkeys(TrackState, 0), TrackState.PLANNED: 2} == await ledger.count()
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "options"),
+    [
+        ("open", (float("nan"),), {}),
+        ("open", (-1,), {}),
+        (
+            "begin",
+            (
+                TRACK,
+                "a1",
+                1e15,
+            ),
+            {},
+        ),
+        (
+            "begin",
+            (
+                TRACK,
+                "",
+                NOW,
+            ),
+            {},
+        ),
+        (
+            "end",
+            (
+                "a1",
+                AttemptOutcome.ACCEPTED,
+                NOW,
+            ),
+            {},
+        ),
+        (
+            "end",
+            (
+                "a1",
+                AttemptOutcome.UNKNOWN,
+                NOW,
+            ),
+            {"task_id": "t1"},
+        ),
+        (
+            "end",
+            (
+                "a1",
+                "lost",
+                NOW,
+            ),
+            {},
+        ),
+        (
+            "hear",
+            (
+                "a 1",
+                "t1",
+            ),
+            {},
+        ),
+        (
+            "settle",
+            (
+                "",
+                NOW,
+            ),
+            {},
+        ),
+        ("retry", ([TrackState.FAILED, TrackState.UNKNOWN],), {}),
+        ("page", (["lost"],), {}),
+        ("page", ([],), {"limit": 0}),
+        ("store", (TRACK,), {"path": "x", "size": -1, "sha256": "00"}),
+    ],
+)
+async def test_nonsense_is_refused(path, name, args, options):
+    """A value that cannot be meant is a `ValueError` at the call."""
+    async with SqliteLedger(path) as ledger:
+        with pytest.raises(ValueError, match=r"."):
+            await getattr(ledger, name)(*args, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "options"),
+    [
+        ("open", ("now",), {}),
+        ("find", ("e231",), {}),
+        (
+            "begin",
+            (
+                "e231",
+                "a1",
+                NOW,
+            ),
+            {},
+        ),
+        (
+            "end",
+            (
+                7,
+                AttemptOutcome.UNKNOWN,
+                NOW,
+            ),
+            {},
+        ),
+        (
+            "end",
+            (
+                "a1",
+                AttemptOutcome.REFUSED,
+                NOW,
+            ),
+            {"error_code": "7"},
+        ),
+        (
+            "settle",
+            (
+                "t1",
+                NOW,
+            ),
+            {"error": 7},
+        ),
+        ("store", (TRACK,), {"path": "x", "size": 1.5, "sha256": "00"}),
+        ("store", (TRACK,), {"path": None, "size": 1, "sha256": "00"}),
+    ],
+)
+async def test_a_wrong_type_is_refused(path, name, args, options):
+    """A value of another type is a `TypeError` at the call."""
+    async with SqliteLedger(path) as ledger:
+        with pytest.raises(TypeError):
+            await getattr(ledger, name)(*args, **options)
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ((7, "x" * 5_000), (7, "x" * 1_000)),
+        ((2**63, "\ud800 '; DROP TABLE track; --"), (None, "? '; DROP TABLE track; --")),
+        ((-(2**63), "a\0b"), (-(2**63), "a\0b")),
+        ((None, None), (None, None)),
+        ((0, ""), (0, "")),
+    ],
+)
+async def test_the_services_words_are_only_words(path, said, kept):
+    """Whatever the service says is kept, as far as a file can hold it, and does nothing."""
+    async with SqliteLedger(path) as ledger:
+        await ledger.begin(TRACK, "a1", NOW)
+        await ledger.end("a1", AttemptOutcome.REFUSED, NOW, error_code=said[0], error=said[1])
+        standing = await ledger.find(TRACK)
+    assert kept == (standing.error_code, standing.error)
+
+
+async def test_a_ledger_that_was_tampered_with_is_an_error(path):
+    """What no version of ours would write is a `LedgerError`, not a crash."""
+    async with SqliteLedger(path) as ledger:
+        await ledger.plan([TRACK])
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("UPDATE track SET audio_id = 'a b', state = 'lost'")
+    async with SqliteLedger(path) as ledger:
+        for call in (ledger.page(TrackState), ledger.count(), ledger.plan(tracks(1))):
+            result = await asyncio.gather(call, return_exceptions=True)
+            assert result in ([()], [[]], [1]) or isinstance(result[0], LedgerError)
