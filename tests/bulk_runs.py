@@ -1,0 +1,126 @@
+"""What the tests of ``kie-wav bulk`` share: catalogs, and runs that do not wait."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from cli_runs import KEY
+from kie_wav_async.cli import main
+from kie_wav_async.ledger import SqliteLedger, TrackState
+
+if TYPE_CHECKING:
+    import pytest
+
+    from kie_wav_async.simulator import Simulator
+
+HASTY = ("--rate", "1000/1", "--poll", "0.01,0.01,1000")
+OUT = Path("out")
+LEDGER = OUT / "kie-wav.sqlite3"
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> dict:
+        """Return the one object on stdout."""
+        (line,) = self.out.splitlines()
+        return json.loads(line)
+
+    @property
+    def results(self) -> list[list[str]]:
+        """The cells of each line on stdout."""
+        return [line.split("\t") for line in self.out.splitlines()]
+
+
+def is_there(path: Path) -> bool:
+    """Return whether there is something at *path*."""
+    return path.exists()
+
+
+def contents(path: Path) -> tuple[int, str]:
+    """Return the mode of a file, and its text."""
+    return path.stat().st_mode & 0o777, path.read_text("utf-8")
+
+
+def write_catalog(*rows: str, name: str = "c.csv") -> str:
+    """Write a catalog of CSV *rows* into the working folder; return its name."""
+    text = "\n".join(["music_task_id,audio_id,title", *rows, ""])
+    Path(name).write_text(text, "utf-8", newline="")
+    return name
+
+
+def rows_of(count: int) -> list[str]:
+    """Return *count* rows of different tracks of music task ``m``."""
+    return [f"m,a{number},Song {number}" for number in range(count)]
+
+
+class Bulk:
+    """Runs ``kie-wav bulk c.csv --out out`` in a thread."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self._capsys = capsys
+        self._monkeypatch = monkeypatch
+
+    async def __call__(
+        self,
+        kie: Simulator | None,
+        *options: str,
+        catalog: str = "c.csv",
+        key: str | None = KEY,
+        **environment: str,
+    ) -> Done:
+        given = {"KIE_BASE_URL": kie and kie.base_url, "KIE_API_KEY": key, **environment}
+        with self._monkeypatch.context() as patched:
+            for name, value in given.items():
+                if value is None:
+                    patched.delenv(name, raising=False)
+                else:
+                    patched.setenv(name, value)
+            self._capsys.readouterr()
+            words = ("bulk", catalog, "--out", "out", *HASTY, *options)
+            code = await asyncio.to_thread(main, words)
+        await see_off()
+        return Done(code, *self._capsys.readouterr())
+
+
+async def see_off() -> None:
+    """
+    Let the simulator take leave of clients that have gone.
+
+    asyncio loses sight of what it accepts as it closes, and Python warns of it.
+    """
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def states() -> dict[str, int]:
+    """Return how many tracks of the ledger stand where, those states left out that have none."""
+    async with SqliteLedger(LEDGER) as ledger:
+        return {state.value: n for state, n in (await ledger.count()).items() if n}
+
+
+async def is_bounded(kie: Simulator) -> bool:
+    """Return whether the ledger's bill bounds what *kie* charged."""
+    ledger = SqliteLedger(LEDGER)
+    opening = await ledger.open(time.time())
+    await ledger.aclose()
+    return opening.accepted <= kie.charges <= opening.accepted + len(opening.unknown)
+
+
+async def standing_of(audio_id: str) -> object:
+    """Return where a track of music task ``m`` stands."""
+    async with SqliteLedger(LEDGER) as ledger:
+        page = await ledger.page(TrackState)
+    return next(standing for standing in page if standing.track.audio_id == audio_id)
+
+
+def resume_command(err: str) -> str:
+    """Return the command that *err* says to go on with."""
+    return re.search(r"Go on with:\s+(kie-wav bulk .*)\n", err)[1]
