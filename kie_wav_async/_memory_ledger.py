@@ -6,7 +6,7 @@ import copy
 import datetime as dt
 from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 import attrs
 from yarl import URL
@@ -185,19 +185,19 @@ class MemoryLedger:
 
     # --- processes --------------------------------------------------------------------------
 
-    def twin(self) -> MemoryLedger:
+    def twin(self) -> Self:
         """Return another ledger of the same contents, as another process would open them."""
-        twin = MemoryLedger()
+        twin = type(self)()
         twin._books = self._books
         return twin
 
-    def die(self) -> MemoryLedger:
+    def die(self) -> Self:
         """
         Return what the next process finds if this one is killed now; it is not open.
 
         This ledger goes on with contents of its own, which nobody will see.
         """
-        left, books = MemoryLedger(), self._books
+        left, books = type(self)(), self._books
         left._books, books.owner = books, None
         self._books = copy.deepcopy(books)
         self._books.owner = self if self._opened else None
@@ -236,16 +236,23 @@ class MemoryLedger:
             ended_unix_s=tuple(books.ends),
             named={a.attempt_id: a.named for a in books.unknown.values() if a.named},
         )
-        await self._return("open")
+        try:
+            await self._return("open")
+        except BaseException:
+            self._close()
+            raise
         return opening
 
     async def aclose(self) -> None:
         """Undo one `open`; see `Ledger.aclose`."""
         self.calls.append(("aclose", ()))
         if self._opened:
-            self._opened -= 1
-            if not self._opened:
-                self._books.owner = None
+            self._close()
+
+    def _close(self) -> None:
+        self._opened -= 1
+        if not self._opened:
+            self._books.owner = None
 
     # --- tracks -----------------------------------------------------------------------------
 
@@ -327,6 +334,9 @@ class MemoryLedger:
         """Write down what came of a submit; see `Ledger.end`."""
         if outcome in _WITH_TASK:
             verify_id(task_id, "task_id")
+        elif task_id:
+            msg = f"an outcome of {outcome} names no task: {task_id!r}"
+            raise ValueError(msg)
         await self._call("end", attempt_id, outcome, now_unix_s, task_id, error_code, error)
         attempt = self._books.attempts.get(attempt_id)
         if attempt is not None and self._books.end(attempt, outcome, now_unix_s):

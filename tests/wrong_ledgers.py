@@ -1,0 +1,960 @@
+"""
+Ledgers that are wrong in one thing each, and the promise that each of them breaks.
+
+Whoever writes a ledger makes one of these mistakes: the suite has to find it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import attrs
+from yarl import URL
+
+from kie_wav_async import Track
+from kie_wav_async.errors import LedgerError
+from kie_wav_async.ledger import AttemptOutcome, TrackState
+from kie_wav_async.testing import MemoryLedger
+
+#: What is wrong, by a name: the ledger, and the promise that finds it.
+WRONG: dict[str, tuple[type[MemoryLedger], str]] = {}
+
+
+def wrong(promise):
+    """Put a ledger into the table of those that break *promise*."""
+
+    def put(kind):
+        WRONG[kind.__name__] = kind, f"test_{promise}"
+        return kind
+
+    return put
+
+
+class Rows:
+    """What wrong ledgers reach into."""
+
+    def rows(self):
+        return list(self._books.rows.values())
+
+    def row(self, track):
+        return self._books.rows.get(track)
+
+    def attempt(self, attempt_id):
+        return self._books.attempts.get(attempt_id)
+
+
+# Opening.
+
+
+@wrong("what_is_written_stays")
+class LosesItsLastWrite(MemoryLedger):
+    """What it wrote last is gone when it dies."""
+
+    def die(self):
+        left = super().die()
+        for attempt in [a for a in left._books.attempts.values() if a.task_id][-1:]:
+            attempt.outcome = None
+            attempt.row.followed = None
+        return left
+
+
+@wrong("a_second_process_is_refused")
+class IsOpenedTwice(MemoryLedger):
+    """Two processes may have it open."""
+
+    async def open(self, now_unix_s):
+        self._books.owner = None
+        return await super().open(now_unix_s)
+
+
+@wrong("a_second_process_is_refused")
+class RecoversWhenRefused(MemoryLedger):
+    """A process that is refused has put the submits of the other in doubt already."""
+
+    async def open(self, now_unix_s):
+        if self._books.owner not in {None, self}:
+            for attempt in self._books.attempts.values():
+                self._books.end(attempt, AttemptOutcome.UNKNOWN, now_unix_s)
+        return await super().open(now_unix_s)
+
+
+@wrong("openings_nest")
+class RecoversEachTime(MemoryLedger):
+    """A nested opening puts what is under way in doubt."""
+
+    async def open(self, now_unix_s):
+        for attempt in self._books.attempts.values():
+            if attempt.outcome is None:
+                self._books.end(attempt, AttemptOutcome.UNKNOWN, now_unix_s)
+        return await super().open(now_unix_s)
+
+
+@wrong("what_dies_on_the_wire_is_unknown")
+class NeverRecovers(MemoryLedger):
+    """What died on the wire is taken to be under way still."""
+
+    async def open(self, now_unix_s):
+        self._opened += 1
+        opening = await super().open(now_unix_s)
+        self._opened -= 1
+        return opening
+
+
+@wrong("what_a_close_left_on_the_wire_is_unknown")
+class RecoversAsNotCreated(MemoryLedger):
+    """What died on the wire was probably not sent."""
+
+    async def open(self, now_unix_s):
+        if not self._opened:
+            for attempt in self._books.attempts.values():
+                if attempt.outcome is None:
+                    self._books.end(attempt, AttemptOutcome.NOT_CREATED, now_unix_s)
+        return await super().open(now_unix_s)
+
+
+@wrong("a_doubt_keeps_its_time")
+class RecoversAtTheBeginning(MemoryLedger):
+    """What died on the wire is in doubt since it was sent, not since it was found."""
+
+    async def open(self, now_unix_s):
+        if not self._opened:
+            for attempt in self._books.attempts.values():
+                self._books.end(attempt, AttemptOutcome.UNKNOWN, attempt.begun_unix_s)
+        return await super().open(now_unix_s)
+
+
+@wrong("what_is_written_stays")
+class RenewsDoubts(MemoryLedger):
+    """Each opening finds all doubts anew."""
+
+    async def open(self, now_unix_s):
+        if not self._opened:
+            for attempt in self._books.unknown.values():
+                attempt.ended_unix_s = now_unix_s
+        return await super().open(now_unix_s)
+
+
+@wrong("openings_nest")
+class ClosesAtOnce(MemoryLedger):
+    """The first of two closes closes it."""
+
+    async def aclose(self):
+        self._opened = min(self._opened, 1)
+        await super().aclose()
+
+
+@wrong("accepted_submits_are_counted_for_ever")
+class StaysLocked(MemoryLedger):
+    """Closed, it is still its process's own."""
+
+    async def aclose(self):
+        await super().aclose()
+        self._books.owner = self
+
+
+def opening_with(change):
+    """Make a ledger whose openings tell what *change* makes of them and of its books."""
+
+    class Opens(MemoryLedger):
+        async def open(self, now_unix_s):
+            opening = await super().open(now_unix_s)
+            return attrs.evolve(opening, **change(opening, self._books))
+
+    return Opens
+
+
+def count_outcomes(books, *outcomes):
+    """Count the attempts that came to one of *outcomes*."""
+    return sum(attempt.outcome in outcomes for attempt in books.attempts.values())
+
+
+ACCEPTED, ADOPTED = AttemptOutcome.ACCEPTED, AttemptOutcome.ADOPTED
+
+for (_name, _promise), _change in {
+    ("counts adopted tasks", "accepted_submits_are_counted_for_ever"): lambda _, b: {
+        "accepted": count_outcomes(b, ACCEPTED, ADOPTED)
+    },
+    ("counts doubts as accepted", "the_bill_is_bounded"): lambda o, _: {
+        "accepted": o.accepted + len(o.unknown)
+    },
+    ("counts what is in flight", "retry_forgets_no_bill"): lambda _, b: {
+        "accepted": sum(row.followed is not None for row in b.rows.values())
+    },
+    ("counts what was found late twice", "a_repeat_is_followed_and_the_doubt_stays"): lambda o, b: {
+        "accepted": o.accepted
+        + sum(a.outcome is ACCEPTED and a.ended_unix_s < 0 for a in b.attempts.values())
+        + sum(len(row.attempts) > 1 for row in b.rows.values())
+    },
+    ("tells doubts newest first", "what_dies_on_the_wire_is_unknown"): lambda o, _: {
+        "unknown": o.unknown[::-1]
+    },
+    ("tells one doubt of a track", "what_dies_on_the_wire_is_unknown"): lambda o, _: {
+        "unknown": tuple({doubt.track: doubt for doubt in o.unknown}.values())[-1:]
+    },
+    ("tells ends newest first", "the_last_ends_are_told"): lambda o, _: {
+        "ended_unix_s": o.ended_unix_s[::-1]
+    },
+    ("tells a hundred ends", "the_last_ends_are_told"): lambda o, _: {
+        "ended_unix_s": o.ended_unix_s[-100:]
+    },
+    ("tells all ends", "the_last_ends_are_told"): lambda _, b: {
+        "ended_unix_s": tuple(sorted(a.ended_unix_s for a in b.attempts.values() if a.outcome))
+    },
+    ("tells ends of tasks alone", "what_dies_on_the_wire_is_unknown"): lambda _, b: {
+        "ended_unix_s": tuple(a.ended_unix_s for a in b.attempts.values() if a.task_id)
+    },
+    ("names tasks for ever", "a_task_named_for_a_doubt_is_told"): lambda _, b: {
+        "named": {a.attempt_id: a.named for a in b.attempts.values() if a.named}
+    },
+    ("names no tasks", "a_task_named_for_a_doubt_is_told"): lambda *_: {"named": {}},
+    ("names doubts without a name", "a_task_named_for_a_doubt_is_told"): lambda _, b: {
+        "named": {a.attempt_id: a.named for a in b.unknown.values()}
+    },
+}.items():
+    WRONG[_name] = opening_with(_change), f"test_{_promise}"
+
+
+# Tracks.
+
+
+@wrong("plan_changes_nothing_that_is_there")
+class CountsAllThatIsPlanned(MemoryLedger):
+    """Planning returns how many were given."""
+
+    async def plan(self, tracks):
+        tracks = tuple(tracks)
+        await super().plan(tracks)
+        return len(tracks)
+
+
+@wrong("plan_changes_nothing_that_is_there")
+class PlansAnew(MemoryLedger, Rows):
+    """A track planned again begins at the beginning."""
+
+    async def plan(self, tracks):
+        tracks = tuple(tracks)
+        for track in tracks:
+            if (row := self.row(track)) is not None:
+                row.follow(None)
+        return await super().plan(tracks)
+
+
+@wrong("plan_is_all_or_nothing")
+class PlansByHalves(MemoryLedger):
+    """Tracks are taken in one by one."""
+
+    async def plan(self, tracks):
+        return sum([await super(PlansByHalves, self).plan([track]) for track in tracks])
+
+
+@wrong("plan_is_all_or_nothing")
+class SwallowsErrorsOfTracks(MemoryLedger):
+    """An error of what is planned is nobody's business."""
+
+    async def plan(self, tracks):
+        try:
+            return await super().plan(tracks)
+        except ZeroDivisionError:
+            return 0
+
+
+@wrong("tracks_keep_their_order")
+class ReordersTracks(MemoryLedger):
+    """A track planned again moves to the end."""
+
+    async def plan(self, tracks):
+        tracks = tuple(tracks)
+        for track in tracks:
+            if (row := self._books.rows.pop(track, None)) is not None:
+                row.index = max([r.index for r in self._books.rows.values()] or [0]) + 1
+                self._books.rows[track] = row
+        return await super().plan(tracks)
+
+
+@wrong("plan_takes_each_track_once")
+class StartsAtZero(MemoryLedger, Rows):
+    """The first index is 0, which no page holds."""
+
+    async def plan(self, tracks):
+        planned = await super().plan(tracks)
+        for index, row in enumerate(self.rows()):
+            row.index = index
+        return planned
+
+
+@wrong("pages_hold_what_they_are_asked_for")
+class PagesFromTheLast(MemoryLedger):
+    """A page begins with the last track of the one before."""
+
+    async def page(self, states, *, after=0, limit=1000):
+        return await super().page(states, after=max(0, after - 1), limit=limit)
+
+
+@wrong("pages_hold_what_they_are_asked_for")
+class PagesBeforeFiltering(MemoryLedger):
+    """A page is cut before its states are looked at."""
+
+    async def page(self, states, *, after=0, limit=1000):
+        states = set(states)
+        page = await super().page(list(TrackState), after=after, limit=limit)
+        return [standing for standing in page if standing.state in states]
+
+
+@wrong("tracks_keep_their_order")
+class PagesByState(MemoryLedger):
+    """A page is in the order of the states asked for."""
+
+    async def page(self, states, *, after=0, limit=1000):
+        pages = [await super(PagesByState, self).page([s], after=after) for s in states]
+        return [standing for page in pages for standing in page][:limit]
+
+
+@wrong("a_walk_loses_no_track")
+class PagesByNumber(MemoryLedger):
+    """A page leaves out as many tracks of its states as the index says."""
+
+    async def page(self, states, *, after=0, limit=1000):
+        return (await super().page(states, limit=after + limit))[after:]
+
+
+@wrong("a_page_is_of_a_thousand")
+class PagesOfAHundred(MemoryLedger):
+    """A page is of 100 tracks unless asked otherwise."""
+
+    async def page(self, states, *, after=0, limit=100):
+        return await super().page(states, after=after, limit=limit)
+
+
+@wrong("a_page_is_of_a_thousand")
+class PagesWithoutLimit(MemoryLedger):
+    """A page holds all there is."""
+
+    async def page(self, states, *, after=0, limit=1000):
+        return await super().page(states, after=after, limit=limit * 1_000)
+
+
+@wrong("new_ledger_is_empty")
+class CountsWhatIsThere(MemoryLedger):
+    """A state without tracks has no count."""
+
+    async def count(self):
+        return {state: number for state, number in (await super().count()).items() if number}
+
+
+@wrong("counts_are_what_pages_hold")
+class CountsWhereTracksRest(MemoryLedger, Rows):
+    """What is under way is not counted where it stands."""
+
+    async def count(self):
+        counts = dict.fromkeys(TrackState, 0)
+        for row in self.rows():
+            counts[row.rest] += 1
+        return counts
+
+
+# Submits.
+
+
+def sends_what_is(state):
+    """Make a ledger that sends a track in *state* without a word of the user's."""
+
+    class Sends(MemoryLedger):
+        async def begin(self, track, attempt_id, now_unix_s, *, again=False):
+            standing = await self.find(track)
+            again = again or (standing is not None and standing.state is state)
+            return await super().begin(track, attempt_id, now_unix_s, again=again)
+
+    return Sends
+
+
+for _state in TrackState:
+    if _state not in {
+        TrackState.PLANNED,
+        TrackState.REFUSED,
+        TrackState.FAILED,
+        TrackState.SUBMITTING,
+    }:
+        WRONG[f"sends what is {_state}"] = (
+            sends_what_is(_state),
+            "test_only_what_is_free_is_sent",
+        )
+
+
+def holds_back_what_is(state):
+    """Make a ledger that sends no track in *state*, whatever the user says."""
+
+    class Holds(MemoryLedger):
+        async def begin(self, track, attempt_id, now_unix_s, *, again=False):
+            standing = await self.find(track)
+            if standing is not None and standing.state is state:
+                return standing
+            return await super().begin(track, attempt_id, now_unix_s, again=again)
+
+    return Holds
+
+
+for _state in TrackState:
+    if _state is not TrackState.SUBMITTING:
+        WRONG[f"holds back what is {_state}"] = (
+            holds_back_what_is(_state),
+            "test_again_sends_all_but_what_is_on_the_wire",
+        )
+
+
+@wrong("one_of_many_begins")
+class SendsTwiceAtOnce(MemoryLedger, Rows):
+    """Said again, a submit is sent beside one under way."""
+
+    async def begin(self, track, attempt_id, now_unix_s, *, again=False):
+        if again and attempt_id not in self._books.attempts:
+            self._books.begin(self._books.take_in(track), attempt_id, now_unix_s)
+            return None
+        return await super().begin(track, attempt_id, now_unix_s, again=again)
+
+
+@wrong("a_submit_begins_once")
+class LooksBeforeItWrites(MemoryLedger):
+    """Between its look and its writing another may write."""
+
+    async def begin(self, track, attempt_id, now_unix_s, *, again=False):
+        standing = await self.find(track)
+        await asyncio.sleep(0)
+        if standing is not None and standing.state is not TrackState.PLANNED:
+            return await super().begin(track, attempt_id, now_unix_s, again=again)
+        if attempt_id not in self._books.attempts:
+            self._books.begin(self._books.take_in(track), attempt_id, now_unix_s)
+        return None
+
+
+@wrong("a_held_back_submit_leaves_no_trace")
+class TakesInWhatItMayNotSend(MemoryLedger, Rows):
+    """A submit that may not be sent is written down all the same."""
+
+    async def begin(self, track, attempt_id, now_unix_s, *, again=False):
+        told = await super().begin(track, attempt_id, now_unix_s, again=again)
+        if told is not None and attempt_id not in self._books.attempts:
+            books, row = self._books, self.row(track)
+            books.attempts[attempt_id] = attrs.evolve(
+                next(iter(books.attempts.values())), row=row, attempt_id=attempt_id, outcome=None
+            )
+        return told
+
+
+@wrong("a_cancelled_call_does_no_harm")
+class AnswersARepeatWithDoubt(MemoryLedger):
+    """Begun again under the same id, a submit may not be sent."""
+
+    async def begin(self, track, attempt_id, now_unix_s, *, again=False):
+        if attempt_id in self._books.attempts:
+            return await self.find(track)
+        return await super().begin(track, attempt_id, now_unix_s, again=again)
+
+
+@wrong("begin_takes_in_a_new_track")
+class ForgetsTheTitle(MemoryLedger):
+    """A track that comes with its submit comes without its title."""
+
+    async def begin(self, track, attempt_id, now_unix_s, *, again=False):
+        bare = Track(track.music_task_id, track.audio_id)
+        return await super().begin(bare, attempt_id, now_unix_s, again=again)
+
+
+# Ends.
+
+
+@wrong("a_doubt_ends_accepted_or_not_created")
+class EndsDoubtsAnyhow(MemoryLedger, Rows):
+    """A doubt ends by whatever is said of it."""
+
+    async def end(self, attempt_id, outcome, now_unix_s, **kwargs):
+        attempt = self.attempt(attempt_id)
+        is_unknown = attempt is not None and attempt.outcome is AttemptOutcome.UNKNOWN
+        if is_unknown and outcome is not AttemptOutcome.UNKNOWN:
+            attempt.outcome = None
+            del self._books.unknown[attempt_id]
+            self._books.ends.pop()
+        await super().end(attempt_id, outcome, now_unix_s, **kwargs)
+
+
+@wrong("calls_made_twice_change_nothing")
+class ChangesItsMind(MemoryLedger, Rows):
+    """The last outcome counts."""
+
+    async def end(self, attempt_id, outcome, now_unix_s, **kwargs):
+        attempt = self.attempt(attempt_id)
+        if attempt is not None and attempt.outcome is AttemptOutcome.NOT_CREATED:
+            attempt.outcome = None
+        await super().end(attempt_id, outcome, now_unix_s, **kwargs)
+
+
+@wrong("an_outcome_is_final")
+class DoubtsWhatWasAccepted(MemoryLedger, Rows):
+    """An accepted submit can become unknown."""
+
+    async def end(self, attempt_id, outcome, now_unix_s, **kwargs):
+        attempt = self.attempt(attempt_id)
+        if outcome is AttemptOutcome.UNKNOWN and attempt is not None:
+            attempt.outcome = outcome
+            self._books.unknown[attempt_id] = attempt
+        await super().end(attempt_id, outcome, now_unix_s, **kwargs)
+
+
+@wrong("an_unheard_of_attempt_is_ignored")
+class MissesUnheardOfAttempts(MemoryLedger, Rows):
+    """The end of an attempt that is not there is an error."""
+
+    async def end(self, attempt_id, outcome, now_unix_s, **kwargs):
+        if self.attempt(attempt_id) is None:
+            msg = "no such attempt"
+            raise LedgerError(msg)
+        await super().end(attempt_id, outcome, now_unix_s, **kwargs)
+
+
+@wrong("a_doubt_ends_accepted_or_not_created")
+class RenewsADoubtThatIsRepeated(MemoryLedger, Rows):
+    """A doubt said twice is since the second time."""
+
+    async def end(self, attempt_id, outcome, now_unix_s, **kwargs):
+        await super().end(attempt_id, outcome, now_unix_s, **kwargs)
+        if (attempt := self.attempt(attempt_id)) is not None:
+            attempt.ended_unix_s = now_unix_s
+
+
+@wrong("a_wav_comes_while_a_repeat_is_on_the_wire")
+class PlansWhatCameToNothing(MemoryLedger, Rows):
+    """After a submit that created nothing a track is planned, whatever it was."""
+
+    async def end(self, attempt_id, outcome, now_unix_s, **kwargs):
+        await super().end(attempt_id, outcome, now_unix_s, **kwargs)
+        attempt = self.attempt(attempt_id)
+        if attempt is not None and outcome is attempt.outcome is AttemptOutcome.NOT_CREATED:
+            attempt.row.follow(None)
+
+
+@wrong("a_repeat_that_created_nothing_was_none")
+class RefusesWhatHasAWav(MemoryLedger, Rows):
+    """A repeat that was refused has its track refused."""
+
+    async def end(self, attempt_id, outcome, now_unix_s, **kwargs):
+        await super().end(attempt_id, outcome, now_unix_s, **kwargs)
+        attempt = self.attempt(attempt_id)
+        if attempt is not None and outcome is attempt.outcome is AttemptOutcome.REFUSED:
+            attempt.row.rest = TrackState.REFUSED
+
+
+@wrong("one_doubt_of_two_stays")
+class ForgetsOlderDoubts(MemoryLedger, Rows):
+    """Only the latest submit of a track can be in doubt."""
+
+    async def begin(self, track, attempt_id, now_unix_s, *, again=False):
+        told = await super().begin(track, attempt_id, now_unix_s, again=again)
+        if told is None:
+            row = self.row(track)
+            row.answered = len(row.attempts) - 1
+        return told
+
+
+@wrong("a_repeat_is_followed_and_the_doubt_stays")
+class AbsolvesByAcceptance(MemoryLedger, Rows):
+    """A repeat that was accepted ends the doubts before it."""
+
+    async def end(self, attempt_id, outcome, now_unix_s, **kwargs):
+        await super().end(attempt_id, outcome, now_unix_s, **kwargs)
+        attempt = self.attempt(attempt_id)
+        if attempt is not None and outcome is AttemptOutcome.ACCEPTED:
+            for other in attempt.row.attempts:
+                if other is not attempt:
+                    self._books.unknown.pop(other.attempt_id, None)
+
+
+@wrong("a_doubt_of_a_repeat_is_a_doubt")
+class DoubtsNothingThatHasAWav(MemoryLedger, Rows):
+    """A repeat in doubt does not put a track in doubt that has a WAV."""
+
+    async def end(self, attempt_id, outcome, now_unix_s, **kwargs):
+        await super().end(attempt_id, outcome, now_unix_s, **kwargs)
+        attempt = self.attempt(attempt_id)
+        if attempt is not None and attempt.row.rest in {TrackState.SUCCEEDED, TrackState.STORED}:
+            attempt.row.answered = len(attempt.row.attempts)
+
+
+@wrong("a_track_is_followed_under_one_task_then_the_other")
+class FollowsTheLatest(MemoryLedger, Rows):
+    """A second task takes the place of the first."""
+
+    async def end(self, attempt_id, outcome, now_unix_s, **kwargs):
+        attempt = self.attempt(attempt_id)
+        if attempt is not None and attempt.outcome is AttemptOutcome.UNKNOWN and kwargs["task_id"]:
+            attempt.row.followed = None
+        await super().end(attempt_id, outcome, now_unix_s, **kwargs)
+
+
+@wrong("a_new_submit_is_followed")
+class FollowsOneTaskForEver(MemoryLedger, Rows):
+    """A track that has had a task is never followed under another."""
+
+    async def end(self, attempt_id, outcome, now_unix_s, **kwargs):
+        attempt = self.attempt(attempt_id)
+        followed = None if attempt is None else attempt.row.followed
+        await super().end(attempt_id, outcome, now_unix_s, **kwargs)
+        if followed is not None:
+            attempt.row.followed = followed
+
+
+@wrong("a_wav_is_not_lost_to_a_late_find")
+class LosesAWavToALateFind(MemoryLedger, Rows):
+    """An old doubt that turns out accepted has a track followed that has its WAV."""
+
+    async def end(self, attempt_id, outcome, now_unix_s, **kwargs):
+        await super().end(attempt_id, outcome, now_unix_s, **kwargs)
+        attempt = self.attempt(attempt_id)
+        has_task = attempt is not None and attempt.task_id and not attempt.is_task_over
+        if has_task and not attempt.row.is_followed():
+            attempt.row.follow(attempt)
+
+
+@wrong("a_task_named_again_is_followed_again")
+class IgnoresATaskNamedAgain(MemoryLedger):
+    """A task that has ended once is not followed again."""
+
+    async def end(self, attempt_id, outcome, now_unix_s, *, task_id="", **kwargs):
+        if any(attempt.is_task_over for attempt in self._books.by_task.get(task_id, ())):
+            outcome, task_id = AttemptOutcome.NOT_CREATED, ""
+        await super().end(attempt_id, outcome, now_unix_s, task_id=task_id, **kwargs)
+
+
+@wrong("a_paid_track_is_never_free")
+class FreesWhatIsAnothers(MemoryLedger, Rows):
+    """A task of another track is nobody's."""
+
+    async def end(self, attempt_id, outcome, now_unix_s, *, task_id="", **kwargs):
+        others = {attempt.row for attempt in self._books.by_task.get(task_id, ())}
+        attempt = self.attempt(attempt_id)
+        if attempt is not None and others - {attempt.row}:
+            outcome, task_id = AttemptOutcome.NOT_CREATED, ""
+        await super().end(attempt_id, outcome, now_unix_s, task_id=task_id, **kwargs)
+
+
+@wrong("retry_plans_what_is_named")
+class DatesTasksByTheirAnswer(MemoryLedger, Rows):
+    """A task is as old as the answer that named it."""
+
+    async def end(self, attempt_id, outcome, now_unix_s, **kwargs):
+        await super().end(attempt_id, outcome, now_unix_s, **kwargs)
+        if (attempt := self.attempt(attempt_id)) is not None and attempt.task_id:
+            attempt.begun_unix_s = now_unix_s
+
+
+@wrong("every_outcome_of_a_submit")
+class AcceptsWhatIsAdopted(MemoryLedger):
+    """A task that existed before is as old as our submit."""
+
+    async def end(self, attempt_id, outcome, now_unix_s, **kwargs):
+        if outcome is AttemptOutcome.ADOPTED:
+            outcome = AttemptOutcome.ACCEPTED
+        await super().end(attempt_id, outcome, now_unix_s, **kwargs)
+
+
+@wrong("every_outcome_of_a_submit")
+class RemembersNoReasons(MemoryLedger):
+    """A refused track does not tell why."""
+
+    async def end(self, attempt_id, outcome, now_unix_s, **kwargs):
+        await super().end(attempt_id, outcome, now_unix_s, task_id=kwargs.get("task_id", ""))
+
+
+@wrong("calls_take_effect_in_order")
+class EndsByHalves(MemoryLedger):
+    """A call that is cancelled has written half of it."""
+
+    async def end(self, attempt_id, outcome, now_unix_s, **kwargs):
+        if outcome is AttemptOutcome.ACCEPTED and attempt_id in self._books.attempts:
+            attempt = self._books.attempts[attempt_id]
+            if attempt.outcome is None:
+                self._books.end(attempt, outcome, now_unix_s)
+                await asyncio.sleep(0)
+                attempt.outcome = None
+                self._books.ends.pop()
+        await super().end(attempt_id, outcome, now_unix_s, **kwargs)
+
+
+# Callbacks.
+
+
+@wrong("a_task_named_for_a_doubt_is_told")
+class HearsTheLast(MemoryLedger, Rows):
+    """The last callback counts."""
+
+    async def hear(self, attempt_id, task_id):
+        if (attempt := self.attempt(attempt_id)) is not None:
+            attempt.named = ""
+        await super().hear(attempt_id, task_id)
+
+
+@wrong("a_task_named_for_a_doubt_is_told")
+class HearsNothingUnderWay(MemoryLedger, Rows):
+    """A callback counts once the submit is in doubt."""
+
+    async def hear(self, attempt_id, task_id):
+        if attempt_id in self._books.unknown:
+            await super().hear(attempt_id, task_id)
+
+
+@wrong("an_unheard_of_task_is_ignored")
+class AdoptsWhatItHears(MemoryLedger, Rows):
+    """A callback that names a doubt is believed."""
+
+    async def hear(self, attempt_id, task_id):
+        await super().hear(attempt_id, task_id)
+        if attempt_id in self._books.unknown:
+            await self.end(attempt_id, AttemptOutcome.ACCEPTED, 0.0, task_id=task_id)
+
+
+# Tasks.
+
+
+@wrong("the_first_end_counts")
+class SettlesTwice(MemoryLedger):
+    """The last end of a task counts."""
+
+    async def settle(self, task_id, now_unix_s, **kwargs):
+        for attempt in self._books.by_task.get(task_id, ()):
+            attempt.is_task_over = False
+        await super().settle(task_id, now_unix_s, **kwargs)
+
+
+@wrong("an_unheard_of_task_is_ignored")
+class SettlesUnheardOfTasks(MemoryLedger):
+    """The end of a task that is not there is an error."""
+
+    async def settle(self, task_id, now_unix_s, **kwargs):
+        if task_id not in self._books.by_task:
+            msg = "no such task"
+            raise LedgerError(msg)
+        await super().settle(task_id, now_unix_s, **kwargs)
+
+
+@wrong("the_task_beside_may_fail_first")
+class FailsByAnyTask(MemoryLedger):
+    """A track fails with the first of its tasks that fails."""
+
+    async def settle(self, task_id, now_unix_s, *, wav_url=None, **kwargs):
+        made = self._books.by_task.get(task_id, [])
+        rows = [attempt.row for attempt in made if not attempt.is_task_over]
+        await super().settle(task_id, now_unix_s, wav_url=wav_url, **kwargs)
+        for row in rows if wav_url is None else ():
+            row.rest, row.followed = TrackState.FAILED, made[-1]
+
+
+@wrong("the_first_end_counts")
+class FailsWhileAnotherIsInFlight(MemoryLedger):
+    """A track fails with the task it is followed under, whatever else there is."""
+
+    async def settle(self, task_id, now_unix_s, *, wav_url=None, **kwargs):
+        rows = [attempt.row for attempt in self._books.by_task.get(task_id, [])]
+        followed = [row.followed for row in rows]
+        await super().settle(task_id, now_unix_s, wav_url=wav_url, **kwargs)
+        for row, attempt in zip(rows, followed, strict=True):
+            if wav_url is None and attempt is not None and attempt.task_id == task_id:
+                row.rest, row.followed = TrackState.FAILED, attempt
+
+
+@wrong("a_repeat_in_doubt_ends_in_failure")
+class FailsInDoubt(MemoryLedger):
+    """A task that failed ends the doubts about its track."""
+
+    async def settle(self, task_id, now_unix_s, *, wav_url=None, **kwargs):
+        await super().settle(task_id, now_unix_s, wav_url=wav_url, **kwargs)
+        for attempt in self._books.by_task.get(task_id, []):
+            attempt.row.answered = len(attempt.row.attempts)
+
+
+@wrong("the_first_wav_of_two_tasks_is_taken")
+class WaitsForTheTaskItFollows(MemoryLedger):
+    """A WAV of another task than the one followed is no WAV."""
+
+    async def settle(self, task_id, now_unix_s, **kwargs):
+        made = self._books.by_task.get(task_id, [])
+        if any(attempt.row.followed is attempt for attempt in made):
+            await super().settle(task_id, now_unix_s, **kwargs)
+
+
+@wrong("the_first_wav_of_two_tasks_is_taken")
+class StoresNoMore(MemoryLedger, Rows):
+    """A second WAV takes the place of the file that is here."""
+
+    async def settle(self, task_id, now_unix_s, *, wav_url=None, **kwargs):
+        rows = [a.row for a in self._books.by_task.get(task_id, []) if not a.is_task_over]
+        await super().settle(task_id, now_unix_s, wav_url=wav_url, **kwargs)
+        for row in rows if wav_url is not None else ():
+            row.rest = TrackState.SUCCEEDED
+
+
+@wrong("a_wav_is_not_lost_to_a_late_find")
+class StaysInDoubtWithItsWav(MemoryLedger):
+    """A track whose repeat has a WAV is in doubt for ever, for the first submit."""
+
+    async def settle(self, task_id, now_unix_s, **kwargs):
+        await super().settle(task_id, now_unix_s, **kwargs)
+        for attempt in self._books.by_task.get(task_id, []):
+            attempt.row.answered = 0
+
+
+@wrong("a_wav_is_kept_to_the_byte")
+class DecodesUrls(MemoryLedger):
+    """A URL is kept as people would read it."""
+
+    async def settle(self, task_id, now_unix_s, *, wav_url=None, **kwargs):
+        url = None if wav_url is None else URL(wav_url.human_repr())
+        await super().settle(task_id, now_unix_s, wav_url=url, **kwargs)
+
+
+@wrong("a_failure_is_told")
+class KeepsTheFirstLine(MemoryLedger):
+    """Of what the service said, a line is enough."""
+
+    async def settle(self, task_id, now_unix_s, *, error=None, **kwargs):
+        line = None if error is None else error.splitlines()[0]
+        await super().settle(task_id, now_unix_s, error=line, **kwargs)
+
+
+@wrong("a_failure_is_told")
+class RoundsTimes(MemoryLedger):
+    """When a task was settled is kept to the hour."""
+
+    async def settle(self, task_id, now_unix_s, **kwargs):
+        await super().settle(task_id, now_unix_s // 3600 * 3600, **kwargs)
+
+
+@wrong("calls_take_effect_in_order")
+class SettlesLate(MemoryLedger):
+    """The end of a task takes effect after the calls made next."""
+
+    async def settle(self, task_id, now_unix_s, **kwargs):
+        await asyncio.sleep(0)
+        await super().settle(task_id, now_unix_s, **kwargs)
+
+
+# Files, expiry, trying again.
+
+
+@wrong("only_a_wav_is_stored")
+class StoresAnything(MemoryLedger, Rows):
+    """A track that has no WAV can be stored."""
+
+    async def store(self, track, **kwargs):
+        if (row := self.row(track)) is not None:
+            row.rest = TrackState.SUCCEEDED
+        await super().store(track, **kwargs)
+
+
+@wrong("only_a_wav_is_stored")
+class MissesUnheardOfTracks(MemoryLedger, Rows):
+    """A file of a track that is not there is an error."""
+
+    async def store(self, track, **kwargs):
+        if self.row(track) is None:
+            msg = "no such track"
+            raise LedgerError(msg)
+        await super().store(track, **kwargs)
+
+
+@wrong("a_stored_track_tells_its_file")
+class StoresSmallFiles(MemoryLedger):
+    """A size is of 32 bits."""
+
+    async def store(self, track, *, path, size, sha256):
+        await super().store(track, path=path, size=size % 2**32, sha256=sha256)
+
+
+@wrong("a_wav_expires_after_14_days")
+class ExpiresEarly(MemoryLedger):
+    """A WAV is given up a minute too soon."""
+
+    async def expire(self, now_unix_s):
+        return await super().expire(now_unix_s + 60.0)
+
+
+@wrong("only_a_wav_of_known_age_expires")
+class ExpiresBySettlement(MemoryLedger, Rows):
+    """A WAV is kept for 14 days from when it was there."""
+
+    async def expire(self, now_unix_s):
+        for row in self.rows():
+            if row.settled_unix_s is not None and row.followed is not None:
+                row.followed.begun_unix_s = row.settled_unix_s
+        return await super().expire(now_unix_s)
+
+
+@wrong("calls_made_twice_change_nothing")
+class ExpiresFiles(MemoryLedger, Rows):
+    """A file here expires with the one at the service."""
+
+    async def expire(self, now_unix_s):
+        for row in self.rows():
+            if row.rest is TrackState.STORED:
+                row.rest = TrackState.SUCCEEDED
+        return await super().expire(now_unix_s)
+
+
+@wrong("only_a_wav_of_known_age_expires")
+class ExpiresWhatIsAdopted(MemoryLedger, Rows):
+    """A task of unknown age is as old as our submit."""
+
+    async def expire(self, now_unix_s):
+        expired = await super().expire(now_unix_s)
+        for row in self.rows():
+            if row.state() is TrackState.SUCCEEDED and row.standing().is_adopted:
+                row.rest = TrackState.EXPIRED
+        return expired
+
+
+@wrong("a_wav_expires_after_14_days")
+class ExpiresTwice(MemoryLedger, Rows):
+    """What is expired is counted again."""
+
+    async def expire(self, now_unix_s):
+        await super().expire(now_unix_s)
+        return sum(row.state() is TrackState.EXPIRED for row in self.rows())
+
+
+@wrong("retry_plans_what_is_named")
+class RetriesAllThree(MemoryLedger):
+    """Whatever came to nothing is planned again, named or not."""
+
+    async def retry(self, states):
+        states = list(states)
+        every = [TrackState.REFUSED, TrackState.FAILED, TrackState.EXPIRED]
+        return await super().retry(every if states else [])
+
+
+@wrong("retry_plans_what_is_named")
+class RetriesWithTheOldReason(MemoryLedger, Rows):
+    """What is planned again says why it failed."""
+
+    async def retry(self, states):
+        before = {id(row): (row.error_code, row.error) for row in self.rows()}
+        planned = await super().retry(states)
+        for row in self.rows():
+            row.error_code, row.error = before[id(row)]
+        return planned
+
+    async def find(self, track):
+        standing = await super().find(track)
+        row = self.row(track)
+        if standing is None or standing.state is not TrackState.PLANNED:
+            return standing
+        return attrs.evolve(standing, error_code=row.error_code, error=row.error)
+
+
+@wrong("retry_forgets_no_bill")
+class ForgetsTheBill(MemoryLedger, Rows):
+    """What is planned again was never paid."""
+
+    async def retry(self, states):
+        states = set(states)
+        for row in self.rows():
+            if row.state() in states:
+                for attempt in row.attempts:
+                    del self._books.attempts[attempt.attempt_id]
+        return await super().retry(states)
