@@ -5,6 +5,7 @@ from __future__ import annotations
 import bench_callbacks
 import bench_client_cpu
 import bench_codec
+import bench_ledger
 import bench_memory
 import bench_settle
 import bench_window
@@ -18,4 +19,5 @@ if __name__ == "__main__":
         bench_codec.measure,
         bench_client_cpu.measure,
         bench_callbacks.measure,
+        bench_ledger.measure,
     )
