@@ -96,12 +96,13 @@ PATIENCE_S = 60
 
 
 class Reaper:
-    """Counts the moments that a life comes to, and ends it at one of them."""
+    """Counts the moments that a life comes to, and ends it at one of them, or only stops it."""
 
-    def __init__(self, point: str | None, hit: int) -> None:
+    def __init__(self, point: str | None, hit: int, number: int) -> None:
         self.seen: Counter[str] = Counter()
         self._point = point
         self._hit = hit
+        self._signal = number
 
     def is_next(self, point: str) -> bool:
         """Return whether this life is to end when it comes to *point* next."""
@@ -112,7 +113,7 @@ class Reaper:
         is_end = self.is_next(point)
         self.seen[point] += 1
         if is_end:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self._signal)
 
 
 class WorldClock(FastClock):
@@ -301,7 +302,7 @@ def live(order: dict) -> int:
     signal.alarm(PATIENCE_S)
     if order["bug"]:
         crash_bugs.ALL_BUGS[order["bug"]]()
-    reaper = Reaper(order["point"], order["hit"])
+    reaper = Reaper(order["point"], order["hit"], order["signal"])
     watch_calls(reaper)
     Transactions(reaper).watch()
     watch_lock(reaper)
@@ -346,7 +347,10 @@ def serve() -> None:
                     sys.excepthook(*sys.exc_info())
             os._exit(code)
         print(pid, flush=True)  # noqa: T201 - the way to tell
-        _, status = os.waitpid(pid, 0)
+        _, status = os.waitpid(pid, os.WUNTRACED)
+        if os.WIFSTOPPED(status):
+            print(-os.WSTOPSIG(status), flush=True)  # noqa: T201 - the way to tell
+            _, status = os.waitpid(pid, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)  # noqa: T201 - the way to tell
 
 

@@ -18,12 +18,9 @@ import itertools
 import json
 import os
 import random
-import shutil
 import signal
 import socket
-import sqlite3
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -31,7 +28,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 
-from kie_wav_async.simulator import Fault, SimulatorProcess, SimulatorState
+from crash_worlds import BAD, KNOWS, Books, World
+from kie_wav_async.simulator import SimulatorProcess, SimulatorState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -68,161 +66,11 @@ TELLING = (
 #: Ends of the command that say that it came to the end of its catalog.
 FINISHED = frozenset({0, 1, 4})
 
+#: That somebody has to decide about a submit of unknown fate.
+UNDECIDED = 4
+
 #: That it could not begin, because somebody else has the ledger.
 REFUSED = 3
-
-
-@attrs.frozen(kw_only=True)
-class World:
-    """
-    A service, and what the command is told to do with submits of unknown fate.
-
-    Attributes:
-        name: In the table.
-
-        ends: Where a track may stand in the end.
-
-        on_unknown: The command's option.
-
-        service: Settings of the simulator.
-
-        faults: Its script.
-
-        is_charged_once: Whether no track may be charged twice here.
-
-        is_retrying: Whether what failed is tried again by the next life.
-
-        is_listening: Whether the command is called back.
-    """
-
-    name: str
-    ends: frozenset[str]
-    on_unknown: str = "raise"
-    service: dict[str, Any] = attrs.field(factory=dict)
-    faults: tuple[Fault, ...] = ()
-    is_charged_once: bool = True
-    is_retrying: bool = False
-    is_listening: bool = False
-
-
-# What befalls submits in all worlds: one was charged and its answer is lost, one was not and
-# is, one meets the limit.
-LOST = (
-    Fault(kind="hangup", when="after", every=7),
-    Fault(kind="hangup", when="before", every=11),
-    Fault(kind="code", code=429, http_status=429, every=13),
-)
-BAD = "refused"  # An audio id that the service does not know.
-FAILING = Fault(kind="fail", on="conversion", every=9)
-
-KNOWS = World(
-    name="409 with id, resubmit",
-    on_unknown="resubmit",
-    ends=frozenset({"succeeded"}),
-    faults=LOST,
-)
-CHARGES = World(
-    name="charges again, raise",
-    ends=frozenset({"succeeded", "failed", "refused", "unknown"}),
-    service={"dedupe": False, "unknown_audio_ids": [BAD]},
-    faults=(*LOST, FAILING),
-)
-HIDES = World(
-    name="409 without id, resubmit",
-    on_unknown="resubmit",
-    ends=frozenset({"succeeded", "failed", "refused", "unknown", "exists"}),
-    service={"conflict_id": False, "unknown_audio_ids": [BAD]},
-    faults=(*LOST, FAILING),
-)
-RISKS = World(
-    name="charges again, resubmit",
-    on_unknown="resubmit",
-    ends=frozenset({"succeeded", "failed", "refused"}),
-    service={"dedupe": False, "unknown_audio_ids": [BAD]},
-    faults=(*LOST, FAILING),
-    is_charged_once=False,
-    is_retrying=True,
-)
-CALLS = World(
-    name="charges again, called back",
-    ends=CHARGES.ends,
-    service=CHARGES.service,
-    faults=(*CHARGES.faults, Fault(kind="lost", on="callback", every=3)),
-    is_listening=True,
-)
-# One world that comes to every moment.
-MIXED = World(
-    name="409, at times without id",
-    on_unknown="resubmit",
-    ends=frozenset({"succeeded", "refused", "unknown", "exists"}),
-    service={"unknown_audio_ids": [BAD]},
-    faults=(
-        *LOST,
-        Fault(kind="no-data", verdict="repeated", every=2),
-        Fault(kind="lost", on="callback", every=2),
-    ),
-    is_retrying=True,
-    is_listening=True,
-)
-WORLDS = (KNOWS, CHARGES, HIDES, CALLS, RISKS)
-
-
-@attrs.frozen
-class Books:
-    """What a ledger's file says, by track."""
-
-    states: dict[tuple[str, str], str]
-    urls: dict[str, str]
-    accepted: Counter[tuple[str, str]]
-    adopted: Counter[tuple[str, str]]
-    unknown: Counter[tuple[str, str]]
-    open: int
-    tasks: dict[str, tuple[tuple[str, str], str]]
-
-    @classmethod
-    def read(cls, path: Path) -> Books:
-        """Read a copy of a ledger that nobody has open, which leaves the ledger as it is."""
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / "copy.sqlite3"
-            for suffix in ("", "-wal"):
-                with contextlib.suppress(FileNotFoundError):
-                    shutil.copy(f"{path}{suffix}", f"{copy}{suffix}")
-            with contextlib.closing(sqlite3.connect(copy)) as db:
-                assert [("ok",)] == db.execute("PRAGMA quick_check").fetchall()
-                if not db.execute("SELECT 1 FROM sqlite_master").fetchone():
-                    return cls({}, {}, Counter(), Counter(), Counter(), 0, {})
-                return cls._of(db)
-
-    @classmethod
-    def _of(cls, db: sqlite3.Connection) -> Books:
-        states, urls = {}, {}
-        for music, audio, state, task_id, url in db.execute(
-            "SELECT music_task_id, audio_id, state, task_id, wav_url FROM track"
-            " LEFT JOIN attempt ON attempt.n = followed"
-        ):
-            states[music, audio] = state
-            if url is not None:
-                urls[task_id] = url
-        counted = {name: Counter() for name in ("accepted", "adopted", "unknown", "open")}
-        tasks = {}
-        for music, audio, outcome, task_id in db.execute(
-            "SELECT music_task_id, audio_id, outcome, attempt.task_id FROM attempt"
-            " JOIN track ON idx = attempt.track"
-        ):
-            counted.get(outcome, Counter())[music, audio] += 1
-            if task_id is not None:
-                tasks[task_id] = ((music, audio), outcome)
-        # A submit under way is as good as unknown.
-        unknown = counted["unknown"] + counted["open"]
-        return cls(
-            states=states,
-            urls=urls,
-            accepted=counted["accepted"],
-            adopted=counted["adopted"],
-            unknown=unknown,
-            open=counted["open"].total(),
-            tasks=tasks,
-        )
 
 
 @attrs.define
@@ -313,7 +161,11 @@ class Nursery:
         return self._pid
 
     async def end(self, after_s: float | None = None) -> int:
-        """Wait until the life has ended, kill it if it has not *after_s*, and tell how it ended."""
+        """
+        Wait until the life has ended, and kill it if it has not *after_s*; return its exit code.
+
+        It is negative if by a signal. A life that was only stopped can be waited for again.
+        """
         code = None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(after_s):
@@ -321,7 +173,8 @@ class Nursery:
         if code is None:
             self.kill()
             code = await self._read()
-        self._pid = None
+        if code != -signal.SIGSTOP:
+            self._pid = None
         return code
 
     def kill(self) -> None:
@@ -432,6 +285,7 @@ class Bench:
             "born_unix_s": None if self.world.is_listening else self._born_unix_s,
             "point": point,
             "hit": hit,
+            "signal": signal.SIGKILL,
             "bug": bug,
         }
 
@@ -496,24 +350,22 @@ class Bench:
     async def contend(self, *, bug: str | None = None) -> None:
         """Live twice at once, which must not be; kill the first, judge both, and go on."""
         self._where = f"{self.world.name}, two at once"
-        order = self.order(bug=bug)
-        own = {name: str(self._folder / f"{name} of the second") for name in ("stderr", "census")}
+        first = self.order("begin: committed", bug=bug) | {"signal": signal.SIGSTOP}
+        second = self.order(bug=bug)
+        for name in ("stderr", "census"):
+            second[name] += " of the second"
+        pid = await self.nursery.begin(first)
+        # Whatever the second one does from here, the first does not know of it.
+        assert -signal.SIGSTOP == await self.nursery.end()
         async with Nursery() as other:
-            pid = await self.nursery.begin(order)
-            while not (await self.kie.state(brief=True)).requests.get("submit"):
-                pass
-            # Whatever the second one does, the first does not know of it.
-            os.kill(pid, signal.SIGSTOP)
-            _ = await other.begin(order | own)
-            code = await other.end()
-        stderr = self._life(order | own, code).stderr
-        if code != REFUSED or f"is open in process {pid} " not in stderr:
-            self.wrong(f"the second was not refused: exit code {code}: {stderr[-300:]}")
+            _ = await other.begin(second)
+            told = self._life(second, await other.end())
+        is_refused = told.code == REFUSED and f"is open in process {pid} " in told.stderr
+        if not is_refused:
+            self.wrong(f"the second was not refused: exit code {told.code}: {told.stderr[-300:]}")
             os.kill(pid, signal.SIGCONT)
-            code = await self.nursery.end()
-        else:
-            code = await self.nursery.end(0.0)
-        await self.judge(self._life(order, code))
+        life = self._life(first, await self.nursery.end(0.0 if is_refused else None))
+        await self.judge(life)
         await self.finish(bug=bug)
 
     async def close_score(self) -> None:
@@ -570,10 +422,19 @@ class Bench:
                 self.wrong(f"task {task_id} of {track} is none that the service created")
         self._judge_told(books)
         if not life.was_killed:
-            if life.code not in FINISHED:
-                self.wrong(f"exit code {life.code}: {life.stderr[-2000:]}")
-            if books.open:
-                self.wrong(f"{books.open} submits under way after the end")
+            self._judge_end(life, books)
+
+    def _judge_end(self, life: Life, books: Books) -> None:
+        """Compare how a life ended by itself with what the ledger says."""
+        left = set(books.states.values())
+        if life.code not in FINISHED:
+            self.wrong(f"exit code {life.code}: {life.stderr[-2000:]}")
+        if books.open:
+            self.wrong(f"{books.open} submits under way after the end")
+        if life.code != UNDECIDED and "unknown" in left:
+            self.wrong(f"exit code {life.code}, and tracks are unknown")
+        if life.code == UNDECIDED and not left & {"unknown", "exists"}:
+            self.wrong(f"exit code {life.code}, and nothing is unknown")
 
     def _judge_told(self, books: Books) -> None:
         """Compare what was told, by the session and on stdout, with what the ledger says."""

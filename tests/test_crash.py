@@ -18,20 +18,8 @@ import crash_bugs
 import syncs
 from crash_bugs import BUGS, BUGS_OF_TWO
 from crash_child import POINTS
-from crashes import (
-    CHARGES,
-    HEAD,
-    KNOWS,
-    MIXED,
-    RISKS,
-    WORLDS,
-    Bench,
-    Score,
-    die_at_random,
-    die_everywhere,
-    die_in_turn,
-    is_found,
-)
+from crash_worlds import CHARGES, KNOWS, MIXED, RISKS, WORLDS
+from crashes import HEAD, Bench, Score, die_at_random, die_everywhere, die_in_turn, is_found
 
 # One for each core of a small machine.
 BENCHES = 2
