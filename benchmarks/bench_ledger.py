@@ -54,7 +54,7 @@ class _Counting(sqlite3.Connection):
     commits = 0
     synchronous = "FULL"
 
-    def execute(self, sql: str, *values: object) -> sqlite3.Cursor:  # type: ignore[override]  # pass on
+    def execute(self, sql: str, *values: object) -> sqlite3.Cursor:
         _Counting.commits += sql == "COMMIT"
         sql = sql.replace("synchronous = FULL", f"synchronous = {_Counting.synchronous}")
         return super().execute(sql, *values)  # type: ignore[arg-type]  # passed on as they came
@@ -65,7 +65,9 @@ def _counting() -> Iterator[None]:
     connect = sqlite3.connect
 
     def connect_here(*args: object, **options: object) -> sqlite3.Connection:
-        return connect(*args, factory=_Counting, **options)  # type: ignore[call-overload]  # as above
+        connection: sqlite3.Connection
+        connection = connect(*args, factory=_Counting, **options)  # type: ignore[call-overload]  # as they came
+        return connection
 
     sqlite3.connect = connect_here  # type: ignore[assignment]  # for the time of a run
     try:
