@@ -90,7 +90,7 @@ async def test_what_is_said_before(bulk: Bulk) -> None:
         done = await bulk(kie, "--rate", "1/0.001")
 
     lines = done.err.splitlines()
-    assert "The catalog: 4 tracks; 3 new, 1 known or named twice." == lines[0]
+    assert "The catalog: 4 tracks; 3 new, 1 known or repeated." == lines[0]
     assert lines[1].startswith("The ledger: 3 to submit, 0 in flight, 0 converted,")
     assert lines[2].startswith("At most 3 new charges. It takes about 2 min at 1 submits per 0.001")
     assert lines[2].endswith("all WAVs together are about 96 MB.")
@@ -220,6 +220,18 @@ async def test_a_music_task_that_is_not_there(bulk: Bulk) -> None:
     assert 2 == done.code
     assert "line 3: no tracks of music task nobody: " in done.err
     assert 0 == skipped.code
+
+
+async def test_a_music_task_that_kie_forgot(bulk: Bulk) -> None:
+    """A music task whose tracks were planned before may be gone by the time a run is resumed."""
+    write_catalog("m,,", "x,x1,")
+    async with kie_of() as kie:
+        first = await bulk(kie, "--max-charges", "1")
+        kie.set_faults([Fault(on="music", kind="code", code=404, msg="gone")])
+        done = await bulk(kie)
+
+        assert (3, 0, 3) == (first.code, done.code, kie.charges)
+    assert "The catalog: 3 tracks; 0 new, 3 known" in done.err
 
 
 async def test_a_music_task_that_cannot_be_asked_for(bulk: Bulk) -> None:

@@ -256,7 +256,7 @@ class _Run:
         known = plan.tracks - plan.new
         parts = [f"{plan.new:,} new"]
         if known:
-            parts.append(f"{known:,} known or named twice")
+            parts.append(f"{known:,} known or repeated")
         if retried:
             parts.append(f"{retried:,} that came to nothing are tried again")
         if plan.bad:
@@ -351,6 +351,7 @@ class _Run:
             await asyncio.gather(*watchers, return_exceptions=True)
             if self._display.is_live:
                 await self._show()
+                self._display.clear()
 
     async def _watch(self) -> None:
         while True:

@@ -21,6 +21,7 @@ from kie_wav_async.errors import MaintenanceError, RateLimitedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from types import TracebackType
 
     from rich.console import RenderableType
 
@@ -88,7 +89,7 @@ class _Bars(Progress):
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """Yield what is shown."""
-        if self.tasks:
+        if any(task.visible for task in self.tasks):
             yield self.make_tasks_table(self.tasks)
         for line in self.footer:
             yield Text(clean(line), overflow="ellipsis", no_wrap=True)
@@ -116,9 +117,24 @@ class BulkDisplay(Display):
             redirect_stdout=sys.stdout.isatty(),
         )
         super().__init__(console, self._bars)
-        self._lines: dict[str, TaskID] = {}
+        # Made before anything is shown: each new one would be shown at once.
+        self._lines: dict[str, TaskID] = {
+            name: self._bars.add_task(name, visible=False, amount="")
+            for name in ("submitted", "converted", "failed", "unknown")
+        }
         self._footer = ""
         self._hold = ""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop showing; the bars stay, and what was said of the moment does not."""
+        self._hold = ""
+        self.clear()
+        super().__exit__(kind, error, traceback)
 
     # --- lines that stay --------------------------------------------------------------------
 
@@ -186,10 +202,12 @@ class BulkDisplay(Display):
             ("failed", tally.failed, f"{tally.failed:,}"),
             ("unknown", tally.unknown, f"{tally.unknown:,}"),
         ):
-            if name not in self._lines:
-                self._lines[name] = self._bars.add_task(name, amount=amount)
             self._bars.update(
-                self._lines[name], completed=done, total=max(1, tally.total), amount=amount
+                self._lines[name],
+                visible=True,
+                completed=done,
+                total=max(1, tally.total),
+                amount=amount,
             )
         self._footer = " · ".join(figures.words())
         self._refresh()

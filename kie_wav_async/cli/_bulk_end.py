@@ -255,8 +255,10 @@ def _failure(ending: Ending, books: _Books | None) -> CliError | None:
 def _shortfall(tally: Tally) -> CliError | None:
     """Return what keeps the tracks from all being converted, the most important of it."""
     if tally.unknown:
-        tracks = count_words(tally.unknown, "track is", "tracks are")
-        return CliError(UNKNOWN, f"{tracks} in doubt and need a decision")
+        tracks = count_words(
+            tally.unknown, "track is in doubt and needs", "tracks are in doubt and need"
+        )
+        return CliError(UNKNOWN, f"{tracks} a decision")
     if tally.planned:
         tracks = count_words(tally.planned, "track")
         return CliError(SERVICE, f"{tracks} did not get through to KIE; nothing was charged for it")

@@ -14,6 +14,7 @@ import json
 import os
 import tempfile
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, Self, TypeVar
 
@@ -25,7 +26,7 @@ from kie_wav_async.cli._catalog import BadLine, Row, read_catalog
 from kie_wav_async.cli._estimate import count_words
 from kie_wav_async.cli._output import SERVICE, USAGE, CliError, clean
 from kie_wav_async.errors import InvalidRequestError, NotFoundError
-from kie_wav_async.ledger import Ledger
+from kie_wav_async.ledger import Ledger, TrackState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
@@ -81,6 +82,7 @@ class Planner:
     folder: Path
     display: BulkDisplay
     _thread: threading.Thread | None = None
+    _known: Counter[str] | None = None
 
     @property
     def is_stuck(self) -> bool:
@@ -135,17 +137,19 @@ class Planner:
         read = tracks = 0
         while found := await self._in_thread(lambda: list(itertools.islice(rows, _SLICE))):
             asked = {r.music_task_id for r in found if isinstance(r, Row) and r.audio_id is None}
-            known = await self._look_up(asked) if asked else {}
+            looked_up = await self._look_up(asked) if asked else {}
             lines: list[str] = []
             for row in found:
                 if isinstance(row, BadLine):
                     bad.tell(row)
                     continue
-                given = _tracks_of(row, known)
-                if isinstance(given, str):
+                given = _tracks_of(row, looked_up)
+                if not isinstance(given, str):
+                    lines += map(_packed, given)
+                elif known := await self._count_known(row.music_task_id):
+                    tracks += known
+                else:
                     bad.tell(BadLine(row.line, given))
-                    continue
-                lines += map(_packed, given)
             with self._writing():
                 stage.write("".join(lines))
                 stage.flush()
@@ -182,6 +186,21 @@ class Planner:
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return found
+
+    async def _count_known(self, music_task_id: str) -> int:
+        """
+        Return how many tracks of a music task an earlier run has planned.
+
+        KIE forgets music tasks, and a catalog that was planned is not to turn bad
+        before it is done.
+        """
+        if self._known is None:
+            self._known = Counter()
+            after = 0
+            while page := await self.ledger.page(TrackState, after=after, limit=_SLICE):
+                self._known.update(standing.track.music_task_id for standing in page)
+                after = page[-1].index
+        return self._known[music_task_id]
 
     async def _ask(self, music_task_id: str) -> list[Track] | str:
         try:
@@ -222,10 +241,10 @@ class Planner:
         return await done
 
 
-def _tracks_of(row: Row, known: dict[str, list[Track] | str]) -> list[Track] | str:
+def _tracks_of(row: Row, looked_up: dict[str, list[Track] | str]) -> list[Track] | str:
     """Return what a row stands for, or why it stands for nothing."""
     if row.audio_id is None:
-        return known[row.music_task_id]
+        return looked_up[row.music_task_id]
     return [Track(row.music_task_id, row.audio_id, title=row.title)]
 
 
