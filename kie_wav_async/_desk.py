@@ -43,6 +43,9 @@ _SECRET_FROM: Final = 8
 #: after 30 s.
 CLOSE_TIMEOUT_S: Final = 25.0
 
+#: How long the ledger has for its own closing, if nothing is left of that.
+_LAST_TIMEOUT_S: Final = 3.0
+
 _logger = logging.getLogger("kie_wav_async")
 
 
@@ -62,6 +65,8 @@ class Desk:
         registry: The books.
 
         journal: Writes into the ledger, if there is one.
+
+        unwritten: The conversions whose end is on its way into the ledger.
 
         callback_url: Where the service is told to post, before the attempt is named.
 
@@ -94,6 +99,7 @@ class Desk:
         self.requests = requests
         self.registry: Registry[Conversion] = Registry(lambda track: Conversion(track, self.hub))
         self.journal = Journal(ledger, clock)
+        self.unwritten: set[Conversion] = set()
         self.callback_url = callback_url
         self.health = CallbackHealth()
         self.on_followed: Callable[[Conversion], None] = lambda _: None
@@ -167,13 +173,32 @@ class Desk:
                 running,
             )
 
-    async def finish(self, *tasks: asyncio.Future[Any]) -> None:
-        """Wait until *tasks* have ended, 25 s at most; cancel what has not."""
-        if await self._wait(tasks):
+    async def finish_writing(self, until_mono_s: float) -> None:
+        """Wait until *until_mono_s* for what is being written, and for what comes of that."""
+        waited: set[asyncio.Task[Any]] = set()
+        while calls := self.journal.calls - waited:
+            await self.finish(*calls, until_mono_s=until_mono_s)
+            waited |= calls
+
+    async def close_journal(self, until_mono_s: float) -> None:
+        """Close the ledger, by *until_mono_s* or in a moment; log it if it does not close."""
+        if not self.journal.is_kept:
+            return
+        closing = self.journal.spawn(self.journal.aclose())
+        until = max(until_mono_s, self.clock.monotonic() + _LAST_TIMEOUT_S)
+        await self.finish(closing, until_mono_s=until)
+        if closing.cancelled():
+            _logger.error("the ledger did not close in time")
+
+    async def finish(self, *tasks: asyncio.Future[Any], until_mono_s: float) -> None:
+        """Wait until *tasks* have ended, or *until_mono_s*; then cancel what has not."""
+        if await self._wait(tasks, until_mono_s):
             await self.stop(*tasks)
 
-    async def _wait(self, tasks: Iterable[asyncio.Future[Any]]) -> int:
-        """Wait until *tasks* have ended, 25 s at most; return how many have not."""
+    async def _wait(
+        self, tasks: Iterable[asyncio.Future[Any]], until_mono_s: float | None = None
+    ) -> int:
+        """Wait until *tasks* have ended, 25 s at most or *until*; return how many have not."""
         running = {task for task in tasks if not task.done()}
         if not running:
             return 0
@@ -191,7 +216,9 @@ class Desk:
         for task in tuple(running):
             task.add_done_callback(note)
         timer = self.timer(give_up)
-        timer.set(self.clock.monotonic() + CLOSE_TIMEOUT_S)
+        if until_mono_s is None:
+            until_mono_s = self.clock.monotonic() + CLOSE_TIMEOUT_S
+        timer.set(until_mono_s)
         try:
             await stopped
         finally:
@@ -216,7 +243,8 @@ class Desk:
             self.health.ended(is_called_back=conversion.is_called_back)
         if self.journal.is_kept and conversion.phase is not Phase.TIMED_OUT:
             conversion.is_unwritten = True
-            self.journal.spawn(self._write_end(conversion))
+            self.unwritten.add(conversion)
+            _ = self.journal.spawn(self._write_end(conversion))
         else:
             self._tell_end(conversion)
         self.on_place_freed()
@@ -225,10 +253,6 @@ class Desk:
         """Write down how a task ended, and only then let its waiters know."""
         try:
             await self.journal.settle(conversion.task_id, conversion.outcome)
-        except asyncio.CancelledError:
-            # Only a session that closes does that, once it has waited long enough.
-            conversion.wake(self.hub.closed)
-            raise
         except LedgerError as error:
             told = LedgerError(
                 f"task {conversion.task_id} has ended, but that could not be written down "
@@ -242,6 +266,7 @@ class Desk:
 
     def _tell_written(self, conversion: Conversion) -> None:
         conversion.is_unwritten = False
+        self.unwritten.discard(conversion)
         self._tell_end(conversion)
 
     def _tell_end(self, conversion: Conversion) -> None:

@@ -5,35 +5,49 @@ Some of it has to be written before it may have an effect: that a submit goes
 out, that the service took it, how a task ended. The rest is written behind: if
 the process dies before, the ledger still has the submit as under way, which the
 next run takes as unknown, so the bill stays bounded. The ledger keeps the order.
+
+What came of a submit is known here alone, so if it cannot be written it is owed:
+said again before anything that builds on it, and at the end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+import attrs
+
+from kie_wav_async._ledger_models import AttemptOutcome
 from kie_wav_async._models import WavFile
 from kie_wav_async.errors import ConversionFailedError, LedgerError, ServiceError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
     from typing import Any
 
     from kie_wav_async._clock import Clock
-    from kie_wav_async._ledger_models import (
-        AttemptOutcome,
-        LedgerOpening,
-        Standing,
-        TrackState,
-    )
+    from kie_wav_async._ledger_models import LedgerOpening, Standing, TrackState
     from kie_wav_async._models import Track
-    from kie_wav_async.errors import KieWavError
+    from kie_wav_async.errors import KieWavError, SessionClosedError
     from kie_wav_async.ledger import Ledger
 
 _logger = logging.getLogger("kie_wav_async")
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+
+@attrs.frozen(eq=False)
+class _End:
+    """What came of a submit, as the ledger is told."""
+
+    attempt_id: str
+    outcome: AttemptOutcome
+    at_unix_s: float
+    task_id: str
+    error_code: int | None
+    error: str | None
 
 
 class Journal:
@@ -49,6 +63,11 @@ class Journal:
         self._ledger = ledger
         self._clock = clock
         self._writes: set[asyncio.Task[Any]] = set()
+        self._reads: set[asyncio.Task[Any]] = set()
+        # Callers that wait for one of those.
+        self._waits: set[asyncio.Future[Any]] = set()
+        self._owed: dict[str, _End] = {}
+        self._closed: SessionClosedError | None = None
         self.is_kept = ledger is not None
 
     # --- opening and closing ------------------------------------------------------------
@@ -62,21 +81,30 @@ class Journal:
         """
         if self._ledger is None:
             return None
-        return await _told(self._ledger.open(self._clock.time()))
+        return await _told(self._ledger.open, self._clock.time())
+
+    def close(self, error: SessionClosedError) -> None:
+        """Let nobody wait any more: *error* ends all waits; what is being written goes on."""
+        self._closed = error
+        for wait in tuple(self._waits):
+            wait.cancel()
+        if self._owed:
+            _ = self.spawn(self._say_owed())
 
     async def aclose(self) -> None:
         """Close the ledger; that it cannot be closed is logged, and ends nothing."""
         if self._ledger is not None:
             try:
-                await _told(self._ledger.aclose())
+                await _told(self._ledger.aclose)
             except LedgerError:
                 _logger.exception("the ledger did not close well")
 
-    def spawn(self, write: Coroutine[Any, Any, object]) -> None:
+    def spawn(self, write: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run *write* beside whoever asked for it; `flush` waits for it."""
         task = asyncio.ensure_future(write)
         self._writes.add(task)
         task.add_done_callback(self._forget)
+        return task
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._writes.discard(task)
@@ -94,13 +122,43 @@ class Journal:
             writes = tuple(self._writes)
             await asyncio.wait(writes)
             for write in writes:
-                if not write.cancelled() and isinstance(error := write.exception(), LedgerError):
+                if write.cancelled():
+                    msg = "the session closed before it was written down"
+                    raise LedgerError(msg)
+                if isinstance(error := write.exception(), LedgerError):
                     raise error.about()
 
     @property
-    def writes(self) -> tuple[asyncio.Task[Any], ...]:
-        """What is being written now."""
-        return tuple(self._writes)
+    def calls(self) -> set[asyncio.Task[Any]]:
+        """What is being written and read now."""
+        return self._writes | self._reads
+
+    async def see_through(self, write: Coroutine[Any, Any, T]) -> T:
+        """
+        Write, and return what came of it; whoever goes away does not end it.
+
+        Raises:
+            SessionClosedError: The session closed before; it may still be written.
+        """
+        return await self._wait_for(self.spawn(write))
+
+    async def _wait_for(self, call: asyncio.Task[T]) -> T:
+        """Wait for a call in a task of its own, until the session closes."""
+        wait = asyncio.shield(call)
+        self._waits.add(wait)
+        try:
+            return await wait
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if self._closed is None or (caller is not None and caller.cancelling()):
+                raise
+            raise self._closed.about() from None
+        finally:
+            self._waits.discard(wait)
+            if wait.done() and not wait.cancelled():
+                wait.exception()  # Or the loop complains, if the caller is cancelled just now.
+            # An error keeps the frames it came through, and all that they name.
+            del wait, call
 
     # --- reading ------------------------------------------------------------------------
 
@@ -111,7 +169,7 @@ class Journal:
         Raises:
             LedgerError: It cannot be read.
         """
-        return None if self._ledger is None else await _told(self._ledger.find(track))
+        return None if self._ledger is None else await self._read(self._ledger.find, track)
 
     async def page(self, state: TrackState, after: int) -> tuple[Standing, ...]:
         """
@@ -122,7 +180,18 @@ class Journal:
         """
         if self._ledger is None:
             return ()
-        return tuple(await _told(self._ledger.page([state], after=after)))
+        return tuple(await self._read(self._ledger.page, [state], after=after))
+
+    async def _read(self, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Read in a task that closing can cancel; the caller's own we must not."""
+        read = asyncio.ensure_future(_told(call, *args, **kwargs))
+        self._reads.add(read)
+        read.add_done_callback(self._reads.discard)
+        try:
+            return await self._wait_for(read)
+        finally:
+            read.cancel()
+            del read
 
     # --- writing ------------------------------------------------------------------------
 
@@ -135,8 +204,14 @@ class Journal:
         """
         if self._ledger is None:
             return None
-        write = self._ledger.begin(track, attempt_id, self._clock.time(), again=again)
-        return await _told(write)
+        await self._say_owed()
+        now = self._clock.time()
+        try:
+            return await _told(self._ledger.begin, track, attempt_id, now, again=again)
+        except (LedgerError, asyncio.CancelledError):
+            # It may be there all the same.
+            self.note(attempt_id, AttemptOutcome.NOT_CREATED)
+            raise
 
     async def end(
         self,
@@ -150,19 +225,51 @@ class Journal:
         Write down what came of a submit.
 
         Raises:
-            LedgerError: It could not be written.
+            LedgerError: It could not be written, and is owed.
         """
         if self._ledger is not None:
-            code, text = _words(error)
-            write = self._ledger.end(
-                attempt_id,
-                outcome,
-                self._clock.time(),
-                task_id=task_id,
-                error_code=code,
-                error=text,
-            )
-            await _told(write)
+            end = _End(attempt_id, outcome, self._clock.time(), task_id, *_words(error))
+            try:
+                await self._say(end)
+            except LedgerError:
+                self._owed[attempt_id] = end
+                raise
+
+    async def tell(self, attempt_id: str, task_id: str | None) -> None:
+        """
+        Write down what somebody says of a submit of unknown fate: its task, or that it has none.
+
+        Raises:
+            LedgerError: It could not be written, and is to be said again.
+        """
+        if self._ledger is not None:
+            outcome = AttemptOutcome.ACCEPTED if task_id else AttemptOutcome.NOT_CREATED
+            now = self._clock.time()
+            await self._say(_End(attempt_id, outcome, now, task_id or "", None, None))
+
+    async def _say(self, end: _End) -> None:
+        assert self._ledger is not None  # noqa: S101 - its callers have looked
+        await _told(
+            self._ledger.end,
+            end.attempt_id,
+            end.outcome,
+            end.at_unix_s,
+            task_id=end.task_id,
+            error_code=end.error_code,
+            error=end.error,
+        )
+
+    async def _say_owed(self) -> None:
+        """
+        Write down which submits came to what, where that could not be done before.
+
+        Raises:
+            LedgerError: It still cannot be.
+        """
+        for attempt_id, end in tuple(self._owed.items()):
+            await self._say(end)
+            if self._owed.get(attempt_id) is end:
+                del self._owed[attempt_id]
 
     def note(
         self,
@@ -174,12 +281,12 @@ class Journal:
     ) -> None:
         """Write down what came of a submit, behind."""
         if self._ledger is not None:
-            self.spawn(self.end(attempt_id, outcome, task_id=task_id, error=error))
+            _ = self.spawn(self.end(attempt_id, outcome, task_id=task_id, error=error))
 
     def hear(self, attempt_id: str, task_id: str) -> None:
         """Write down that an authentic callback of *task_id* names *attempt_id*, behind."""
         if self._ledger is not None:
-            self.spawn(_told(self._ledger.hear(attempt_id, task_id)))
+            _ = self.spawn(_told(self._ledger.hear, attempt_id, task_id))
 
     async def settle(self, task_id: str, outcome: WavFile | KieWavError | None) -> None:
         """
@@ -191,24 +298,31 @@ class Journal:
         if self._ledger is None:
             return
         now = self._clock.time()
+        await self._say_owed()  # The task may be among it.
         if isinstance(outcome, WavFile):
-            write = self._ledger.settle(task_id, now, wav_url=outcome.url)
+            await _told(self._ledger.settle, task_id, now, wav_url=outcome.url)
         else:
             code, text = _words(outcome)
-            write = self._ledger.settle(task_id, now, error_code=code, error=text)
-        await _told(write)
+            await _told(self._ledger.settle, task_id, now, error_code=code, error=text)
 
 
-async def _told(call: Awaitable[T]) -> T:
-    """Await a call of a ledger, which may be of the user's making and raise anything."""
+async def _told(call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Make a call of a ledger, which may be of the user's making and raise anything."""
+    failure: BaseException
     try:
-        return await call
+        return await call(*args, **kwargs)
     except LedgerError:
         raise
-    except Exception as error:
-        _logger.exception("the ledger failed in a way it should not")
-        msg = f"the ledger raised {type(error).__name__}: look into the log"
-        raise LedgerError(msg) from error
+    except asyncio.CancelledError as cancellation:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        failure = cancellation  # Not ours: something in the ledger was cancelled.
+    except Exception as error:  # noqa: BLE001 - it is raised below
+        failure = error
+    _logger.error("the ledger failed in a way it should not", exc_info=failure)
+    msg = f"the ledger raised {type(failure).__name__}: look into the log"
+    raise LedgerError(msg) from failure
 
 
 def _words(error: KieWavError | None) -> tuple[int | None, str | None]:

@@ -236,7 +236,7 @@ class Receiver:
         _ = self._inbox.take(record.task_id, self._desk.clock.monotonic())
         # What the record says of the task, the poller then brings to its conversion.
         if self._desk.journal.is_kept:
-            self._desk.journal.spawn(self._submitter.adopt(doubt, record.task_id))
-        else:
-            self._submitter.resolve(doubt, record.task_id)
+            _ = self._desk.journal.spawn(self._submitter.adopt(doubt, record.task_id))
+            return False  # Enough once it is written.
+        self._submitter.resolve(doubt, record.task_id)
         return True

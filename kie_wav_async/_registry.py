@@ -351,12 +351,15 @@ class Registry(Generic[E]):
     def restore_doubts(self, accepted: int, doubts: Iterable[UnknownSubmit]) -> None:
         """Go on with a ledger: submits *accepted* ever, and those of unknown fate."""
         self._accepted_before = accepted
+        # Not every one of their tracks waits for that: it may have a task, or its WAV.
         for doubt in doubts:
             self._doubt(doubt)
-            if doubt.track not in self._by_track:
-                entry = self._make_entry(doubt.track)
-                entry.phase = Phase.UNKNOWN
-                self._by_track[doubt.track] = entry
+
+    def restore_unknown(self, track: Track) -> None:
+        """Note that all there is of *track* are submits of unknown fate, if there are."""
+        if track in self._unknown_by_track and track not in self._by_track:
+            entry = self._by_track[track] = self._make_entry(track)
+            entry.phase = Phase.UNKNOWN
 
     def restore(
         self,
@@ -368,18 +371,20 @@ class Registry(Generic[E]):
         submitted_unix_s: float | None,
     ) -> E:
         """
-        Follow a task of an earlier run again, of a track without an entry.
+        Follow a task of an earlier run again, of a track that has no task here.
 
         *submitted_unix_s* is `None` if the task was not made by our submit.
         """
-        entry = self._make_entry(track)
-        entry.phase = Phase.FOUND
+        entry = self._by_track.get(track)
+        if entry is None:
+            entry = self._by_track[track] = self._make_entry(track)
+            entry.phase = Phase.FOUND
         entry.attempt_id = attempt_id
-        self._by_track[track] = entry
         origin = Origin.ADOPTED
         if submitted_unix_s is not None:
             origin, entry.submitted_unix_s = Origin.SUBMITTED, submitted_unix_s
         self._follow(entry, task_id, now_mono_s, origin)
+        entry.is_recognised = origin is Origin.SUBMITTED or not self.is_in_doubt(entry)
         return entry
 
     def restore_result(self, track: Track, wav: WavFile) -> E:

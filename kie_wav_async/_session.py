@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 from kie_wav_async._batch import Batch
 from kie_wav_async._callback_url import PLACEHOLDER_CALLBACK_URL, parse_callback_url
 from kie_wav_async._clock import Clock, SystemClock
-from kie_wav_async._desk import Desk
+from kie_wav_async._desk import CLOSE_TIMEOUT_S, Desk
 from kie_wav_async._ledger_models import TrackState
 from kie_wav_async._limiter import RateLimit
 from kie_wav_async._models import (
@@ -339,10 +339,12 @@ class WavSession:
         hub, registry = self._desk.hub, self._desk.registry
         task_ids = tuple(conversion.task_id for conversion in registry.in_flight())
         hub.closed = SessionClosedError(open_task_ids=task_ids)
+        until = self._desk.clock.monotonic() + CLOSE_TIMEOUT_S
         self._poller.close()
         self._submitter.close(hub.closed)
-        for conversion in (*registry.waiting(), *registry.in_flight()):
+        for conversion in (*registry.waiting(), *registry.in_flight(), *self._desk.unwritten):
             conversion.wake(hub.closed)
+        self._desk.journal.close(hub.closed)
         reads = self._reader.on_wire
         self._reader.close()
         for listener in tuple(hub.close_listeners):
@@ -352,12 +354,12 @@ class WavSession:
         finally:
             await self._desk.cancel_tasks()
             await self._desk.stop(*reads)
-            await self._desk.finish(*self._desk.journal.writes)
+            await self._desk.finish_writing(until)
             self._warn_of_open()
             try:
                 await self._desk.transport.aclose()
             finally:
-                await self._desk.journal.aclose()
+                await self._desk.close_journal(until)
 
     def _warn_of_open(self) -> None:
         task_ids = [conversion.task_id for conversion in self.conversions()]
@@ -425,8 +427,7 @@ class WavSession:
     async def _take(self, track: Track, *, again: bool) -> Conversion:
         self._desk.hub.verify_open()
         verify_type(track, Track, "track")
-        if not again:
-            await self._submitter.look_up(track)
+        await self._submitter.look_up(track, again=again)
         return self._submitter.take(track, again=again)
 
     async def convert(self, track: Track, *, again: bool = False) -> WavFile:
@@ -617,7 +618,10 @@ class WavSession:
         if followed is not None and followed.track not in {None, doubt.track}:
             msg = f"task {task_id} is followed for another track, {followed.track}"
             raise ValueError(msg)
-        await self._submitter.adopt(doubt, task_id)
+        adoption = self._submitter.adopt(doubt, task_id)
+        if self._desk.journal.is_kept:
+            adoption = self._desk.journal.see_through(adoption)
+        await adoption
 
     # --- reads --------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from kie_wav_async._wire import SubmitAnswer, parse_submit
 from kie_wav_async.errors import (
     AlreadyExistsError,
     AuthenticationError,
+    FeatureDisabledError,
     InsufficientCreditsError,
     KieWavError,
     LedgerError,
@@ -56,6 +57,7 @@ _logger = logging.getLogger("kie_wav_async")
 
 #: The states in a ledger of a track whose WAV was made.
 _SUCCESSES = frozenset({TrackState.SUCCEEDED, TrackState.STORED, TrackState.EXPIRED})
+_HAS_TASK = _SUCCESSES | {TrackState.ACCEPTED}
 
 
 class Submitter:
@@ -155,12 +157,14 @@ class Submitter:
         self._turns.add_in(conversion, min(delay_s, RESUBMIT_AFTER_S))
         return conversion
 
-    async def look_up(self, track: Track) -> None:
+    async def look_up(self, track: Track, *, again: bool = False) -> None:
         """
         Bring what the ledger knows of *track* into the books, before it is taken.
 
         Raises:
-            AlreadyExistsError: The service has a WAV of it under an unknown task id.
+            AlreadyExistsError:
+                The service has a WAV of it under an unknown task id, and the user
+                did not say *again*.
 
             LedgerError: It cannot be read.
         """
@@ -169,10 +173,12 @@ class Submitter:
         standing = await self._desk.journal.find(track)
         if standing is None or self._is_known(track):
             return
-        if standing.state is TrackState.EXISTS:
+        if standing.state is TrackState.EXISTS and not again:
             raise _exists_error(standing)
         if standing.state is TrackState.ACCEPTED:
             _ = self.restore(standing)
+        elif standing.state is TrackState.UNKNOWN:
+            self._registry.restore_unknown(track)
         elif standing.state in _SUCCESSES and standing.wav_url is not None:
             wav = WavFile(
                 task_id=standing.task_id,
@@ -191,7 +197,11 @@ class Submitter:
         """Follow the task that the ledger has for a track; return its conversion."""
         task_id, submitted_at = standing.task_id, standing.submitted_at
         followed = self._registry.find(standing.track) or self._registry.find_task(task_id)
-        if followed is not None and followed.track in {None, standing.track}:
+        if (
+            followed is not None
+            and followed.track in {None, standing.track}
+            and followed.phase is not Phase.UNKNOWN
+        ):
             if followed.track is None:
                 self._registry.name_track(followed, standing.track)
             return followed
@@ -203,7 +213,9 @@ class Submitter:
             attempt_id=standing.attempt_id,
             submitted_unix_s=submitted_at.timestamp() if submitted_at and is_ours else None,
         )
+        self._turns.remove(conversion)
         self._poller.follow(conversion, is_restored=True)
+        conversion.wake_submitted()
         self._desk.on_followed(conversion)
         return conversion
 
@@ -292,24 +304,32 @@ class Submitter:
 
     async def _may_go(self, conversion: Conversion) -> bool:
         """Have the intent written down; if that cannot be, or there is no need, end the submit."""
+        if not self._desk.journal.is_kept:
+            return True
         track, attempt_id = _track_of(conversion), conversion.attempt_id
         again = conversion.is_again or conversion.is_risky
         try:
             standing = await self._desk.journal.begin(track, attempt_id, again=again)
         except LedgerError as error:
-            self._registry.tally.submitted -= 1
-            # It may be there all the same.
-            self._note(conversion, AttemptOutcome.NOT_CREATED, error)
+            self._unsend(conversion)
             self._refuse(conversion, error)
             return False
-        if standing is None:
+        except asyncio.CancelledError:
+            # The session closes, and nothing has left.
+            self._unsend(conversion)
+            self._take_back(conversion)
+            raise
+        if standing is None and conversion.is_awaited and not conversion.found_task_id:
             return True
-        # Whoever else writes into this ledger was faster.
-        self._registry.tally.submitted -= 1
-        if standing.task_id:
-            now = self._desk.clock.monotonic()
-            self._registry.adopt_existing(conversion, standing.task_id, now)
-            self._follow(conversion)
+        self._unsend(conversion)
+        if standing is None:
+            # While that was written all who wanted it have left, or its task was found.
+            self._note(conversion, AttemptOutcome.NOT_CREATED)
+            self._take_back(conversion)
+        elif standing.state in _HAS_TASK:
+            # Whoever else writes into this ledger was faster.
+            conversion.found_task_id = standing.task_id
+            _ = self._join_found(conversion)
         elif standing.state is TrackState.EXISTS:
             self._refuse(conversion, _exists_error(standing))
         else:
@@ -319,6 +339,17 @@ class Submitter:
                 SubmitUnknownError(message, track=track, attempt_id=standing.attempt_id),
             )
         return False
+
+    def _unsend(self, conversion: Conversion) -> None:
+        """Count out a submit that will not leave."""
+        self._registry.tally.submitted -= 1
+        self._repeated.discard(_track_of(conversion))
+
+    def _take_back(self, conversion: Conversion) -> None:
+        """Take a submit off the wire that has not left, and is not to."""
+        if not self._join_found(conversion):
+            self._registry.postpone(conversion)
+            self._abandon(conversion)
 
     def _note(
         self, conversion: Conversion, outcome: AttemptOutcome, error: KieWavError | None = None
@@ -458,7 +489,8 @@ class Submitter:
         told = conversion.told(error)
         if self._registry.is_in_doubt(conversion):
             doubt = self._registry.relapse(conversion)
-            told = _unknown_error(doubt, "the repeat was refused", cause=told)
+            if not isinstance(error, LedgerError):
+                told = _unknown_error(doubt, "the repeat was refused", cause=told)
         else:
             self._registry.refuse(conversion, told)
             self._desk.emit(events.SubmitRefused, track=conversion.track, error=told.about())
@@ -563,8 +595,7 @@ class Submitter:
         Raises:
             LedgerError: It could not be written; nothing has changed.
         """
-        outcome = AttemptOutcome.ACCEPTED if task_id else AttemptOutcome.NOT_CREATED
-        await self._desk.journal.end(doubt.attempt_id, outcome, task_id=task_id or "")
+        await self._desk.journal.tell(doubt.attempt_id, task_id)
         # Somebody else may have brought the news meanwhile.
         if self._registry.unknown_submit(doubt.attempt_id) is not None:
             self.resolve(doubt, task_id)
@@ -642,7 +673,12 @@ def _outcome_of(error: KieWavError) -> AttemptOutcome:
     match error:
         case AlreadyExistsError():
             return AttemptOutcome.EXISTS
-        case AuthenticationError() | InsufficientCreditsError() | TransportError():
+        case (
+            AuthenticationError()
+            | InsufficientCreditsError()
+            | FeatureDisabledError()
+            | TransportError()
+        ):
             return AttemptOutcome.NOT_CREATED  # It is not about the track.
         case _:
             return AttemptOutcome.REFUSED

@@ -213,3 +213,22 @@ def test_the_window_is_given_by_name():
     assert RateLimit(20, per_s=10.0) == RateLimit(count=20, per_s=10.0)
     with pytest.raises(TypeError):
         RateLimit(20, 10.0)
+
+
+def test_window_of_an_earlier_run() -> None:
+    """Submits of an earlier run keep their places until they are free, the last of them."""
+    limiter = SlidingWindowLimiter(RateLimit(2, per_s=10.0))
+    limiter.restore([107.0, 103.0, 101.0])
+    assert 103.0 == limiter.acquire(100.0)
+    assert limiter.acquire(103.0) is None
+    assert 107.0 == limiter.acquire(103.0)
+    limiter.release(104.0)
+    assert limiter.acquire(107.0) is None
+    assert 114.0 == limiter.acquire(107.0)
+
+
+def test_no_earlier_run() -> None:
+    """Nothing restored takes no place."""
+    limiter = SlidingWindowLimiter(RateLimit(1, per_s=10.0))
+    limiter.restore([])
+    assert limiter.acquire(0.0) is None

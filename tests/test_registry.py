@@ -1045,3 +1045,141 @@ def test_all_that_follow_a_task_are_known_until_they_end(
         assert tuple(left) == books.following("t1") == tuple(books.in_flight())
         assert (left[0] if left else None) is books.find_task("t1")
     assert books.attach("t1", None, 9.0).phase is Phase.ACCEPTED
+
+
+def test_is_sending(books) -> None:
+    """An attempt is on the wire until its fate is known."""
+    entry = sending(books)
+    assert (True, False) == (books.is_sending("a1"), books.is_sending("a2"))
+    books.lose(entry, NOW_UNIX_S)
+    assert not books.is_sending("a1")
+
+
+class TestRestore:
+    """What a ledger knows of earlier runs."""
+
+    @staticmethod
+    def doubt(track: Track = TRACK, attempt_id: str = "a0") -> UnknownSubmit:
+        """Return a submit of an earlier run that may have been accepted."""
+        return UnknownSubmit(track=track, attempt_id=attempt_id, at=NOW)
+
+    def test_charges(self, books) -> None:
+        """What all runs were or may have been charged counts; the session's own figures do not."""
+        books.restore_doubts(3, [self.doubt()])
+        books.accept(sending(books, OTHER), "t1", 0.0)
+        assert 5 == books.charges
+        counted = books.statistics()
+        assert (1, 1, 1) == (counted.accepted, counted.unknown, counted.submitted)
+
+    def test_doubts_make_no_entries(self, books) -> None:
+        """A track is not held up by a doubt about an earlier submit of it."""
+        books.restore_doubts(0, [self.doubt(), self.doubt(OTHER, "b0")])
+        assert ("a0", "b0") == tuple(doubt.attempt_id for doubt in books.unknown_submits())
+        assert (None, ()) == (books.find(TRACK), books.waiting())
+        assert "a0" == books.find_unknown(TRACK).attempt_id
+
+    def test_unknown(self, books) -> None:
+        """A track of which there are doubts alone has one entry, in doubt, that can be repeated."""
+        books.restore_doubts(0, [self.doubt()])
+        books.restore_unknown(TRACK)
+        entry = books.find(TRACK)
+        assert Phase.UNKNOWN is entry.phase
+        books.restore_unknown(TRACK)
+        assert entry is books.find(TRACK)
+        books.resend(entry)
+        books.send(entry, "a1", NOW_UNIX_S)
+        assert entry.is_risky
+
+    def test_unknown_without_a_doubt(self, books) -> None:
+        """A track that nothing here doubts gets no entry."""
+        books.restore_unknown(TRACK)
+        assert books.find(TRACK) is None
+
+    def test_unknown_while_queued(self, books) -> None:
+        """A track that is asked for again stays asked for."""
+        books.restore_doubts(0, [self.doubt()])
+        entry = books.enqueue(TRACK)
+        books.restore_unknown(TRACK)
+        assert (entry, Phase.QUEUED) == (books.find(TRACK), entry.phase)
+
+    def test_task_of_ours(self, books) -> None:
+        """A task that our submit made is followed again, takes a place, and keeps its age."""
+        at = NOW_UNIX_S - 1_000.0
+        entry = books.restore(TRACK, "t1", 7.0, attempt_id="a0", submitted_unix_s=at)
+        assert entry is books.find(TRACK) is books.find_task("t1")
+        assert (Phase.ACCEPTED, Origin.SUBMITTED) == (entry.phase, entry.origin)
+        assert ("a0", 7.0, True) == (entry.attempt_id, entry.accepted_mono_s, entry.is_recognised)
+        assert (1, 1) == (books.places, books.statistics().in_flight)
+        record = TaskRecord("t1", TaskState.SUCCEEDED, wav_url=LINK)
+        assert books.observe(entry, record, 8.0, "poll")
+        sent_at = dt.datetime.fromtimestamp(at, dt.UTC)
+        assert sent_at + dt.timedelta(days=14) == entry.outcome.expires_at
+        assert 0 == books.places
+
+    def test_task_of_somebodys(self, books) -> None:
+        """A task that existed before our submit has no known age, and explains no doubt."""
+        entry = books.restore(TRACK, "t1", 7.0, attempt_id="a0", submitted_unix_s=None)
+        assert (Origin.ADOPTED, True) == (entry.origin, entry.is_recognised)
+        assert 0 == books.statistics().adopted
+
+    @pytest.mark.parametrize(("submitted", "is_recognised"), [(NOW_UNIX_S, True), (None, False)])
+    def test_task_beside_a_doubt(self, books, submitted, is_recognised) -> None:
+        """Only a task that is not of our making may be that of the submit in doubt."""
+        books.restore_doubts(0, [self.doubt()])
+        entry = books.restore(TRACK, "t1", 7.0, attempt_id="a1", submitted_unix_s=submitted)
+        assert is_recognised is entry.is_recognised
+        if not is_recognised:
+            assert "a0" == books.recognise(entry, "a0")
+            assert (1, 0) == (books.charges, books.statistics().unknown)
+
+    def test_task_for_who_waits(self, books) -> None:
+        """Who waits for a track in doubt gets the task that there is of it."""
+        books.restore_doubts(0, [self.doubt()])
+        books.restore_unknown(TRACK)
+        waited_for = books.find(TRACK)
+        entry = books.restore(TRACK, "t1", 7.0, attempt_id="a1", submitted_unix_s=NOW_UNIX_S)
+        assert waited_for is entry
+        assert (Phase.ACCEPTED, 1) == (entry.phase, books.places)
+
+    def test_result(self, books) -> None:
+        """A success of an earlier run is remembered like one of this."""
+        wav = WavFile("t1", LINK, TRACK, "poll", None)
+        entry = books.restore_result(TRACK, wav)
+        assert entry is books.find_result(TRACK)
+        assert (wav, Phase.SUCCEEDED, "t1") == (entry.outcome, entry.phase, entry.task_id)
+        assert books.find(TRACK) is None
+        assert (0, 0) == (books.places, books.statistics().in_flight)
+
+    def test_results_are_not_remembered_for_ever(self, books, monkeypatch) -> None:
+        """Of many successes of earlier runs the last are remembered."""
+        monkeypatch.setattr(_registry, "REMEMBERED", 2)
+        tracks = [Track("5c79", f"r{n}") for n in range(3)]
+        for n, each in enumerate(tracks):
+            books.restore_result(each, WavFile(f"t{n}", LINK, each, "poll", None))
+        assert [False, True, True] == [books.find_result(each) is not None for each in tracks]
+
+    def test_overturn(self, books) -> None:
+        """A success that could not be written down is an error, and is not remembered."""
+        entry = sending(books)
+        books.accept(entry, "t1", 0.0)
+        books.observe(entry, TaskRecord("t1", TaskState.SUCCEEDED, wav_url=LINK), 1.0, "poll")
+        error = KieWavError("full")
+        books.overturn(entry, error)
+        assert (error, None) == (entry.outcome, books.find_result(TRACK))
+
+    def test_overturn_what_is_not_remembered(self, books) -> None:
+        """An end that was not remembered is overturned too, and leaves another's be."""
+        first = sending(books)
+        books.accept(first, "t1", 0.0)
+        attached = books.attach("t2", None, 0.0)
+        for entry in (first, attached):
+            task_id = entry.task_id
+            books.observe(
+                entry, TaskRecord(task_id, TaskState.SUCCEEDED, wav_url=LINK), 1.0, "poll"
+            )
+        error = KieWavError("full")
+        books.overturn(attached, error)
+        assert (error, first) == (attached.outcome, books.find_result(TRACK))
+        newer = books.restore_result(TRACK, first.outcome)
+        books.overturn(first, error)
+        assert newer is books.find_result(TRACK)
