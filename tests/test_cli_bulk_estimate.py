@@ -79,9 +79,18 @@ def test_places_in_flight_may_rule() -> None:
 
 def test_what_is_left() -> None:
     """With nothing to submit it takes one conversion if one is in flight, and else no time."""
-    assert 60.0 == time_left_s(tally(accepted=1), 0, RATE, 400, 60.0)
-    assert 0.0 == time_left_s(tally(succeeded=9), 0, RATE, 400, 60.0)
-    assert 60.0 == time_left_s(tally(planned=20), 20, RATE, 400, 60.0)
+    assert 60.0 == time_left_s(tally(accepted=1), 0, RATE, 400, conversion_s=60.0)
+    assert 0.0 == time_left_s(tally(succeeded=9), 0, RATE, 400, conversion_s=60.0)
+    assert 60.0 == time_left_s(tally(planned=20), 20, RATE, 400, conversion_s=60.0)
+
+
+def test_a_run_that_is_slower() -> None:
+    """A speed below the window's counts for what is left, and one above it does not."""
+    left = tally(planned=1_020)
+
+    assert 1_060.0 == time_left_s(left, 1_020, RATE, 400, conversion_s=60.0, measured_per_s=1.0)
+    assert 560.0 == time_left_s(left, 1_020, RATE, 400, conversion_s=60.0, measured_per_s=5.0)
+    assert 560.0 == time_left_s(left, 1_020, RATE, 400, conversion_s=60.0, measured_per_s=0.0)
 
 
 def test_the_speed_of_the_last_minute() -> None:
@@ -90,10 +99,12 @@ def test_the_speed_of_the_last_minute() -> None:
     assert 0.0 == meter.per_s
     meter.note(0.0, 1_000)
     assert 0.0 == meter.per_s
+    assert not meter.is_steady
     for second in range(1, 301):
         meter.note(float(second), 1_000 + 2 * max(0, second - 200))
 
     assert 2.0 == meter.per_s
+    assert meter.is_steady
     assert len(meter._samples) <= 62
 
 

@@ -268,6 +268,7 @@ class _Run:
         """Say what is to come, before it begins."""
         order, say = self._order, self._display.say
         tally = Tally(await self._ledger.count())
+        self._meter.note(self._clock.monotonic(), tally.submitted)
         opening = await self._ledger.open(self._clock.time())
         await self._ledger.aclose()
         resubmits = order.on_unknown is OnUnknown.RESUBMIT
@@ -371,7 +372,12 @@ class _Run:
             self._meter.note(self._clock.monotonic(), tally.submitted)
             order = self._order
             left_s = time_left_s(
-                tally, tally.planned, order.rate, order.max_in_flight, self._durations.mean_s
+                tally,
+                tally.planned,
+                order.rate,
+                order.max_in_flight,
+                conversion_s=self._durations.mean_s,
+                measured_per_s=self._meter.per_s if self._meter.is_steady else None,
             )
             figures = Figures(
                 tally=tally,

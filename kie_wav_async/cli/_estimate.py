@@ -113,7 +113,9 @@ def time_left_s(
     submits: int,
     rate: RateLimit,
     max_in_flight: int,
+    *,
     conversion_s: float = USUAL_CONVERSION_S,
+    measured_per_s: float | None = None,
 ) -> float:
     """
     Return the seconds until the last conversion has ended.
@@ -128,12 +130,16 @@ def time_left_s(
         max_in_flight: Most conversions at a time.
 
         conversion_s: How long one takes.
+
+        measured_per_s: Submits a second, lately; `None` while that says nothing.
     """
     if not submits:
         return conversion_s if tally.of(TrackState.ACCEPTED, TrackState.SUBMITTING) else 0.0
+    per_s = submits_per_s(rate, max_in_flight, conversion_s)
+    if measured_per_s:  # The window is not all that may be in the way.
+        per_s = min(per_s, measured_per_s)
     # A window is free at its beginning.
-    sent_s = max(0, submits - rate.count) / submits_per_s(rate, max_in_flight, conversion_s)
-    return sent_s + conversion_s
+    return max(0, submits - rate.count) / per_s + conversion_s
 
 
 @attrs.define
@@ -147,6 +153,11 @@ class Meter:
         self._samples.append((now_mono_s, done))
         while len(self._samples) > 2 and self._samples[1][0] <= now_mono_s - _SPAN_S:  # noqa: PLR2004 - a first and a last one
             self._samples.popleft()
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether it has looked on for long enough to say how it will go on."""
+        return bool(self._samples) and self._samples[-1][0] - self._samples[0][0] >= _SPAN_S / 2
 
     @property
     def per_s(self) -> float:
