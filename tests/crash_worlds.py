@@ -74,7 +74,8 @@ HIDES = World(
     name="409 without id, resubmit",
     on_unknown="resubmit",
     ends=frozenset({"succeeded", "failed", "refused", "unknown", "exists"}),
-    service={"conflict_id": False, "unknown_audio_ids": [BAD]},
+    # Nor of a track that failed: the lost submit of one may be repeated.
+    service={"conflict_id": False, "retry_failed": False, "unknown_audio_ids": [BAD]},
     faults=(*LOST, FAILING),
 )
 RISKS = World(
