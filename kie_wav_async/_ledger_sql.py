@@ -167,19 +167,23 @@ class LedgerTables:
         ).rowcount
         if new < len(rows):
             self._db.executemany(
-                "UPDATE track SET title = ?3"
-                " WHERE music_task_id = ?1 AND audio_id = ?2 AND title IS NULL",
-                [row for row in rows if row[2] is not None],
+                "UPDATE track SET title = ?"
+                " WHERE music_task_id = ? AND audio_id = ? AND title IS NULL",
+                [(title, music, audio) for music, audio, title in rows if title is not None],
             )
         return max(new, 0)  # -1 of no rows at all.
 
     def retry(self, states: Collection[TrackState]) -> int:
         """Plan again what is in one of *states*; return how many."""
-        return self._db.executemany(
-            "UPDATE track SET state = ?1, rest = ?1, followed = NULL, settled = NULL,"
-            " wav_url = NULL, error_code = NULL, error = NULL WHERE state = ?2",
-            [(TrackState.PLANNED, state) for state in states],
-        ).rowcount
+        return sum(
+            self._run(
+                "UPDATE track SET state = 'planned', rest = 'planned', followed = NULL,"
+                " settled = NULL, wav_url = NULL, error_code = NULL, error = NULL"
+                " WHERE state = ?",
+                state,
+            ).rowcount
+            for state in states
+        )
 
     def find(self, track: Track) -> Standing | None:
         """Return where *track* stands."""
@@ -338,9 +342,9 @@ class LedgerTables:
     def expire(self, now_unix_s: float) -> int:
         """Give up succeeded tracks whose submit was sent 14 days ago; return how many."""
         return self._run(
-            "UPDATE track SET state = ?1, rest = ?1 WHERE state = ?2 AND EXISTS"
-            " (SELECT 1 FROM attempt WHERE n = followed AND outcome = ?3 AND began <= ?4)",
-            *(TrackState.EXPIRED, TrackState.SUCCEEDED, AttemptOutcome.ACCEPTED),
+            "UPDATE track SET state = 'expired', rest = 'expired'"
+            " WHERE state = 'succeeded' AND EXISTS"
+            " (SELECT 1 FROM attempt WHERE n = followed AND outcome = 'accepted' AND began <= ?)",
             now_unix_s - RETENTION_DAYS * 86_400,
         ).rowcount
 
@@ -389,14 +393,13 @@ class LedgerTables:
         self._run(
             "UPDATE track SET state = CASE"
             " WHEN EXISTS (SELECT 1 FROM attempt"
-            "  WHERE track = idx AND outcome = ?2 AND n > answered) THEN ?3"
+            "  WHERE track = idx AND outcome = 'open' AND n > answered) THEN 'submitting'"
             " WHEN EXISTS (SELECT 1 FROM attempt"
-            "  WHERE n = followed AND task_end IS NULL) THEN ?4"
+            "  WHERE n = followed AND task_end IS NULL) THEN 'accepted'"
             " WHEN EXISTS (SELECT 1 FROM attempt"
-            "  WHERE track = idx AND outcome = ?5 AND n > answered) THEN ?6"
-            " ELSE rest END WHERE idx = ?1",
-            *(index, _OPEN, TrackState.SUBMITTING, TrackState.ACCEPTED),
-            *(AttemptOutcome.UNKNOWN, TrackState.UNKNOWN),
+            "  WHERE track = idx AND outcome = 'unknown' AND n > answered) THEN 'unknown'"
+            " ELSE rest END WHERE idx = ?",
+            index,
         )
 
     def _run(self, statement: str, *values: object) -> sqlite3.Cursor:

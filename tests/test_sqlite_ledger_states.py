@@ -410,3 +410,17 @@ async def test_what_is_not_there_is_ignored(tmp_path, call):
     async with Life(tmp_path / "x.sqlite3") as life:
         await life.do(call)
         assert 0 == sum((await life.ledger.count()).values())
+
+
+@pytest.mark.parametrize(
+    ("states", "count"),
+    [((), 0), (("failed",), 1), (("refused", "failed"), 2), (("expired", "refused"), 1)],
+)
+async def test_only_what_is_named_is_planned_again(tmp_path, states, count):
+    """Of the tracks that came to nothing those in the states named are planned, and counted."""
+    async with Life(tmp_path / "x.sqlite3") as life:
+        await life.go("begin accepted bad")
+        await life.ledger.begin(Track("5c79", "e9"), "a9", NOW)
+        await life.ledger.end("a9", AttemptOutcome.REFUSED, NOW)
+        assert count == await life.ledger.retry(states)
+        assert count == (await life.ledger.count())[TrackState.PLANNED]
