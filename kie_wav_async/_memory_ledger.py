@@ -188,7 +188,7 @@ class MemoryLedger:
     def twin(self) -> Self:
         """Return another ledger of the same contents, as another process would open them."""
         twin = type(self)()
-        twin._books = self._books
+        twin._books = self._books  # noqa: SLF001 - one of its own kind
         return twin
 
     def die(self) -> Self:
@@ -198,7 +198,8 @@ class MemoryLedger:
         This ledger goes on with contents of its own, which nobody will see.
         """
         left, books = type(self)(), self._books
-        left._books, books.owner = books, None
+        left._books = books  # noqa: SLF001 - one of its own kind
+        books.owner = None
         self._books = copy.deepcopy(books)
         self._books.owner = self if self._opened else None
         return left

@@ -5,18 +5,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-import shutil
-import tempfile
 import textwrap
-from pathlib import Path
 
 import pytest
 
 from kie_wav_async import ledger_conformance
 from kie_wav_async.errors import KieWavError, LedgerError
-from kie_wav_async.ledger import SqliteLedger
 from kie_wav_async.ledger_conformance import LedgerConformance, run_conformance
 from kie_wav_async.testing import MemoryLedger
+from ledger_storages import MemoryStorage, SqliteStorage
 from wrong_ledgers import WRONG, TakesInWhatItMayNotSend
 
 PROMISES = [name for name in vars(LedgerConformance) if name.startswith("test_")]
@@ -24,39 +21,12 @@ PROMISES = [name for name in vars(LedgerConformance) if name.startswith("test_")
 # --- the ledgers that are ours ------------------------------------------------------------------
 
 
-class TestMemoryLedger(LedgerConformance):
-    make = MemoryLedger
-
-    async def set_up(self):
-        self.storage = self.make()
-
-    async def make_ledger(self):
-        return self.storage.twin()
-
-    async def kill(self, ledger):
-        self.storage = ledger.die()
+class TestMemoryLedger(MemoryStorage, LedgerConformance):
+    pass
 
 
-class TestSqliteLedger(LedgerConformance):
-    async def set_up(self):
-        self.folder = Path(tempfile.mkdtemp())
-        self.path = self.folder / "first.sqlite3"
-        self.dead = []
-
-    async def make_ledger(self):
-        return SqliteLedger(self.path)
-
-    async def kill(self, ledger):
-        """Go on with what is on the disk now, which is what SIGKILL would leave."""
-        found, self.path = self.path, self.folder / f"after-{len(self.dead)}.sqlite3"
-        for suffix in ("", "-wal"):
-            shutil.copy(f"{found}{suffix}", f"{self.path}{suffix}")
-        self.dead.append(ledger)
-
-    async def clean_up(self):
-        for ledger in self.dead:
-            await ledger.aclose()
-        shutil.rmtree(self.folder)
+class TestSqliteLedger(SqliteStorage, LedgerConformance):
+    pass
 
 
 # --- the example --------------------------------------------------------------------------------
@@ -103,7 +73,7 @@ def test_the_suite_needs_no_test_runner():
 async def test_a_broken_promise_is_named():
     """What `run_conformance` raises holds an error for each broken promise, named and told."""
 
-    class Suite(TestMemoryLedger):
+    class Suite(MemoryStorage, LedgerConformance):
         make = TakesInWhatItMayNotSend
 
     with pytest.raises(ExceptionGroup, match=r"of \d+ promises are broken") as caught:
@@ -149,7 +119,7 @@ def test_a_wrong_ledger_is_found(name):
     """Each wrong ledger breaks the promise that the table names."""
     kind, promise = WRONG[name]
 
-    class Suite(TestMemoryLedger):
+    class Suite(MemoryStorage, LedgerConformance):
         make = kind
 
     try:

@@ -1,0 +1,384 @@
+"""Ledgers through random histories, beside a small model and a service that knows its charges."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from yarl import URL
+
+from kie_wav_async import Track
+from kie_wav_async.errors import LedgerError
+from kie_wav_async.ledger import AttemptOutcome, TrackState
+from ledger_storages import MemoryStorage, SqliteStorage
+
+ACCEPTED, ADOPTED, UNKNOWN, NOT_CREATED, REFUSED, EXISTS = (
+    AttemptOutcome.ACCEPTED,
+    AttemptOutcome.ADOPTED,
+    AttemptOutcome.UNKNOWN,
+    AttemptOutcome.NOT_CREATED,
+    AttemptOutcome.REFUSED,
+    AttemptOutcome.EXISTS,
+)
+DAY_S = 86_400.0
+TRACKS = [Track("music", f"audio{number}") for number in range(3)]
+
+#: Where a track may go from each state, in one call.
+WAYS = {
+    None: "planned submitting",
+    "planned": "submitting accepted succeeded",
+    "submitting": "unknown exists accepted planned refused failed succeeded stored expired",
+    "unknown": "submitting exists accepted planned refused failed succeeded stored expired",
+    "exists": "submitting accepted succeeded",
+    "accepted": "submitting unknown succeeded failed",
+    "succeeded": "submitting stored expired",
+    "stored": "submitting",
+    "refused": "submitting planned accepted succeeded",
+    "failed": "submitting planned accepted succeeded",
+    "expired": "submitting planned accepted succeeded stored",
+}
+
+
+PICK = st.integers(0, 11)
+
+#: Of which track, again or not, what comes of it, whether it was charged (if it
+#: was lost) or names an old task (if it names one that was), and what comes of that.
+SUBMITS = st.tuples(
+    st.sampled_from(TRACKS),
+    st.booleans(),
+    st.sampled_from([None, ACCEPTED, ACCEPTED, ACCEPTED, UNKNOWN, *AttemptOutcome]),
+    st.booleans(),
+    st.sampled_from(["", "wav", "wav", "bad", "file"]),
+)
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """
+    One catalog through submits, callbacks, ends, restarts and deaths.
+
+    The model keeps, of each track: its attempts, oldest first, as ``[id, fate,
+    task, whether that has ended, when it began]``; where it *rests*; which
+    attempt's task is *followed*; and how many attempts its WAV has *answered*.
+    """
+
+    storage: type
+
+    def __init__(self):
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.world = self.storage()
+        self.now = 1_800_000_000.0
+        self.ids = 0
+        self.charged: dict[str, Track] = {}
+        self.model: dict[Track, dict] = {}
+        self.ends: list[float] = []
+        self.since: dict[str, float] = {}
+        self.named: dict[str, str] = {}
+        self.states: dict[Track, TrackState] = {}
+        self.run(self.world.set_up())
+        self.ledger = self.run(self.world.make_ledger())
+        self.run(self.ledger.open(self.now))
+
+    def run(self, call):
+        return self.loop.run_until_complete(call)
+
+    def tick(self, seconds=1.0):
+        self.now += seconds
+        return self.now
+
+    def id(self):
+        self.ids += 1
+        return f"{self.ids:032x}"
+
+    # --- the model --------------------------------------------------------------------------
+
+    def entry(self, track):
+        return self.model.setdefault(
+            track, {"attempts": [], "rest": "planned", "followed": None, "answered": 0}
+        )
+
+    def state_of(self, track):
+        entry = self.model[track]
+        fates = [attempt[1] for attempt in entry["attempts"][entry["answered"] :]]
+        if "open" in fates:
+            return "submitting"
+        if entry["followed"] is not None and not entry["followed"][3]:
+            return "accepted"
+        return "unknown" if UNKNOWN in fates else entry["rest"]
+
+    def attempts(self, *fates):
+        return [
+            (track, attempt)
+            for track, entry in self.model.items()
+            for attempt in entry["attempts"]
+            if not fates or attempt[1] in fates
+        ]
+
+    def follow(self, entry, attempt):
+        entry["followed"], entry["rest"] = attempt, "planned"
+
+    def close(self, track, attempt, outcome, task_id):
+        entry = self.model[track]
+        if attempt[1] == "open":
+            self.ends.append(self.now)
+            self.since[attempt[0]] = self.now
+        elif attempt[1] is not UNKNOWN or outcome not in {ACCEPTED, NOT_CREATED}:
+            return
+        attempt[1] = outcome
+        if outcome in {ACCEPTED, ADOPTED}:
+            attempt[2:4] = task_id, False
+            is_free = entry["followed"] is None or entry["followed"][3]
+            has_wav = entry["rest"] in {"succeeded", "stored"}
+            is_late = entry["attempts"].index(attempt) < entry["answered"]
+            if is_free and not (has_wav and is_late):
+                self.follow(entry, attempt)
+        elif outcome in {REFUSED, EXISTS} and entry["rest"] in {"planned", "exists", "refused"}:
+            entry["rest"] = outcome.value
+
+    # --- what may happen --------------------------------------------------------------------
+
+    @rule(tracks=st.lists(st.sampled_from(TRACKS), max_size=4))
+    def plan(self, tracks):
+        new = {track for track in tracks if track not in self.model}
+        assert self.run(self.ledger.plan(tracks)) == len(new)
+        for track in tracks:
+            self.entry(track)
+
+    @rule(submits=st.lists(SUBMITS, min_size=1, max_size=6))
+    def submit(self, submits):
+        for track, again, outcome, is_charged, end in submits:
+            attempt = self.begin(track, again=again, is_charged=is_charged or outcome is ACCEPTED)
+            self.tracks_stand_where_they_should()
+            if attempt is None or outcome is None:
+                continue
+            task_id = self.end(track, attempt, outcome, is_old_task=is_charged)
+            self.tracks_stand_where_they_should()
+            if not task_id or not end:
+                continue
+            self.settle(task_id, is_good=end != "bad")
+            self.tracks_stand_where_they_should()
+            if end == "file":
+                self.store(track)
+
+    def begin(self, track, *, again, is_charged):
+        attempt_id = self.id()
+        may = track not in self.model or self.state_of(track) in {"planned", "refused", "failed"}
+        if again:
+            may = not any(of == track for of, _ in self.attempts("open"))
+        before = self.run(self.ledger.find(track))
+        told = self.run(self.ledger.begin(track, attempt_id, self.tick(), again=again))
+        assert told == (None if may else before)
+        if not may:
+            # Nothing that is said of it later has an effect.
+            self.run(self.ledger.end(attempt_id, ACCEPTED, self.now, task_id=self.id()))
+            return None
+        assert self.run(self.ledger.begin(track, attempt_id, self.now, again=again)) is None
+        entry = self.entry(track)
+        if entry["rest"] in {"refused", "failed"}:
+            self.follow(entry, None)
+        attempt = [attempt_id, "open", None, False, self.now]
+        entry["attempts"].append(attempt)
+        if is_charged:
+            self.charged[attempt_id] = track
+        return attempt
+
+    def end(self, track, attempt, outcome, *, is_old_task=False):
+        """End a submit truly, or as unknown; what has ended may be told anything."""
+        if attempt[1] in {"open", UNKNOWN} and outcome is not UNKNOWN:
+            is_charged = attempt[0] in self.charged
+            is_lie = is_charged is not (outcome is ACCEPTED)
+            if is_lie and (attempt[1] == "open" or outcome in {ACCEPTED, NOT_CREATED}):
+                outcome = ACCEPTED if is_charged else NOT_CREATED
+        task_id = ""
+        if outcome in {ACCEPTED, ADOPTED}:
+            own = [a[2] for a in self.model[track]["attempts"] if a[2] is not None]
+            task_id = own[-1] if own and is_old_task and outcome is ADOPTED else self.id()
+        self.run(self.ledger.end(attempt[0], outcome, self.tick(), task_id=task_id))
+        self.close(track, attempt, outcome, task_id)
+        return attempt[2]
+
+    @rule(picks=st.lists(st.tuples(PICK, st.sampled_from(AttemptOutcome)), min_size=1, max_size=4))
+    @precondition(lambda self: self.attempts())
+    def find_out(self, picks):
+        for pick, outcome in picks:
+            some = (self.attempts("open", UNKNOWN) if pick % 4 else []) or self.attempts()
+            self.end(*some[pick % len(some)], outcome)
+            self.tracks_stand_where_they_should()
+
+    @rule(picks=st.lists(st.tuples(PICK, st.booleans()), min_size=1, max_size=4))
+    @precondition(lambda self: any(attempt[2] for _, attempt in self.attempts()))
+    def news(self, picks):
+        for pick, is_good in picks:
+            made = [attempt for _, attempt in self.attempts() if attempt[2]]
+            some = [attempt for attempt in made if pick % 4 and not attempt[3]] or made
+            self.settle(some[pick % len(some)][2], is_good=is_good)
+            self.tracks_stand_where_they_should()
+
+    def settle(self, task_id, *, is_good):
+        url = URL(f"https://media.invalid/{task_id}.wav") if is_good else None
+        self.run(self.ledger.settle(task_id, self.tick(), wav_url=url))
+        made = [(t, a) for t, a in self.attempts() if a[2] == task_id and not a[3]]
+        for _, attempt in made:
+            attempt[3] = True
+        for track, attempt in reversed(made):
+            entry = self.model[track]
+            if is_good and entry["rest"] not in {"succeeded", "stored"}:
+                self.follow(entry, attempt)
+                entry["rest"], entry["answered"] = "succeeded", len(entry["attempts"])
+            elif not is_good and attempt is entry["followed"]:
+                others = [a for a in entry["attempts"] if a[2] and not a[3]]
+                if others:
+                    self.follow(entry, others[-1])
+                else:
+                    entry["rest"] = "failed"
+
+    @rule(pick=PICK, task=st.integers(0, 2))
+    @precondition(lambda self: self.attempts())
+    def hear(self, pick, task):
+        some = (self.attempts("open", UNKNOWN) if pick % 4 else []) or self.attempts()
+        _, attempt = some[pick % len(some)]
+        self.run(self.ledger.hear(attempt[0], f"named{task}"))
+        if attempt[1] in {"open", UNKNOWN}:
+            self.named.setdefault(attempt[0], f"named{task}")
+
+    @rule(track=st.sampled_from(TRACKS))
+    def store(self, track):
+        self.run(self.ledger.store(track, path="x.wav", size=1, sha256="ab"))
+        if track in self.model and self.model[track]["rest"] in {"succeeded", "stored", "expired"}:
+            self.model[track]["rest"] = "stored"
+
+    @rule(days=st.sampled_from([1.0, 13.0, 14.5]))
+    def expire(self, days):
+        now, expected = self.tick(days * DAY_S), 0
+        for track, entry in self.model.items():
+            made = entry["followed"]
+            is_old = made is not None and made[1] is ACCEPTED and made[4] + 14 * DAY_S <= now
+            if is_old and self.state_of(track) == "succeeded":
+                entry["rest"] = "expired"
+                expected += 1
+        assert self.run(self.ledger.expire(now)) == expected
+
+    @rule(states=st.sets(st.sampled_from(["refused", "failed", "expired"])))
+    def retry(self, states):
+        named = [track for track in self.model if self.state_of(track) in states]
+        assert self.run(self.ledger.retry([TrackState(state) for state in states])) == len(named)
+        for track in named:
+            self.follow(self.model[track], None)
+
+    @rule(how=st.sampled_from(["restart", "die", "die", "restart twice"]))
+    def live_on(self, how):
+        for _ in range(2 if how == "restart twice" else 1):
+            if how == "die":
+                self.run(self.world.kill(self.ledger))
+            else:
+                self.run(self.ledger.aclose())
+            self.tick(60.0)
+            for track, attempt in self.attempts("open"):
+                self.close(track, attempt, UNKNOWN, "")
+            self.ledger = self.run(self.world.make_ledger())
+            opening = self.run(self.ledger.open(self.now))
+            self.verify(opening)
+
+    @rule()
+    def intrude(self):
+        other = self.run(self.world.make_ledger())
+        with pytest.raises(LedgerError):
+            self.run(other.open(self.tick()))
+
+    @rule(
+        states=st.sets(st.sampled_from(TrackState)),
+        after=st.integers(0, 5),
+        limit=st.integers(1, 5),
+    )
+    def page(self, states, after, limit):
+        page = self.run(self.ledger.page(states, after=after, limit=limit))
+        expected = [
+            (index, track)
+            for index, track in enumerate(self.model, start=1)
+            if index > after and self.state_of(track) in states
+        ]
+        assert [(s.index, s.track) for s in page] == expected[:limit]
+
+    # --- what must hold -----------------------------------------------------------------------
+
+    def verify(self, opening):
+        """Hold an opening to what the model and the service know."""
+        unknown = {attempt[0] for _, attempt in self.attempts(UNKNOWN)}
+        doubts = [doubt.attempt_id for doubt in opening.unknown]
+        assert sorted(doubts) == sorted(unknown)
+        assert [self.since[attempt_id] for attempt_id in doubts] == sorted(
+            self.since[attempt_id] for attempt_id in doubts
+        )
+        assert all(d.at.timestamp() == self.since[d.attempt_id] for d in opening.unknown)
+        assert opening.named == {a: t for a, t in self.named.items() if a in unknown}
+        assert opening.accepted == len(self.attempts(ACCEPTED))
+        assert opening.ended_unix_s == tuple(self.ends[-1_000:])
+        accepted = opening.accepted
+        assert accepted <= len(self.charged) <= accepted + len(opening.unknown)
+        bill = Counter(self.charged.values())
+        took = Counter(track for track, _ in self.attempts(ACCEPTED))
+        may = took + Counter(doubt.track for doubt in opening.unknown)
+        assert all(took[track] <= bill[track] <= may[track] for track in TRACKS)
+
+    @invariant()
+    def tracks_stand_where_they_should(self):
+        """Every track stands where the model has it, under its task, and got there lawfully."""
+        page = self.run(self.ledger.page(list(TrackState)))
+        assert [standing.track for standing in page] == list(self.model)
+        for standing in page:
+            entry = self.model[standing.track]
+            followed = entry["followed"]
+            assert standing.state == self.state_of(standing.track)
+            assert standing.task_id == ("" if followed is None else followed[2])
+            assert standing.is_adopted == (followed is not None and followed[1] is ADOPTED)
+            attempt_id = entry["attempts"][-1][0] if entry["attempts"] else ""
+            assert standing.attempt_id == attempt_id
+            before = self.states.get(standing.track)
+            assert standing.state in {before, *WAYS[before].split()}
+            self.states[standing.track] = standing.state
+        counts = self.run(self.ledger.count())
+        held = Counter(standing.state for standing in page)
+        assert dict(counts) == {state: held[state] for state in TrackState}
+
+    def teardown(self):
+        """See that one more death loses nothing."""
+        try:
+            self.live_on("die")
+            self.run(self.ledger.aclose())
+        finally:
+            self.run(self.world.clean_up())
+            self.loop.close()
+
+
+class MemoryMachine(LedgerMachine):
+    storage = MemoryStorage
+
+
+class SqliteMachine(LedgerMachine):
+    storage = SqliteStorage
+
+
+class TestMemoryLedgerMachine(MemoryMachine.TestCase):
+    settings = hypothesis.settings(max_examples=200, stateful_step_count=40)
+
+
+class TestSqliteLedgerMachine(SqliteMachine.TestCase):
+    settings = hypothesis.settings(max_examples=30, stateful_step_count=40)
+
+
+@pytest.mark.campaign
+class TestMemoryLedgerMachineForLong(MemoryMachine.TestCase):
+    settings = hypothesis.settings(
+        max_examples=3_000, stateful_step_count=60, derandomize=False, database=None
+    )
+
+
+@pytest.mark.campaign
+class TestSqliteLedgerMachineForLong(SqliteMachine.TestCase):
+    settings = hypothesis.settings(
+        max_examples=500, stateful_step_count=60, derandomize=False, database=None
+    )

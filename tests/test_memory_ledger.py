@@ -1,0 +1,249 @@
+"""The ledger that users test with: what it is asked, and how it is made to wait, fail and die."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from yarl import URL
+
+from kie_wav_async import Track
+from kie_wav_async.errors import LedgerError
+from kie_wav_async.ledger import AttemptOutcome, Ledger, TrackState
+from kie_wav_async.testing import MemoryLedger
+
+TRACK = Track("5c79", "e231", title="a song")
+ACCEPTED = AttemptOutcome.ACCEPTED
+
+
+async def opened():
+    """Return an empty one, open."""
+    ledger = MemoryLedger()
+    await ledger.open(1.0)
+    return ledger
+
+
+def calls_of(ledger):
+    """Name the calls made of *ledger*."""
+    return [name for name, _ in ledger.calls]
+
+
+async def every_call(ledger):
+    """Make each call of a ledger once, `open` and `aclose` left out."""
+    yield "plan", ledger.plan([TRACK])
+    yield "begin", ledger.begin(TRACK, "a1", 2.0)
+    yield "hear", ledger.hear("a1", "t1")
+    yield "end", ledger.end("a1", ACCEPTED, 3.0, task_id="t1")
+    yield "settle", ledger.settle("t1", 4.0, wav_url=URL("https://h.invalid/x.wav"))
+    yield "store", ledger.store(TRACK, path="x.wav", size=1, sha256="ab")
+    yield "expire", ledger.expire(5.0)
+    yield "retry", ledger.retry([TrackState.FAILED])
+    yield "find", ledger.find(TRACK)
+    yield "page", ledger.page([TrackState.STORED])
+    yield "count", ledger.count()
+
+
+async def test_it_is_a_ledger():
+    """It can stand wherever a `Ledger` is asked for."""
+    assert isinstance(MemoryLedger(), Ledger)
+
+
+async def test_no_call_waits():
+    """Every call takes effect and returns before the loop gets a turn."""
+    ledger = await opened()
+    async for name, call in every_call(ledger):
+        with pytest.raises(StopIteration):
+            call.send(None)
+        assert ledger.calls[-1][0] == name
+
+
+async def test_calls_are_kept_in_order():
+    """What it is asked is kept with every argument, those left out with their defaults."""
+    ledger = await opened()
+    states = [TrackState.PLANNED]
+    await ledger.plan([TRACK])
+    await ledger.begin(TRACK, "a1", 2.0)
+    await ledger.end("a1", AttemptOutcome.REFUSED, 3.0, error_code=422, error="no")
+    await ledger.page(states)
+    await ledger.aclose()
+    assert ledger.calls == [
+        ("open", (1.0,)),
+        ("plan", ((TRACK,),)),
+        ("begin", (TRACK, "a1", 2.0, False)),
+        ("end", ("a1", AttemptOutcome.REFUSED, 3.0, "", 422, "no")),
+        ("page", (frozenset(states), 0, 1000)),
+        ("aclose", ()),
+    ]
+
+
+async def test_every_call_fails_when_told():
+    """Told to fail, every call raises a copy of the error given and changes nothing."""
+    ledger = await opened()
+    ledger.fail_with = error = LedgerError("no space left")
+    async for _, call in every_call(ledger):
+        with pytest.raises(LedgerError, match="no space left") as raised:
+            await call
+        assert raised.value is not error
+    ledger.fail_with = None
+    assert await ledger.find(TRACK) is None
+
+
+async def test_calls_named_fail():
+    """Told which calls fail, it fails those and no others."""
+    ledger = await opened()
+    ledger.fail_with = {"begin": LedgerError("no space left")}
+    await ledger.plan([TRACK])
+    with pytest.raises(LedgerError):
+        await ledger.begin(TRACK, "a1", 2.0)
+    assert (await ledger.find(TRACK)).state is TrackState.PLANNED
+    assert calls_of(ledger) == ["open", "plan", "begin", "find"]
+
+
+async def test_a_late_failure_is_written():
+    """Told to fail late, a call that raises has been written all the same."""
+    ledger = await opened()
+    ledger.fail_with, ledger.fails_late = LedgerError("who knows"), True
+    async for name, call in every_call(ledger):
+        with pytest.raises(LedgerError, match="who knows"):
+            await call
+        if name == "begin":
+            assert ledger.calls[-1][0] == "begin"
+    ledger.fail_with = None
+    assert (await ledger.find(TRACK)).state is TrackState.STORED
+
+
+async def test_an_opening_that_fails_opens_nothing():
+    """An opening that fails, early or late, leaves the ledger to others."""
+    ledger = MemoryLedger()
+    for ledger.fails_late in (False, True):
+        ledger.fail_with = {"open": LedgerError("no")}
+        with pytest.raises(LedgerError, match="no"):
+            await ledger.open(1.0)
+        assert not ledger.is_open
+        other = ledger.twin()
+        await other.open(1.0)
+        await other.aclose()
+
+
+async def test_every_call_can_be_held():
+    """Held, every call is written at once and returns when the event is set."""
+    ledger = await opened()
+    async for name, call in every_call(ledger):
+        ledger.hold = asyncio.Event()
+        task = asyncio.ensure_future(call)
+        await asyncio.sleep(0)
+        assert not task.done(), name
+        ledger.hold.set()
+        await task
+    ledger.hold = None
+    assert (await ledger.find(TRACK)).state is TrackState.STORED
+
+
+async def test_calls_named_are_held():
+    """Told which calls to hold, it holds those and no others, and keeps the order."""
+    ledger = await opened()
+    held = asyncio.Event()
+    ledger.hold = {"begin": held}
+    begun = asyncio.ensure_future(ledger.begin(TRACK, "a1", 2.0))
+    await asyncio.sleep(0)
+    assert (await ledger.find(TRACK)).state is TrackState.SUBMITTING
+    assert not begun.done()
+    held.set()
+    assert await begun is None
+
+
+async def test_a_held_call_that_is_cancelled_stays_written():
+    """Whoever is cancelled while held has written what he asked for."""
+    ledger = await opened()
+    ledger.hold = {"begin": asyncio.Event()}
+    begun = asyncio.ensure_future(ledger.begin(TRACK, "a1", 2.0))
+    await asyncio.sleep(0)
+    begun.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await begun
+    assert (await ledger.find(TRACK)).state is TrackState.SUBMITTING
+
+
+async def test_held_and_failing():
+    """A call that is held and fails late raises when it is let go."""
+    ledger = await opened()
+    ledger.hold, ledger.fails_late = asyncio.Event(), True
+    ledger.fail_with = LedgerError("late")
+    planned = asyncio.ensure_future(ledger.plan([TRACK]))
+    await asyncio.sleep(0)
+    assert not planned.done()
+    ledger.hold.set()
+    with pytest.raises(LedgerError, match="late"):
+        await planned
+
+
+async def test_a_death_parts_the_two():
+    """What dies goes on alone: nothing it writes reaches the next process, nor the other way."""
+    ledger = await opened()
+    await ledger.begin(TRACK, "a1", 2.0)
+    after = ledger.die()
+    assert ledger.is_open
+    assert not after.is_open
+    assert after.calls == []
+    opening = await after.open(3.0)
+    assert [doubt.attempt_id for doubt in opening.unknown] == ["a1"]
+    await ledger.end("a1", ACCEPTED, 4.0, task_id="t1")
+    assert (await after.find(TRACK)).state is TrackState.UNKNOWN
+    await after.end("a1", AttemptOutcome.NOT_CREATED, 5.0)
+    assert (await ledger.find(TRACK)).state is TrackState.ACCEPTED
+    await ledger.aclose()
+    assert (await after.find(TRACK)).state is TrackState.PLANNED
+
+
+async def test_a_death_frees_the_twins():
+    """A twin is refused while the first is open, and finds what a death left behind."""
+    ledger = await opened()
+    twin = ledger.twin()
+    await ledger.begin(TRACK, "a1", 2.0)
+    with pytest.raises(LedgerError, match="another process"):
+        await twin.open(3.0)
+    after = ledger.die()
+    await twin.open(4.0)
+    assert (await twin.find(TRACK)).state is TrackState.UNKNOWN
+    with pytest.raises(LedgerError, match="another process"):
+        await after.open(5.0)
+
+
+async def test_what_is_not_open_is_refused():
+    """While it is not open every call says so, and a close does nothing."""
+    ledger = MemoryLedger()
+    await ledger.aclose()
+    async for _, call in every_call(ledger):
+        with pytest.raises(LedgerError, match=r"open\(\)"):
+            await call
+    await ledger.open(1.0)
+    await ledger.aclose()
+    with pytest.raises(LedgerError, match=r"open\(\)"):
+        await ledger.count()
+
+
+async def test_nonsense_is_refused_and_not_written():
+    """What cannot be meant is an error at the call."""
+    ledger = await opened()
+    await ledger.begin(TRACK, "a1", 2.0)
+    with pytest.raises(TypeError, match="track"):
+        await ledger.plan([Track("m", "a"), "m/a"])
+    with pytest.raises(ValueError, match="task_id"):
+        await ledger.end("a1", ACCEPTED, 3.0)
+    with pytest.raises(ValueError, match="names no task"):
+        await ledger.end("a1", AttemptOutcome.REFUSED, 3.0, task_id="t1")
+    with pytest.raises(ValueError, match="planned again"):
+        await ledger.retry([TrackState.FAILED, TrackState.UNKNOWN])
+    with pytest.raises(LedgerError, match="another track"):
+        await ledger.begin(Track("m", "a"), "a1", 3.0)
+    page = await ledger.page(list(TrackState))
+    assert [(s.track, s.state) for s in page] == [(TRACK, TrackState.SUBMITTING)]
+
+
+async def test_a_title_is_learnt_late():
+    """A title that comes after its track is kept, and a second one is not."""
+    ledger = await opened()
+    await ledger.plan([Track("m", "a")])
+    await ledger.plan([Track("m", "a", title="first")])
+    await ledger.begin(Track("m", "a", title="second"), "a1", 2.0)
+    assert (await ledger.find(Track("m", "a"))).track.title == "first"
