@@ -28,12 +28,12 @@ from bulk_runs import (
 from cli_runs import KEY, names, service, submit_before
 from fastclock import FastClock
 from kie_wav_async import OnUnknown, PollSchedule, RateLimit
-from kie_wav_async.cli import _bulk
+from kie_wav_async.cli import _bulk, main
 from kie_wav_async.cli._bulk import run_bulk
 from kie_wav_async.cli._bulk_order import Order
 from kie_wav_async.cli._service import Service
 from kie_wav_async.errors import LedgerError
-from kie_wav_async.ledger import AttemptOutcome, SqliteLedger, TrackState
+from kie_wav_async.ledger import SqliteLedger, TrackState
 from kie_wav_async.simulator import Fault, Simulator
 from kie_wav_async.testing import MemoryLedger
 
@@ -384,11 +384,12 @@ async def test_an_unknown_submit(bulk: Bulk) -> None:
         (task_id,) = (a.task_id for a in kie.arrivals if a.audio_id == "a2")
         attempt_id = (await standing_of("a2")).attempt_id
         bounded = await is_bounded(kie)
-        async with SqliteLedger(LEDGER) as ledger:
-            await ledger.end(attempt_id, AttemptOutcome.ACCEPTED, time.time(), task_id=task_id)
+        line = re.search(r"^  (kie-wav resolve .*)$", same.err, re.MULTILINE)[1]
+        words = shlex.split(line.replace("TASK_ID", task_id), comments=True)
+        resolved = await asyncio.to_thread(main, words[1:])
         again = await bulk(kie)
 
-        assert [4, 4, 0] == [done.code, same.code, again.code]
+        assert [4, 4, 0, 0] == [done.code, same.code, resolved, again.code]
         assert (4, 4) == (charges, kie.charges)
     assert bounded
     for run in (done, same):
@@ -602,13 +603,18 @@ async def test_a_line_every_ten_seconds(fast) -> None:
 
 
 async def test_maintenance(fast) -> None:
-    """455 holds the submits, is told once, and the run goes on to its end."""
-    write_catalog(*rows_of(5))
-    fault = Fault(kind="code", code=455, msg="maintenance", times=6)
-    async with service(fault, median_s=5.0, time_scale=200) as kie:
+    """455 holds the submits, is told once, and is over when what was held is taken."""
+    write_catalog(*rows_of(12))
+    faults = [
+        # Those on the wire with it are taken after it, and say nothing of its end.
+        Fault(kind="slow", delay_s=5.0, every=2),
+        Fault(kind="code", code=455, msg="maintenance", at=3),
+        Fault(kind="code", code=455, msg="maintenance", audio_id="a2", times=2),
+    ]
+    async with service(*faults, median_s=5.0, time_scale=200) as kie:
         code, err = await fast(kie)
 
-        assert (0, 5) == (code, kie.charges)
+        assert (0, 12) == (code, kie.charges)
     assert 1 == err.count("KIE is under maintenance")
     assert 1 == err.count("KIE takes submits again")
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from kie_wav_async import Track
     from kie_wav_async.errors import KieWavError
 
 _SHOW_CURSOR: Final = b"\x1b[?25h"
@@ -124,6 +125,7 @@ class BulkDisplay(Display):
         }
         self._footer = ""
         self._hold = ""
+        self._held: set[Track] = set()
 
     def __exit__(
         self,
@@ -151,10 +153,14 @@ class BulkDisplay(Display):
     def tell(self, event: events.Event) -> None:
         """Show an event of the session's that is not in the figures."""
         match event:
-            case events.SubmitHeld(error=error):
+            case events.SubmitHeld(track=track, error=error):
+                self._held.add(track)
                 self._tell_held(error)
-            case events.Submitted():
-                self._tell_held(None)
+            case events.Submitted(track=track) | events.SubmitRefused(track=track):
+                # Others may have been on the wire when the hold began.
+                if track in self._held:
+                    self._held.clear()
+                    self._tell_held(None)
             case events.PollingPaused(delay_s=float(delay_s)):
                 self.say(f"polling refused ({event.reason}), asking again in {delay_s:g} s")
             case events.CallbackRefused():
