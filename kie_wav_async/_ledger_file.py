@@ -1,4 +1,10 @@
-"""Opening the file of a ledger: whether it is one, who may read it, and how it is written."""
+"""
+Opening the file of a ledger: whether it is one, who may read it, and how it is written.
+
+The file is not read through at opening: that takes seconds for a million tracks,
+a torn write cannot get past the log's checksums, and of a page that a disk has
+spoilt SQLite tells when it comes to read it.
+"""
 
 from __future__ import annotations
 

@@ -169,9 +169,7 @@ class LedgerThread:
             now_unix_s = job.opens_at
             try:
                 self._open_file()
-            except LedgerError as error:
-                job.error = error
-            except (OSError, sqlite3.Error, MemoryError) as error:
+            except Exception as error:  # noqa: BLE001 - a dead thread would leave all waiting
                 job.error = self._refusal("opened", error)
             else:
                 self._is_open = True
@@ -223,11 +221,11 @@ class LedgerThread:
         for pause_s in (*_PAUSES_S, None):
             try:
                 self._try(group)
-            except (sqlite3.Error, OSError, MemoryError, LedgerError) as error:
+            except Exception as error:  # noqa: BLE001 - as above
                 self._undo(error)
                 if pause_s is None:
                     for job in group:
-                        job.error = self._refusal("written", error)
+                        job.error = self._refusal("written" if job.is_write else "read", error)
                     self._owed = [job for job in group if job.owed is not None]
                     return
                 self._is_stopping.wait(pause_s)
@@ -258,6 +256,12 @@ class LedgerThread:
         # What is written into a file that was moved away is written for nobody.
         if self._identity is not None and _identity(self._path) != self._identity:
             msg = f"the ledger {self._path} was moved or replaced while it was open: put it back"
+            raise LedgerError(msg)
+        if self._lock is not None and not self._lock.is_held():
+            msg = (
+                f"the lock of the ledger {self._path} was removed, and another process may have "
+                "it open now: stop both, and start one"
+            )
             raise LedgerError(msg)
         if self._connection is None:
             connect = connect_to_read if self._is_read_only else connect_to_write
@@ -312,7 +316,7 @@ class LedgerThread:
 
     def _refusal(self, done: str, error: Exception) -> LedgerError:
         """Return a new error, as each waiter gets one of his own."""
-        if isinstance(error, LedgerError):
+        if isinstance(error, LedgerError):  # It says enough, and its cause goes with it.
             return error.about()
         reason = explain(error) if isinstance(error, sqlite3.Error | OSError) else repr(error)
         refusal = LedgerError(f"the ledger {self._path} cannot be {done}: {reason}")

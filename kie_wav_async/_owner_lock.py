@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -72,12 +73,18 @@ class OwnerLock:
         fd, self._fd = self._fd, None
         if fd is None:
             return
-        try:
+        # What a bad disk says of it does not matter: nobody has the lock any more.
+        with contextlib.suppress(OSError):
             os.ftruncate(fd, 0)
-        except OSError:  # A full disk; who it says does not matter once nobody has it.
-            pass
-        finally:
+        with contextlib.suppress(OSError):
             os.close(fd)
+
+    def is_held(self) -> bool:
+        """Tell whether we have the lock, and others would meet it: its file may be removed."""
+        try:
+            return self._fd is not None and os.path.samestat(os.fstat(self._fd), self.path.stat())
+        except FileNotFoundError:
+            return False
 
     def _take(self, fd: int) -> None:
         if not _try_lock(fd):

@@ -121,6 +121,18 @@ async def test_the_lock_is_given_back(path):
             pass
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be removed")
+async def test_whose_lock_was_removed_sends_nothing(path, monkeypatch):
+    """If somebody removes the lock file, its owner writes no more, as another may by now."""
+    monkeypatch.setattr("kie_wav_async._ledger_thread._PAUSES_S", ())
+    async with SqliteLedger(path) as ledger:
+        path.with_name("x.sqlite3.lock").unlink()
+        async with SqliteLedger(path) as another:
+            with pytest.raises(LedgerError, match=r"lock of the ledger .* was removed"):
+                await ledger.begin(TRACK, "a1", NOW)
+            assert None is await another.begin(TRACK, "a2", NOW)
+
+
 def test_the_lock_file_is_ours_alone_and_says_who(path):
     """The lock file can be read by its owner only, and names the process while it is held."""
     lock = OwnerLock(path)
