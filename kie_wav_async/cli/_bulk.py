@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import sys
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from kie_wav_async import CallbackTrust, OnUnknown, Outcome, SystemClock, Track, errors, events
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from decimal import Decimal
     from pathlib import Path
 
-    from kie_wav_async import Clock, WavSession
+    from kie_wav_async import Clock, WavFile, WavSession
     from kie_wav_async.cli._bulk_order import Order
     from kie_wav_async.cli._service import Service
     from kie_wav_async.ledger import Ledger
@@ -116,6 +117,10 @@ async def run_bulk(
         _ = await ledger.open(clock.time())
         try:
             stopped_by = await run.convert(session, listening)
+            try:
+                run.print_settled()
+            except BrokenPipeError as error:
+                stopped_by = stopped_by or error
             ending = Ending(
                 ledger=ledger,
                 path=order.ledger,
@@ -175,6 +180,9 @@ class _Run:
         self._durations = Durations()
         self._submitted_at: dict[str, dt.datetime] = {}
         self._unsent = 0
+        # Not yet printed. Not all that settles is the batch's to yield: it drops what it
+        # has as it is closed, and a task may be found for a submit it had given up.
+        self._settled: deque[WavFile] = deque()
 
     # --- from outside -----------------------------------------------------------------------
 
@@ -201,6 +209,7 @@ class _Run:
                 if not event.adopted:
                     self._submitted_at[event.task_id] = event.at
             case events.Settled(wav=wav):
+                self._settled.append(wav)
                 began = self._submitted_at.pop(wav.task_id, None)
                 if began is not None:
                     self._durations.note((event.at - began).total_seconds())
@@ -314,12 +323,10 @@ class _Run:
                 after = page[-1].index
 
     def _take(self, outcome: Outcome) -> None:
-        wav, error = outcome.wav, outcome.error
-        if wav is not None:
+        self.print_settled()
+        error = outcome.error
+        if error is None:
             self._unsent = 0
-            if self._prints:
-                track = outcome.track
-                print_line(track.music_task_id, track.audio_id, wav.task_id, wav.url)
         elif isinstance(error, errors.LedgerError):
             raise error
         elif isinstance(error, _SYSTEMIC) or type(error) is errors.ServiceError:
@@ -329,11 +336,25 @@ class _Run:
         elif not isinstance(error, _STOPPERS):
             self._unsent = 0
 
+    def print_settled(self) -> None:
+        """
+        Print what has settled since it was called last.
+
+        Raises:
+            BrokenPipeError: Nobody reads it.
+        """
+        while self._settled:
+            wav = self._settled.popleft()
+            if self._prints and wav.track is not None:
+                track = wav.track
+                print_line(track.music_task_id, track.audio_id, wav.task_id, wav.url)
+
     async def _join_adopted(self, session: WavSession) -> None:
         """Wait for tasks that were found meanwhile for submits that the batch had given up."""
         for conversion in session.conversions():
             with contextlib.suppress(errors.KieWavError):
                 await conversion.wait()
+            self.print_settled()
 
     # --- meanwhile --------------------------------------------------------------------------
 
