@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,11 +12,11 @@ import attrs
 import click
 from click.core import ParameterSource
 
-from kie_wav_async import OnUnknown, TaskState
+from kie_wav_async import TaskState
 from kie_wav_async import __version__ as version
 from kie_wav_async.cli._attack import run_attack
-from kie_wav_async.cli._bulk import run_bulk
-from kie_wav_async.cli._bulk_order import Order, read_poll, read_rate
+from kie_wav_async.cli._catalog_commands import bulk, report, resolve
+from kie_wav_async.cli._command import ReaderGoneError, json_option, run_command, service_options
 from kie_wav_async.cli._convert import run_convert
 from kie_wav_async.cli._demo import run_demo
 from kie_wav_async.cli._listen import read_address
@@ -28,29 +26,20 @@ from kie_wav_async.cli._output import (
     INTERRUPTED,
     SERVICE,
     CliError,
-    failure_of,
     print_json,
     print_line,
 )
-from kie_wav_async.cli._report import run_report
-from kie_wav_async.cli._resolve import run_resolve
 from kie_wav_async.cli._service import Service, as_usage
 from kie_wav_async.cli._simulate import read_script, run_simulator
-from kie_wav_async.errors import KieWavError
-from kie_wav_async.ledger import TrackState
 from kie_wav_async.simulator import Simulator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Sequence
 
     from kie_wav_async import TaskRecord
     from kie_wav_async.simulator import Fault
 
 _BROKEN_PIPE: Final = 141  # What a shell shows for a command that SIGPIPE ended.
-
-
-class _ReaderGoneError(Exception):
-    """Whoever read our results has gone, as ``head`` does."""
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -72,46 +61,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except (_ReaderGoneError, BrokenPipeError):
+    except (ReaderGoneError, BrokenPipeError):
         # The interpreter's last flush must not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     return result if isinstance(result, int) else DONE
-
-
-def _run(work: Coroutine[Any, Any, int], *, as_json: bool) -> int:
-    """Run a command to its end."""
-    try:
-        return asyncio.run(work)
-    except KieWavError as error:
-        failure = failure_of(error)
-    except CliError as error:
-        failure = error
-    except BrokenPipeError as error:  # click would call it a failure of the command.
-        raise _ReaderGoneError from error
-    if as_json:
-        print_json({"error": failure.facts})
-    raise failure
-
-
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
-
-
-def _service_options(command: Callable[..., int]) -> Callable[..., int]:
-    """Add what every command that asks the service has."""
-    command = _json_option(command)
-    command = click.option(
-        "--insecure-host",
-        "insecure_hosts",
-        multiple=True,
-        metavar="HOST",
-        help="Accept plain http to this host; may be repeated. This machine needs none.",
-    )(command)
-    return click.option(
-        "--base-url",
-        metavar="URL",
-        help="Where the service is.  [default: $KIE_BASE_URL, else https://api.kie.ai]",
-    )(command)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -130,6 +84,10 @@ def cli() -> None:
     """  # noqa: D301 - \b keeps click from filling the lines
 
 
+for _command in (bulk, report, resolve):
+    cli.add_command(_command)
+
+
 @cli.command()
 @click.option(
     "--tracks", type=click.IntRange(1, 1000), default=12, show_default=True, help="How many."
@@ -144,7 +102,7 @@ def cli() -> None:
     is_flag=True,
     help="Attack a receiver of callbacks instead, in every way, and show what came of it.",
 )
-@_json_option
+@json_option
 @click.pass_context
 def demo(
     context: click.Context, tracks: int, out: Path | None, *, attack: bool, as_json: bool
@@ -158,7 +116,7 @@ def demo(
     With --attack nothing is saved. It exits with 1 if an attack got anything.
     """
     if not attack:
-        return _run(run_demo(tracks, out, as_json=as_json), as_json=as_json)
+        return run_command(run_demo(tracks, out, as_json=as_json), as_json=as_json)
     given = {
         f"--{name}"
         for name in ("tracks", "out")
@@ -168,7 +126,7 @@ def demo(
         names = " and ".join(sorted(given))
         msg = f"--attack saves nothing and has tracks of its own: leave {names} out"
         raise click.UsageError(msg)
-    return _run(run_attack(as_json=as_json), as_json=as_json)
+    return run_command(run_attack(as_json=as_json), as_json=as_json)
 
 
 @cli.command()
@@ -202,7 +160,7 @@ def demo(
     metavar="URL",
     help="Where KIE posts so that it gets to --listen.  [default: $KIE_CALLBACK_URL]",
 )
-@_service_options
+@service_options
 def convert(
     music_task_id: str,
     audio_id: str,
@@ -237,175 +195,12 @@ def convert(
         callback_url=callback_url,
         as_json=as_json,
     )
-    return _run(work, as_json=as_json)
-
-
-@cli.command()
-@click.argument("catalog")
-@click.option(
-    "--out",
-    "folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    metavar="DIR",
-    help="Folder of the ledger, made if it is not there.",
-)
-@click.option(
-    "--ledger",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="The ledger.  [default: DIR/kie-wav.sqlite3]",
-)
-@click.option(
-    "--listen",
-    "address",
-    metavar="HOST:PORT",
-    callback=read_address,
-    help="Wait for KIE's callbacks here, and poll less.",
-)
-@click.option(
-    "--callback-url",
-    metavar="URL",
-    help="Where KIE posts so that it gets to --listen.  [default: $KIE_CALLBACK_URL]",
-)
-@click.option(
-    "--on-unknown",
-    # By name or by value, which clicks do not agree on: they differ in nothing but case.
-    type=click.Choice(list(OnUnknown), case_sensitive=False),
-    default=OnUnknown.RAISE,
-    show_default=True,
-    help="What to do with a submit that may have been accepted: ask you, or send it once more, "
-    "which may be charged twice.",
-)
-@click.option(
-    "--max-charges",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Stop before there are more submits accepted or unknown, over all runs.",
-)
-@click.option(
-    "--rate",
-    default="20/10",
-    show_default=True,
-    metavar="COUNT/SECONDS",
-    callback=read_rate,
-    help="At most so many submits in any so many seconds.",
-)
-@click.option(
-    "--max-in-flight",
-    type=click.IntRange(min=1),
-    default=400,
-    show_default=True,
-    metavar="N",
-    help="At most so many conversions at a time.",
-)
-@click.option(
-    "--poll",
-    metavar="FIRST,INTERVAL[,MAX_PER_S]",
-    callback=read_poll,
-    help="Seconds to the first poll of a conversion, and between polls; polls a second in all.  "
-    "[default: 15,10,30]",
-)
-@click.option("--no-download", is_flag=True, help="Save no WAV files; implied for now.")
-@click.option("--skip-bad", is_flag=True, help="Leave bad lines out of the catalog.")
-@click.option("--retry-failed", is_flag=True, help="Convert again what failed.")
-@click.option(
-    "--retry-expired",
-    is_flag=True,
-    help="Convert again what KIE has deleted; each is a new charge.",
-)
-@_service_options
-@click.pass_obj
-def bulk(
-    given: list[str],
-    /,
-    catalog: str,
-    folder: Path,
-    ledger: Path | None,
-    *,
-    no_download: bool,
-    retry_failed: bool,
-    retry_expired: bool,
-    base_url: str | None,
-    insecure_hosts: tuple[str, ...],
-    as_json: bool,
-    **settings: Any,  # noqa: ANN401 - as the options above read them, by the names of Order
-) -> int:
-    """
-    Convert a catalog, and go on where the last run stopped.
-
-    CATALOG is CSV with the header music_task_id,audio_id[,title], JSON lines with
-    the same keys, or - for stdin. A row without audio_id stands for every track
-    of its music task.
-
-    All of it is written into the ledger first, and nothing is converted if a line
-    is bad. The ledger knows what was submitted, so that no track is paid twice:
-    after Ctrl-C, a crash or an empty account the same command goes on.
-
-    One line is printed on stdout for each track converted, unless it is a
-    terminal: music task, audio id, conversion task and URL, apart by tabs. With
-    --json there is one object at the end instead.
-    """
-    order = Order(
-        catalog=catalog,
-        folder=folder,
-        ledger=ledger or folder / "kie-wav.sqlite3",
-        is_saving_off=no_download,
-        retried=[
-            *[TrackState.REFUSED, TrackState.FAILED] * retry_failed,
-            *[TrackState.EXPIRED] * retry_expired,
-        ],
-        command=shlex.join(["kie-wav", *given]),
-        **settings,
-    )
-    work = run_bulk(Service(base_url, insecure_hosts), order, as_json=as_json)
-    return _run(work, as_json=as_json)
-
-
-@cli.command()
-@click.argument("ledger", type=click.Path(path_type=Path))
-@_json_option
-def report(ledger: Path, *, as_json: bool) -> int:
-    """
-    Show what a ledger has to tell, while `kie-wav bulk` runs or afterwards.
-
-    How many tracks stand where, what was charged at least and at most, which
-    submits are of unknown fate and how to resolve them, why tracks came to
-    nothing, which WAV files are about to be deleted, and how long conversions
-    took. Changes nothing, needs neither key nor network, and exits with 0
-    whatever it shows.
-
-    In a pipe it prints lines of cells, apart by tabs.
-    """
-    return _run(run_report(ledger, as_json=as_json), as_json=as_json)
-
-
-@cli.command()
-@click.argument("ledger", type=click.Path(path_type=Path))
-@click.argument("attempt")
-@click.option("--task-id", metavar="ID", help="It was accepted: the id of its task.")
-@click.option("--not-charged", is_flag=True, help="It was not: the track may be submitted again.")
-@_json_option
-def resolve(
-    ledger: Path, attempt: str, *, task_id: str | None, not_charged: bool, as_json: bool
-) -> int:
-    """
-    Say what came of a submit of unknown fate.
-
-    ATTEMPT is its id, as `kie-wav report LEDGER` lists it, or the first 6 or more
-    characters of it. Look the track up in KIE's logs first: if a conversion of it
-    is there from that time, say --task-id, else --not-charged. Say nothing you do
-    not know: what is wrongly said to be not charged is paid twice.
-
-    Needs neither key nor network. `kie-wav bulk` then goes on with the track.
-    """
-    work = run_resolve(ledger, attempt, task_id=task_id, not_charged=not_charged, as_json=as_json)
-    return _run(work, as_json=as_json)
+    return run_command(work, as_json=as_json)
 
 
 @cli.command()
 @click.argument("task_id")
-@_service_options
+@service_options
 def status(
     task_id: str, base_url: str | None, insecure_hosts: tuple[str, ...], *, as_json: bool
 ) -> int:
@@ -416,7 +211,7 @@ def status(
     failed.
     """
     work = _status(Service(base_url, insecure_hosts), task_id, as_json=as_json)
-    return _run(work, as_json=as_json)
+    return run_command(work, as_json=as_json)
 
 
 async def _status(service: Service, task_id: str, *, as_json: bool) -> int:
@@ -455,7 +250,7 @@ def _record_facts(record: TaskRecord) -> dict[str, object]:
 
 @cli.command()
 @click.argument("music_task_id")
-@_service_options
+@service_options
 def tracks(
     music_task_id: str, base_url: str | None, insecure_hosts: tuple[str, ...], *, as_json: bool
 ) -> int:
@@ -465,7 +260,7 @@ def tracks(
     They are apart by a tab where stdout is no terminal.
     """
     work = _tracks(Service(base_url, insecure_hosts), music_task_id, as_json=as_json)
-    return _run(work, as_json=as_json)
+    return run_command(work, as_json=as_json)
 
 
 async def _tracks(service: Service, music_task_id: str, *, as_json: bool) -> int:
@@ -484,10 +279,12 @@ async def _tracks(service: Service, music_task_id: str, *, as_json: bool) -> int
 
 
 @cli.command(name="credits")
-@_service_options
+@service_options
 def credits_(base_url: str | None, insecure_hosts: tuple[str, ...], *, as_json: bool) -> int:
     """Show the credits of the account."""
-    return _run(_credits(Service(base_url, insecure_hosts), as_json=as_json), as_json=as_json)
+    return run_command(
+        _credits(Service(base_url, insecure_hosts), as_json=as_json), as_json=as_json
+    )
 
 
 async def _credits(service: Service, *, as_json: bool) -> int:
@@ -525,7 +322,7 @@ async def _credits(service: Service, *, as_json: bool) -> int:
     metavar="JSON|@FILE",
     help="What goes wrong: a list of objects; see kie_wav_async.simulator.Fault.",
 )
-@_json_option
+@json_option
 def simulate(
     port: int, median_s: float, speed: float, seed: int, faults: tuple[Fault, ...], *, as_json: bool
 ) -> int:
@@ -538,7 +335,7 @@ def simulate(
     work = _simulate(
         as_json=as_json, port=port, median_s=median_s, time_scale=speed, seed=seed, faults=faults
     )
-    return _run(work, as_json=as_json)
+    return run_command(work, as_json=as_json)
 
 
 async def _simulate(*, as_json: bool, **settings: Any) -> int:  # noqa: ANN401 - Simulator's own

@@ -1,0 +1,182 @@
+"""The commands for whole catalogs: thin, and made of public names only."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kie_wav_async import OnUnknown
+from kie_wav_async.cli._bulk import run_bulk
+from kie_wav_async.cli._bulk_order import Order, read_poll, read_rate
+from kie_wav_async.cli._command import json_option, run_command, service_options
+from kie_wav_async.cli._listen import read_address
+from kie_wav_async.cli._report import run_report
+from kie_wav_async.cli._resolve import run_resolve
+from kie_wav_async.cli._service import Service
+from kie_wav_async.ledger import TrackState
+
+
+@click.command()
+@click.argument("catalog")
+@click.option(
+    "--out",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Folder of the ledger, made if it is not there.",
+)
+@click.option(
+    "--ledger",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The ledger.  [default: DIR/kie-wav.sqlite3]",
+)
+@click.option(
+    "--listen",
+    "address",
+    metavar="HOST:PORT",
+    callback=read_address,
+    help="Wait for KIE's callbacks here, and poll less.",
+)
+@click.option(
+    "--callback-url",
+    metavar="URL",
+    help="Where KIE posts so that it gets to --listen.  [default: $KIE_CALLBACK_URL]",
+)
+@click.option(
+    "--on-unknown",
+    # By name or by value, which clicks do not agree on: they differ in nothing but case.
+    type=click.Choice(list(OnUnknown), case_sensitive=False),
+    default=OnUnknown.RAISE,
+    show_default=True,
+    help="What to do with a submit that may have been accepted: ask you, or send it once more, "
+    "which may be charged twice.",
+)
+@click.option(
+    "--max-charges",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Stop before there are more submits accepted or unknown, over all runs.",
+)
+@click.option(
+    "--rate",
+    default="20/10",
+    show_default=True,
+    metavar="COUNT/SECONDS",
+    callback=read_rate,
+    help="At most so many submits in any so many seconds.",
+)
+@click.option(
+    "--max-in-flight",
+    type=click.IntRange(min=1),
+    default=400,
+    show_default=True,
+    metavar="N",
+    help="At most so many conversions at a time.",
+)
+@click.option(
+    "--poll",
+    metavar="FIRST,INTERVAL[,MAX_PER_S]",
+    callback=read_poll,
+    help="Seconds to the first poll of a conversion, and between polls; polls a second in all.  "
+    "[default: 15,10,30]",
+)
+@click.option("--no-download", is_flag=True, help="Save no WAV files; implied for now.")
+@click.option("--skip-bad", is_flag=True, help="Leave bad lines out of the catalog.")
+@click.option("--retry-failed", is_flag=True, help="Convert again what failed.")
+@click.option(
+    "--retry-expired",
+    is_flag=True,
+    help="Convert again what KIE has deleted; each is a new charge.",
+)
+@service_options
+@click.pass_obj
+def bulk(
+    given: list[str],
+    /,
+    catalog: str,
+    folder: Path,
+    ledger: Path | None,
+    *,
+    no_download: bool,
+    retry_failed: bool,
+    retry_expired: bool,
+    base_url: str | None,
+    insecure_hosts: tuple[str, ...],
+    as_json: bool,
+    **settings: Any,  # noqa: ANN401 - as the options above read them, by the names of Order
+) -> int:
+    """
+    Convert a catalog, and go on where the last run stopped.
+
+    CATALOG is CSV with the header music_task_id,audio_id[,title], JSON lines with
+    the same keys, or - for stdin. A row without audio_id stands for every track
+    of its music task.
+
+    All of it is written into the ledger first, and nothing is converted if a line
+    is bad. The ledger knows what was submitted, so that no track is paid twice:
+    after Ctrl-C, a crash or an empty account the same command goes on.
+
+    One line is printed on stdout for each track converted, unless it is a
+    terminal: music task, audio id, conversion task and URL, apart by tabs. With
+    --json there is one object at the end instead.
+    """
+    order = Order(
+        catalog=catalog,
+        folder=folder,
+        ledger=ledger or folder / "kie-wav.sqlite3",
+        is_saving_off=no_download,
+        retried=[
+            *[TrackState.REFUSED, TrackState.FAILED] * retry_failed,
+            *[TrackState.EXPIRED] * retry_expired,
+        ],
+        command=shlex.join(["kie-wav", *given]),
+        **settings,
+    )
+    work = run_bulk(Service(base_url, insecure_hosts), order, as_json=as_json)
+    return run_command(work, as_json=as_json)
+
+
+@click.command()
+@click.argument("ledger", type=click.Path(path_type=Path))
+@json_option
+def report(ledger: Path, *, as_json: bool) -> int:
+    """
+    Show what a ledger has to tell, while `kie-wav bulk` runs or afterwards.
+
+    How many tracks stand where, what was charged at least and at most, which
+    submits are of unknown fate and how to resolve them, why tracks came to
+    nothing, which WAV files are about to be deleted, and how long conversions
+    took. Changes nothing, needs neither key nor network, and exits with 0
+    whatever it shows.
+
+    In a pipe it prints lines of cells, apart by tabs.
+    """
+    return run_command(run_report(ledger, as_json=as_json), as_json=as_json)
+
+
+@click.command()
+@click.argument("ledger", type=click.Path(path_type=Path))
+@click.argument("attempt")
+@click.option("--task-id", metavar="ID", help="It was accepted: the id of its task.")
+@click.option("--not-charged", is_flag=True, help="It was not: the track may be submitted again.")
+@json_option
+def resolve(
+    ledger: Path, attempt: str, *, task_id: str | None, not_charged: bool, as_json: bool
+) -> int:
+    """
+    Say what came of a submit of unknown fate.
+
+    ATTEMPT is its id, as `kie-wav report LEDGER` lists it, or the first 6 or more
+    characters of it. Look the track up in KIE's logs first: if a conversion of it
+    is there from that time, say --task-id, else --not-charged. Say nothing you do
+    not know: what is wrongly said to be not charged is paid twice.
+
+    Needs neither key nor network. `kie-wav bulk` then goes on with the track.
+    """
+    work = run_resolve(ledger, attempt, task_id=task_id, not_charged=not_charged, as_json=as_json)
+    return run_command(work, as_json=as_json)
