@@ -357,5 +357,7 @@ def serve() -> None:
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         # A life by hand, or under strace.
-        sys.exit(live(json.loads(Path(sys.argv[1]).read_text("utf-8"))))
+        ordered = json.loads(Path(sys.argv[1]).read_text("utf-8"))
+        redirect(ordered)
+        sys.exit(live(ordered))
     serve()

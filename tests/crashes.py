@@ -96,13 +96,13 @@ class Score:
         cells = (self.worlds, self.lives, self.kills, self.tracks, self.converted, self.charged)
         cells += (self.accepted, self.unknown, self.charged_twice, len(self.violations))
         numbers = " | ".join(f"{cell:>6}" for cell in cells)
-        return f"| {self.world:<24} | {self.kills_by:<7} | {numbers} |"
+        return f"| {self.world:<26} | {self.kills_by:<7} | {numbers} |"
 
 
 HEAD = (
-    "| world                    | killed  | worlds |  lives |  kills | tracks | conver | charge "
+    "| world                      | killed  | worlds |  lives |  kills | tracks | conver | charge "
     "| accept | unkno. |  twice | violat |\n"
-    "|--------------------------|---------|-------:|-------:|-------:|-------:|-------:|-------:"
+    "|----------------------------|---------|-------:|-------:|-------:|-------:|-------:|-------:"
     "|-------:|-------:|-------:|-------:|"
 )
 
@@ -316,7 +316,6 @@ class Bench:
         process = await asyncio.create_subprocess_exec(
             *(*tracer, sys.executable, CHILD, path),
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
         )
         life = self._life(order, await process.wait())
         await self.judge(life)
