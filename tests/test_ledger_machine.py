@@ -27,6 +27,9 @@ ACCEPTED, ADOPTED, UNKNOWN, NOT_CREATED, REFUSED, EXISTS = (
 DAY_S = 86_400.0
 TRACKS = [Track("music", f"audio{number}") for number in range(3)]
 
+HAS_WAV = {"succeeded", "stored"}
+HAD_WAV = {*HAS_WAV, "expired"}
+
 #: Where a track may go from each state, in one call.
 WAYS = {
     None: "planned submitting",
@@ -132,11 +135,11 @@ class LedgerMachine(RuleBasedStateMachine):
         if outcome in {ACCEPTED, ADOPTED}:
             attempt[2:4] = task_id, False
             is_free = entry["followed"] is None or entry["followed"][3]
-            has_wav = entry["rest"] in {"succeeded", "stored"}
+            has_wav = entry["rest"] in HAS_WAV
             is_late = entry["attempts"].index(attempt) < entry["answered"]
             if is_free and not (has_wav and is_late):
                 self.follow(entry, attempt)
-        elif outcome in {REFUSED, EXISTS} and entry["rest"] in {"planned", "exists", "refused"}:
+        elif outcome in {REFUSED, EXISTS} and entry["rest"] not in HAD_WAV:
             entry["rest"] = outcome.value
 
     # --- what may happen --------------------------------------------------------------------
@@ -226,7 +229,7 @@ class LedgerMachine(RuleBasedStateMachine):
             attempt[3] = True
         for track, attempt in reversed(made):
             entry = self.model[track]
-            if is_good and entry["rest"] not in {"succeeded", "stored"}:
+            if is_good and entry["rest"] not in HAS_WAV:
                 self.follow(entry, attempt)
                 entry["rest"], entry["answered"] = "succeeded", len(entry["attempts"])
             elif not is_good and attempt is entry["followed"]:
@@ -248,7 +251,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(track=st.sampled_from(TRACKS))
     def store(self, track):
         self.run(self.ledger.store(track, path="x.wav", size=1, sha256="ab"))
-        if track in self.model and self.model[track]["rest"] in {"succeeded", "stored", "expired"}:
+        if track in self.model and self.model[track]["rest"] in HAD_WAV:
             self.model[track]["rest"] = "stored"
 
     @rule(days=st.sampled_from([1.0, 13.0, 14.5]))
