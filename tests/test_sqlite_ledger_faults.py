@@ -264,6 +264,39 @@ async def test_one_bad_call_does_not_undo_its_neighbours(tmp_path):
     assert (2, 1) == (counts[TrackState.SUBMITTING], counts[TrackState.SUCCEEDED])
 
 
+async def test_a_call_that_fails_half_way_writes_nothing(tmp_path, disk, monkeypatch):
+    """What a call wrote before SQLite refused the rest of it is taken back, and it alone."""
+    run = disk.run
+    refusals = [sqlite3.IntegrityError("refused")]
+
+    def run_or_refuse(sql, call):
+        if sql.startswith("UPDATE track SET latest") and refusals:
+            raise refusals.pop()
+        return run(sql, call)
+
+    monkeypatch.setattr(disk, "run", run_or_refuse)
+    async with SqliteLedger(tmp_path / "x.sqlite3") as ledger:
+        told = await asyncio.gather(
+            ledger.begin(TRACKS[0], "a0", NOW),
+            ledger.begin(TRACKS[1], "a1", NOW),
+            return_exceptions=True,
+        )
+        assert [LedgerError, type(None)] == [type(one) for one in told]
+        assert None is await ledger.find(TRACKS[0])
+        # Refused in a try that failed as a whole, it is refused no more if the next one is not.
+        refusals.append(sqlite3.IntegrityError("refused"))
+        commits = ["COMMIT"]
+
+        def run_or_fail(sql, call):
+            if sql in commits:
+                commits.clear()
+                raise sqlite3.OperationalError(IOERR[0])
+            return run_or_refuse(sql, call)
+
+        monkeypatch.setattr(disk, "run", run_or_fail)
+        assert None is await ledger.begin(TRACKS[0], "a0", NOW)
+
+
 async def test_a_ledger_moved_away_is_not_written_on(tmp_path, monkeypatch):
     """While the file is not where it was, nothing may be sent; put back, it goes on."""
     monkeypatch.setattr(_ledger_thread, "_PAUSES_S", ())
