@@ -127,6 +127,8 @@ async def test_whose_lock_was_removed_sends_nothing(path, monkeypatch):
     monkeypatch.setattr("kie_wav_async._ledger_thread._PAUSES_S", ())
     async with SqliteLedger(path) as ledger:
         path.with_name("x.sqlite3.lock").unlink()
+        with pytest.raises(LedgerError, match=r"lock of the ledger .* was removed"):
+            await ledger.begin(TRACK, "a1", NOW)
         async with SqliteLedger(path) as another:
             with pytest.raises(LedgerError, match=r"lock of the ledger .* was removed"):
                 await ledger.begin(TRACK, "a1", NOW)
