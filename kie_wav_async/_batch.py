@@ -2,7 +2,7 @@
 A catalog, converted: tracks are read as there is room, outcomes come as they end.
 
 Who does what. One reader task takes tracks from the source and hands them to
-the submitter; no conversion has a task of its own, its end is put into a queue
+the intake; no conversion has a task of its own, its end is put into a queue
 by the registry's news. The reader works while somebody wants outcomes: while an
 ``async for`` over the batch is alive, or an ``__anext__`` is pending. That is
 how a ``break`` stops it, with or without ``async with``; what is queued by then
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from kie_wav_async._desk import Desk, Timer
-    from kie_wav_async._submitter import Submitter
+    from kie_wav_async._intake import Intake
     from kie_wav_async._turns import Turns
 
 #: Errors that every further track would meet too.
@@ -81,18 +81,18 @@ class Batch:
         self,
         tracks: Iterable[Track] | AsyncIterable[Track],
         desk: Desk,
-        submitter: Submitter,
+        intake: Intake,
         turns: Turns,
         max_in_flight: int,
     ) -> None:
         """Read nothing yet."""
         self._desk = desk
-        self._submitter = submitter
+        self._intake = intake
         self._turns = turns
         self._max_in_flight = max_in_flight
         self._source = _open_source(tracks)
         self._read = 0
-        # A heap by index: read, and not with the submitter (any more).
+        # A heap by index: read, and not taken (any more).
         self._held: list[tuple[int, Track]] = []
         self._open: set[_Ticket] = set()
         self._ready: deque[Outcome] = deque()
@@ -266,7 +266,7 @@ class Batch:
         held = self._held[0]
         failure: KieWavError | None = None
         try:
-            await self._submitter.look_up(held[1])
+            await self._intake.look_up(held[1])
         except KieWavError as error:
             failure = error
         if self._held[:1] == [held] and self._is_wanted and self._has_room:
@@ -277,7 +277,7 @@ class Batch:
         try:
             if failure is not None:
                 raise failure
-            conversion = self._submitter.take(track, is_patient=True)
+            conversion = self._intake.take(track, is_patient=True)
         except KieWavError as error:
             self._yield(Outcome(index=index, track=track, error=error.about(track=track)))
             return

@@ -18,6 +18,7 @@ from kie_wav_async._batch import Batch
 from kie_wav_async._callback_url import PLACEHOLDER_CALLBACK_URL, parse_callback_url
 from kie_wav_async._clock import Clock, SystemClock
 from kie_wav_async._desk import CLOSE_TIMEOUT_S, Desk
+from kie_wav_async._intake import Intake
 from kie_wav_async._ledger_models import TrackState
 from kie_wav_async._limiter import RateLimit
 from kie_wav_async._models import (
@@ -253,6 +254,7 @@ class WavSession:
             retry=retry,
             on_unknown=OnUnknown(on_unknown),
         )
+        self._intake = Intake(self._desk, self._poller, self._turns, self._submitter)
         self._receiver = Receiver(
             self._desk,
             self._poller,
@@ -427,8 +429,8 @@ class WavSession:
     async def _take(self, track: Track, *, again: bool) -> Conversion:
         self._desk.hub.verify_open()
         verify_type(track, Track, "track")
-        await self._submitter.look_up(track, again=again)
-        return self._submitter.take(track, again=again)
+        await self._intake.look_up(track, again=again)
+        return self._intake.take(track, again=again)
 
     async def convert(self, track: Track, *, again: bool = False) -> WavFile:
         """
@@ -461,7 +463,7 @@ class WavSession:
             SessionClosedError: The session was closed.
         """
         self._desk.hub.verify_open()
-        return Batch(tracks, self._desk, self._submitter, self._turns, self._max_in_flight)
+        return Batch(tracks, self._desk, self._intake, self._turns, self._max_in_flight)
 
     def attach(self, task_id: str, *, track: Track | None = None) -> Conversion:
         """
@@ -522,7 +524,7 @@ class WavSession:
         after = 0
         while page := await self._desk.journal.page(TrackState.ACCEPTED, after):
             self._desk.hub.verify_open()
-            conversions += map(self._submitter.restore, page)
+            conversions += map(self._intake.restore, page)
             after = page[-1].index
         return tuple(conversions)
 

@@ -19,7 +19,7 @@ from kie_wav_async._callback_url import build_callback_url
 from kie_wav_async._desk import CLOSE_TIMEOUT_S
 from kie_wav_async._ledger_models import AttemptOutcome, TrackState
 from kie_wav_async._lifecycle import Origin, Phase
-from kie_wav_async._models import OnUnknown, Track, WavFile, verify_type
+from kie_wav_async._models import OnUnknown, Track
 from kie_wav_async._schedule import (
     MAINTENANCE_PROBE_S,
     RESUBMIT_AFTER_S,
@@ -56,12 +56,12 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("kie_wav_async")
 
 #: The states in a ledger of a track whose WAV was made.
-_SUCCESSES = frozenset({TrackState.SUCCEEDED, TrackState.STORED, TrackState.EXPIRED})
-_HAS_TASK = _SUCCESSES | {TrackState.ACCEPTED}
+SUCCESSES = frozenset({TrackState.SUCCEEDED, TrackState.STORED, TrackState.EXPIRED})
+_HAS_TASK = SUCCESSES | {TrackState.ACCEPTED}
 
 
 class Submitter:
-    """Takes tracks, submits each once, and hands what is accepted to the poller."""
+    """Submits what has its turn, once, and hands what is accepted to the poller."""
 
     def __init__(
         self,
@@ -90,134 +90,7 @@ class Submitter:
         desk.on_key_refused = self._end_waits
         desk.hub.on_abandon = self._abandon
 
-    # --- taking tracks ------------------------------------------------------------------
-
-    def take(self, track: Track, *, again: bool = False, is_patient: bool = False) -> Conversion:
-        """
-        Return the conversion of *track*: the one there is, or a new one in the queue.
-
-        Raises:
-            TypeError: *track* is no `Track`.
-
-            ValueError: *again* for a track in flight.
-
-            SubmitUnknownError: An earlier submit of the track is in doubt.
-
-            ChargeLimitError: ``max_charges`` is reached.
-
-            SessionClosedError: The session was closed.
-        """
-        self._desk.hub.verify_open()
-        verify_type(track, Track, "track")
-        conversion = self._registry.find(track)
-        if conversion is not None and conversion.phase is not Phase.UNKNOWN:
-            if again:
-                msg = f"{track} is in flight: again=True is for settled and unknown ones"
-                raise ValueError(msg)
-            conversion.is_patient |= is_patient
-            return conversion
-        if not again and (known := self._find_waiting(conversion, track)) is not None:
-            known.is_patient |= is_patient
-            return known
-        if (spent := self._turns.charge_limit()) is not None:
-            raise spent.about(track=track)
-        if conversion is None:
-            conversion = self._registry.enqueue(track)
-        else:
-            self._turns.remove(conversion)
-            self._registry.resend(conversion)
-        conversion.is_again = again
-        conversion.is_patient = is_patient
-        self._turns.add(conversion)
-        # It may wait for a place, so for news of those in flight.
-        self._poller.revive()
-        self._turns.pump()
-        return conversion
-
-    def _find_waiting(self, conversion: Conversion | None, track: Track) -> Conversion | None:
-        """
-        Return what there is of a track that is not in flight, if that will do.
-
-        Raises:
-            SubmitUnknownError: There is a doubt, and it is not for us to repeat the submit.
-        """
-        if conversion is not None and self._turns.is_delayed(conversion):
-            return conversion
-        if conversion is None and (known := self._registry.find_result(track)) is not None:
-            return known
-        doubt = self._registry.find_unknown(track)
-        if doubt is None:
-            return None
-        if conversion is None or not self._may_repeat(track):
-            raise _unknown_error(doubt, "an earlier submit has no known fate")
-        # If its time for a repeat came when nobody waited, it is now.
-        delay_s = doubt.at.timestamp() + RESUBMIT_AFTER_S - self._desk.clock.time()
-        if delay_s <= 0:
-            return None
-        self._turns.add_in(conversion, min(delay_s, RESUBMIT_AFTER_S))
-        return conversion
-
-    async def look_up(self, track: Track, *, again: bool = False) -> None:
-        """
-        Bring what the ledger knows of *track* into the books, before it is taken.
-
-        Raises:
-            AlreadyExistsError:
-                The service has a WAV of it under an unknown task id, and the user
-                did not say *again*.
-
-            LedgerError: It cannot be read.
-        """
-        if not self._desk.journal.is_kept or self._is_known(track):
-            return
-        standing = await self._desk.journal.find(track)
-        if standing is None or self._is_known(track):
-            return
-        if standing.state is TrackState.EXISTS and not again:
-            raise _exists_error(standing)
-        if standing.state is TrackState.ACCEPTED:
-            _ = self.restore(standing)
-        elif standing.state is TrackState.UNKNOWN:
-            self._registry.restore_unknown(track)
-        elif standing.state in _SUCCESSES and standing.wav_url is not None:
-            wav = WavFile(
-                task_id=standing.task_id,
-                url=standing.wav_url,
-                track=standing.track,
-                settled_by="poll",
-                expires_at=standing.expires_at,
-            )
-            _ = self._registry.restore_result(track, wav)
-
-    def _is_known(self, track: Track) -> bool:
-        registry = self._registry
-        return registry.find(track) is not None or registry.find_result(track) is not None
-
-    def restore(self, standing: Standing) -> Conversion:
-        """Follow the task that the ledger has for a track; return its conversion."""
-        task_id, submitted_at = standing.task_id, standing.submitted_at
-        followed = self._registry.find(standing.track) or self._registry.find_task(task_id)
-        if (
-            followed is not None
-            and followed.track in {None, standing.track}
-            and followed.phase is not Phase.UNKNOWN
-        ):
-            if followed.track is None:
-                self._registry.name_track(followed, standing.track)
-            return followed
-        is_ours = submitted_at is not None and not standing.is_adopted
-        conversion = self._registry.restore(
-            standing.track,
-            task_id,
-            self._desk.clock.monotonic(),
-            attempt_id=standing.attempt_id,
-            submitted_unix_s=submitted_at.timestamp() if submitted_at and is_ours else None,
-        )
-        self._turns.remove(conversion)
-        self._poller.follow(conversion, is_restored=True)
-        conversion.wake_submitted()
-        self._desk.on_followed(conversion)
-        return conversion
+    # --- not sent after all --------------------------------------------------------------
 
     def _abandon(self, conversion: Conversion) -> None:
         """Withdraw a queued submit: nobody waits for it."""
@@ -331,7 +204,7 @@ class Submitter:
             conversion.found_task_id = standing.task_id
             _ = self._join_found(conversion)
         elif standing.state is TrackState.EXISTS:
-            self._refuse(conversion, _exists_error(standing))
+            self._refuse(conversion, exists_error(standing))
         else:
             message = "another submit of the track is in the ledger"
             self._refuse(
@@ -490,7 +363,7 @@ class Submitter:
         if self._registry.is_in_doubt(conversion):
             doubt = self._registry.relapse(conversion)
             if not isinstance(error, LedgerError):
-                told = _unknown_error(doubt, "the repeat was refused", cause=told)
+                told = unknown_error(doubt, "the repeat was refused", cause=told)
         else:
             self._registry.refuse(conversion, told)
             self._desk.emit(events.SubmitRefused, track=conversion.track, error=told.about())
@@ -576,13 +449,13 @@ class Submitter:
             attempt_id=doubt.attempt_id,
             error=conversion.told(error),
         )
-        if self._may_repeat(doubt.track) and not self._is_closed:
+        if self.may_repeat(doubt.track) and not self._is_closed:
             self._turns.add_in(conversion, RESUBMIT_AFTER_S)
         else:
-            conversion.wake(_unknown_error(doubt, "the submit got no clear answer", cause=error))
+            conversion.wake(unknown_error(doubt, "the submit got no clear answer", cause=error))
         self._desk.on_lost(doubt)
 
-    def _may_repeat(self, track: Track) -> bool:
+    def may_repeat(self, track: Track) -> bool:
         """Whether a submit in doubt is sent once more by itself: it was not, in this session."""
         return self._on_unknown is OnUnknown.RESUBMIT and track not in self._repeated
 
@@ -684,13 +557,13 @@ def _outcome_of(error: KieWavError) -> AttemptOutcome:
             return AttemptOutcome.REFUSED
 
 
-def _exists_error(standing: Standing) -> AlreadyExistsError:
+def exists_error(standing: Standing) -> AlreadyExistsError:
     return AlreadyExistsError(
         code=409, message=standing.error or "the WAV exists", track=standing.track
     )
 
 
-def _unknown_error(
+def unknown_error(
     doubt: UnknownSubmit, message: str, *, cause: KieWavError | None = None
 ) -> SubmitUnknownError:
     error = SubmitUnknownError(message, track=doubt.track, attempt_id=doubt.attempt_id)

@@ -6,8 +6,8 @@ and unknown tasks too, so that the answer tells a peer nothing; 401 with an empt
 body for whatever is not authentic, 400 for what cannot be read; 405 for all but
 POST, 413 over 64 KiB, 415 for any ``Content-Encoding``, 408 when a body takes
 more than 10 s, 503 while the session is closing, when its ledger cannot be
-written, and to whoever comes while 64 bodies are being read. Whoever is refused before the body was read loses the
-connection: nothing is drained.
+written, and to whoever comes while 64 bodies are being read. Whoever is refused
+before the body was read loses the connection: nothing is drained.
 
 The session has to be entered in the loop that serves; for WSGI programs there is
 `kie_wav_async.parse_callback`. TLS, and peers that take their time over headers,

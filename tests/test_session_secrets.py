@@ -89,6 +89,7 @@ async def test_key_is_in_no_text(caplog) -> None:
             shown += [
                 session._desk,
                 session._desk.requests,
+                session._intake,
                 session._submitter,
                 session._poller,
                 session._reader,
