@@ -100,7 +100,8 @@ class Ledger(Protocol):
 
         Returns `None` if it may be sent: the track is new, planned, refused or
         failed, or *again* was said and no submit of it is under way. Otherwise
-        returns where the track stands, and nothing has changed.
+        returns where the track stands, and nothing has changed. Said again of the
+        same attempt it returns `None` for as long as that is under way.
         """
         ...
 
@@ -119,11 +120,12 @@ class Ledger(Protocol):
 
         A submit under way can come to anything; an unknown one to ``ACCEPTED`` or
         ``NOT_CREATED``; any other stays what it is. ``ACCEPTED`` and ``ADOPTED``
-        name the task; the track is followed under it unless it has a task
-        already. After an outcome that created nothing the track stands where it
-        would without this submit: unknown if another one is, succeeded if it had
-        a WAV, else planned, refused or existing. An attempt that is not there is
-        ignored.
+        name the task; the track is followed under it, unless it has a task that
+        has not ended, or got its WAV after this submit. A task of the track that
+        ``ADOPTED`` names again is followed anew. After an outcome that created
+        nothing the track stands where it would without this submit: unknown if a
+        later one than its WAV is, succeeded if it has a WAV, else planned, refused
+        or existing. An attempt that is not there is ignored.
         """
         ...
 
@@ -148,9 +150,10 @@ class Ledger(Protocol):
         """
         Write down how a task ended: with the WAV at *wav_url*, or badly.
 
-        The first end counts. A track another of whose tasks has not ended is
-        followed under that one instead of failing. A task that is not there is
-        ignored.
+        The first end counts. The first WAV of any of its tasks makes a track
+        succeed. One whose task fails is followed under another that has not
+        ended, if there is one; else it is unknown if a submit of it is, and has
+        failed if none is. A task that is not there is ignored.
         """
         ...
 
