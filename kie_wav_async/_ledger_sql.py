@@ -133,13 +133,18 @@ class LedgerTables:
         for (index,) in left:
             self._restate(index)
 
-    def opening(self) -> LedgerOpening:
-        """Tell where the ledger stands; an attempt that is still open is as good as unknown."""
+    def opening(self, *, is_reader: bool) -> LedgerOpening:
+        """
+        Tell where the ledger stands.
+
+        To a reader (*is_reader*) an attempt under way is as good as unknown: its
+        process may have died.
+        """
         doubtful = self._all(
             "SELECT music_task_id, audio_id, title, id, coalesce(ended, began), named_task"
             " FROM attempt JOIN track ON idx = track WHERE outcome IN (?, ?)"
             " ORDER BY coalesce(ended, began), n",
-            *(_OPEN, AttemptOutcome.UNKNOWN),
+            *(_OPEN if is_reader else AttemptOutcome.UNKNOWN, AttemptOutcome.UNKNOWN),
         )
         accepted = self._one(
             "SELECT count(*) FROM attempt WHERE outcome = ?", AttemptOutcome.ACCEPTED

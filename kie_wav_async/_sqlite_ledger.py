@@ -132,10 +132,15 @@ class SqliteLedger:
                 predecessor=self._last_thread,
             )
         self._verify_loop()
-        thread = self._thread
+        # Of its own, so that the thread does not keep a forgotten ledger alive.
+        thread, is_reader = self._thread, self._is_read_only
         self._opened += 1
         try:
-            return await self._ask(LedgerTables.opening, is_write=False, opens_at=now_unix_s)
+            return await self._ask(
+                lambda tables: tables.opening(is_reader=is_reader),
+                is_write=False,
+                opens_at=now_unix_s,
+            )
         except BaseException:
             self._opened -= 1
             if self._opened == 0 and self._thread is thread:

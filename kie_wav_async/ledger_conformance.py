@@ -396,7 +396,8 @@ class LedgerConformance:
         life = self.life
         track = life.track()
         attempt_id = await life.begin(track)
-        await life.ledger.open(life.tick())
+        nested = await life.ledger.open(life.tick())
+        _same(nested.unknown, (), "the submits of unknown fate, as a second opening tells")
         await life.expect(track, TrackState.SUBMITTING)
         await life.ledger.aclose()
         await life.end(attempt_id, AttemptOutcome.ACCEPTED)
