@@ -114,6 +114,8 @@ class Intake:
         if not self._desk.journal.is_kept or self._is_known(track):
             return
         standing = await self._desk.journal.find(track)
+        if standing is not None and self.is_stale(standing):
+            standing = await self._desk.journal.find(track)
         if standing is None or self._is_known(track):
             return
         if standing.state is TrackState.EXISTS and not again:
@@ -135,6 +137,11 @@ class Intake:
     def _is_known(self, track: Track) -> bool:
         registry = self._registry
         return registry.find(track) is not None or registry.find_result(track) is not None
+
+    def is_stale(self, standing: Standing) -> bool:
+        """Return whether the ledger told *standing* before its task ended here."""
+        is_open = standing.state is TrackState.ACCEPTED
+        return is_open and self._registry.has_ended(standing.task_id)
 
     def restore(self, standing: Standing) -> Conversion:
         """Follow the task that the ledger has for a track; return its conversion."""

@@ -399,6 +399,7 @@ class Registry(Generic[E]):
     def overturn(self, entry: E, error: KieWavError) -> None:
         """End a terminal entry with *error* instead: its end could not be written down."""
         entry.outcome = error
+        self._ended_tasks.pop(entry.task_id, None)
         if entry.track is not None and self._results.get(entry.track) is entry:
             del self._results[entry.track]
 

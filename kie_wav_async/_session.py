@@ -524,7 +524,11 @@ class WavSession:
         after = 0
         while page := await self._desk.journal.page(TrackState.ACCEPTED, after):
             self._desk.hub.verify_open()
-            conversions += map(self._intake.restore, page)
+            conversions += [
+                self._intake.restore(standing)
+                for standing in page
+                if not self._intake.is_stale(standing)
+            ]
             after = page[-1].index
         return tuple(conversions)
 

@@ -1166,6 +1166,7 @@ class TestRestore:
         error = KieWavError("full")
         books.overturn(entry, error)
         assert (error, None) == (entry.outcome, books.find_result(TRACK))
+        assert not books.has_ended("t1")
 
     def test_overturn_what_is_not_remembered(self, books) -> None:
         """An end that was not remembered is overturned too, and leaves another's be."""

@@ -8,10 +8,10 @@ import aiohttp
 import pytest
 
 from fakes import LOST_CHARGED, FakeService, track
-from kie_wav_async import CallbackVerdict, OnUnknown, PollSchedule
+from kie_wav_async import CallbackVerdict, OnUnknown, PollSchedule, WavFile
 from kie_wav_async.errors import LedgerError, SessionClosedError, SubmitUnknownError
 from kie_wav_async.ledger import AttemptOutcome, TrackState
-from kie_wav_async.testing import FakeClock, MemoryLedger, no_record, pending
+from kie_wav_async.testing import FakeClock, MemoryLedger, failed, no_record, pending
 from ledger_steps import bill, is_in_bill
 from receivers import embedded, under_starlette
 
@@ -365,3 +365,48 @@ async def test_a_restored_task_that_is_not_there(clock, service, ledger) -> None
     await clock.advance(500.0)
     async with service.session(ledger=left) as session:
         assert "task0001" == (await clock.run(session.convert(track()))).task_id
+
+
+@pytest.mark.parametrize("name", ["page", "find"])
+@pytest.mark.parametrize("ends_well", [True, False])
+async def test_what_has_ended_meanwhile_is_not_followed(
+    clock, service, ledger, name, ends_well
+) -> None:
+    """A task that ended while the ledger was asked about it is not followed again."""
+    async with service.listening(ledger=ledger) as session:
+        await clock.run(session.submit(track()))
+        left = ledger.die()
+
+    async with service.listening(ledger=left) as session:
+        left.hold = {name: asyncio.Event()}
+        ask = session.recover() if name == "page" else session.submit(track())
+        asking = asyncio.create_task(ask)
+        await clock.settle()
+        attached = session.attach("task0001")
+        service.finish("task0001")
+        if not ends_well:
+            service.poll_replies.append(failed)
+        await service.callback("task0001", attempt_id="f" * 32).to(session)
+        await clock.advance(3.0)
+        assert attached.done()
+        service.knows_repeats = False
+        left.hold[name].set()
+        await clock.run(asking)
+        in_flight = 0 if name == "page" or ends_well else 1
+        assert in_flight == session.statistics().in_flight
+        assert ends_well is isinstance(attached.outcome, WavFile)
+        if name == "page":
+            assert () == asking.result()
+
+
+async def test_a_callback_that_is_sent_again_settles(clock, service, ledger) -> None:
+    """A callback refused for a ledger that failed settles when it is sent again and asked for."""
+    async with service.listening(ledger=ledger) as session:
+        await clock.run(session.submit(track()))
+        ledger.fail_with = {"settle": BROKEN}
+        with pytest.raises(LedgerError):
+            await service.callback("task0001").to(session)
+        ledger.fail_with = None
+        await service.callback("task0001").to(session)
+        wav = await clock.run(session.convert(track()))
+        assert ("callback", 0) == (wav.settled_by, session.statistics().polls)
