@@ -395,7 +395,11 @@ async def test_an_unknown_submit(bulk: Bulk) -> None:
     for run in (done, same):
         assert f"  kie-wav resolve {LEDGER} {attempt_id} --task-id TASK_ID  # m a2\n" in run.err
         assert "--not-charged" in run.err
-    assert "accepted 3 <= charged <= accepted + unknown 4." in done.err
+    assert (
+        "Charged for this catalog in all: at least 3 and at most 4, with those unknown.\n"
+        in done.err
+    )
+    assert "Charged for this catalog in all: 4.\n" in again.err
     assert [["m", "a2", task_id]] == [row[:3] for row in again.results]
 
 

@@ -199,7 +199,10 @@ def _tell(ending: Ending, books: _Books, display: BulkDisplay) -> None:
     if books.doubts:
         _tell_doubts(ending, books.doubts, display)
     accepted, unknown = books.opening.accepted, len(books.opening.unknown)
-    say(f"The bill: accepted {accepted:,} <= charged <= accepted + unknown {accepted + unknown:,}.")
+    charged = f"{accepted:,}"
+    if unknown:
+        charged = f"at least {accepted:,} and at most {accepted + unknown:,}, with those unknown"
+    say(f"Charged for this catalog in all: {charged}.")
 
 
 def _tell_doubts(ending: Ending, doubts: Sequence[UnknownSubmit], display: BulkDisplay) -> None:
