@@ -255,7 +255,10 @@ class LedgerThread:
     def _connected(self) -> sqlite3.Connection:
         # What is written into a file that was moved away is written for nobody.
         if self._identity is not None and _identity(self._path) != self._identity:
-            msg = f"the ledger {self._path} was moved or replaced while it was open: put it back"
+            msg = (
+                f"the ledger {self._path} was moved, removed or replaced while it was open: put it "
+                "back, as a new one would not know what was paid, and pay for it again"
+            )
             raise LedgerError(msg)
         if self._lock is not None and not self._lock.is_held():
             msg = (
@@ -324,8 +327,12 @@ class LedgerThread:
         return refusal
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    found = path.stat()
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Tell which file *path* is; `None` if it, or a folder above it, is gone."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     return found.st_dev, found.st_ino
 
 

@@ -304,13 +304,32 @@ async def test_a_ledger_moved_away_is_not_written_on(tmp_path, monkeypatch):
     async with SqliteLedger(path) as ledger:
         await begun(ledger)
         path.rename(tmp_path / "y")
-        with pytest.raises(LedgerError, match="No such file"):
+        with pytest.raises(LedgerError, match="was moved"):
             await ledger.begin(TRACKS[1], "a1", NOW)
         path.touch()
-        with pytest.raises(LedgerError, match="moved or replaced"):
+        with pytest.raises(LedgerError, match="was moved"):
             await ledger.begin(TRACKS[1], "a1", NOW)
         (tmp_path / "y").replace(path)
         assert await ledger.begin(TRACKS[1], "a1", NOW) is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be moved")
+@pytest.mark.parametrize("instead", [None, "file"])
+async def test_a_folder_that_went_away_is_to_be_put_back(tmp_path, monkeypatch, instead):
+    """With its folder gone, a ledger says what a new one would cost; put back, it goes on."""
+    monkeypatch.setattr(_ledger_thread, "_PAUSES_S", ())
+    folder, away = tmp_path / "disk", tmp_path / "away"
+    folder.mkdir()
+    async with SqliteLedger(folder / "x.sqlite3") as ledger:
+        await begun(ledger)
+        folder.rename(away)
+        if instead is not None:
+            folder.touch()
+        with pytest.raises(LedgerError, match=r"was moved.*put it back.*pay for it again"):
+            await ledger.end("a0", AttemptOutcome.ACCEPTED, NOW, task_id="t0")
+        folder.unlink(missing_ok=True)
+        away.rename(folder)
+        assert "t0" == (await ledger.find(TRACKS[0])).task_id
 
 
 @pytest.mark.parametrize(
