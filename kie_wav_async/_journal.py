@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import attrs
 
-from kie_wav_async._ledger_models import AttemptOutcome
+from kie_wav_async._ledger_models import AttemptOutcome, TrackState
 from kie_wav_async._models import WavFile
 from kie_wav_async.errors import ConversionFailedError, LedgerError, ServiceError
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from kie_wav_async._clock import Clock
-    from kie_wav_async._ledger_models import LedgerOpening, Standing, TrackState
+    from kie_wav_async._ledger_models import LedgerOpening, Standing
     from kie_wav_async._models import Track
     from kie_wav_async.errors import KieWavError, SessionClosedError
     from kie_wav_async.ledger import Ledger
@@ -195,9 +195,20 @@ class Journal:
 
     # --- writing ------------------------------------------------------------------------
 
-    async def begin(self, track: Track, attempt_id: str, *, again: bool) -> Standing | None:
+    async def begin(
+        self, track: Track, attempt_id: str, *, again: bool, is_repeat: bool
+    ) -> Standing | None:
         """
         Write down that a submit goes out; `None`: it may.
+
+        Args:
+            track: What it is for.
+
+            attempt_id: Its name.
+
+            again: Whether the user said to send it all the same.
+
+            is_repeat: Whether it is sent because an earlier one is in doubt.
 
         Raises:
             LedgerError: It could not be written, so it must not.
@@ -205,9 +216,14 @@ class Journal:
         if self._ledger is None:
             return None
         await self._say_owed()
+        if is_repeat:
+            # A word on that doubt may have been written although the ledger failed.
+            standing = await _told(self._ledger.find, track)
+            if standing is not None and standing.state is TrackState.ACCEPTED:
+                return standing
         now = self._clock.time()
         try:
-            return await _told(self._ledger.begin, track, attempt_id, now, again=again)
+            return await _told(self._ledger.begin, track, attempt_id, now, again=again or is_repeat)
         except (LedgerError, asyncio.CancelledError):
             # It may be there all the same.
             self.note(attempt_id, AttemptOutcome.NOT_CREATED)

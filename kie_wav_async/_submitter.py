@@ -180,9 +180,11 @@ class Submitter:
         if not self._desk.journal.is_kept:
             return True
         track, attempt_id = _track_of(conversion), conversion.attempt_id
-        again = conversion.is_again or conversion.is_risky
+        is_repeat = conversion.is_risky and not conversion.is_again
         try:
-            standing = await self._desk.journal.begin(track, attempt_id, again=again)
+            standing = await self._desk.journal.begin(
+                track, attempt_id, again=conversion.is_again, is_repeat=is_repeat
+            )
         except LedgerError as error:
             self._unsend(conversion)
             self._refuse(conversion, error)

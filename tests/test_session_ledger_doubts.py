@@ -199,6 +199,22 @@ async def test_a_word_that_cannot_be_written_changes_nothing(
         assert () == session.unknown_submits()
 
 
+async def test_a_word_that_was_written_all_the_same_is_not_paid_for(clock, service) -> None:
+    """A task that the ledger got although it failed keeps the repeat of its submit from leaving."""
+    left = await lose(clock, service, MemoryLedger(), LOST_CHARGED)
+    async with service.session(ledger=left, on_unknown=OnUnknown.RESUBMIT) as session:
+        (doubt,) = session.unknown_submits()
+        waiting = asyncio.create_task(session.convert(track()))
+        await clock.settle()
+        left.fail_with, left.fails_late = {"end": BROKEN}, True
+        with pytest.raises(LedgerError):
+            await session.resolve_unknown(doubt.attempt_id, task_id="task0001")
+        left.fail_with = None
+        assert "task0001" == (await clock.run(waiting)).task_id
+        assert 0 == session.statistics().possible_double_charges
+    assert (1, 1) == (len(service.submitted_at), service.charged)
+
+
 async def test_a_word_counts_whoever_goes_away(clock, service) -> None:
     """The user's word that is being written is taken, although who said it was cancelled."""
     left = await lose(clock, service, MemoryLedger(), LOST_CHARGED)

@@ -113,6 +113,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.start(self.session.convert(track(number)))
 
     def enter(self, ledger):
+        self.words = []
         self.ledger = ledger
         self.process = Process(self.service, ledger, **self.settings)
         self.session = self.process.session
@@ -193,7 +194,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if bool(charged) != is_charged or self.service.on_wire:
             return
         word = {"task_id": charged[0].task_id} if charged else {"not_charged": True}
-        self.start(self.session.resolve_unknown(doubt.attempt_id, **word))
+        self.words.append(self.start(self.session.resolve_unknown(doubt.attempt_id, **word)))
 
     # --- what may happen to the ledger ------------------------------------------------------
 
@@ -271,8 +272,10 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         self.run(self.clock.settle())
         journal, registry = self.session._desk.journal, self.session._desk.registry
-        if journal.calls or journal._owed or registry.sending:
+        if journal.calls or journal._owed or registry.sending or self.session._poller._probes:
             return
+        if any(word.exception() is not None for word in self.words if word.done()):
+            return  # The ledger may have taken it all the same.
         assert set(self.ledger._books.unknown) == set(registry._unknown)
         accepted, unknown = bill(self.ledger)
         assert accepted + unknown == registry.charges
