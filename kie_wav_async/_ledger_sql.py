@@ -97,6 +97,8 @@ _OPEN: Final = "open"
 _ENDS: Final[dict[str, frozenset[AttemptOutcome]]] = {
     _OPEN: frozenset(AttemptOutcome),
     AttemptOutcome.UNKNOWN: frozenset({AttemptOutcome.ACCEPTED, AttemptOutcome.NOT_CREATED}),
+    AttemptOutcome.NOT_CREATED: frozenset({AttemptOutcome.ACCEPTED}),
+    AttemptOutcome.EXISTS: frozenset({AttemptOutcome.ADOPTED, AttemptOutcome.NOT_CREATED}),
 }
 _HAS_TASK: Final = frozenset({AttemptOutcome.ACCEPTED, AttemptOutcome.ADOPTED})
 _FREE: Final = frozenset({TrackState.PLANNED, TrackState.REFUSED, TrackState.FAILED})
@@ -266,11 +268,11 @@ class LedgerTables:
         error_code: int | None,
         error: str | None,
     ) -> None:
-        """Close an attempt, or find out about an unknown one."""
+        """Close an attempt, or find out better about one."""
         row = self._one("SELECT n, track, outcome FROM attempt WHERE id = ?", attempt_id)
         if row is None or outcome not in _ENDS.get(row[2], ()):
             return
-        number, index, _ = row
+        number, index, before = row
         # The end of a submit is when it left the wire, not when its fate was found out.
         self._run(
             "UPDATE attempt SET outcome = ?, ended = coalesce(ended, ?), task_id = ?,"
@@ -285,6 +287,12 @@ class LedgerTables:
                 "UPDATE track SET rest = ?, error_code = ?, error = ?"
                 " WHERE idx = ? AND rest NOT IN ('succeeded', 'stored', 'expired')",
                 *(TrackState(outcome.value), error_code, error, index),
+            )
+        elif before == AttemptOutcome.EXISTS:
+            self._run(
+                "UPDATE track SET rest = 'planned', error_code = NULL, error = NULL"
+                " WHERE idx = ? AND rest = 'exists'",
+                index,
             )
         self._restate(index)
 

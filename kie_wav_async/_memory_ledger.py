@@ -29,7 +29,12 @@ _WITH_WAV: Final = frozenset({TrackState.SUCCEEDED, TrackState.STORED})
 _HAD_WAV: Final = _WITH_WAV | {TrackState.EXPIRED}
 
 _WITH_TASK: Final = frozenset({AttemptOutcome.ACCEPTED, AttemptOutcome.ADOPTED})
-_OF_UNKNOWN: Final = frozenset({AttemptOutcome.ACCEPTED, AttemptOutcome.NOT_CREATED})
+#: What a submit that has ended may turn out to have come to.
+_BETTER: Final[Mapping[AttemptOutcome, frozenset[AttemptOutcome]]] = {
+    AttemptOutcome.UNKNOWN: frozenset({AttemptOutcome.ACCEPTED, AttemptOutcome.NOT_CREATED}),
+    AttemptOutcome.NOT_CREATED: frozenset({AttemptOutcome.ACCEPTED}),
+    AttemptOutcome.EXISTS: frozenset({AttemptOutcome.ADOPTED, AttemptOutcome.NOT_CREATED}),
+}
 _REST_AFTER: Final = {
     AttemptOutcome.REFUSED: TrackState.REFUSED,
     AttemptOutcome.EXISTS: TrackState.EXISTS,
@@ -137,12 +142,14 @@ class _Books:
         self.attempts[attempt_id] = attempt
 
     def end(self, attempt: _Attempt, outcome: AttemptOutcome, now_unix_s: float) -> bool:
-        """Close an attempt, or tell of an unknown one; return whether it came to that."""
+        """Close an attempt, or find out better; return whether it came to that."""
         if attempt.outcome is None:
             attempt.ended_unix_s = now_unix_s
             self.ends.append(now_unix_s)
-        elif attempt.outcome is not AttemptOutcome.UNKNOWN or outcome not in _OF_UNKNOWN:
+        elif outcome not in _BETTER.get(attempt.outcome, ()):
             return False
+        elif attempt.outcome is AttemptOutcome.EXISTS and attempt.row.rest is TrackState.EXISTS:
+            attempt.row.follow(None)
         attempt.outcome = outcome
         self.unknown.pop(attempt.attempt_id, None)
         if outcome is AttemptOutcome.UNKNOWN:

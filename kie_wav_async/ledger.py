@@ -119,7 +119,10 @@ class Ledger(Protocol):
         Write down what came of a submit.
 
         A submit under way can come to anything; an unknown one to ``ACCEPTED`` or
-        ``NOT_CREATED``; any other stays what it is. ``ACCEPTED`` and ``ADOPTED``
+        ``NOT_CREATED``; one ``NOT_CREATED`` to ``ACCEPTED``, as a task that is there
+        beats any word that there is none; one that ended in ``EXISTS`` to ``ADOPTED``,
+        if the task was found, or ``NOT_CREATED``, if there is none, which plans an
+        existing track again; any other stays what it is. ``ACCEPTED`` and ``ADOPTED``
         name the task; the track is followed under it, unless it has a task that
         has not ended, or got its WAV after this submit. A task of the track that
         ``ADOPTED`` names again is followed anew. After an outcome that created

@@ -67,6 +67,12 @@ _STATE_AFTER: Final = {
     AttemptOutcome.EXISTS: TrackState.EXISTS,
 }
 
+#: What a submit that has ended for sure may turn out to have come to all the same.
+_BETTER: Final = {
+    AttemptOutcome.NOT_CREATED: (AttemptOutcome.ACCEPTED,),
+    AttemptOutcome.EXISTS: (AttemptOutcome.ADOPTED, AttemptOutcome.NOT_CREATED),
+}
+
 #: An end that needs care: what is escaped must stay so, byte for byte.
 _WAV: Final = URL("https://media.invalid/a%2Fb/%E4%BD%A0.wav?x=%7E+1&y=%20#f", encoded=True)
 
@@ -809,7 +815,7 @@ class LedgerConformance:
 
     @_promise
     async def test_an_outcome_is_final(self) -> None:
-        """What a submit came to stays, whatever is said of it later."""
+        """What a submit came to stays, but for what somebody may know better of it later."""
         life = self.life
         for first in AttemptOutcome:
             if first is AttemptOutcome.UNKNOWN:
@@ -817,8 +823,53 @@ class LedgerConformance:
             attempt_id, _ = await life.submit(life.track(), first)
             before = await life.told()
             for second in AttemptOutcome:
+                if second in _BETTER.get(first, ()):
+                    continue
                 await life.end(attempt_id, second)
                 await life.unchanged(before, f"{second} of a submit that was {first}")
+
+    @_promise
+    async def test_a_task_beats_a_word_that_there_is_none(self) -> None:
+        """A submit said to have created nothing, whose task turns up, was accepted and paid."""
+        life = self.life
+        for is_doubted in (False, True):
+            track = life.track()
+            attempt_id = await life.begin(track)
+            begun = _moment(life.now)
+            if is_doubted:
+                await life.end(attempt_id, AttemptOutcome.UNKNOWN)
+            await life.end(attempt_id, AttemptOutcome.NOT_CREATED)
+            task_id = await life.end(attempt_id, AttemptOutcome.ACCEPTED)
+            await life.expect(
+                track,
+                TrackState.ACCEPTED,
+                task_id=task_id,
+                is_adopted=False,
+                submitted_at=begun,
+            )
+            _same((await life.restart()).accepted, 1 + is_doubted, "the submits accepted")
+        # Sent again meanwhile, it has two.
+        track = life.track()
+        older, _ = await life.submit(track, AttemptOutcome.NOT_CREATED)
+        _, task_id = await life.submit(track)
+        found = await life.end(older, AttemptOutcome.ACCEPTED)
+        await life.expect(track, TrackState.ACCEPTED, task_id=task_id)
+        await life.fail(task_id)
+        await life.expect(track, TrackState.ACCEPTED, task_id=found)
+
+    @_promise
+    async def test_what_exists_is_found_or_is_not_there(self) -> None:
+        """A WAV the service did not name is followed once it is found, else planned again."""
+        life = self.life
+        found, missing = life.track(), life.track()
+        attempt_id, _ = await life.submit(found, AttemptOutcome.EXISTS)
+        task_id = await life.end(attempt_id, AttemptOutcome.ADOPTED)
+        await life.expect(found, TrackState.ACCEPTED, task_id=task_id, is_adopted=True)
+        attempt_id, _ = await life.submit(missing, AttemptOutcome.EXISTS)
+        await life.end(attempt_id, AttemptOutcome.NOT_CREATED)
+        await life.expect(missing, TrackState.PLANNED, task_id="")
+        await life.submit(missing)
+        await life.expect(missing, TrackState.ACCEPTED)
 
     @_promise
     async def test_an_unheard_of_attempt_is_ignored(self) -> None:

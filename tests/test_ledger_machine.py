@@ -27,6 +27,9 @@ ACCEPTED, ADOPTED, UNKNOWN, NOT_CREATED, REFUSED, EXISTS = (
 DAY_S = 86_400.0
 TRACKS = [Track("music", f"audio{number}") for number in range(3)]
 
+#: What a submit that has ended may turn out to have come to.
+BETTER = {UNKNOWN: {ACCEPTED, NOT_CREATED}, NOT_CREATED: {ACCEPTED}, EXISTS: {ADOPTED, NOT_CREATED}}
+
 HAS_WAV = {"succeeded", "stored"}
 HAD_WAV = {*HAS_WAV, "expired"}
 
@@ -36,10 +39,10 @@ WAYS = {
     "planned": "submitting accepted succeeded",
     "submitting": "unknown exists accepted planned refused failed succeeded stored expired",
     "unknown": "submitting exists accepted planned refused failed succeeded stored expired",
-    "exists": "submitting accepted succeeded",
+    "exists": "submitting accepted succeeded planned",
     "accepted": "submitting unknown succeeded failed",
-    "succeeded": "submitting stored expired",
-    "stored": "submitting",
+    "succeeded": "submitting accepted stored expired",
+    "stored": "submitting accepted",
     "refused": "submitting planned accepted succeeded",
     "failed": "submitting planned accepted succeeded",
     "expired": "submitting planned accepted succeeded stored",
@@ -129,8 +132,10 @@ class LedgerMachine(RuleBasedStateMachine):
         if attempt[1] == "open":
             self.ends.append(self.now)
             self.since[attempt[0]] = self.now
-        elif attempt[1] is not UNKNOWN or outcome not in {ACCEPTED, NOT_CREATED}:
+        elif outcome not in BETTER.get(attempt[1], ()):
             return
+        if (attempt[1], outcome, entry["rest"]) == (EXISTS, NOT_CREATED, "exists"):
+            entry["rest"] = "planned"
         attempt[1] = outcome
         if outcome in {ACCEPTED, ADOPTED}:
             attempt[2:4] = task_id, False
@@ -196,6 +201,8 @@ class LedgerMachine(RuleBasedStateMachine):
             is_lie = is_charged is not (outcome is ACCEPTED)
             if is_lie and (attempt[1] == "open" or outcome in {ACCEPTED, NOT_CREATED}):
                 outcome = ACCEPTED if is_charged else NOT_CREATED
+        if attempt[1] is NOT_CREATED and outcome is ACCEPTED:
+            self.charged[attempt[0]] = track  # Whoever said that there is none was wrong.
         task_id = ""
         if outcome in {ACCEPTED, ADOPTED}:
             own = [a[2] for a in self.model[track]["attempts"] if a[2] is not None]

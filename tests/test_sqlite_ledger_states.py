@@ -36,7 +36,7 @@ TABLE = """
 planned     submitting  submitting  .         .         .        .           .        .
 submitting  .           .           accepted  accepted  unknown  planned     refused  exists
 unknown     .           submitting  accepted  .         .        planned     .        .
-exists      .           submitting  .         .         .        .           .        .
+exists      .           submitting  .         accepted  .        planned     .        .
 accepted    .           submitting  .         .         .        .           .        .
 succeeded   .           submitting  .         .         .        .           .        .
 stored      .           submitting  .         .         .        .           .        .
@@ -216,6 +216,24 @@ async def test_each_call_makes_of_each_state_what_the_table_says(tmp_path, state
         ("begin exists again:a2 not_created:a2", "exists", ""),
         ("begin exists again:a2 refused:a2", "refused", ""),
         ("begin accepted bad begin:a2 adopted:a2:t1 wav", "succeeded", "t1"),
+        # Somebody said that there is no task, or that there is one, and knows better by now.
+        ("begin not_created accepted", "accepted", "t1"),
+        ("begin unknown not_created accepted wav", "succeeded", "t1"),
+        ("begin not_created begin:a2 accepted:a2:t2 accepted bad::t2", "accepted", "t1"),
+        ("begin not_created begin:a2 accepted:a2:t2 wav::t2 accepted", "succeeded", "t2"),
+        ("begin not_created begin:a2 refused:a2 accepted", "accepted", "t1"),
+        ("begin not_created accepted not_created", "accepted", "t1"),
+        ("begin not_created adopted", "planned", ""),
+        ("begin accepted wav again:a2 not_created:a2 accepted:a2:t2", "accepted", "t2"),
+        ("begin exists adopted wav", "succeeded", "t1"),
+        ("begin exists again:a2 refused:a2 adopted", "accepted", "t1"),
+        ("begin exists again:a2 refused:a2 not_created", "refused", ""),
+        ("begin exists not_created begin:a2 accepted:a2:t2", "accepted", "t2"),
+        ("begin exists not_created accepted", "accepted", "t1"),
+        ("begin exists not_created adopted", "planned", ""),
+        ("begin accepted wav again:a2 exists:a2 not_created:a2", "succeeded", "t1"),
+        ("begin exists again:a2 accepted:a2:t2 wav::t2 adopted", "succeeded", "t2"),
+        ("begin exists again:a2 accepted:a2:t2 bad::t2 not_created", "failed", "t2"),
         # Planned again by hand.
         ("begin accepted bad retry begin:a2 accepted:a2:t2 wav::t2", "succeeded", "t2"),
         ("begin accepted wav expire retry", "planned", ""),

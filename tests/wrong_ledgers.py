@@ -499,6 +499,38 @@ class DoubtsWhatWasAccepted(MemoryLedger, Rows):
         await super().end(attempt_id, outcome, now_unix_s, **kwargs)
 
 
+@wrong("a_task_beats_a_word_that_there_is_none")
+class KeepsThatThereIsNone(MemoryLedger, Rows):
+    """What was said to have created nothing has not, whatever turns up."""
+
+    async def end(self, attempt_id, outcome, now_unix_s, **kwargs):
+        attempt = self.attempt(attempt_id)
+        if attempt is None or attempt.outcome is not AttemptOutcome.NOT_CREATED:
+            await super().end(attempt_id, outcome, now_unix_s, **kwargs)
+
+
+@wrong("what_exists_is_found_or_is_not_there")
+class FindsNothingThatExists(MemoryLedger, Rows):
+    """What exists under an unknown name stays so for ever."""
+
+    async def end(self, attempt_id, outcome, now_unix_s, **kwargs):
+        attempt = self.attempt(attempt_id)
+        if attempt is None or attempt.outcome is not AttemptOutcome.EXISTS:
+            await super().end(attempt_id, outcome, now_unix_s, **kwargs)
+
+
+@wrong("what_exists_is_found_or_is_not_there")
+class PlansNothingThatExists(MemoryLedger, Rows):
+    """A track whose WAV is not there after all is not planned again."""
+
+    async def end(self, attempt_id, outcome, now_unix_s, **kwargs):
+        attempt = self.attempt(attempt_id)
+        existed = attempt is not None and attempt.row.rest is TrackState.EXISTS
+        await super().end(attempt_id, outcome, now_unix_s, **kwargs)
+        if existed and outcome is AttemptOutcome.NOT_CREATED:
+            attempt.row.rest = TrackState.EXISTS
+
+
 @wrong("an_unheard_of_attempt_is_ignored")
 class MissesUnheardOfAttempts(MemoryLedger, Rows):
     """The end of an attempt that is not there is an error."""
