@@ -73,7 +73,7 @@ _SCHEMA: Final = f"""
         error_code INTEGER,
         error TEXT
     );
-    CREATE INDEX attempt_track ON attempt (track);
+    CREATE INDEX attempt_track ON attempt (track, outcome);
     CREATE INDEX attempt_task ON attempt (task_id) WHERE task_id IS NOT NULL;
     CREATE INDEX attempt_outcome ON attempt (outcome);
     CREATE INDEX attempt_ended ON attempt (ended);

@@ -684,6 +684,29 @@ async def test_no_reading_sorts_the_catalog(path, monkeypatch):
     assert len(statements) > 15
 
 
+async def test_no_submit_looks_through_what_is_unknown(path, monkeypatch):
+    """Where a track stands is worked out from its own submits, however many are in doubt."""
+    plans = []
+
+    class Connection(sqlite3.Connection):
+        def execute(self, sql, *values):
+            if "outcome = " in sql and "track = " in sql:
+                plan = super().execute(f"EXPLAIN QUERY PLAN {sql}", *values).fetchall()
+                plans.extend(row[3] for row in plan if "SEARCH attempt" in row[3])
+            return super().execute(sql, *values)
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda *args, **kw: connect(*args, factory=Connection, **kw)
+    )
+    async with SqliteLedger(path) as ledger:
+        await ledger.begin(TRACK, "a1", NOW)
+        await ledger.end("a1", AttemptOutcome.UNKNOWN, NOW)
+        await ledger.begin(TRACK, "a2", NOW, again=True)
+    kinds = {"(rowid=?)", "(track=? AND outcome=?)", "(track=? AND outcome=? AND rowid>?)"}
+    assert kinds == {plan[plan.index("(") :] for plan in plans}
+
+
 async def test_every_state_is_counted(path):
     """The counts have an entry for every state."""
     async with SqliteLedger(path) as ledger:
