@@ -55,7 +55,7 @@ def connect_to_write(path: Path) -> sqlite3.Connection:
     The caller has the owner's lock.
 
     Raises:
-        LedgerError: It is no ledger, or a newer version wrote it.
+        LedgerError: It is no ledger, has a second name, or a newer version wrote it.
 
         OSError: The system says no.
 
@@ -82,7 +82,8 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
     Open the ledger at *path* and change nothing.
 
     Raises:
-        LedgerError: It is not there, is no ledger, or a newer version wrote it.
+        LedgerError: It is not there, is no ledger, has a second name, or a newer
+            version wrote it.
 
         OSError: The system says no.
 
@@ -126,6 +127,13 @@ def _is_missing(path: Path) -> bool:
         return True
     if not stat.S_ISREG(found.st_mode):
         msg = f"{path} is not a file: name another ledger"
+        raise LedgerError(msg)
+    if found.st_nlink > 1:
+        # The lock and the log go by the name, so that each name could have its owner.
+        msg = (
+            f"the ledger {path} has another name (a hard link), under which another process "
+            "could pay for the same tracks: remove one of the names, or name a copy"
+        )
         raise LedgerError(msg)
     return found.st_size == 0
 

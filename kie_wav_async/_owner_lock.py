@@ -76,6 +76,9 @@ class OwnerLock:
         # What a bad disk says of it does not matter: nobody has the lock any more.
         with contextlib.suppress(OSError):
             os.ftruncate(fd, 0)
+        # Not left to the closing: a forked child may have the file open still.
+        with contextlib.suppress(OSError):
+            _unlock(fd)
         with contextlib.suppress(OSError):
             os.close(fd)
 
@@ -122,6 +125,10 @@ if sys.platform == "win32":  # pragma: no cover - the tests run on POSIX
             return False
         return True
 
+    def _unlock(fd: int) -> None:
+        os.lseek(fd, _LOCKED_BYTE, os.SEEK_SET)
+        msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
+
 else:
 
     def _try_lock(fd: int) -> bool:
@@ -130,6 +137,9 @@ else:
         except BlockingIOError:
             return False
         return True
+
+    def _unlock(fd: int) -> None:
+        fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def network_file_system(mountinfo: str, path: PurePosixPath) -> str | None:

@@ -109,6 +109,36 @@ async def test_another_name_is_no_way_around(tmp_path, path):
             await SqliteLedger(tmp_path / "link").open(NOW)
 
 
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_a_hard_link_is_no_way_around(tmp_path, path, read_only):
+    """A ledger of two names is refused under each, as each name would have a lock of its own."""
+    link = tmp_path / "link"
+    async with SqliteLedger(path):
+        link.hardlink_to(path)
+        with pytest.raises(LedgerError, match=r"link has another name \(a hard link\)"):
+            await SqliteLedger(link, read_only=read_only).open(NOW)
+    with pytest.raises(LedgerError, match="has another name"):
+        await SqliteLedger(path, read_only=read_only).open(NOW)
+    link.unlink()
+    async with SqliteLedger(path, read_only=read_only):
+        pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_does_not_keep_the_lock(path):
+    """Given back, a lock is free, whatever child of the process still has its file open."""
+    lock = OwnerLock(path)
+    lock.acquire()
+    kept = os.dup(lock._fd)  # As a forked child has it.
+    try:
+        lock.release()
+        another = OwnerLock(path)
+        another.acquire()
+        another.release()
+    finally:
+        os.close(kept)
+
+
 async def test_the_lock_is_given_back(path):
     """A ledger that was closed, or could not be opened, is free at once."""
     path.write_text("no ledger, but words enough to fill the header of a database or two")
