@@ -230,7 +230,7 @@ async def test_a_music_task_that_kie_forgot(bulk: Bulk) -> None:
         kie.set_faults([Fault(on="music", kind="code", code=404, msg="gone")])
         done = await bulk(kie)
 
-        assert (3, 0, 3) == (first.code, done.code, kie.charges)
+        assert (1, 0, 3) == (first.code, done.code, kie.charges)
     assert "The catalog: 3 tracks; 0 new, 3 known" in done.err
 
 
@@ -287,8 +287,13 @@ async def test_no_credits_and_then_some(bulk: Bulk) -> None:
         again = await bulk(kie)
 
         assert (3, 3) == (done.code, charges)
-        assert "stopped: the service answered 402" in done.err
-        assert "7 tracks are left" in done.err
+        assert re.search(
+            r"^kie-wav: stopped: the service answered 402 '.*' to m a\d, which was not charged; "
+            r"7 tracks are left\. Top up credits or raise the key's limit, and run it again$",
+            done.err,
+            re.MULTILINE,
+        ), done.err
+        assert "nothing was charged" not in done.err
         assert shlex.split(command)[:5] == ["kie-wav", "bulk", "c.csv", "--out", "out"]
         assert (0, 7) == (again.code, kie.charges)
     assert {"succeeded": 10} == await states()
@@ -315,12 +320,31 @@ async def test_the_brake(bulk: Bulk) -> None:
         second = await bulk(kie, "--max-charges", "6")
         third = await bulk(kie)
 
-        assert [3, 3, 0] == [first.code, second.code, third.code]
+        assert [1, 1, 0] == [first.code, second.code, third.code]
         assert 10 == kie.charges
     assert "At most 4 new charges (--max-charges 4)." in first.err
     assert "At most 2 new charges (--max-charges 6)." in second.err
     assert "--max-charges 6 is reached" in second.err
-    assert "4 tracks are left" in second.err
+    assert "a higher one goes on; 4 tracks are left" in second.err
+    assert "For all that is left, N would have to be 10.\n" in second.err
+    command = shlex.split(resume_command(second.err))
+    assert ["--max-charges", "N"] == command[-2:]
+
+
+async def test_the_command_that_goes_on(bulk: Bulk) -> None:
+    """What is said once is not in the command that goes on, unless it was not done yet."""
+    write_catalog(*rows_of(5))
+    once = ("--retry-failed", "--retry-expired")
+    async with kie_of(credits="1", price="0.4") as kie:
+        done = await bulk(kie, *once, "--max-in-flight", "1")
+    command = shlex.split(resume_command(done.err))
+    order = order_of(given=["bulk", "-", *once], catalog="-")
+
+    assert [] == [word for word in command if word in once]
+    assert ["--max-in-flight", "1"] == command[-2:]
+    assert "kie-wav bulk -" == order.resume(is_planned=True)
+    assert "kie-wav bulk - --retry-failed --retry-expired" == order.resume(is_planned=False)
+    assert "the same catalog on stdin" in order.resume_words
 
 
 async def test_failures(bulk: Bulk) -> None:
@@ -525,6 +549,31 @@ async def test_a_ledger_that_fails(bulk: Bulk, monkeypatch: pytest.MonkeyPatch, 
     assert not ledger.is_open
 
 
+@pytest.mark.parametrize("call", ["page", "count"])
+async def test_a_ledger_that_was_moved(
+    bulk: Bulk, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """If the ledger is gone no command is told: with a new one everything would be paid again."""
+
+    class Moved(MemoryLedger):
+        async def begin(self, *args: object, **named: object) -> None:
+            self.fail_with = {
+                name: LedgerError("the ledger out/x was moved or replaced while it was open")
+                for name in ("begin", call)
+            }
+            await super().begin(*args, **named)
+
+    monkeypatch.setattr(_bulk, "SqliteLedger", lambda _: Moved())
+    write_catalog(*rows_of(10))
+    async with kie_of() as kie:
+        done = await bulk(kie, "--json")
+
+    assert 3 == done.code, done
+    assert "Go on with" not in done.err
+    assert done.json()["resume"] is None
+    assert "with a new ledger everything would be paid again" in done.err
+
+
 class FullLedger(MemoryLedger):
     """A disk that is full when the first answer to a submit is to be written."""
 
@@ -569,7 +618,7 @@ def order_of(**changes: object) -> Order:
         "is_saving_off": True,
         "skip_bad": False,
         "retried": [],
-        "command": "kie-wav bulk c.csv --out out",
+        "given": ["bulk", "c.csv", "--out", "out"],
         **changes,
     }
     return Order(**given)
@@ -635,6 +684,22 @@ async def test_resubmitting_what_is_unknown(fast) -> None:
 
         assert (4, 0, 3) == (first, second, kie.charges)
     assert "At most 1 new charge." in err
+
+
+async def test_the_brake_and_repeats(fast) -> None:
+    """If the brake keeps a lost submit from being repeated, that is said beside the doubt."""
+    write_catalog(*rows_of(3))
+    lost = Fault(kind="hangup", when="after", audio_id="a1")
+    async with service(lost, median_s=5.0, time_scale=200) as kie:
+        await fast(kie)
+        given = ["bulk", "c.csv", "--out", "out", "--max-charges=3"]
+        code, err = await fast(kie, on_unknown=OnUnknown.RESUBMIT, max_charges=3, given=given)
+
+        assert (4, 3) == (code, kie.charges)
+    assert "At most 0 new charges (--max-charges 3)." in err
+    assert "--max-charges 3 is reached" in err
+    assert "--max-charges=N" == shlex.split(resume_command(err))[-1]
+    assert "N would have to be 4." in err
 
 
 async def test_what_kie_has_deleted(fast) -> None:

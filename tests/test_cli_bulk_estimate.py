@@ -40,7 +40,7 @@ def test_every_track_is_counted_once() -> None:
     ("resubmits", "charges", "max_charges", "expected"),
     [
         (False, 0, None, 10),
-        (True, 0, None, 13),
+        (True, 0, None, 23),
         (False, 5, 12, 7),
         (False, 5, 100, 10),
         (True, 5, 17, 12),
@@ -49,7 +49,7 @@ def test_every_track_is_counted_once() -> None:
     ],
 )
 def test_most_charges(resubmits, charges, max_charges, expected) -> None:
-    """The worst case is one charge per submit to come, and never above the cap."""
+    """The worst case is a charge per submit to come, and per repeat of one, within the cap."""
     most = most_charges(
         tally(planned=10, unknown=3, accepted=7),
         resubmits=resubmits,

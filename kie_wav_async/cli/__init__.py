@@ -4,14 +4,14 @@ The command line ``kie-wav``, also ``python -m kie_wav_async``; needs the extra 
 Results go to stdout, progress and messages to stderr. The API key comes from
 ``KIE_API_KEY`` and from nowhere else. Exit codes:
 
-===  ===================================================================
+===  =========================================================================
 0    done
-1    a conversion failed or was not finished in time
+1    a conversion failed or was not finished in time, or --max-charges was reached
 2    usage: a wrong argument, no API key, the extra is missing
 3    the service, the network or the disk got in the way
 4    a submit may or may not have been accepted: somebody has to decide
 130  interrupted
-===  ===================================================================
+===  =========================================================================
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ async def run_bulk(
     )
     _open_folder(order.folder)
     began_s = time.monotonic()
-    with Interrupt(run.stop, lambda: display.leave(f"Go on with: {order.command}")):
+    with Interrupt(run.stop, run.leave):
         _ = await ledger.open(clock.time())
         try:
             stopped_by = await run.convert(session, listening)
@@ -123,8 +123,7 @@ async def run_bulk(
                 stopped_by = stopped_by or error
             ending = Ending(
                 ledger=ledger,
-                path=order.ledger,
-                command=order.command,
+                order=order,
                 stopped_by=stopped_by,
                 counted=session.statistics(),
                 open_tasks=session.conversions(),
@@ -200,6 +199,11 @@ class _Run:
             "stopping: nothing more is submitted, and submits under way get up to 25 s for "
             "their answer; Ctrl-C again leaves at once"
         )
+
+    def leave(self) -> None:
+        """Say what a second Ctrl-C does."""
+        command = self._order.resume(is_planned=self.plan is not None)
+        self._display.leave(f"{self._order.resume_words}: {command}")
 
     def tell(self, event: events.Event) -> None:
         """Take an event of the session's."""
@@ -292,7 +296,9 @@ class _Run:
             f"{tally.converted:,} converted, {tally.failed:,} failed, {tally.unknown:,} unknown."
         )
         cap = "" if order.max_charges is None else f" (--max-charges {order.max_charges:,})"
-        left_s = time_left_s(tally, most, order.rate, order.max_in_flight)
+        # Time is told as it is expected, and the charges as they are at the worst.
+        submits = min(most, tally.planned + (tally.unknown if resubmits else 0))
+        left_s = time_left_s(tally, submits, order.rate, order.max_in_flight)
         rate = f"{order.rate.count} submits per {order.rate.per_s:g} s"
         disk = bytes_words(BYTES_PER_TRACK * (tally.total - tally.failed - tally.expired))
         say(

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import shlex
 from collections.abc import Sequence
 from decimal import Decimal
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from kie_wav_async import Conversion, Statistics, Track, UnknownSubmit, errors
+from kie_wav_async import Conversion, OnUnknown, Statistics, Track, UnknownSubmit, errors
+from kie_wav_async.cli._bulk_order import Order
 from kie_wav_async.cli._bulk_plan import Plan
-from kie_wav_async.cli._estimate import FAILED, Tally, count_words, duration_words
+from kie_wav_async.cli._estimate import (
+    FAILED,
+    Tally,
+    count_words,
+    duration_words,
+    most_charges,
+)
 from kie_wav_async.cli._output import (
     DONE,
     INTERRUPTED,
@@ -51,9 +56,7 @@ class Ending:
     Attributes:
         ledger: Still open.
 
-        path: Its file.
-
-        command: What is to be typed to go on.
+        order: What was asked for.
 
         stopped_by: What ended it before its time; `None` if nothing did.
 
@@ -71,8 +74,7 @@ class Ending:
     """
 
     ledger: Ledger
-    path: Path
-    command: str
+    order: Order
     stopped_by: BaseException | None
     counted: Statistics
     open_tasks: Sequence[Conversion]
@@ -109,12 +111,20 @@ class _Books:
     failures: list[_Failures]
     doubts: list[UnknownSubmit]
 
+    @property
+    def charges(self) -> int:
+        """How many submits were charged at the most."""
+        return self.opening.accepted + len(self.opening.unknown)
+
 
 async def tell_ending(ending: Ending, display: BulkDisplay, *, as_json: bool) -> int:
     """Say how a run ended, and return its exit code."""
     books: _Books | None = None
-    with contextlib.suppress(errors.LedgerError):  # If it cannot be read, that was said.
+    is_moved = _is_moved(ending.stopped_by)
+    try:
         books = await _read(ending)
+    except errors.LedgerError as error:  # If it cannot be read, that was said.
+        is_moved = is_moved or _is_moved(error)
     failure = _failure(ending, books)
     if books is not None:
         _tell(ending, books, display)
@@ -122,13 +132,48 @@ async def tell_ending(ending: Ending, display: BulkDisplay, *, as_json: bool) ->
         _tell_open(ending, display)
     if failure is not None:
         display.say(f"kie-wav: {failure}")
-        if _is_left(ending, books):
-            display.say("Go on with:")
-            display.say_as_is(f"  {ending.command}")
+    resume = None
+    if is_moved:
+        display.say(
+            f"Put the ledger {ending.order.ledger} back before you go on: with a new ledger "
+            "everything would be paid again."
+        )
+    elif failure is not None and _is_left(ending, books):
+        is_capped = _is_capped(ending, books)
+        resume = ending.order.resume(is_planned=ending.plan is not None, is_capped=is_capped)
+        if is_capped and books is not None:
+            display.say(f"For all that is left, N would have to be {_enough(ending, books):,}.")
+        display.say(f"{ending.order.resume_words}:")
+        display.say_as_is(f"  {resume}")
     code = DONE if failure is None else failure.exit_code
     if as_json:
-        print_json(_facts(ending, books, failure))
+        print_json(_facts(ending, books, failure, resume))
     return code
+
+
+def _is_moved(error: BaseException | None) -> bool:
+    """Whether the ledger is not where it was: the same command would begin a new one."""
+    return isinstance(error, errors.LedgerError) and "was moved" in str(error)
+
+
+def _is_capped(ending: Ending, books: _Books | None) -> bool:
+    """Whether ``--max-charges`` keeps something from being sent."""
+    if isinstance(ending.stopped_by, errors.ChargeLimitError):
+        return True
+    cap = ending.order.max_charges
+    if books is None or cap is None or ending.stopped_by is not None:
+        return False
+    waiting = books.tally.planned + (books.tally.unknown if _resubmits(ending) else 0)
+    return bool(waiting) and books.charges >= cap
+
+
+def _enough(ending: Ending, books: _Books) -> int:
+    """Return a cap that all that is left would keep to."""
+    return books.charges + most_charges(books.tally, resubmits=_resubmits(ending))
+
+
+def _resubmits(ending: Ending) -> bool:
+    return ending.order.on_unknown is OnUnknown.RESUBMIT
 
 
 # --- what the ledger says -----------------------------------------------------------------------
@@ -210,7 +255,7 @@ def _tell_doubts(ending: Ending, doubts: Sequence[UnknownSubmit], display: BulkD
         f"{count_words(len(doubts), 'submit')} may or may not have been accepted. Look in KIE's "
         "logs, then say which task it made, or --not-charged in place of --task-id:"
     )
-    ledger = shlex.quote(str(ending.path))
+    ledger = shlex.quote(str(ending.order.ledger))
     for doubt in doubts[:_DOUBTS]:
         track = doubt.track
         display.say_as_is(
@@ -236,6 +281,8 @@ def _is_left(ending: Ending, books: _Books | None) -> bool:
     """Whether the same command would find something to do."""
     if ending.plan is None or books is None or ending.stopped_by is not None:
         return True
+    if _is_capped(ending, books):
+        return True
     return bool(books.tally.of(TrackState.PLANNED, TrackState.ACCEPTED, TrackState.SUBMITTING))
 
 
@@ -252,7 +299,11 @@ def _failure(ending: Ending, books: _Books | None) -> CliError | None:
         case _ if books is None:
             return CliError(SERVICE, "the ledger cannot be read")
         case _:
-            return _shortfall(books.tally)
+            failure = _shortfall(books.tally)
+            cap = ending.order.max_charges
+            if failure is None or cap is None or not _is_capped(ending, books):
+                return failure
+            return CliError(failure.exit_code, f"{_cap_words(cap)}; {failure}")
 
 
 def _shortfall(tally: Tally) -> CliError | None:
@@ -279,14 +330,32 @@ def _shortfall(tally: Tally) -> CliError | None:
 
 def _stop(error: errors.KieWavError, books: _Books | None) -> CliError:
     told = failure_of(error)
-    sentence = str(told)
-    if isinstance(error, errors.ChargeLimitError):
-        sentence = f"--max-charges {error.max_charges:,} is reached (accepted and unknown submits)"
-    if isinstance(error, errors.LedgerError):
-        return told
+    code, sentence, rest = told.exit_code, str(told), _rest(books)
+    match error:
+        case errors.LedgerError():
+            return told
+        case errors.ChargeLimitError(max_charges=cap):
+            # Nothing got in the way: it was asked for, and not all is converted.
+            code = UNKNOWN if books is not None and books.tally.unknown else SOME_FAILED
+            sentence = _cap_words(cap)
+        case errors.InsufficientCreditsError(track=track):
+            # What the library says of the charge is meant of this one submit.
+            sentence = f"the service answered {error.code} {error.message!r}"
+            if track is not None:
+                sentence += f" to {track.music_task_id} {track.audio_id}, which was not charged"
+            rest += ". Top up credits or raise the key's limit, and run it again"
+        case _:
+            pass
     facts = {name: fact for name, fact in told.facts.items() if name != "message"}
     facts.pop("exit_code")
-    return CliError(told.exit_code, f"stopped: {sentence}; {_rest(books)}", **facts)
+    return CliError(code, f"stopped: {sentence}; {rest}", **facts)
+
+
+def _cap_words(max_charges: int) -> str:
+    return (
+        f"--max-charges {max_charges:,} is reached (accepted and unknown submits): a higher one "
+        "goes on"
+    )
 
 
 def _rest(books: _Books | None) -> str:
@@ -305,10 +374,12 @@ def _rest(books: _Books | None) -> str:
 # --- as JSON ------------------------------------------------------------------------------------
 
 
-def _facts(ending: Ending, books: _Books | None, failure: CliError | None) -> dict[str, object]:
+def _facts(
+    ending: Ending, books: _Books | None, failure: CliError | None, resume: str | None
+) -> dict[str, object]:
     plan, counted = ending.plan, ending.counted
     facts: dict[str, object] = {
-        "ledger": str(ending.path),
+        "ledger": str(ending.order.ledger),
         "catalog": plan and attrs.asdict(plan),
         "run": {
             "submitted": counted.submitted,
@@ -328,7 +399,7 @@ def _facts(ending: Ending, books: _Books | None, failure: CliError | None) -> di
         "unknown": None,
         "failures": [],
         "unknown_submits": [],
-        "resume": ending.command if failure and _is_left(ending, books) else None,
+        "resume": resume,
         "error": failure and failure.facts,
     }
     if books is not None:

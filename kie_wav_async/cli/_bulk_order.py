@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import shlex
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Final
 
 import attrs
 import click
 
 from kie_wav_async import OnUnknown, PollSchedule, RateLimit
 from kie_wav_async.ledger import TrackState
+
+# What is said once, and done once it was said.
+_ONCE: Final = frozenset({"--retry-failed", "--retry-expired"})
+_CAP: Final = "--max-charges"
 
 
 @attrs.frozen(kw_only=True)
@@ -44,7 +50,7 @@ class Order:
 
         retried: Tracks in which states are converted again.
 
-        command: What is to be typed to go on.
+        given: What was typed after ``kie-wav``.
     """
 
     catalog: str
@@ -60,7 +66,32 @@ class Order:
     is_saving_off: bool
     skip_bad: bool
     retried: Collection[TrackState]
-    command: str
+    given: Sequence[str]
+
+    def resume(self, *, is_planned: bool, is_capped: bool = False) -> str:
+        """
+        Return what is to be typed to go on.
+
+        Args:
+            is_planned: Whether what is said once was done, and is not to be said again.
+
+            is_capped: Whether the cap on charges was reached: it has to be another one.
+        """
+        words = [word for word in self.given if not (is_planned and word in _ONCE)]
+        if is_capped:
+            for place, word in enumerate(words):
+                if word == _CAP:
+                    words[place + 1] = "N"
+                elif word.startswith(f"{_CAP}="):
+                    words[place] = f"{_CAP}=N"
+        return shlex.join(["kie-wav", *words])
+
+    @property
+    def resume_words(self) -> str:
+        """What is said before `resume`."""
+        if self.catalog == "-":
+            return "Give it the same catalog on stdin once more, and go on with"
+        return "Go on with"
 
 
 def read_rate(_: click.Context, __: click.Parameter, value: str) -> RateLimit:

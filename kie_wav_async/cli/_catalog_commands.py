@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +133,7 @@ def bulk(
             *[TrackState.REFUSED, TrackState.FAILED] * retry_failed,
             *[TrackState.EXPIRED] * retry_expired,
         ],
-        command=shlex.join(["kie-wav", *given]),
+        given=given,
         **settings,
     )
     work = run_bulk(Service(base_url, insecure_hosts), order, as_json=as_json)

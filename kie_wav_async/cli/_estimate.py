@@ -98,7 +98,9 @@ def most_charges(
 
         max_charges: The cap on them; `None` for none.
     """
-    most = tally.planned + (tally.unknown if resubmits else 0)
+    most = tally.planned
+    if resubmits:  # What is planned can be lost, and sent once more, in the same run.
+        most = 2 * tally.planned + tally.unknown
     return most if max_charges is None else max(0, min(most, max_charges - charges))
 
 
