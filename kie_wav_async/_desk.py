@@ -244,7 +244,7 @@ class Desk:
         if self.journal.is_kept and conversion.phase is not Phase.TIMED_OUT:
             conversion.is_unwritten = True
             self.unwritten.add(conversion)
-            _ = self.journal.spawn(self._write_end(conversion))
+            _ = self.journal.spawn(self._write_end(conversion), conversion.task_id)
         else:
             self._tell_end(conversion)
         self.on_place_freed()

@@ -62,7 +62,8 @@ class Journal:
         """Open nothing yet."""
         self._ledger = ledger
         self._clock = clock
-        self._writes: set[asyncio.Task[Any]] = set()
+        # By the task whose callback has to wait for it; "" for none.
+        self._writes: dict[str, set[asyncio.Task[Any]]] = {}
         self._reads: set[asyncio.Task[Any]] = set()
         # Callers that wait for one of those.
         self._waits: set[asyncio.Future[Any]] = set()
@@ -99,27 +100,35 @@ class Journal:
             except LedgerError:
                 _logger.exception("the ledger did not close well")
 
-    def spawn(self, write: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run *write* beside whoever asked for it; `flush` waits for it."""
+    def spawn(self, write: Coroutine[Any, Any, T], task_id: str = "") -> asyncio.Task[T]:
+        """Run *write* beside whoever asked for it; `flush` of *task_id* waits for it."""
+
+        def forget(_: object) -> None:
+            writes.discard(task)
+            if not writes and self._writes.get(task_id) is writes:
+                del self._writes[task_id]
+
         task = asyncio.ensure_future(write)
-        self._writes.add(task)
-        task.add_done_callback(self._forget)
+        writes = self._writes.setdefault(task_id, set())
+        writes.add(task)
+        task.add_done_callback(forget)
+        task.add_done_callback(self._log_failure)
         return task
 
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        self._writes.discard(task)
+    @staticmethod
+    def _log_failure(task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             _logger.error("what happened could not be written down: %s", error)
 
-    async def flush(self) -> None:
+    async def flush(self, task_id: str) -> None:
         """
-        Wait until what was to be written by now is, or cannot be.
+        Wait until what was to be written by now of *task_id* is, or cannot be.
 
         Raises:
             LedgerError: Some of it could not be written.
         """
-        if self._writes:
-            writes = tuple(self._writes)
+        if task_id in self._writes:
+            writes = tuple(self._writes[task_id])
             await asyncio.wait(writes)
             for write in writes:
                 if write.cancelled():
@@ -131,7 +140,7 @@ class Journal:
     @property
     def calls(self) -> set[asyncio.Task[Any]]:
         """What is being written and read now."""
-        return self._writes | self._reads
+        return self._reads.union(*self._writes.values())
 
     async def see_through(self, write: Coroutine[Any, Any, T]) -> T:
         """
@@ -302,7 +311,7 @@ class Journal:
     def hear(self, attempt_id: str, task_id: str) -> None:
         """Write down that an authentic callback of *task_id* names *attempt_id*, behind."""
         if self._ledger is not None:
-            _ = self.spawn(_told(self._ledger.hear, attempt_id, task_id))
+            _ = self.spawn(_told(self._ledger.hear, attempt_id, task_id), task_id)
 
     async def settle(self, task_id: str, outcome: WavFile | KieWavError | None) -> None:
         """

@@ -69,14 +69,16 @@ class Receiver:
         desk.on_followed = self._look_for_early
         desk.on_lost = self._look_for_lost
 
-    def deliver(self, headers: Headers, body: bytes, query: str | bytes) -> CallbackVerdict:
+    async def deliver(self, headers: Headers, body: bytes, query: str | bytes) -> CallbackVerdict:
         """
-        Take one delivery.
+        Take one delivery, and wait until what it says of its task is written down.
 
         Raises:
             SignatureError: It is not authentic.
 
             CallbackFormatError: It cannot be read.
+
+            LedgerError: What it says could not be written down.
 
             TypeError: An argument has the wrong type.
         """
@@ -99,6 +101,7 @@ class Receiver:
             verdict=verdict,
             is_authentic=bool(self._keys),
         )
+        await self._desk.journal.flush(task_id)
         return verdict
 
     def _refuse(self, error: SignatureError | CallbackFormatError) -> None:

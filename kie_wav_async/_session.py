@@ -569,9 +569,7 @@ class WavSession:
         Verification".
         """
         self._desk.hub.verify_open()
-        verdict = self._receiver.deliver(headers, body, query)
-        await self._desk.journal.flush()
-        return verdict
+        return await self._receiver.deliver(headers, body, query)
 
     # --- looking at the books -------------------------------------------------------------------
 

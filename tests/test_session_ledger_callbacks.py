@@ -200,6 +200,25 @@ async def test_a_callback_is_answered_once_its_end_is_written(clock, service, le
         assert conversion.done()
 
 
+async def test_a_callback_does_not_wait_for_what_it_is_not_about(clock, service, ledger) -> None:
+    """However much is being written, a callback is answered once its own news is."""
+    ledger.hold = {"settle": asyncio.Event()}
+    async with service.listening(ledger=ledger) as session:
+        conversions = [await clock.run(session.submit(track(n))) for n in (1, 2)]
+        first = asyncio.create_task(service.callback("task0001").to(session))
+        await clock.settle()
+        hint = service.callback("task0002", attempt_id="f" * 32)
+        others = [
+            asyncio.create_task(each.to(session)) for each in (hint, service.callback("other"))
+        ]
+        await clock.settle()
+        verdicts = [CallbackVerdict.CONFIRMING, CallbackVerdict.ORPHAN]
+        assert verdicts == [call.result() for call in others]
+        assert not first.done()
+        ledger.hold["settle"].set()
+        await clock.run(asyncio.wait([first, *(asyncio.ensure_future(c) for c in conversions)]))
+
+
 async def test_a_callback_whose_end_cannot_be_written_raises(clock, service, ledger) -> None:
     """deliver() raises what the ledger says, so that the service tries again."""
     async with service.listening(ledger=ledger) as session:
