@@ -35,6 +35,9 @@ _T = TypeVar("_T")
 #: Longest text of the service that is kept.
 _MAX_ERROR: Final = 1_000
 
+#: How many tracks are looked at before others on the loop have their turn.
+_SLICE: Final = 1_000
+
 #: Times have to be moments that `datetime` knows, retention included.
 _MAX_UNIX_S: Final = 250_000_000_000
 
@@ -159,9 +162,16 @@ class SqliteLedger:
             await closed
 
     async def plan(self, tracks: Iterable[Track]) -> int:
-        """Take in tracks as planned, all or none; return how many were not there before."""
+        """
+        Take in tracks as planned, all or none; return how many were not there before.
+
+        Of more than 1,000 tracks the loop turns after each 1,000, so that calls
+        made meanwhile take effect first.
+        """
         rows: list[tuple[str, str, str | None]] = []
         for track in tracks:
+            if rows and len(rows) % _SLICE == 0:
+                await asyncio.sleep(0)
             verify_type(track, Track, "track")
             rows.append((track.music_task_id, track.audio_id, track.title))
         return await self._ask(lambda tables: tables.plan(rows))

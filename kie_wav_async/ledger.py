@@ -66,7 +66,11 @@ class Ledger(Protocol):
         ...
 
     async def plan(self, tracks: Iterable[Track]) -> int:
-        """Take in tracks as planned, all or none; return how many were not there before."""
+        """
+        Take in tracks as planned, all or none; return how many were not there before.
+
+        Of more than 1,000 tracks, it may take effect after calls that are made later.
+        """
         ...
 
     async def retry(self, states: Iterable[TrackState]) -> int:

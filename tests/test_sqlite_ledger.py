@@ -626,7 +626,32 @@ async def test_planning_is_all_or_nothing(path):
     async with SqliteLedger(path) as ledger:
         with pytest.raises(TypeError):
             await ledger.plan([TRACK, "e231"])
+        with pytest.raises(TypeError):
+            await ledger.plan([*tracks(2_500), "e231"])
         assert 0 == sum((await ledger.count()).values())
+
+
+async def test_planning_a_catalog_lets_others_have_their_turn(path):
+    """However many tracks are planned in one call, the loop turns while they are taken."""
+    turns, seen = 0, set()
+
+    async def count_turns():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    def source():
+        for track in tracks(100_000):
+            seen.add(turns)
+            yield track
+
+    async with SqliteLedger(path) as ledger:
+        counter = asyncio.ensure_future(count_turns())
+        new = await ledger.plan(source())
+        counter.cancel()
+        assert 100_000 == new == (await ledger.count())[TrackState.PLANNED]
+    assert len(seen) > 50
 
 
 async def test_pages_tell_all_once(path):
