@@ -38,6 +38,9 @@ _ADVICE: Final[dict[int, str]] = {
     sqlite3.SQLITE_NOTADB: "it is no ledger, so name another file",
 }
 
+# What SQLite says of a place where it can make no file.
+_UNWRITABLE: Final = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
+
 _AS_SQLITE: Final[dict[int, int]] = {
     errno.ENOSPC: sqlite3.SQLITE_FULL,
     errno.EDQUOT: sqlite3.SQLITE_FULL,
@@ -92,7 +95,15 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
     if _is_missing(path):
         msg = f"there is no ledger at {path}: check the name"
         raise LedgerError(msg)
-    return _connect_ours(path, "ro")
+    try:
+        return _connect_ours(path, "ro")
+    except sqlite3.OperationalError as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code not in _UNWRITABLE or _has_content(path.with_name(f"{path.name}-wal")):
+            raise
+    # Even to read, SQLite makes files beside one that keeps a log. Where it cannot,
+    # nobody writes, and without a log the file is all there is to read.
+    return _connect_ours(path, "ro&immutable=1")
 
 
 def explain(error: Exception) -> str:
@@ -142,7 +153,7 @@ def _create(path: Path) -> None:
     """Make an empty ledger under another name, so that there is a whole one or none."""
     for suffix in ("-wal", "-journal"):
         beside = path.with_name(f"{path.name}{suffix}")
-        if beside.exists() and beside.stat().st_size > 0:
+        if _has_content(beside):
             # SQLite would take it for the new one's.
             msg = (
                 f"there is no ledger at {path}, but a log of one that was there: put the "
@@ -169,6 +180,10 @@ def _create(path: Path) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _has_content(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
 
 
 def _narrow(path: Path) -> None:

@@ -330,6 +330,53 @@ async def test_looking_makes_no_ledger(path, is_empty):
     assert (["x.sqlite3"] if is_empty else []) == beside(path)
 
 
+def on_a_read_only_disk(monkeypatch, code):
+    """Have SQLite refuse whatever would make a file beside the ledger, as such a disk has it."""
+    connect = sqlite3.connect
+
+    class Connection(sqlite3.Connection):
+        def execute(self, *_):
+            error = sqlite3.OperationalError("unable to open database file")
+            error.sqlite_errorcode = code
+            raise error
+
+    def connect_here(name, **kw):
+        refuses = "immutable=1" not in name
+        return connect(name, factory=Connection if refuses else sqlite3.Connection, **kw)
+
+    monkeypatch.setattr(sqlite3, "connect", connect_here)
+
+
+CANTOPEN, READONLY_DIRECTORY = sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY | (6 << 8)
+
+
+@pytest.mark.parametrize("code", [CANTOPEN, READONLY_DIRECTORY])
+@pytest.mark.parametrize("is_log_there", [False, True])
+async def test_a_read_only_disk_can_be_looked_at(left, monkeypatch, code, is_log_there):
+    """A ledger that was closed can be read where nothing can be written."""
+    if is_log_there:
+        left.with_name("x.sqlite3-wal").touch()
+    on_a_read_only_disk(monkeypatch, code)
+    async with SqliteLedger(left, read_only=True) as ledger:
+        assert 3 == (await ledger.count())[TrackState.PLANNED]
+
+
+@pytest.mark.parametrize("code", [CANTOPEN, READONLY_DIRECTORY])
+async def test_a_log_is_not_left_out_on_a_read_only_disk(left, monkeypatch, code):
+    """A ledger is not read without what stands in its log alone."""
+    left.with_name("x.sqlite3-wal").write_bytes(b"x" * 99)
+    on_a_read_only_disk(monkeypatch, code)
+    with pytest.raises(LedgerError, match="may be"):
+        await SqliteLedger(left, read_only=True).open(NOW)
+
+
+async def test_a_disk_that_cannot_be_read_is_not_looked_at(left, monkeypatch):
+    """Only what a disk says that cannot be written is overheard."""
+    on_a_read_only_disk(monkeypatch, sqlite3.SQLITE_IOERR)
+    with pytest.raises(LedgerError, match="check the disk"):
+        await SqliteLedger(left, read_only=True).open(NOW)
+
+
 # --- opening and closing ---------------------------------------------------------------------
 
 
