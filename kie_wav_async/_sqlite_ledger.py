@@ -35,6 +35,9 @@ _T = TypeVar("_T")
 #: Longest text of the service that is kept.
 _MAX_ERROR: Final = 1_000
 
+#: Seconds that closing waits for the disk: a little more than all tries of one group take.
+_CLOSING_S: Final = 25.0
+
 #: How many tracks are looked at before others on the loop have their turn.
 _SLICE: Final = 1_000
 
@@ -151,7 +154,14 @@ class SqliteLedger:
             raise
 
     async def aclose(self) -> None:
-        """Undo one `open`; the last one waits for what is being written, and lets go."""
+        """
+        Undo one `open`; the last one waits for what is being written, and lets go.
+
+        Raises:
+            LedgerError: The disk has not answered for 25 seconds. The ledger is
+                closed, and what is left to write is still tried, until the
+                process ends.
+        """
         if self._thread is None:
             return
         self._verify_loop()
@@ -159,7 +169,15 @@ class SqliteLedger:
         if self._opened == 0:
             closed = asyncio.get_running_loop().create_future()
             self._let_go(closed)
-            await closed
+            try:
+                async with asyncio.timeout(_CLOSING_S):
+                    await closed
+            except TimeoutError as error:
+                msg = (
+                    f"the ledger {self._path} is still being written after {_CLOSING_S:g} s, and "
+                    "the last of it may be missing: check the disk and the system's log"
+                )
+                raise LedgerError(msg) from error
 
     async def plan(self, tracks: Iterable[Track]) -> int:
         """

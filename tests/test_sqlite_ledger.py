@@ -12,8 +12,8 @@ import threading
 import pytest
 from yarl import URL
 
-from kie_wav_async import Track
-from kie_wav_async._ledger_sql import APPLICATION_ID, SCHEMA_VERSION
+from kie_wav_async import Track, _sqlite_ledger
+from kie_wav_async._ledger_sql import APPLICATION_ID, SCHEMA_VERSION, LedgerTables
 from kie_wav_async.errors import LedgerError
 from kie_wav_async.ledger import AttemptOutcome, Ledger, SqliteLedger, TrackState
 
@@ -459,6 +459,35 @@ async def test_a_cancelled_closing_closes(path):
         await closing
     async with ledger:
         assert 1 == await ledger.plan([TRACK])
+
+
+async def test_closing_gives_up_on_a_disk_that_hangs(path, monkeypatch):
+    """A disk that does not answer holds no closing up for ever; what was asked is still done."""
+    gate = threading.Event()
+    plan = LedgerTables.plan
+
+    def plan_late(tables, rows):
+        gate.wait(60)
+        return plan(tables, rows)
+
+    monkeypatch.setattr(LedgerTables, "plan", plan_late)
+    monkeypatch.setattr(_sqlite_ledger, "_CLOSING_S", 0.0)
+    ledger = SqliteLedger(path)
+    await ledger.open(NOW)
+    planning = asyncio.ensure_future(ledger.plan([TRACK]))
+    await asyncio.sleep(0)
+    try:
+        with pytest.raises(LedgerError, match="is still being written .* missing") as caught:
+            await ledger.aclose()
+        assert str(path) in str(caught.value)
+        await ledger.aclose()  # It is closed, so that this does nothing.
+        monkeypatch.undo()
+    finally:
+        gate.set()
+    assert 1 == await planning
+    # The next opening waits for what is left of the last.
+    async with ledger:
+        assert 1 == (await ledger.count())[TrackState.PLANNED]
 
 
 async def test_a_cancelled_caller_stops_nobody(path):
