@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from yarl import URL
 
 from bulk_runs import (
     LEDGER,
@@ -33,9 +34,10 @@ from kie_wav_async.cli._bulk import run_bulk
 from kie_wav_async.cli._bulk_order import Order
 from kie_wav_async.cli._service import Service
 from kie_wav_async.errors import LedgerError
-from kie_wav_async.ledger import SqliteLedger, TrackState
+from kie_wav_async.ledger import AttemptOutcome, SqliteLedger, TrackState
 from kie_wav_async.simulator import Fault, Simulator
 from kie_wav_async.testing import MemoryLedger
+from ledger_runs import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -156,7 +158,7 @@ async def test_as_json(bulk: Bulk) -> None:
     assert 1 == done.code
     assert {
         *("ledger", "catalog", "run", "credits", "states", "accepted", "unknown", "failures"),
-        *("unknown_submits", "resume", "error"),
+        *("unknown_submits", "existing", "resume", "error"),
     } == set(told)
     assert str(LEDGER) == told["ledger"]
     assert {"tracks": 3, "new": 3, "bad": 0} == told["catalog"]
@@ -386,16 +388,48 @@ async def test_a_track_converted_elsewhere(bulk: Bulk) -> None:
 
 
 async def test_a_track_under_an_unknown_id(bulk: Bulk) -> None:
-    """A 409 without the id is a failure that says where the id is, now and in the next run."""
+    """A 409 without the id is a failure that comes with what to type, and then goes on unpaid."""
     write_catalog(*rows_of(2))
     async with kie_of(conflict_id=False) as kie:
         await submit_before(kie, "a1")
         done = await bulk(kie)
-        again = await bulk(kie, "--retry-failed")
+        again = await bulk(kie, "--retry-failed", "--json")
+        charges = kie.charges
+        task_id = next(a.task_id for a in kie.arrivals if a.audio_id == "a1")
+        line = re.search(r"^  (kie-wav resolve .*)$", again.err, re.MULTILINE)[1]
+        words = shlex.split(line.replace("TASK_ID", task_id), comments=True)
+        resolved = await asyncio.to_thread(main, words[1:])
+        last = await bulk(kie)
 
-    assert [1, 1] == [done.code, again.code]
+        assert charges == kie.charges
+    assert [1, 1, 0, 0] == [done.code, again.code, resolved, last.code], last
+    attempt_id = again.json()["existing"][0]["attempt_id"]
     for run in (done, again):
-        assert "1 x KIE has a WAV of it under a task id that it did not tell" in run.err
+        assert "1 track failed:\n  1 x KIE has a WAV of it under a task id that it" in run.err
+        assert "--retry-failed" not in run.err
+        assert f"  kie-wav resolve {LEDGER} {attempt_id} --task-id TASK_ID  # m a1\n" in run.err
+    assert [["m", "a1", task_id]] == [row[:3] for row in last.results]
+
+
+async def test_what_is_in_doubt_beside(bulk: Bulk) -> None:
+    """A task that a callback named is in the command, and no submit of the bill goes untold."""
+    write_catalog(*rows_of(3))
+    async with SqliteLedger("books.db") as ledger:
+        writer = Writer(ledger)
+        await ledger.hear(await writer.lose(0), "t-0")
+        await writer.lose(1)
+        await writer.end(1, AttemptOutcome.ACCEPTED, task_id="t-1", again=True)
+        url = URL("https://files.example/t-1.wav")
+        await ledger.settle("t-1", writer.now_unix_s, wav_url=url)
+        await writer.convert(2)
+        attempt_id = (await writer.find(0)).attempt_id
+    async with kie_of() as kie:
+        done = await bulk(kie, "--ledger", "books.db", "--max-charges", "1")
+
+    assert f"  kie-wav resolve books.db {attempt_id} --task-id t-0  # m a0\n" in done.err
+    assert "1 more submit may have been accepted too, of tracks that have a task" in done.err
+    assert "in all: at least 2 and at most 4, with those unknown.\n" in done.err
+    assert "The URLs of all WAVs: kie-wav report books.db --urls\n" in done.err
 
 
 async def test_an_unknown_submit(bulk: Bulk) -> None:

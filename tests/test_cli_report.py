@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import json
 import math
 import os
 import re
@@ -589,3 +590,62 @@ def test_an_attempt_is_abbreviated_as_far_as_it_is_unique() -> None:
     submits = [UnknownSubmit(track(n), name, at) for n, name in enumerate(names)]
 
     assert ["0" * 13, "0" * 12 + "1", "1" * 8, "abc"] == [short_of(s, submits) for s in submits]
+
+
+# --- addresses ------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("everything")
+def test_urls(report) -> None:
+    """`--urls` prints a line for each WAV that is at KIE or saved, and for no other track."""
+    done = report("--urls")
+
+    assert (0, "") == (done.code, done.err)
+    assert [
+        ["m", "a2", "t2", "https://files.example/t2.wav"],
+        ["m", "a3", "t3", "https://files.example/t3.wav"],
+    ] == [cells[:4] for cells in done.lines]
+    assert all(dt.datetime.fromisoformat(cells[4]).tzinfo for cells in done.lines)
+
+
+@pytest.mark.usefixtures("everything")
+def test_urls_as_json(report) -> None:
+    """With `--json` each of these lines is an object."""
+    first, second = (json.loads(line) for line in report("--urls", "--json").out.splitlines())
+
+    assert {"music_task_id", "audio_id", "title", "task_id", "url", "expires_at"} == set(first)
+    assert ("a2", "t2", "https://files.example/t2.wav") == tuple(
+        first[name] for name in ("audio_id", "task_id", "url")
+    )
+    assert "a3" == second["audio_id"]
+
+
+def test_urls_of_many(report) -> None:
+    """There may be more of them than the ledger gives at once, and one of unknown age."""
+
+    async def convert() -> None:
+        async with SqliteLedger(LEDGER) as ledger:
+            writer = Writer(ledger)
+            await writer.convert(0, is_adopted=True)
+            for number in range(1, 1_003):
+                await writer.convert(number)
+
+    asyncio.run(convert())
+    told = report("--urls").lines
+
+    assert [f"a{number}" for number in range(1_003)] == [cells[1] for cells in told]
+    assert "" == told[0][4]
+
+
+@pytest.mark.usefixtures("everything")
+def test_what_exists_under_an_untold_id(report, seen) -> None:
+    """A track whose task was not told is listed with what to type once it was looked up."""
+    commands = [
+        f"kie-wav resolve {LEDGER} {attempt(8)} --task-id TASK_ID",
+        f"kie-wav resolve {LEDGER} {attempt(8)} --not-charged",
+    ]
+    (told,) = report("--json").json()["existing"]
+
+    assert (attempt(8), "a8", commands) == (told["attempt_id"], told["audio_id"], told["resolve"])
+    assert ["exists", attempt(8), "m", "a8", *commands] in report().lines
+    assert {f"  {command}" for command in commands} < set(seen(80))

@@ -392,3 +392,57 @@ async def test_bulk_report_resolve_bulk(capsys, monkeypatch, *, is_charged: bool
         charges = kie.charges
 
     assert (4, 0, 0, 2) == (first.code, resolved.code, again.code, charges), again
+
+
+# --- converted before -----------------------------------------------------------------------
+
+
+def exist(*numbers: int) -> None:
+    """Have some tracks exist under a task id that was not told."""
+
+    async def work(writer: Writer) -> None:
+        for number in numbers:
+            await writer.end(number, "exists", error_code=409, error="exists")
+
+    write(work)
+
+
+@pytest.mark.parametrize("length", [6, 32])
+def test_what_exists_was_found(resolve, length: int) -> None:
+    """A track that exists is followed under the task that was looked up, and is not charged."""
+    exist(1, 2)
+    done = resolve(attempt(1)[:length], "--task-id", "t-1", "--json")
+
+    standing = look(1)[0]
+    assert 0 == done.code, done
+    assert (TrackState.ACCEPTED, "t-1") == (standing.state, standing.task_id)
+    assert standing.is_adopted
+    assert ("accepted", "t-1") == (done.json()["state"], done.json()["task_id"])
+    assert TrackState.EXISTS is look(2)[0].state
+
+
+def test_what_exists_was_not_found(resolve) -> None:
+    """A track that exists and is in no log is planned again."""
+    exist(1)
+    done = resolve(attempt(1), "--not-charged")
+
+    assert (0, TrackState.PLANNED) == (done.code, look(1)[0].state)
+    assert "a1 is now planned again: `kie-wav bulk` submits it.\n" == done.err
+
+
+def test_what_exists_beside_what_is_unknown(resolve) -> None:
+    """The beginning of two ids names neither, whichever of both kinds they are."""
+
+    async def work(writer: Writer) -> None:
+        await writer.lose(1)
+        await writer.ledger.begin(Track("m", "x"), attempt(1)[:20] + "0", 1.0)
+        await writer.ledger.end(attempt(1)[:20] + "0", "exists", 2.0)
+
+    write(work)
+    done = resolve(attempt(1)[:8], "--not-charged")
+
+    assert 2 == done.code
+    assert f"more than one submit begins with {attempt(1)[:8]}: name one of them" in done.err
+    assert 0 == resolve(attempt(1), "--not-charged").code
+    assert 2 == resolve(attempt(1), "--not-charged").code
+    assert 0 == resolve(attempt(1)[:20] + "0", "--task-id", "t-x").code

@@ -31,6 +31,7 @@ from kie_wav_async.cli._output import (
     print_json,
 )
 from kie_wav_async.cli._output import FAILED as SOME_FAILED
+from kie_wav_async.cli._survey import resolve_commands
 from kie_wav_async.ledger import Ledger, LedgerOpening, Standing, TrackState
 
 if TYPE_CHECKING:
@@ -45,7 +46,10 @@ _DOUBTS: Final = 20
 # So many reasons are told apart, in case each track has one of its own.
 _MOST_REASONS: Final = 1_000
 
-_NO_ID: Final = "KIE has a WAV of it under a task id that it did not tell: see KIE's logs"
+# So many tracks whose task was not told are in the JSON.
+_EXISTING: Final = 1_000
+
+_NO_ID: Final = "KIE has a WAV of it under a task id that it did not tell"
 
 
 @attrs.frozen(kw_only=True)
@@ -110,6 +114,7 @@ class _Books:
     opening: LedgerOpening
     failures: list[_Failures]
     doubts: list[UnknownSubmit]
+    existing: list[Standing]
 
     @property
     def charges(self) -> int:
@@ -185,8 +190,11 @@ async def _read(ending: Ending) -> _Books:
     opening = await ledger.open(ending.now_unix_s)
     await ledger.aclose()
     failures: dict[str, _Failures] = {}
+    existing: list[Standing] = []
     if tally.failed:
         async for standing in _pages(ledger, *FAILED):
+            if standing.state is TrackState.EXISTS and len(existing) < _EXISTING:
+                existing.append(standing)
             reason = _reason(standing)
             if reason not in failures and len(failures) >= _MOST_REASONS:
                 reason = "other reasons"
@@ -201,6 +209,7 @@ async def _read(ending: Ending) -> _Books:
         sorted(failures.values(), key=lambda entry: -entry.count),
         # Of a track that has a task since, there is nothing to decide.
         [doubt for doubt in opening.unknown if doubt.track in in_doubt],
+        existing,
     )
 
 
@@ -229,42 +238,76 @@ def _tell(ending: Ending, books: _Books, display: BulkDisplay) -> None:
         f"{tally.converted:,} of {count_words(tally.total, 'track')} converted, {now:,} of them "
         f"in this run of {duration_words(ending.seconds)}."
     )
+    existing = tally.of(TrackState.EXISTS)
     if tally.failed:
-        say(f"{count_words(tally.failed, 'track')} failed; --retry-failed tries again:")
+        tries = "; --retry-failed tries again" * (tally.failed > existing)
+        but = ", but not what KIE has" * (tally.failed > existing > 0)
+        say(f"{count_words(tally.failed, 'track')} failed{tries}{but}:")
         for entry in books.failures[:_REASONS]:
             track = entry.example
             say(f"  {entry.count:,} x {entry.reason} ({track.music_task_id} {track.audio_id})")
         if len(books.failures) > _REASONS:
             say(f"  and {len(books.failures) - _REASONS:,} more reasons")
+    if books.existing:
+        _tell_existing(ending, books, display)
     if tally.expired:
         say(
             f"{count_words(tally.expired, 'WAV')} expired at KIE; --retry-expired converts again, "
             "which is charged again."
         )
-    if books.doubts:
-        _tell_doubts(ending, books.doubts, display)
+    if books.opening.unknown:
+        _tell_doubts(ending, books, display)
     accepted, unknown = books.opening.accepted, len(books.opening.unknown)
     charged = f"{accepted:,}"
     if unknown:
         charged = f"at least {accepted:,} and at most {accepted + unknown:,}, with those unknown"
     say(f"Charged for this catalog in all: {charged}.")
+    if tally.of(TrackState.SUCCEEDED, TrackState.STORED):
+        display.say_as_is(f"The URLs of all WAVs: {_report(ending)} --urls")
 
 
-def _tell_doubts(ending: Ending, doubts: Sequence[UnknownSubmit], display: BulkDisplay) -> None:
+def _report(ending: Ending) -> str:
+    return shlex.join(["kie-wav", "report", str(ending.order.ledger)])
+
+
+def _tell_existing(ending: Ending, books: _Books, display: BulkDisplay) -> None:
+    count = books.tally.of(TrackState.EXISTS)
+    tracks = count_words(count, "track has", "tracks have")
     display.say(
-        f"{count_words(len(doubts), 'submit')} may or may not have been accepted. Look in KIE's "
-        "logs, then say which task it made, or --not-charged in place of --task-id:"
+        f"{tracks} a WAV at KIE that was there before. Look for its task in KIE's logs, then "
+        "name it, or say --not-charged if there is none:"
     )
-    ledger = shlex.quote(str(ending.order.ledger))
-    for doubt in doubts[:_DOUBTS]:
-        track = doubt.track
-        display.say_as_is(
-            f"  kie-wav resolve {ledger} {doubt.attempt_id} --task-id TASK_ID"
-            f"  # {track.music_task_id} {track.audio_id}"
+    for one in books.existing[:_DOUBTS]:
+        _tell_command(ending, one.attempt_id, one.track, None, display)
+    if count > _DOUBTS:
+        display.say(f"  and {count - _DOUBTS:,} more: see `{_report(ending)}`")
+
+
+def _tell_doubts(ending: Ending, books: _Books, display: BulkDisplay) -> None:
+    doubts, others = books.doubts, len(books.opening.unknown) - len(books.doubts)
+    if doubts:
+        display.say(
+            f"{count_words(len(doubts), 'submit')} may or may not have been accepted. Look in "
+            "KIE's logs, then say which task it made, or --not-charged in place of --task-id:"
         )
+    for doubt in doubts[:_DOUBTS]:
+        named = books.opening.named.get(doubt.attempt_id)
+        _tell_command(ending, doubt.attempt_id, doubt.track, named, display)
     if len(doubts) > _DOUBTS:
-        report = f"`kie-wav report {ledger}`"
-        display.say(f"  and {len(doubts) - _DOUBTS:,} more: {report}")
+        display.say(f"  and {len(doubts) - _DOUBTS:,} more: see `{_report(ending)}`")
+    if others:
+        submits = count_words(others, "more submit" if doubts else "submit")
+        display.say(
+            f"{submits} may have been accepted too, of tracks that have a task since: see "
+            f"`{_report(ending)}`"
+        )
+
+
+def _tell_command(
+    ending: Ending, attempt_id: str, track: Track, named: str | None, display: BulkDisplay
+) -> None:
+    command = resolve_commands(ending.order.ledger, attempt_id, named)[0]
+    display.say_as_is(f"  {command}  # {track.music_task_id} {track.audio_id}")
 
 
 def _tell_open(ending: Ending, display: BulkDisplay) -> None:
@@ -399,6 +442,7 @@ def _facts(
         "unknown": None,
         "failures": [],
         "unknown_submits": [],
+        "existing": [],
         "resume": resume,
         "error": failure and failure.facts,
     }
@@ -422,8 +466,17 @@ def _facts(
                     "music_task_id": doubt.track.music_task_id,
                     "audio_id": doubt.track.audio_id,
                     "at": doubt.at.isoformat(),
+                    "named_task_id": books.opening.named.get(doubt.attempt_id),
                 }
                 for doubt in books.doubts
+            ],
+            "existing": [
+                {
+                    "attempt_id": one.attempt_id,
+                    "music_task_id": one.track.music_task_id,
+                    "audio_id": one.track.audio_id,
+                }
+                for one in books.existing
             ],
         }
     return facts

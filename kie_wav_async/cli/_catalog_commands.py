@@ -12,7 +12,7 @@ from kie_wav_async.cli._bulk import run_bulk
 from kie_wav_async.cli._bulk_order import Order, read_poll, read_rate
 from kie_wav_async.cli._command import json_option, run_command, service_options
 from kie_wav_async.cli._listen import read_address
-from kie_wav_async.cli._report import run_report
+from kie_wav_async.cli._report import run_report, run_urls
 from kie_wav_async.cli._resolve import run_resolve
 from kie_wav_async.cli._service import Service
 from kie_wav_async.ledger import TrackState
@@ -142,8 +142,9 @@ def bulk(
 
 @click.command()
 @click.argument("ledger", type=click.Path(path_type=Path))
+@click.option("--urls", is_flag=True, help="Print a line for each WAV instead.")
 @json_option
-def report(ledger: Path, *, as_json: bool) -> int:
+def report(ledger: Path, *, urls: bool, as_json: bool) -> int:
     """
     Show what a ledger has to tell, while `kie-wav bulk` runs or afterwards.
 
@@ -154,8 +155,13 @@ def report(ledger: Path, *, as_json: bool) -> int:
     whatever it shows.
 
     In a pipe it prints lines of cells, apart by tabs.
+
+    With --urls there is one line for each WAV that is at KIE or saved: music task,
+    audio id, conversion task, URL, and when KIE deletes it, if that is known. With
+    --json as well it is one object a line.
     """
-    return run_command(run_report(ledger, as_json=as_json), as_json=as_json)
+    work = (run_urls if urls else run_report)(ledger, as_json=as_json)
+    return run_command(work, as_json=as_json)
 
 
 @click.command()
@@ -171,7 +177,8 @@ def resolve(
     Say what came of a submit of unknown fate.
 
     ATTEMPT is its id, as `kie-wav report LEDGER` lists it, or the first 6 or more
-    characters of it. Look the track up in KIE's logs first: if a conversion of it
+    characters of it; that of a track that exists at KIE, under a task id that was
+    not told, will do as well. Look the track up in KIE's logs first: if a conversion of it
     is there from that time, say --task-id, else --not-charged. Say nothing you do
     not know: what is wrongly said to be not charged is paid twice.
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from kie_wav_async.cli._output import DONE, plain, print_json, print_line, stdout_console
-from kie_wav_async.cli._survey import survey, verify_ledger
+from kie_wav_async.cli._survey import ids_of, survey, verify_ledger
 from kie_wav_async.ledger import SqliteLedger, TrackState
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from kie_wav_async import Track, UnknownSubmit
     from kie_wav_async.cli._survey import Survey
     from kie_wav_async.ledger import Standing
+
+_WITH_WAV: Final = (TrackState.SUCCEEDED, TrackState.STORED)
 
 # How many are listed of what there may be any number of.
 _LISTED: Final = 10
@@ -67,6 +69,44 @@ async def run_report(path: Path, *, as_json: bool) -> int:
     else:
         _print(found)
     return DONE
+
+
+async def run_urls(path: Path, *, as_json: bool) -> int:
+    """
+    Print a line for each WAV that is at the service or saved, however many there are.
+
+    Args:
+        path: The ledger; a run may be under way with it.
+
+        as_json: Print one JSON object a line.
+
+    Raises:
+        CliError: There is no such file.
+
+        LedgerError: It cannot be read.
+    """
+    verify_ledger(path)
+    ledger = SqliteLedger(path, read_only=True)
+    _ = await ledger.open(time.time())
+    try:
+        after = 0
+        while page := await ledger.page(_WITH_WAV, after=after):
+            for standing in page:
+                _print_url(standing, as_json=as_json)
+            after = page[-1].index
+    finally:
+        await ledger.aclose()
+    return DONE
+
+
+def _print_url(standing: Standing, *, as_json: bool) -> None:
+    url = None if standing.wav_url is None else str(standing.wav_url)
+    expires_at = standing.expires_at and standing.expires_at.isoformat()
+    if as_json:
+        facts = {"task_id": standing.task_id, "url": url, "expires_at": expires_at}
+        print_json({**ids_of(standing.track), **facts})
+    else:
+        print_line(*_cells(standing), url or "", expires_at or "")
 
 
 @contextlib.contextmanager
@@ -125,6 +165,10 @@ def _print(found: Survey) -> None:
             ids = (submit.track.music_task_id, submit.track.audio_id)
             since = submit.at.isoformat()
             print_line(name, submit.attempt_id, *ids, since, *found.commands(submit))
+    for one in found.existing():
+        track = one.track
+        ids = (track.music_task_id, track.audio_id)
+        print_line("exists", one.attempt_id, *ids, *found.existing_commands(one))
     for reason in found.reasons():
         code = "" if reason.code is None else reason.code
         print_line(
@@ -157,6 +201,7 @@ def _show(found: Survey, console: Console) -> None:
     _print_block(console, _table(("State", "Tracks>", ""), rows))
     _show_bill(found, console)
     _show_unknown(found, console)
+    _show_existing(found, console)
     _show_reasons(found, console)
     _show_expiring(found, console)
     _show_times(found, console)
@@ -198,6 +243,22 @@ def _show_unknown(found: Survey, console: Console) -> None:
             # On one line, however long: it is there to be copied.
             console.print(plain(f"  {command}"), soft_wrap=True)
     _show_rest(console, len(unknown) - _LISTED)
+
+
+def _show_existing(found: Survey, console: Console) -> None:
+    existing = found.existing()
+    if not existing:
+        return
+    _print_block(
+        console,
+        "Converted before, under task ids that KIE did not tell. Look each up in KIE's logs: if "
+        "it is there, name its task; if not, the track is planned again.",
+    )
+    for one in existing[:_LISTED]:
+        _print_block(console, name_of(one.track))
+        for command in found.existing_commands(one):
+            console.print(plain(f"  {command}"), soft_wrap=True)
+    _show_rest(console, found.states[TrackState.EXISTS] - _LISTED)
 
 
 def _show_reasons(found: Survey, console: Console) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import shlex
 import time
 from typing import TYPE_CHECKING, Final
 
-from kie_wav_async import Track
+from kie_wav_async import Track, UnknownSubmit
 from kie_wav_async.cli._output import DONE, USAGE, CliError, print_json, print_line, say
 from kie_wav_async.cli._report import moment, name_of, reading, short_of
 from kie_wav_async.cli._survey import ids_of, resolve_commands, verify_ledger
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from kie_wav_async import UnknownSubmit
     from kie_wav_async.ledger import Ledger, LedgerOpening, Standing
 
 # An abbreviation shorter than this might be a slip of the pen.
@@ -73,16 +73,20 @@ async def run_resolve(
     now_unix_s = time.time()
     opening = await ledger.open(now_unix_s)
     try:
-        submit = _find(opening, path, attempt)
+        existing = await _find_existing(ledger, opening, attempt)
+        submit = existing or _find(opening, path, attempt)
         _verify_heard(submit, opening, task_id)
         if task_id is None:
             await ledger.end(submit.attempt_id, AttemptOutcome.NOT_CREATED, now_unix_s)
         else:
             await _verify_free(ledger, submit, task_id)
-            await ledger.end(
-                submit.attempt_id, AttemptOutcome.ACCEPTED, now_unix_s, task_id=task_id
-            )
+            # What was there before our submit is not ours to count.
+            outcome = AttemptOutcome.ADOPTED if existing else AttemptOutcome.ACCEPTED
+            await ledger.end(submit.attempt_id, outcome, now_unix_s, task_id=task_id)
         standing = await ledger.find(submit.track)
+        if existing and standing is not None and standing.state is TrackState.EXISTS:
+            msg = f"{submit.attempt_id} is not the submit that was answered so: nothing has changed"
+            raise CliError(USAGE, msg, attempt_id=submit.attempt_id)
         # Opened once more it tells what is left.
         left = (await ledger.open(now_unix_s)).unknown
         await ledger.aclose()
@@ -128,6 +132,38 @@ def _find(opening: LedgerOpening, path: Path, attempt: str) -> UnknownSubmit:
     else:
         msg = f"{path} has no submit of unknown fate: there is nothing to resolve"
     raise CliError(USAGE, msg, **facts)
+
+
+async def _find_existing(
+    ledger: Ledger, opening: LedgerOpening, attempt: str
+) -> UnknownSubmit | None:
+    """Return the submit that *attempt* is or begins, of a track whose task was not told."""
+    found: list[UnknownSubmit] = []
+    after = 0
+    while page := await ledger.page([TrackState.EXISTS], after=after):
+        for standing in page:
+            if standing.attempt_id == attempt:
+                return _submit_of(standing)
+            if standing.attempt_id.startswith(attempt.lower()) and len(found) <= _LISTED:
+                found.append(_submit_of(standing))
+        after = page[-1].index
+    if not found:
+        return None
+    found += [one for one in opening.unknown if one.attempt_id.startswith(attempt.lower())]
+    if len(found) == 1:
+        return found[0]
+    if any(one.attempt_id == attempt for one in found):
+        return None
+    for one in found[:_LISTED]:
+        say(f"{one.attempt_id}  {name_of(one.track)}")
+    facts = {"attempts": [one.attempt_id for one in found[:_LISTED]]}
+    msg = f"more than one submit begins with {attempt}: name one of them"
+    raise CliError(USAGE, msg, **facts)
+
+
+def _submit_of(standing: Standing) -> UnknownSubmit:
+    at = dt.datetime.fromtimestamp(0, dt.UTC)  # Nobody asks.
+    return UnknownSubmit(attempt_id=standing.attempt_id, track=standing.track, at=at)
 
 
 def _list(listed: Sequence[UnknownSubmit], among: Sequence[UnknownSubmit]) -> None:

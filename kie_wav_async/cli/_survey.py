@@ -29,6 +29,7 @@ _SOON: Final = dt.timedelta(hours=48)
 
 # How many are kept of what there may be any number of.
 _SOONEST: Final = 1_000
+_EXISTING: Final = 1_000
 _SLOWEST: Final = 5
 # The service's words may be others each time: memory must not grow with them.
 _MAX_REASONS: Final = 1_000
@@ -140,6 +141,7 @@ class Survey:
     expiring: int = 0
     overdue: int = 0
     ageless: int = 0
+    _existing: list[Standing] = attrs.field(factory=list[Standing], init=False)
     _under_way: set[str] = attrs.field(factory=set[str], init=False)
     _reasons: dict[_Key, Reason] = attrs.field(factory=dict[_Key, Reason], init=False)
     # Heaps whose first is the next to give way: the last to expire, the fastest.
@@ -152,6 +154,8 @@ class Survey:
         """Look at one track."""
         if standing.state is TrackState.SUBMITTING:
             self._under_way.add(standing.attempt_id)
+        if standing.state is TrackState.EXISTS and len(self._existing) < _EXISTING:
+            self._existing.append(standing)
         if standing.state in _IN_VAIN:
             self._take_reason(standing)
         if standing.state in _UNSAVED:
@@ -224,6 +228,14 @@ class Survey:
         task_id = self.opening.named.get(one.attempt_id)
         return resolve_commands(self.path, attempt or one.attempt_id, task_id)
 
+    def existing(self) -> list[Standing]:
+        """Return the tracks with a WAV under a task id that was not told, at most 1,000."""
+        return list(self._existing)
+
+    def existing_commands(self, one: Standing) -> list[str]:
+        """Return what to choose from once such a task was looked up."""
+        return resolve_commands(self.path, one.attempt_id, None)
+
     def reasons(self) -> list[Reason]:
         """Return why tracks came to nothing, the most frequent reason first."""
         return sorted(self._reasons.values(), key=lambda reason: -reason.count)
@@ -267,6 +279,14 @@ class Survey:
                     "resolve": self.commands(one),
                 }
                 for one in self.opening.unknown
+            ],
+            "existing": [
+                {
+                    "attempt_id": one.attempt_id,
+                    **ids_of(one.track),
+                    "resolve": self.existing_commands(one),
+                }
+                for one in self.existing()
             ],
             "reasons": [
                 {
