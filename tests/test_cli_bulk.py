@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import re
 import shlex
 import socket
@@ -28,19 +29,20 @@ from bulk_runs import (
 )
 from cli_runs import KEY, names, service, submit_before
 from fastclock import FastClock
-from kie_wav_async import OnUnknown, PollSchedule, RateLimit
+from kie_wav_async import OnUnknown, PollSchedule, RateLimit, Track, events
 from kie_wav_async.cli import _bulk, main
 from kie_wav_async.cli._bulk import run_bulk
+from kie_wav_async.cli._bulk_display import BulkDisplay
 from kie_wav_async.cli._bulk_order import Order
 from kie_wav_async.cli._service import Service
-from kie_wav_async.errors import LedgerError
+from kie_wav_async.errors import LedgerError, RateLimitedError
 from kie_wav_async.ledger import AttemptOutcome, SqliteLedger, TrackState
 from kie_wav_async.simulator import Fault, Simulator
 from kie_wav_async.testing import MemoryLedger
 from ledger_runs import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
 HOSTILE = "[bold red]x[/] \x1b[31m\x1b]0;z\x07\u202e"
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\ud800-\udfff]")
@@ -704,6 +706,54 @@ async def test_maintenance(fast) -> None:
         assert (0, 12) == (code, kie.charges)
     assert 1 == err.count("KIE is under maintenance")
     assert 1 == err.count("KIE takes submits again")
+    begun, over = err.index("KIE is under maintenance"), err.index("KIE takes submits again")
+    held = [line for line in err[begun:over].splitlines() if line.startswith("submitted ")]
+    assert held
+    assert [] == [line for line in held if "holding for maintenance" not in line]
+    assert [] == [line for line in held if re.search(r"about .* left", line)]
+
+
+def test_429_once_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
+    """However often 429 comes and goes it is told once a minute, also if the clock is set back."""
+    display, track = BulkDisplay(), Track("m", "a")
+    begin = dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
+    told = []
+    for second in (0.0, 1.0, 30.0, 59.0, 60.0, 61.0, 121.0, 5.0, 6.0):
+        at = begin + dt.timedelta(seconds=second)
+        error = RateLimitedError(code=429)
+        display.tell(events.SubmitHeld(at=at, track=track, error=error, delay_s=1.0))
+        told.append(capsys.readouterr().err.count("KIE says 429"))
+        display.tell(events.SubmitRefused(at=at, track=track, error=error))
+
+    assert [1, 0, 0, 0, 1, 0, 1, 1, 0] == told
+
+
+async def test_lines_while_it_is_read(fast) -> None:
+    """A plain line tells every ten seconds that the catalog is being read, also if KIE is slow."""
+    write_catalog("m,,")
+    slow = Fault(kind="slow", on="music", delay_s=45.0)
+    async with service(slow, median_s=5.0, time_scale=200) as kie:
+        code, err = await fast(kie)
+
+    assert 0 == code, err
+    assert 2 <= err.count("reading the catalog: 0 rows\n")
+
+
+async def test_lines_while_it_is_planned(fast, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plain line tells every ten seconds how much of a catalog is planned."""
+
+    class Slow(SqliteLedger):
+        async def plan(self, tracks: Iterable[Track]) -> int:
+            await FastClock(200).sleep(40.0)
+            return await super().plan(tracks)
+
+    monkeypatch.setattr(_bulk, "SqliteLedger", Slow)
+    write_catalog(*rows_of(2_500))
+    async with kie_of(credits="0") as kie:
+        _, err = await fast(kie)
+
+    assert "planning: 0 of 2,500 tracks\n" in err
+    assert "planning: 1,000 of 2,500 tracks\n" in err
 
 
 async def test_resubmitting_what_is_unknown(fast) -> None:

@@ -13,7 +13,7 @@ import contextlib
 import sys
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from kie_wav_async import CallbackTrust, OnUnknown, Outcome, SystemClock, Track, errors, events
 from kie_wav_async.cli._bulk_display import BulkDisplay, Figures
@@ -37,7 +37,7 @@ from kie_wav_async.ledger import SqliteLedger, TrackState
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
     from decimal import Decimal
     from pathlib import Path
 
@@ -141,6 +141,18 @@ async def run_bulk(
             sys.stdout.flush()
             end_at_once(code)
     return code
+
+
+@contextlib.asynccontextmanager
+async def _alongside(*works: Coroutine[Any, Any, None]) -> AsyncGenerator[None]:
+    """Have *works* run for as long as the block does, whatever becomes of them."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _open_folder(folder: Path) -> None:
@@ -262,7 +274,8 @@ class _Run:
     async def _plan(self, session: WavSession) -> None:
         order = self._order
         self._planner = Planner(session, self._ledger, order.folder, self._display)
-        plan = await self._planner.plan(order.catalog, skip_bad=order.skip_bad)
+        async with _alongside(self._tell_planning()):
+            plan = await self._planner.plan(order.catalog, skip_bad=order.skip_bad)
         retried = await self._ledger.retry(order.retried) if order.retried else 0
         _ = await self._ledger.expire(self._clock.time())
         self.plan = plan
@@ -367,19 +380,18 @@ class _Run:
     @contextlib.asynccontextmanager
     async def _watched(self, session: WavSession) -> AsyncGenerator[None]:
         """Show how far it has come for as long as the block runs."""
-        watchers = [
-            asyncio.create_task(self._ask_credits(session)),
-            asyncio.create_task(self._watch()),
-        ]
         try:
-            yield
+            async with _alongside(self._ask_credits(session), self._watch()):
+                yield
         finally:
-            for watcher in watchers:
-                watcher.cancel()
-            await asyncio.gather(*watchers, return_exceptions=True)
             if self._display.is_live:
                 await self._show()
                 self._display.clear()
+
+    async def _tell_planning(self) -> None:
+        while not self._display.is_live:
+            await self._clock.sleep(_LINES_S)
+            self._display.say_moving()
 
     async def _watch(self) -> None:
         while True:
@@ -410,6 +422,7 @@ class _Run:
                 tally=tally,
                 per_s=self._meter.per_s,
                 left_s=left_s or None,
+                is_held=self._display.is_held,
                 credits=self.credits,
             )
             self._display.show(figures)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import os
 import sys
 from decimal import Decimal
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 _SHOW_CURSOR: Final = b"\x1b[?25h"
 _STDERR: Final = 2
 
+_MAINTENANCE: Final = "KIE is under maintenance: new submits wait, and ask once a minute"
+_TOO_MANY: Final = "KIE says 429, too many submits: is another program using the account?"
+_MINUTE: Final = dt.timedelta(minutes=1)
+
 
 @attrs.frozen(kw_only=True)
 class Figures:
@@ -44,18 +49,23 @@ class Figures:
 
         left_s: How long it will take; `None` once nothing is left.
 
+        is_held: Whether submits wait for the end of a maintenance: nobody knows how long.
+
         credits: What is left of them; `None` while nobody knows.
     """
 
     tally: Tally
     per_s: float
     left_s: float | None
+    is_held: bool
     credits: Decimal | None
 
     def words(self) -> list[str]:
         """Return what no bar shows."""
         words = [f"{self.per_s:.1f} submits/s"]
-        if self.left_s is not None:
+        if self.is_held:
+            words.append("holding for maintenance")
+        elif self.left_s is not None:
             words.append(f"about {duration_words(self.left_s)} left")
         words.append(f"{self.tally.in_flight:,} in flight")
         if self.credits is not None:
@@ -126,6 +136,7 @@ class BulkDisplay(Display):
         self._footer = ""
         self._hold = ""
         self._held: set[Track] = set()
+        self._told_429_at: dt.datetime | None = None
 
     def __exit__(
         self,
@@ -153,14 +164,14 @@ class BulkDisplay(Display):
     def tell(self, event: events.Event) -> None:
         """Show an event of the session's that is not in the figures."""
         match event:
-            case events.SubmitHeld(track=track, error=error):
+            case events.SubmitHeld(track=track, error=error, at=at):
                 self._held.add(track)
-                self._tell_held(error)
+                self._tell_held(error, at)
             case events.Submitted(track=track) | events.SubmitRefused(track=track):
                 # Others may have been on the wire when the hold began.
                 if track in self._held:
                     self._held.clear()
-                    self._tell_held(None)
+                    self._tell_held(None, event.at)
             case events.PollingPaused(delay_s=float(delay_s)):
                 self.say(f"polling refused ({event.reason}), asking again in {delay_s:g} s")
             case events.CallbackRefused():
@@ -168,26 +179,39 @@ class BulkDisplay(Display):
             case _:
                 pass
 
-    def _tell_held(self, error: KieWavError | None) -> None:
+    @property
+    def is_held(self) -> bool:
+        """Whether submits wait for the end of a maintenance."""
+        return self._hold == _MAINTENANCE
+
+    def _tell_held(self, error: KieWavError | None, at: dt.datetime) -> None:
         # Once when it begins and once when it is over: there is one event for each
         # track and try.
         match error:
             case MaintenanceError():
-                hold = "KIE is under maintenance: new submits wait, and ask once a minute"
+                hold = _MAINTENANCE
             case RateLimitedError():
-                hold = "KIE says 429, too many submits: is another program using the account?"
+                hold = _TOO_MANY
             case None:
                 hold = ""
             case _:
                 hold = f"submits do not get through, trying again: {error}"
         if hold == self._hold:
             return
-        if hold:
+        if hold and (hold != _TOO_MANY or self._is_news(at)):
             self.say(hold)
-        elif self._hold.startswith("KIE is under"):
+        if not hold and self.is_held:
             self.say("KIE takes submits again")
         self._hold = hold
         self._refresh()
+
+    def _is_news(self, at: dt.datetime) -> bool:
+        """Whether 429 was not told in the last minute."""
+        last = self._told_429_at
+        if last is not None and dt.timedelta() <= at - last < _MINUTE:
+            return False
+        self._told_429_at = at
+        return True
 
     # --- what moves -------------------------------------------------------------------------
 
@@ -195,6 +219,16 @@ class BulkDisplay(Display):
         """Show how much of the catalog was read."""
         self._footer = f"reading the catalog: {count_words(rows, 'row')}"
         self._refresh()
+
+    def tell_planned(self, done: int, total: int) -> None:
+        """Show how much of the catalog was planned."""
+        self._footer = f"planning: {done:,} of {count_words(total, 'track')}"
+        self._refresh()
+
+    def say_moving(self) -> None:
+        """Say as a line what would move on a terminal."""
+        if self._footer:
+            self.say(self._footer)
 
     def show(self, figures: Figures) -> None:
         """Show how far it has come."""

@@ -113,7 +113,7 @@ class Planner:
                     "submitted. Mend what is bad, or leave it out with --skip-bad"
                 )
                 raise CliError(USAGE, sentence, bad_lines=bad.count)
-            new = await self._write(stage)
+            new = await self._write(stage, tracks)
         return Plan(tracks, new, bad.count)
 
     def _open_stage(self) -> IO[str]:
@@ -135,6 +135,7 @@ class Planner:
         """Read the catalog to its end, and return how many tracks it names."""
         rows = read_catalog(catalog)
         read = tracks = 0
+        self.display.tell_read(read)
         while found := await self._in_thread(lambda: list(itertools.islice(rows, _SLICE))):
             asked = {r.music_task_id for r in found if isinstance(r, Row) and r.audio_id is None}
             looked_up = await self._look_up(asked) if asked else {}
@@ -158,16 +159,18 @@ class Planner:
             self.display.tell_read(read)
         return tracks
 
-    async def _write(self, stage: IO[str]) -> int:
+    async def _write(self, stage: IO[str], total: int) -> int:
         """Plan what was read, and return how much of it is new."""
         stage.seek(0)
-        new = 0
+        new = done = 0
 
         def unpack() -> list[Track]:
             return [_unpacked(line) for line in itertools.islice(stage, _SLICE)]
 
         while tracks := await self._in_thread(unpack):
+            self.display.tell_planned(done, total)
             new += await self.ledger.plan(tracks)
+            done += len(tracks)
         return new
 
     async def _look_up(self, music_task_ids: Iterable[str]) -> dict[str, list[Track] | str]:
