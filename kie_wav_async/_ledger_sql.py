@@ -200,6 +200,16 @@ class LedgerTables:
         )
         return None if row is None else _standing(row)
 
+    def find_task(self, task_id: str) -> Standing | None:
+        """Return where the track stands that is followed under a task, or last was given it."""
+        found = self._one(
+            "SELECT track FROM attempt JOIN track ON idx = track WHERE task_id = ?"
+            " ORDER BY n = followed DESC, n DESC LIMIT 1",
+            task_id,
+        )
+        row = found and self._one(f"{_STANDING} WHERE track.idx = ?", *found)
+        return None if row is None else _standing(row)
+
     def page(self, states: Collection[TrackState], after: int, limit: int) -> list[Standing]:
         """Return the first tracks in one of *states* above *after*."""
         # One walk of the index for each state: with IN, SQLite would sort all there are.

@@ -215,6 +215,16 @@ class SqliteLedger:
         verify_type(track, Track, "track")
         return await self._ask(lambda tables: tables.find(track), is_write=False)
 
+    async def find_task(self, task_id: str) -> Standing | None:
+        """
+        Return where the track of a task stands; `None` if no track has, or had, that task.
+
+        It may be followed under another one by now. Of several tracks it is the one
+        followed under this task, else the one that was last given it.
+        """
+        verify_id(task_id, "task_id")
+        return await self._ask(lambda tables: tables.find_task(task_id), is_write=False)
+
     async def page(
         self, states: Iterable[TrackState], *, after: int = 0, limit: int = 1000
     ) -> Sequence[Standing]:

@@ -477,7 +477,7 @@ async def test_closing_gives_up_on_a_disk_that_hangs(path, monkeypatch):
     planning = asyncio.ensure_future(ledger.plan([TRACK]))
     await asyncio.sleep(0)
     try:
-        with pytest.raises(LedgerError, match="is still being written .* missing") as caught:
+        with pytest.raises(LedgerError, match=r"is still being written .* missing") as caught:
             await ledger.aclose()
         assert str(path) in str(caught.value)
         await ledger.aclose()  # It is closed, so that this does nothing.
@@ -730,6 +730,33 @@ async def test_planning_a_catalog_lets_others_have_their_turn(path):
     assert len(seen) > 50
 
 
+async def test_a_task_tells_its_track(path):
+    """Whose task an id is can be asked, of those too that a track has left behind."""
+    one, two = tracks(2)
+    async with SqliteLedger(path) as ledger:
+        assert None is await ledger.find_task("t1")
+        for attempt, task in [("a1", "t1"), ("a2", "t2")]:
+            await ledger.begin(one, attempt, NOW)
+            await ledger.end(attempt, AttemptOutcome.ACCEPTED, NOW, task_id=task)
+            await ledger.settle(task, NOW)
+        standing = await ledger.find(one)
+        assert "t2" == standing.task_id
+        assert standing == await ledger.find_task("t1") == await ledger.find_task("t2")
+        assert None is await ledger.find_task("t3")
+        # A task of two tracks tells the one that is followed under it, then the latest.
+        await ledger.begin(two, "a3", NOW)
+        await ledger.end("a3", AttemptOutcome.ADOPTED, NOW, task_id="t2")
+        await ledger.begin(two, "a4", NOW, again=True)
+        await ledger.end("a4", AttemptOutcome.ACCEPTED, NOW, task_id="t4")
+        await ledger.settle("t2", NOW)
+        assert "t4" == (await ledger.find(two)).task_id
+        assert one == (await ledger.find_task("t2")).track
+        await ledger.begin(one, "a5", NOW)
+        assert two == (await ledger.find_task("t2")).track
+    async with SqliteLedger(path, read_only=True) as ledger:
+        assert two == (await ledger.find_task("t4")).track
+
+
 async def test_pages_tell_all_once(path):
     """Page by page every track in the states asked for is told once, in order."""
     async with SqliteLedger(path) as ledger:
@@ -771,6 +798,7 @@ async def test_no_reading_sorts_the_catalog(path, monkeypatch):
     async with SqliteLedger(path) as ledger:
         await ledger.page(TrackState, after=5)
         await ledger.find(TRACK)
+        await ledger.find_task("t1")
         await ledger.begin(TRACK, "a1", NOW)
         await ledger.end("a1", AttemptOutcome.ACCEPTED, NOW, task_id="t1")
         await ledger.settle("t1", NOW)
@@ -899,6 +927,7 @@ async def test_nonsense_is_refused(path, name, args, options):
     [
         ("open", ("now",), {}),
         ("find", ("e231",), {}),
+        ("find_task", (7,), {}),
         (
             "begin",
             (
