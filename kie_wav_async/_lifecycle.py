@@ -131,7 +131,7 @@ class Entry:
 
         is_recognised:
             Whether it is known if an attempt in doubt created the task; `False`
-            only for a task that a 409 named while there was a doubt.
+            only for a task that a 409 or a ledger named while there was a doubt.
 
         attempts: How many times the service refused the submit without a verdict.
 

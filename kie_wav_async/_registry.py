@@ -282,10 +282,11 @@ class Registry(Generic[E]):
 
             attempt_id:
                 The attempt; `None` if the record names none, but may be of our
-                making: then it explains a doubt only where there is just one.
+                making: then it explains a doubt only where there is just one, and
+                no other submit that the task may be of.
         """
         doubts = self._unknown_by_track.get(_track_of(entry), [])
-        if attempt_id is None and len(doubts) == 1:
+        if attempt_id is None and len(doubts) == 1 and entry.origin is not Origin.SUBMITTED:
             attempt_id = doubts[0]
         # One that names none leaves it open which of several it was.
         entry.is_recognised = attempt_id is not None or not doubts
@@ -384,7 +385,7 @@ class Registry(Generic[E]):
         if submitted_unix_s is not None:
             origin, entry.submitted_unix_s = Origin.SUBMITTED, submitted_unix_s
         self._follow(entry, task_id, now_mono_s, origin)
-        entry.is_recognised = origin is Origin.SUBMITTED or not self.is_in_doubt(entry)
+        entry.is_recognised = not self.is_in_doubt(entry)
         return entry
 
     def restore_result(self, track: Track, wav: WavFile) -> E:

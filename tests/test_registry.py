@@ -1122,15 +1122,31 @@ class TestRestore:
         assert (Origin.ADOPTED, True) == (entry.origin, entry.is_recognised)
         assert 0 == books.statistics().adopted
 
-    @pytest.mark.parametrize(("submitted", "is_recognised"), [(NOW_UNIX_S, True), (None, False)])
-    def test_task_beside_a_doubt(self, books, submitted, is_recognised) -> None:
-        """Only a task that is not of our making may be that of the submit in doubt."""
-        books.restore_doubts(0, [self.doubt()])
+    @pytest.mark.parametrize("submitted", [NOW_UNIX_S, None])
+    def test_task_beside_a_doubt(self, books, submitted) -> None:
+        """A task may be that of the submit in doubt, until its record says whose it is."""
+        books.restore_doubts(1, [self.doubt()])
         entry = books.restore(TRACK, "t1", 7.0, attempt_id="a1", submitted_unix_s=submitted)
-        assert is_recognised is entry.is_recognised
-        if not is_recognised:
-            assert "a0" == books.recognise(entry, "a0")
-            assert (1, 0) == (books.charges, books.statistics().unknown)
+        assert not entry.is_recognised
+        assert "a0" == books.recognise(entry, "a0")
+        assert (2, 0) == (books.charges, books.statistics().unknown)
+
+    def test_task_of_ours_explains_no_doubt_by_silence(self, books) -> None:
+        """A record that names no attempt explains no doubt if the task has its submit."""
+        books.restore_doubts(1, [self.doubt()])
+        entry = books.restore(TRACK, "t1", 7.0, attempt_id="a1", submitted_unix_s=NOW_UNIX_S)
+        assert books.recognise(entry, None) is None
+        assert not entry.is_recognised
+        assert books.recognise(entry, "a1") is None
+        assert entry.is_recognised
+        assert 1 == books.statistics().unknown
+
+    def test_task_that_is_claimed(self, books) -> None:
+        """A doubt whose task the ledger knew before the books did is counted as accepted."""
+        books.restore_doubts(0, [self.doubt()])
+        entry = books.restore(TRACK, "t1", 7.0, attempt_id="a0", submitted_unix_s=NOW_UNIX_S)
+        assert entry is books.adopt_unknown("a0", "t1", 8.0)
+        assert (1, 1) == (books.charges, books.places)
 
     def test_task_for_who_waits(self, books) -> None:
         """Who waits for a track in doubt gets the task that there is of it."""

@@ -233,6 +233,26 @@ async def test_a_word_counts_whoever_goes_away(clock, service) -> None:
         assert ["task0001"] == [conversion.task_id for conversion in session.conversions()]
 
 
+async def test_a_word_that_recover_reads_before_it_is_told(clock, service) -> None:
+    """A task that the ledger has by a word still on its way is counted once, as accepted."""
+    left = await lose(clock, service, MemoryLedger(), LOST_CHARGED, LOST_FREE)
+    async with service.session(ledger=left, max_charges=3) as session:
+        first, _ = session.unknown_submits()
+        left.hold = {"end": asyncio.Event()}
+        word = session.resolve_unknown(first.attempt_id, task_id="task0001")
+        saying = asyncio.create_task(word)
+        await clock.settle()
+        (conversion,) = await session.recover()
+        left.hold["end"].set()
+        await saying
+        assert (1, 1) == (session.statistics().accepted, session.statistics().unknown)
+        await clock.run(session.submit(track(2)))
+        with pytest.raises(ChargeLimitError):
+            await clock.run(session.submit(track(3)))
+        await clock.run(conversion.wait())
+        assert (2, 1) == bill(left)
+
+
 async def test_two_words_on_one_doubt(clock, service) -> None:
     """Of two words on one doubt at once the first counts, in the books as in the ledger."""
     left = await lose(clock, service, MemoryLedger(), LOST_CHARGED)
