@@ -50,11 +50,11 @@ async def test_the_run_with_a_crash(tmp_path: Path) -> None:
     assert re.search(r"^bill\tunknown\t0$", after, re.MULTILINE)
     assert "100 submits, 100 charged" in err.decode()
     converted = {
-        line.split("\t")[1]
-        for name in ("first.tsv", "second.tsv")
-        for line in (tmp_path / name).read_text().splitlines()
+        name: {line.split("\t")[1] for line in (tmp_path / name).read_text().splitlines()}
+        for name in ("first.tsv", "second.tsv", "all.tsv")
     }
-    assert {f"e{n}" for n in range(1, 101)} == converted
+    assert {f"e{n}" for n in range(1, 101)} == converted["all.tsv"]
+    assert not converted["first.tsv"] & converted["second.tsv"]
 
 
 async def test_the_catalog_shown_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

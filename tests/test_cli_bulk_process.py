@@ -22,7 +22,6 @@ from bulk_runs import (
     LEDGER,
     Done,
     is_bounded,
-    is_there,
     resume_command,
     rows_of,
     see_off,
@@ -173,10 +172,11 @@ async def test_stopped_before_it_began() -> None:
     async with service() as kie:
         words = ("bulk", "-", "--out", "out", *HASTY)
         process = await start(kie, *words, stdin=asyncio.subprocess.PIPE)
-        process.stdin.write(b"music_task_id,audio_id\nm,a0\n")
+        # A thousand rows are read at a time; the bad one is told before it goes on to wait.
+        rows = [b"music_task_id,audio_id", b"m,a b", *[b"m,a%d" % n for n in range(999)]]
+        process.stdin.write(b"\n".join(rows) + b"\n")
         await process.stdin.drain()
-        await until(lambda: is_there(LEDGER))
-        await asyncio.sleep(0.2)  # It is reading by then, or about to.
+        await said(process, "line 2: ")
         process.send_signal(signal.SIGINT)
         async with asyncio.timeout(LONG_S):
             err = (await process.stderr.read()).decode()
@@ -186,6 +186,7 @@ async def test_stopped_before_it_began() -> None:
         assert (130, 0) == (code, len(kie.arrivals)), err
     assert "Fatal" not in err
     assert "interrupted; 0 tracks are left" in err
+    assert "Give it the same catalog on stdin once more, and go on with:\n" in err
 
 
 async def test_in_the_background() -> None:

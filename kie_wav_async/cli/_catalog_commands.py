@@ -86,7 +86,11 @@ from kie_wav_async.ledger import TrackState
 )
 @click.option("--no-download", is_flag=True, help="Save no WAV files; implied for now.")
 @click.option("--skip-bad", is_flag=True, help="Leave bad lines out of the catalog.")
-@click.option("--retry-failed", is_flag=True, help="Convert again what failed.")
+@click.option(
+    "--retry-failed",
+    is_flag=True,
+    help="Convert again what failed; each may be a new charge.",
+)
 @click.option(
     "--retry-expired",
     is_flag=True,
