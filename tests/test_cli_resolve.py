@@ -446,3 +446,33 @@ def test_what_exists_beside_what_is_unknown(resolve) -> None:
     assert 0 == resolve(attempt(1), "--not-charged").code
     assert 2 == resolve(attempt(1), "--not-charged").code
     assert 0 == resolve(attempt(1)[:20] + "0", "--task-id", "t-x").code
+
+
+def test_what_exists_is_a_task_of_ours(resolve) -> None:
+    """What a submit met may be a task of an earlier one, and is followed anew."""
+
+    async def work(writer: Writer) -> None:
+        await writer.fail(1, 500, "no")
+        await writer.end(1, "exists", again=True)
+
+    write(work)
+    assert TrackState.EXISTS is look(1)[0].state
+    done = resolve(attempt(1_001), "--task-id", "t1")
+
+    standing = look(1)[0]
+    assert (0, TrackState.ACCEPTED, "t1") == (done.code, standing.state, standing.task_id), done
+
+
+def test_a_task_of_before(resolve) -> None:
+    """A task that a track is not followed under any more is known all the same."""
+
+    async def work(writer: Writer) -> None:
+        await writer.fail(3, 500, "no")
+        await writer.end(3, "adopted", task_id="t-new", again=True)
+        await writer.lose(1)
+
+    write(work)
+    done = resolve(attempt(1), "--task-id", "t3")
+
+    assert 2 == done.code
+    assert "task t3 is another track's (music task m, track a3)" in done.err

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from kie_wav_async import Track, UnknownSubmit
 from kie_wav_async.cli._output import DONE, USAGE, CliError, print_json, print_line, say
-from kie_wav_async.cli._report import moment, name_of, reading, short_of
+from kie_wav_async.cli._report import moment, name_of, short_of
 from kie_wav_async.cli._survey import ids_of, resolve_commands, verify_ledger
 from kie_wav_async.ledger import AttemptOutcome, SqliteLedger, TrackState
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 _MIN_LENGTH: Final = 6
 # How many unknown submits an error lists.
 _LISTED: Final = 20
-
-# Where no track has a task.
-_WITHOUT_TASK: Final = frozenset({TrackState.PLANNED, TrackState.REFUSED})
 
 _NEXT: Final[dict[TrackState, str]] = {
     TrackState.PLANNED: "planned again: `kie-wav bulk` submits it",
@@ -79,7 +76,7 @@ async def run_resolve(
         if task_id is None:
             await ledger.end(submit.attempt_id, AttemptOutcome.NOT_CREATED, now_unix_s)
         else:
-            await _verify_free(ledger, submit, task_id)
+            await _verify_free(ledger, submit, task_id, exists=existing is not None)
             # What was there before our submit is not ours to count.
             outcome = AttemptOutcome.ADOPTED if existing else AttemptOutcome.ACCEPTED
             await ledger.end(submit.attempt_id, outcome, now_unix_s, task_id=task_id)
@@ -184,7 +181,9 @@ def _verify_heard(submit: UnknownSubmit, opening: LedgerOpening, task_id: str | 
         raise CliError(USAGE, msg, attempt_id=submit.attempt_id, named_task_id=heard)
 
 
-async def _verify_free(ledger: Ledger, submit: UnknownSubmit, task_id: str) -> None:
+async def _verify_free(
+    ledger: SqliteLedger, submit: UnknownSubmit, task_id: str, *, exists: bool
+) -> None:
     """Return if a task may be that of a submit, as far as the ledger knows."""
     track = submit.track
     if task_id in {track.music_task_id, track.audio_id, submit.attempt_id}:
@@ -193,11 +192,13 @@ async def _verify_free(ledger: Ledger, submit: UnknownSubmit, task_id: str) -> N
             "conversion, from KIE's logs"
         )
         raise CliError(USAGE, msg)
-    other = await _owner_of(ledger, task_id)
-    # What an answer called a repeat was made by this one.
-    if other is None or (other.track == track and other.is_adopted):
+    other = await ledger.find_task(task_id)
+    if other is None:
         return
     if other.track == track:
+        # What an answer called a repeat was made by this one, and what exists by any.
+        if exists or (other.is_adopted and other.task_id == task_id):
+            return
         msg = (
             f"task {task_id} was made by another submit of the same track: if KIE's logs have no "
             "second one, say --not-charged"
@@ -206,23 +207,6 @@ async def _verify_free(ledger: Ledger, submit: UnknownSubmit, task_id: str) -> N
         of = f"music task {other.track.music_task_id}, track {other.track.audio_id}"
         msg = f"task {task_id} is another track's ({of}): look the id up again"
     raise CliError(USAGE, msg, **ids_of(other.track))
-
-
-async def _owner_of(ledger: Ledger, task_id: str) -> Standing | None:
-    """Return where the track stands that a task is of; `None` of none."""
-    states = [state for state in TrackState if state not in _WITHOUT_TASK]
-    counted = await ledger.count()
-    total = sum(counted[state] for state in states)
-    after = done = 0
-    with reading() as on_progress:
-        while page := await ledger.page(states, after=after):
-            for standing in page:
-                if standing.task_id == task_id:
-                    return standing
-            after = page[-1].index
-            done += len(page)
-            on_progress(done, total)
-    return None
 
 
 def _tell(
