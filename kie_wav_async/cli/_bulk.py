@@ -16,8 +16,9 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from kie_wav_async import CallbackTrust, OnUnknown, Outcome, SystemClock, Track, errors, events
+from kie_wav_async.cli._bulk_books import Ending
 from kie_wav_async.cli._bulk_display import BulkDisplay, Figures
-from kie_wav_async.cli._bulk_end import Ending, tell_ending
+from kie_wav_async.cli._bulk_end import tell_ending
 from kie_wav_async.cli._bulk_plan import Plan, Planner
 from kie_wav_async.cli._estimate import (
     BYTES_PER_TRACK,

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import Sequence
-from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from kie_wav_async import Conversion, OnUnknown, Statistics, Track, UnknownSubmit, errors
-from kie_wav_async.cli._bulk_order import Order
-from kie_wav_async.cli._bulk_plan import Plan
+from kie_wav_async import OnUnknown, Track, errors
+from kie_wav_async.cli._bulk_books import Books, Ending, read_books
 from kie_wav_async.cli._estimate import (
-    FAILED,
     Tally,
     count_words,
     duration_words,
@@ -26,108 +22,27 @@ from kie_wav_async.cli._output import (
     SERVICE,
     UNKNOWN,
     CliError,
-    clean,
     failure_of,
     print_json,
 )
 from kie_wav_async.cli._output import FAILED as SOME_FAILED
 from kie_wav_async.cli._survey import resolve_commands
-from kie_wav_async.ledger import Ledger, LedgerOpening, Standing, TrackState
+from kie_wav_async.ledger import TrackState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from kie_wav_async.cli._bulk_display import BulkDisplay
 
-_PAGE: Final = 500
 # So many reasons and so many doubts are spelled out.
 _REASONS: Final = 20
 _DOUBTS: Final = 20
-# So many reasons are told apart, in case each track has one of its own.
-_MOST_REASONS: Final = 1_000
-
-# So many tracks whose task was not told are in the JSON.
-_EXISTING: Final = 1_000
-
-_NO_ID: Final = "KIE has a WAV of it under a task id that it did not tell"
-
-
-@attrs.frozen(kw_only=True)
-class Ending:
-    """
-    What a run leaves.
-
-    Attributes:
-        ledger: Still open.
-
-        order: What was asked for.
-
-        stopped_by: What ended it before its time; `None` if nothing did.
-
-        counted: What the session counted.
-
-        open_tasks: What the session followed to the end.
-
-        plan: What the catalog came to; `None` if it was not read to its end.
-
-        credits: What was left of them; `None` if nobody knows.
-
-        seconds: How long it took.
-
-        now_unix_s: The time.
-    """
-
-    ledger: Ledger
-    order: Order
-    stopped_by: BaseException | None
-    counted: Statistics
-    open_tasks: Sequence[Conversion]
-    plan: Plan | None
-    credits: Decimal | None
-    seconds: float
-    now_unix_s: float
-
-
-@attrs.define
-class _Failures:
-    """
-    Tracks that came to nothing for one reason.
-
-    Attributes:
-        reason: In a word or two.
-
-        count: How many.
-
-        example: The first of them.
-    """
-
-    reason: str
-    count: int
-    example: Track
-
-
-@attrs.frozen
-class _Books:
-    """What the ledger says at the end."""
-
-    tally: Tally
-    opening: LedgerOpening
-    failures: list[_Failures]
-    doubts: list[UnknownSubmit]
-    existing: list[Standing]
-
-    @property
-    def charges(self) -> int:
-        """How many submits were charged at the most."""
-        return self.opening.accepted + len(self.opening.unknown)
 
 
 async def tell_ending(ending: Ending, display: BulkDisplay, *, as_json: bool) -> int:
     """Say how a run ended, and return its exit code."""
-    books: _Books | None = None
+    books: Books | None = None
     is_moved = _is_moved(ending.stopped_by)
     try:
-        books = await _read(ending)
+        books = await read_books(ending)
     except errors.LedgerError as error:  # If it cannot be read, that was said.
         is_moved = is_moved or _is_moved(error)
     failure = _failure(ending, books)
@@ -161,7 +76,7 @@ def _is_moved(error: BaseException | None) -> bool:
     return isinstance(error, errors.LedgerError) and "was moved" in str(error)
 
 
-def _is_capped(ending: Ending, books: _Books | None) -> bool:
+def _is_capped(ending: Ending, books: Books | None) -> bool:
     """Whether ``--max-charges`` keeps something from being sent."""
     if isinstance(ending.stopped_by, errors.ChargeLimitError):
         return True
@@ -172,7 +87,7 @@ def _is_capped(ending: Ending, books: _Books | None) -> bool:
     return bool(waiting) and books.charges >= cap
 
 
-def _enough(ending: Ending, books: _Books) -> int:
+def _enough(ending: Ending, books: Books) -> int:
     """Return a cap that all that is left would keep to."""
     return books.charges + most_charges(books.tally, resubmits=_resubmits(ending))
 
@@ -181,57 +96,10 @@ def _resubmits(ending: Ending) -> bool:
     return ending.order.on_unknown is OnUnknown.RESUBMIT
 
 
-# --- what the ledger says -----------------------------------------------------------------------
-
-
-async def _read(ending: Ending) -> _Books:
-    ledger = ending.ledger
-    tally = Tally(await ledger.count())
-    opening = await ledger.open(ending.now_unix_s)
-    await ledger.aclose()
-    failures: dict[str, _Failures] = {}
-    existing: list[Standing] = []
-    if tally.failed:
-        async for standing in _pages(ledger, *FAILED):
-            if standing.state is TrackState.EXISTS and len(existing) < _EXISTING:
-                existing.append(standing)
-            reason = _reason(standing)
-            if reason not in failures and len(failures) >= _MOST_REASONS:
-                reason = "other reasons"
-            entry = failures.setdefault(reason, _Failures(reason, 0, standing.track))
-            entry.count += 1
-    in_doubt: set[Track] = set()
-    if tally.unknown:
-        in_doubt = {s.track async for s in _pages(ledger, TrackState.UNKNOWN)}
-    return _Books(
-        tally,
-        opening,
-        sorted(failures.values(), key=lambda entry: -entry.count),
-        # Of a track that has a task since, there is nothing to decide.
-        [doubt for doubt in opening.unknown if doubt.track in in_doubt],
-        existing,
-    )
-
-
-async def _pages(ledger: Ledger, *states: TrackState) -> AsyncIterator[Standing]:
-    after = 0
-    while page := await ledger.page(states, after=after, limit=_PAGE):
-        for standing in page:
-            yield standing
-        after = page[-1].index
-
-
-def _reason(standing: Standing) -> str:
-    if standing.state is TrackState.EXISTS:
-        return _NO_ID
-    words = [str(standing.error_code or ""), standing.error or ""]
-    return clean(" ".join(word for word in words if word)) or standing.state.value
-
-
 # --- in words -----------------------------------------------------------------------------------
 
 
-def _tell(ending: Ending, books: _Books, display: BulkDisplay) -> None:
+def _tell(ending: Ending, books: Books, display: BulkDisplay) -> None:
     say, tally = display.say, books.tally
     now = ending.counted.settled_by_callback + ending.counted.settled_by_poll
     say(
@@ -270,7 +138,7 @@ def _report(ending: Ending) -> str:
     return shlex.join(["kie-wav", "report", str(ending.order.ledger)])
 
 
-def _tell_existing(ending: Ending, books: _Books, display: BulkDisplay) -> None:
+def _tell_existing(ending: Ending, books: Books, display: BulkDisplay) -> None:
     count = books.tally.of(TrackState.EXISTS)
     tracks = count_words(count, "track has", "tracks have")
     display.say(
@@ -283,7 +151,7 @@ def _tell_existing(ending: Ending, books: _Books, display: BulkDisplay) -> None:
         display.say(f"  and {count - _DOUBTS:,} more: see `{_report(ending)}`")
 
 
-def _tell_doubts(ending: Ending, books: _Books, display: BulkDisplay) -> None:
+def _tell_doubts(ending: Ending, books: Books, display: BulkDisplay) -> None:
     doubts, others = books.doubts, len(books.opening.unknown) - len(books.doubts)
     if doubts:
         display.say(
@@ -320,7 +188,7 @@ def _tell_open(ending: Ending, display: BulkDisplay) -> None:
         display.say_as_is(f"  {conversion.task_id}  # {of}")
 
 
-def _is_left(ending: Ending, books: _Books | None) -> bool:
+def _is_left(ending: Ending, books: Books | None) -> bool:
     """Whether the same command would find something to do."""
     if ending.plan is None or books is None or ending.stopped_by is not None:
         return True
@@ -329,7 +197,7 @@ def _is_left(ending: Ending, books: _Books | None) -> bool:
     return bool(books.tally.of(TrackState.PLANNED, TrackState.ACCEPTED, TrackState.SUBMITTING))
 
 
-def _failure(ending: Ending, books: _Books | None) -> CliError | None:
+def _failure(ending: Ending, books: Books | None) -> CliError | None:
     """Return what is not good about the end, the most important of it."""
     match ending.stopped_by:
         case errors.KieWavError() as error:
@@ -371,7 +239,7 @@ def _shortfall(tally: Tally) -> CliError | None:
     return None
 
 
-def _stop(error: errors.KieWavError, books: _Books | None) -> CliError:
+def _stop(error: errors.KieWavError, books: Books | None) -> CliError:
     told = failure_of(error)
     code, sentence, rest = told.exit_code, str(told), _rest(books)
     match error:
@@ -401,7 +269,7 @@ def _cap_words(max_charges: int) -> str:
     )
 
 
-def _rest(books: _Books | None) -> str:
+def _rest(books: Books | None) -> str:
     """Say what goes on without us, and what waits."""
     if books is None:
         return "the same command goes on"
@@ -418,7 +286,7 @@ def _rest(books: _Books | None) -> str:
 
 
 def _facts(
-    ending: Ending, books: _Books | None, failure: CliError | None, resume: str | None
+    ending: Ending, books: Books | None, failure: CliError | None, resume: str | None
 ) -> dict[str, object]:
     plan, counted = ending.plan, ending.counted
     facts: dict[str, object] = {

@@ -1,0 +1,147 @@
+"""What ``kie-wav bulk`` leaves: how the run went, and what its ledger says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from kie_wav_async import Conversion, Statistics, Track, UnknownSubmit
+from kie_wav_async.cli._bulk_order import Order
+from kie_wav_async.cli._bulk_plan import Plan
+from kie_wav_async.cli._estimate import FAILED, Tally
+from kie_wav_async.cli._output import clean
+from kie_wav_async.ledger import Ledger, LedgerOpening, Standing, TrackState
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+_PAGE: Final = 500
+# So many reasons are told apart, in case each track has one of its own.
+_MOST_REASONS: Final = 1_000
+# So many tracks whose task was not told are kept.
+_EXISTING: Final = 1_000
+
+_NO_ID: Final = "KIE has a WAV of it under a task id that it did not tell"
+
+
+@attrs.frozen(kw_only=True)
+class Ending:
+    """
+    What a run leaves.
+
+    Attributes:
+        ledger: Still open.
+
+        order: What was asked for.
+
+        stopped_by: What ended it before its time; `None` if nothing did.
+
+        counted: What the session counted.
+
+        open_tasks: What the session followed to the end.
+
+        plan: What the catalog came to; `None` if it was not read to its end.
+
+        credits: What was left of them; `None` if nobody knows.
+
+        seconds: How long it took.
+
+        now_unix_s: The time.
+    """
+
+    ledger: Ledger
+    order: Order
+    stopped_by: BaseException | None
+    counted: Statistics
+    open_tasks: Sequence[Conversion]
+    plan: Plan | None
+    credits: Decimal | None
+    seconds: float
+    now_unix_s: float
+
+
+@attrs.define
+class Failures:
+    """
+    Tracks that came to nothing for one reason.
+
+    Attributes:
+        reason: In a word or two.
+
+        count: How many.
+
+        example: The first of them.
+    """
+
+    reason: str
+    count: int
+    example: Track
+
+
+@attrs.frozen
+class Books:
+    """What the ledger says at the end."""
+
+    tally: Tally
+    opening: LedgerOpening
+    failures: list[Failures]
+    doubts: list[UnknownSubmit]
+    existing: list[Standing]
+
+    @property
+    def charges(self) -> int:
+        """How many submits were charged at the most."""
+        return self.opening.accepted + len(self.opening.unknown)
+
+
+async def read_books(ending: Ending) -> Books:
+    """
+    Read what the ledger says.
+
+    Raises:
+        LedgerError: It cannot be read.
+    """
+    ledger = ending.ledger
+    tally = Tally(await ledger.count())
+    opening = await ledger.open(ending.now_unix_s)
+    await ledger.aclose()
+    failures: dict[str, Failures] = {}
+    existing: list[Standing] = []
+    if tally.failed:
+        async for standing in _pages(ledger, *FAILED):
+            if standing.state is TrackState.EXISTS and len(existing) < _EXISTING:
+                existing.append(standing)
+            reason = _reason(standing)
+            if reason not in failures and len(failures) >= _MOST_REASONS:
+                reason = "other reasons"
+            entry = failures.setdefault(reason, Failures(reason, 0, standing.track))
+            entry.count += 1
+    in_doubt: set[Track] = set()
+    if tally.unknown:
+        in_doubt = {s.track async for s in _pages(ledger, TrackState.UNKNOWN)}
+    return Books(
+        tally,
+        opening,
+        sorted(failures.values(), key=lambda entry: -entry.count),
+        # Of a track that has a task since, there is nothing to decide.
+        [doubt for doubt in opening.unknown if doubt.track in in_doubt],
+        existing,
+    )
+
+
+async def _pages(ledger: Ledger, *states: TrackState) -> AsyncIterator[Standing]:
+    after = 0
+    while page := await ledger.page(states, after=after, limit=_PAGE):
+        for standing in page:
+            yield standing
+        after = page[-1].index
+
+
+def _reason(standing: Standing) -> str:
+    if standing.state is TrackState.EXISTS:
+        return _NO_ID
+    words = [str(standing.error_code or ""), standing.error or ""]
+    return clean(" ".join(word for word in words if word)) or standing.state.value
