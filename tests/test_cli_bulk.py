@@ -610,6 +610,22 @@ async def test_a_ledger_that_was_moved(
     assert "with a new ledger everything would be paid again" in done.err
 
 
+async def test_a_folder_that_was_moved(bulk: Bulk) -> None:
+    """If the folder goes away under a run it stops, and asks for the ledger and nothing else."""
+    write_catalog(*rows_of(200))
+    async with kie_of(median_s=0.05) as kie, asyncio.timeout(60):
+        run = asyncio.create_task(bulk(kie, "--max-in-flight", "2"))
+        while kie.charges < 3:  # noqa: ASYNC110 - another thread makes it so
+            await asyncio.sleep(0.005)
+        OUT.rename("elsewhere")
+        done = await run
+
+        assert kie.charges < 200
+    assert 3 == done.code, done
+    assert "Go on with" not in done.err
+    assert "Put the ledger out/kie-wav.sqlite3 back before you go on" in done.err
+
+
 class FullLedger(MemoryLedger):
     """A disk that is full when the first answer to a submit is to be written."""
 
