@@ -175,6 +175,7 @@ class Desk:
 
     async def finish_writing(self, until_mono_s: float) -> None:
         """Wait until *until_mono_s* for what is being written, and for what comes of that."""
+        self.journal.catch_up()
         waited: set[asyncio.Task[Any]] = set()
         while calls := self.journal.calls - waited:
             await self.finish(*calls, until_mono_s=until_mono_s)

@@ -20,7 +20,12 @@ import attrs
 
 from kie_wav_async._ledger_models import AttemptOutcome, TrackState
 from kie_wav_async._models import WavFile
-from kie_wav_async.errors import ConversionFailedError, LedgerError, ServiceError
+from kie_wav_async.errors import (
+    ConversionFailedError,
+    KieWavError,
+    LedgerError,
+    ServiceError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -29,7 +34,7 @@ if TYPE_CHECKING:
     from kie_wav_async._clock import Clock
     from kie_wav_async._ledger_models import LedgerOpening, Standing
     from kie_wav_async._models import Track
-    from kie_wav_async.errors import KieWavError, SessionClosedError
+    from kie_wav_async.errors import SessionClosedError
     from kie_wav_async.ledger import Ledger
 
 _logger = logging.getLogger("kie_wav_async")
@@ -89,6 +94,9 @@ class Journal:
         self._closed = error
         for wait in tuple(self._waits):
             wait.cancel()
+
+    def catch_up(self) -> None:
+        """Write down what is owed, behind."""
         if self._owed:
             _ = self.spawn(self._say_owed())
 
@@ -178,7 +186,12 @@ class Journal:
         Raises:
             LedgerError: It cannot be read.
         """
-        return None if self._ledger is None else await self._read(self._ledger.find, track)
+        if self._ledger is None:
+            return None
+        try:
+            return await self._read(self._ledger.find, track)
+        except KieWavError as error:
+            raise error.about(track=track) from error.__cause__
 
     async def page(self, state: TrackState, after: int) -> tuple[Standing, ...]:
         """

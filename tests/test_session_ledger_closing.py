@@ -249,6 +249,28 @@ async def test_what_is_owed_is_written_at_the_end(clock, service) -> None:
     assert {"accepted": 1} == {s: n for s, n in (await counted(ledger)).items() if n}
 
 
+async def test_what_is_owed_in_the_last_moment_is_written(clock, service) -> None:
+    """A task that was told and could not be written while the session closed is tried once more."""
+    service.latency_s = 5.0
+    ledger = MemoryLedger()
+    async with service.session(ledger=ledger) as session:
+        submit = asyncio.create_task(session.submit(track()))
+        await clock.advance(1.0)
+        closing = asyncio.create_task(session.aclose())
+        await clock.settle()
+        assert isinstance(submit.exception(), SessionClosedError)
+        failures = [LedgerError("full")]
+
+        async def end(*args: object, **said: object) -> None:
+            if failures:
+                raise failures.pop()
+            await MemoryLedger.end(ledger, *args, **said)
+
+        ledger.end = end
+        await clock.run(closing)
+    assert {"accepted": 1} == {s: n for s, n in (await counted(ledger)).items() if n}
+
+
 @pytest.mark.parametrize("call", ["resolve", "recover"])
 async def test_closing_ends_whatever_waits_for_the_ledger(clock, service, call) -> None:
     """Whoever waits for a ledger that hangs is told of the closing at once."""

@@ -208,6 +208,18 @@ async def test_waiters_end_with_errors_of_their_own(clock, service) -> None:
         assert {("task0001", track())} == {(error.task_id, error.track) for error in errors}
 
 
+async def test_a_track_that_cannot_be_looked_up_is_named(clock, service) -> None:
+    """Who asks for a track that the ledger cannot be read for gets an error that names it."""
+    ledger = MemoryLedger()
+    async with service.session(ledger=ledger) as session:
+        ledger.fail_with = {"find": BROKEN}
+        for call in (session.submit(track()), session.convert(track())):
+            with pytest.raises(LedgerError, match="no space left") as caught:
+                await clock.run(call)
+            assert track() == caught.value.track
+        assert [] == service.submitted_at
+
+
 async def test_no_event_of_an_end_that_was_not_written(clock, service) -> None:
     """A success that could not be written is told as the end of a wait, not as a success."""
     ledger = MemoryLedger()

@@ -282,7 +282,9 @@ class LedgerMachine(RuleBasedStateMachine):
         states = {row.track: row.state() for row in self.ledger._books.rows.values()}
         assert TrackState.SUBMITTING not in states.values()
         for conversion in self.session.conversions():
-            assert states[conversion.track] is TrackState.ACCEPTED
+            # A second task, found late, is followed here, and needed no more there.
+            followed = {TrackState.ACCEPTED, TrackState.SUCCEEDED}
+            assert states[conversion.track] in followed
 
     def teardown(self):
         """Mend, close, and see that everybody was told."""
