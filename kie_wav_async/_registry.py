@@ -93,7 +93,8 @@ class Registry(Generic[E]):
         # Who follows a task beside the first; rare: attached, and then submitted.
         self._beside: dict[str, list[E]] = {}
         self._results: OrderedDict[Track, E] = OrderedDict()
-        self._ended_tasks: OrderedDict[str, None] = OrderedDict()
+        # With whether a submit that is counted made it.
+        self._ended_tasks: OrderedDict[str, bool] = OrderedDict()
         self._unknown: dict[str, UnknownSubmit] = {}
         self._unknown_by_track: dict[Track, list[str]] = {}
         self._sending: set[str] = set()
@@ -268,7 +269,8 @@ class Registry(Generic[E]):
         Whether an attempt in doubt created it, its record tells; see `recognise`.
         """
         self._follow(entry, task_id, now_mono_s, Origin.ADOPTED)
-        entry.is_recognised = not self.is_in_doubt(entry)
+        is_counted = self._ended_tasks.get(task_id, False)
+        entry.is_recognised = is_counted or not self.is_in_doubt(entry)
         self.tally.adopted += 1
 
     def recognise(self, entry: E, attempt_id: str | None) -> str | None:
@@ -568,7 +570,8 @@ class Registry(Generic[E]):
             self._places -= entry.origin is not Origin.ATTACHED
             self._unfollow(entry)
             if entry.phase is not Phase.TIMED_OUT:
-                _remember(self._ended_tasks, entry.task_id, None, ENDED_REMEMBERED)
+                is_counted = entry.origin is Origin.SUBMITTED
+                _remember(self._ended_tasks, entry.task_id, is_counted, ENDED_REMEMBERED)
         if entry.track is None:
             return
         if self._by_track.get(entry.track) is entry:

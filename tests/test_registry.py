@@ -1047,6 +1047,24 @@ def test_all_that_follow_a_task_are_known_until_they_end(
     assert books.attach("t1", None, 9.0).phase is Phase.ACCEPTED
 
 
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_adopted_task_that_ended_here(books, is_ours) -> None:
+    """A task that a later submit made, and that has ended here, is not that of one in doubt."""
+    entry = resent(books)
+    if is_ours:
+        books.accept(entry, "t1", 0.0)
+    else:
+        books.relapse(entry)
+        entry = books.attach("t1", None, 0.0)
+    books.observe(entry, TaskRecord("t1", TaskState.SUCCEEDED, wav_url=LINK), 1.0, "poll")
+    again = books.find(TRACK) or books.enqueue(TRACK)
+    if again.phase is Phase.UNKNOWN:
+        books.resend(again)
+    books.send(again, "a3", NOW_UNIX_S)
+    books.adopt_existing(again, "t1", 2.0)
+    assert is_ours is again.is_recognised
+
+
 def test_is_sending(books) -> None:
     """An attempt is on the wire until its fate is known."""
     entry = sending(books)

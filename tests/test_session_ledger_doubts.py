@@ -19,7 +19,7 @@ from kie_wav_async.errors import (
     SubmitUnknownError,
 )
 from kie_wav_async.ledger import AttemptOutcome, TrackState
-from kie_wav_async.testing import FakeClock, MemoryLedger, failed, no_record
+from kie_wav_async.testing import FakeClock, MemoryLedger, failed, no_record, succeeded
 from ledger_steps import bill, is_in_bill
 
 BROKEN = LedgerError("no space left on device: free some")
@@ -145,6 +145,22 @@ async def test_a_doubt_is_explained_after_a_death(clock, service) -> None:
         assert () == session.unknown_submits()
         assert (1, 0) == bill(left)
         assert is_in_bill(service, left)
+
+
+async def test_a_task_that_is_counted_explains_no_doubt(clock, service) -> None:
+    """A 409 that names the task of a later submit leaves the doubt, whatever its record says not."""
+    service.knows_repeats = True
+    service.fates.append(LOST_FREE)
+    ledger = MemoryLedger()
+    async with service.session(ledger=ledger) as session:
+        with pytest.raises(SubmitUnknownError):
+            await clock.run(session.submit(track()))
+        await clock.run(session.convert(track(), again=True))
+        service.poll_replies.append(succeeded)
+        await clock.run(session.convert(track(), again=True))
+        assert (1, 1) == (session.statistics().accepted, session.statistics().unknown)
+        assert (1, 1) == bill(ledger)
+        assert is_in_bill(service, ledger)
 
 
 # --- the user's word ----------------------------------------------------------------------------

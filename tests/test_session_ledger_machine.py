@@ -168,7 +168,19 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(names=st.lists(st.sampled_from(sorted(NEWS)), min_size=1, max_size=3))
     def bring_news(self, names):
         self.has_bad_news |= not BAD_NEWS.keys().isdisjoint(names)
-        self.service.poll_replies.extend(NEWS[name] for name in names)
+        self.service.poll_replies.extend(self.saying(name) for name in names)
+
+    def saying(self, name):
+        """Return news that says whose task it is about: what does not explains a lone doubt."""
+
+        def reply(task_id):
+            task = self.service.tasks.get(task_id)
+            if task is None or name not in {"pending", "failed"}:
+                return NEWS[name](task_id)
+            named = {"musicId": task.track.audio_id, "callbackUrl": task.callback_url}
+            return NEWS[name](task_id, **named)
+
+        return reply
 
     @rule(seconds=st.sampled_from([1.0, 5.0, 15.0, 61.0, 310.0]))
     def wait(self, seconds):
