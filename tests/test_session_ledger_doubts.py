@@ -148,7 +148,7 @@ async def test_a_doubt_is_explained_after_a_death(clock, service) -> None:
 
 
 async def test_a_task_that_is_counted_explains_no_doubt(clock, service) -> None:
-    """A 409 that names the task of a later submit leaves the doubt, whatever its record says not."""
+    """A 409 that names the task of a later submit leaves the doubt, if its record is silent."""
     service.knows_repeats = True
     service.fates.append(LOST_FREE)
     ledger = MemoryLedger()
