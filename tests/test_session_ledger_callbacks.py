@@ -135,6 +135,7 @@ async def test_the_first_of_two_callbacks_adopts(clock, service, ledger) -> None
         assert 1 == len(session.unknown_submits())
         ledger.hold["end"].set()
         await asyncio.gather(*calls)
+        await clock.settle()
         assert () == session.unknown_submits()
         assert (1, 1) == (session.statistics().adopted, session.statistics().accepted)
         (conversion,) = session.conversions()
