@@ -99,7 +99,8 @@ class Desk:
         self.requests = requests
         self.registry: Registry[Conversion] = Registry(lambda track: Conversion(track, self.hub))
         self.journal = Journal(ledger, clock)
-        self.unwritten: set[Conversion] = set()
+        # An ordered set: told in the order in which they ended.
+        self.unwritten: dict[Conversion, None] = {}
         self.callback_url = callback_url
         self.health = CallbackHealth()
         self.on_followed: Callable[[Conversion], None] = lambda _: None
@@ -244,7 +245,7 @@ class Desk:
             self.health.ended(is_called_back=conversion.is_called_back)
         if self.journal.is_kept and conversion.phase is not Phase.TIMED_OUT:
             conversion.is_unwritten = True
-            self.unwritten.add(conversion)
+            self.unwritten[conversion] = None
             _ = self.journal.spawn(self._write_end(conversion), conversion.task_id)
         else:
             self._tell_end(conversion)
@@ -267,7 +268,7 @@ class Desk:
 
     def _tell_written(self, conversion: Conversion) -> None:
         conversion.is_unwritten = False
-        self.unwritten.discard(conversion)
+        del self.unwritten[conversion]
         self._tell_end(conversion)
 
     def _tell_end(self, conversion: Conversion) -> None:

@@ -85,8 +85,9 @@ class LedgerMachine(RuleBasedStateMachine):
         latency_s=st.sampled_from([0.0, 3.0]),
         max_charges=st.sampled_from([None, 4]),
         fates=st.lists(st.sampled_from(FATES), max_size=3),
+        chance=st.sampled_from([0.0, 0.5, 0.99]),
     )
-    def open(self, *, on_unknown, knows_repeats, latency_s, max_charges, fates):
+    def open(self, *, on_unknown, knows_repeats, latency_s, max_charges, fates, chance):
         self.loop = asyncio.new_event_loop()
         self.complaints = []
         self.loop.set_exception_handler(lambda _, context: self.complaints.append(context))
@@ -102,6 +103,7 @@ class LedgerMachine(RuleBasedStateMachine):
             "callback_url": LISTENING_AT,
             "webhook_keys": WEBHOOK_KEY,
         }
+        self.chance = chance
         self.insisted = set()
         self.has_bad_news = False
         self.tasks = []
@@ -117,6 +119,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger = ledger
         self.process = Process(self.service, ledger, **self.settings)
         self.session = self.process.session
+        # The same rules must lead to the same end, or nothing can be made smaller.
+        self.session._desk.chance = lambda: self.chance
         self.run(self.session.__aenter__())
 
     def run(self, awaitable):
