@@ -15,7 +15,12 @@ import stat
 import sys
 from typing import TYPE_CHECKING, Final
 
-from kie_wav_async._ledger_sql import APPLICATION_ID, SCHEMA_VERSION, create_tables
+from kie_wav_async._ledger_schema import (
+    APPLICATION_ID,
+    SCHEMA_VERSION,
+    create_tables,
+    upgrade_tables,
+)
 from kie_wav_async.errors import LedgerError
 
 if TYPE_CHECKING:
@@ -55,7 +60,7 @@ def connect_to_write(path: Path) -> sqlite3.Connection:
     """
     Open the ledger at *path*, which is made if it is not there.
 
-    The caller has the owner's lock.
+    One of an earlier version is brought up to ours. The caller has the owner's lock.
 
     Raises:
         LedgerError: It is no ledger, has a second name, or a newer version wrote it.
@@ -74,6 +79,7 @@ def connect_to_write(path: Path) -> sqlite3.Connection:
     connection = _connect_ours(path, "rw")
     try:
         _make_durable(connection, path)
+        upgrade_tables(connection)
     except BaseException:
         connection.close()
         raise
@@ -206,7 +212,7 @@ def _verify_ours(connection: sqlite3.Connection, path: Path) -> None:
             raise
         msg = f"{path} is no ledger, and stays as it is: name another file"
         raise LedgerError(msg) from error
-    if application != APPLICATION_ID:
+    if application != APPLICATION_ID or version < 1:  # We make none without a version.
         msg = f"{path} is another program's database, and stays as it is: name another file"
         raise LedgerError(msg)
     if version > SCHEMA_VERSION:

@@ -83,11 +83,12 @@ class Standing:
 
         error: The same in words; `None` without.
 
-        path: Where the WAV is, relative to the catalog's folder; `None` before it is stored.
+        path: Where the WAV is, or is to be, relative to the catalog's folder; `None`
+            before a place was chosen.
 
-        bytes: Its size; `None` before it is stored.
+        bytes: The size of the file; `None` while there is none.
 
-        sha256: Its SHA-256 in hex; `None` before it is stored.
+        sha256: Its SHA-256 in hex; `None` while there is none.
     """
 
     index: int

@@ -1,5 +1,5 @@
 """
-The tables of a ledger and the rules by which a track moves between its states.
+The calls of a ledger on its tables: the rules by which a track moves between its states.
 
 Plain calls on one `sqlite3` connection; transactions are the caller's. Each call
 may be made again after a failure that left it open whether it was written.
@@ -27,59 +27,13 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Collection, Sequence
 
-__all__ = ["APPLICATION_ID", "RETRIABLE", "SCHEMA_VERSION", "LedgerTables", "create_tables"]
-
-#: Marks a file as ours: "kwav".
-APPLICATION_ID: Final = 0x6B776176
-SCHEMA_VERSION: Final = 1
+__all__ = ["RETRIABLE", "LedgerTables"]
 
 #: How many of the last submits an opening tells the end of.
 LAST_ENDS: Final = 1_000
 
 #: What `LedgerTables.retry` plans again.
 RETRIABLE: Final = frozenset({TrackState.REFUSED, TrackState.FAILED, TrackState.EXPIRED})
-
-_SCHEMA: Final = f"""
-    CREATE TABLE track (
-        idx INTEGER PRIMARY KEY,
-        music_task_id TEXT NOT NULL,
-        audio_id TEXT NOT NULL,
-        title TEXT,
-        state TEXT NOT NULL DEFAULT 'planned',
-        rest TEXT NOT NULL DEFAULT 'planned', -- its state once nothing of it is under way
-        latest INTEGER REFERENCES attempt (n),
-        followed INTEGER REFERENCES attempt (n), -- whose task it is followed under, or was
-        answered INTEGER NOT NULL DEFAULT 0, -- its latest attempt when it last got a WAV
-        settled REAL,
-        wav_url TEXT,
-        error_code INTEGER,
-        error TEXT,
-        path TEXT,
-        bytes INTEGER,
-        sha256 TEXT,
-        UNIQUE (music_task_id, audio_id)
-    );
-    CREATE INDEX track_state ON track (state);
-    CREATE TABLE attempt (
-        n INTEGER PRIMARY KEY, -- in the order in which they began
-        id TEXT NOT NULL UNIQUE,
-        track INTEGER NOT NULL REFERENCES track (idx),
-        began REAL NOT NULL,
-        ended REAL,
-        outcome TEXT NOT NULL DEFAULT 'open',
-        task_id TEXT,
-        task_end TEXT, -- 'succeeded' or 'failed'
-        named_task TEXT, -- by a callback
-        error_code INTEGER,
-        error TEXT
-    );
-    CREATE INDEX attempt_track ON attempt (track, outcome);
-    CREATE INDEX attempt_task ON attempt (task_id) WHERE task_id IS NOT NULL;
-    CREATE INDEX attempt_outcome ON attempt (outcome);
-    CREATE INDEX attempt_ended ON attempt (ended);
-    PRAGMA application_id = {APPLICATION_ID};
-    PRAGMA user_version = {SCHEMA_VERSION};
-"""
 
 _STANDING: Final = """
     SELECT track.idx, music_task_id, audio_id, title, state, latest.id, task.task_id,
@@ -106,12 +60,6 @@ _HAS_WAV: Final = frozenset({TrackState.SUCCEEDED, TrackState.STORED})
 _SAYS_WHY: Final = frozenset({TrackState.REFUSED, TrackState.FAILED})
 
 _Row: TypeAlias = tuple[Any, ...]
-
-
-def create_tables(connection: sqlite3.Connection) -> None:
-    """Make the tables, inside the transaction that is open."""
-    for statement in _SCHEMA.split(";"):
-        connection.execute(statement)
 
 
 class LedgerTables:
@@ -338,8 +286,8 @@ class LedgerTables:
             if wav_url is not None:
                 self._run(
                     "UPDATE track SET rest = ?, followed = ?, answered = latest, settled = ?,"
-                    " wav_url = ?, error_code = NULL, error = NULL, path = NULL, bytes = NULL,"
-                    " sha256 = NULL WHERE idx = ? AND rest NOT IN ('succeeded', 'stored')",
+                    " wav_url = ?, error_code = NULL, error = NULL"
+                    " WHERE idx = ? AND rest NOT IN ('succeeded', 'stored')",
                     *(end, number, now_unix_s, wav_url, index),
                 )
             elif is_followed and not self._follow_another(index):
@@ -350,20 +298,55 @@ class LedgerTables:
                 )
             self._restate(index)
 
+    def reserve(self, track: Track, *, path: str, key: str) -> bool:
+        """Keep where the WAV of a track is to be, unless another track's is; tell which."""
+        row = self._one(
+            "SELECT idx, rest, path FROM track WHERE music_task_id = ? AND audio_id = ?",
+            *(track.music_task_id, track.audio_id),
+        )
+        if row is None:
+            return False
+        index, rest, place = row
+        if rest == TrackState.STORED and path != place:
+            return False
+        if self._one("SELECT 1 FROM track WHERE path_key = ? AND idx <> ?", key, index):
+            return False
+        self._run("UPDATE track SET path = ?, path_key = ? WHERE idx = ?", path, key, index)
+        return True
+
     def store(self, track: Track, *, path: str, size: int, sha256: str) -> None:
         """Keep where the WAV of a track that has one is."""
         standing = self.find(track)
         if standing is None:
             return
         self._run(
-            "UPDATE track SET rest = ?, path = ?, bytes = ?, sha256 = ?"
+            "UPDATE track SET rest = ?, path_key = CASE WHEN path = ? THEN path_key END,"
+            " path = ?, bytes = ?, sha256 = ?"
             " WHERE idx = ? AND rest IN ('succeeded', 'stored', 'expired')",
-            *(TrackState.STORED, path, size, sha256, standing.index),
+            *(TrackState.STORED, path, path, size, sha256, standing.index),
         )
         self._restate(standing.index)
 
-    def expire(self, now_unix_s: float) -> int:
-        """Give up succeeded tracks whose submit was sent 14 days ago; return how many."""
+    def unstore(self, track: Track) -> None:
+        """Have a track succeeded again whose file is not here any more."""
+        standing = self.find(track)
+        if standing is None:
+            return
+        self._run(
+            "UPDATE track SET rest = ?, bytes = NULL, sha256 = NULL"
+            " WHERE idx = ? AND rest = 'stored'",
+            *(TrackState.SUCCEEDED, standing.index),
+        )
+        self._restate(standing.index)
+
+    def expire(self, now_unix_s: float, track: Track | None) -> int:
+        """Give up *track* if it succeeded, or all that were sent 14 days ago; return how many."""
+        if track is not None:
+            return self._run(
+                "UPDATE track SET state = 'expired', rest = 'expired'"
+                " WHERE state = 'succeeded' AND music_task_id = ? AND audio_id = ?",
+                *(track.music_task_id, track.audio_id),
+            ).rowcount
         return self._run(
             "UPDATE track SET state = 'expired', rest = 'expired'"
             " WHERE state = 'succeeded' AND EXISTS"
@@ -406,7 +389,7 @@ class LedgerTables:
     def _follow(self, index: int, number: int) -> None:
         self._run(
             "UPDATE track SET rest = ?, followed = ?, settled = NULL, wav_url = NULL,"
-            " error_code = NULL, error = NULL, path = NULL, bytes = NULL, sha256 = NULL"
+            " error_code = NULL, error = NULL, bytes = NULL, sha256 = NULL"
             " WHERE idx = ?",
             *(TrackState.PLANNED, number, index),
         )

@@ -71,7 +71,11 @@ class _Row:
     wav_url: URL | None = None
     error_code: int | None = None
     error: str | None = None
-    stored: tuple[str, int, str] | None = None
+    #: Where its file is, or is to be.
+    path: str | None = None
+    key: str | None = None
+    #: The size and the digest of its file.
+    file: tuple[int, str] | None = None
 
     def state(self) -> TrackState:
         """Tell where it stands."""
@@ -89,14 +93,19 @@ class _Row:
     def follow(self, attempt: _Attempt | None, rest: TrackState = TrackState.PLANNED) -> None:
         """Go on under the task of *attempt*, or without any, and forget the end of another."""
         self.rest, self.followed = rest, attempt
-        self.settled_unix_s = self.wav_url = self.stored = None
+        self.settled_unix_s = self.wav_url = self.file = None
         self.error_code = self.error = None
+
+    def is_due(self, now: dt.datetime) -> bool:
+        """Whether the service has deleted its WAV by *now*, as far as can be known."""
+        expires_at = self.standing().expires_at
+        return expires_at is not None and expires_at <= now
 
     def standing(self) -> Standing:
         """Tell all there is to tell."""
         state, task = self.state(), self.followed
         is_bad = state in _BAD
-        path, size, sha256 = self.stored or (None, None, None)
+        size, sha256 = self.file or (None, None)
         return Standing(
             index=self.index,
             track=self.track,
@@ -109,7 +118,7 @@ class _Row:
             wav_url=self.wav_url,
             error_code=self.error_code if is_bad else None,
             error=self.error if is_bad else None,
-            path=path,
+            path=self.path,
             bytes=size,
             sha256=sha256,
         )
@@ -123,6 +132,7 @@ class _Books:
     attempts: dict[str, _Attempt] = attrs.field(factory=dict[str, _Attempt])
     by_task: dict[str, list[_Attempt]] = attrs.field(factory=dict[str, list["_Attempt"]])
     unknown: dict[str, _Attempt] = attrs.field(factory=dict[str, _Attempt])
+    by_key: dict[str, _Row] = attrs.field(factory=dict[str, _Row])
     ends: deque[float] = attrs.field(factory=lambda: deque[float](maxlen=_ENDS))
     owner: MemoryLedger | None = None
 
@@ -132,6 +142,14 @@ class _Books:
         if row.track.title is None:
             row.track = track
         return row
+
+    def place(self, row: _Row, path: str, key: str | None) -> None:
+        """Give *row* a path, and a key or none in place of the one it has."""
+        if row.key is not None:
+            del self.by_key[row.key]
+        row.path, row.key = path, key
+        if key is not None:
+            self.by_key[key] = row
 
     def begin(self, row: _Row, attempt_id: str, now_unix_s: float) -> None:
         """Open an attempt."""
@@ -401,26 +419,52 @@ class MemoryLedger:
                     row.error_code, row.error = error_code, error
         await self._return("settle")
 
+    async def reserve(self, track: Track, *, path: str, key: str) -> bool:
+        """Write down where a WAV is to be saved; see `Ledger.reserve`."""
+        for name, value in {"path": path, "key": key}.items():
+            verify_type(value, str, name)
+            if not value:
+                msg = f"{name} must not be empty"
+                raise ValueError(msg)
+        await self._call("reserve", track, path, key)
+        row = self._books.rows.get(track)
+        is_free = row is not None and self._books.by_key.get(key, row) is row
+        if row is None or (row.rest is TrackState.STORED and row.path != path):
+            is_free = False
+        elif is_free:
+            self._books.place(row, path, key)
+        await self._return("reserve")
+        return is_free
+
     async def store(self, track: Track, *, path: str, size: int, sha256: str) -> None:
         """Write down that a WAV is a file here; see `Ledger.store`."""
         await self._call("store", track, path, size, sha256)
         row = self._books.rows.get(track)
         if row is not None and row.rest in _HAD_WAV:
-            row.rest, row.stored = TrackState.STORED, (path, size, sha256)
+            self._books.place(row, path, row.key if row.path == path else None)
+            row.rest, row.file = TrackState.STORED, (size, sha256)
         await self._return("store")
 
-    async def expire(self, now_unix_s: float) -> int:
+    async def unstore(self, track: Track) -> None:
+        """Write down that a file is gone or damaged; see `Ledger.unstore`."""
+        await self._call("unstore", track)
+        row = self._books.rows.get(track)
+        if row is not None and row.rest is TrackState.STORED:
+            row.rest, row.file = TrackState.SUCCEEDED, None
+        await self._return("unstore")
+
+    async def expire(self, now_unix_s: float, *, track: Track | None = None) -> int:
         """Give up the WAVs that are deleted by now; see `Ledger.expire`."""
-        await self._call("expire", now_unix_s)
-        expired = 0
-        for row in self._books.rows.values():
-            expires_at = row.standing().expires_at
-            is_due = expires_at is not None and expires_at <= _moment(now_unix_s)
-            if is_due and row.state() is TrackState.SUCCEEDED:
-                row.rest = TrackState.EXPIRED
-                expired += 1
+        await self._call("expire", now_unix_s, track)
+        rows = [r for r in self._books.rows.values() if r.state() is TrackState.SUCCEEDED]
+        if track is None:
+            due = [row for row in rows if row.is_due(_moment(now_unix_s))]
+        else:
+            due = [row for row in rows if row.track == track]
+        for row in due:
+            row.rest = TrackState.EXPIRED
         await self._return("expire")
-        return expired
+        return len(due)
 
     # --- inside -----------------------------------------------------------------------------
 

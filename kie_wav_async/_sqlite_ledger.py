@@ -59,6 +59,9 @@ class SqliteLedger:
     some seconds; the end of a submit that it goes on refusing is kept, and written
     before anything else, so that a full disk loses no task once there is room.
 
+    A file that an earlier version wrote is brought up to this one at opening, and
+    that version refuses it from then on.
+
     Keep it on a local disk: opening it on a network file system is warned of.
 
     Args:
@@ -323,12 +326,28 @@ class SqliteLedger:
             )
         )
 
+    async def reserve(self, track: Track, *, path: str, key: str) -> bool:
+        """
+        Write down where the WAV of a track is to be saved; return whether it may be there.
+
+        See `Ledger.reserve`.
+
+        Raises:
+            ValueError: *path* or *key* is empty.
+        """
+        verify_type(track, Track, "track")
+        for name, value in {"path": path, "key": key}.items():
+            verify_type(value, str, name)
+            if not value:
+                msg = f"{name} must not be empty"
+                raise ValueError(msg)
+        return await self._ask(lambda tables: tables.reserve(track, path=path, key=key))
+
     async def store(self, track: Track, *, path: str, size: int, sha256: str) -> None:
         """
         Write down that the WAV of a succeeded track is a file here.
 
-        Said again of a stored track, the last word counts. A track without a WAV
-        stays as it is.
+        See `Ledger.store`.
         """
         verify_type(track, Track, "track")
         verify_type(path, str, "path")
@@ -337,14 +356,25 @@ class SqliteLedger:
         verify_number(size, "size", least=0)
         await self._ask(lambda tables: tables.store(track, path=path, size=size, sha256=sha256))
 
-    async def expire(self, now_unix_s: float) -> int:
+    async def unstore(self, track: Track) -> None:
+        """
+        Write down that the file of a stored track is gone or damaged.
+
+        See `Ledger.unstore`.
+        """
+        verify_type(track, Track, "track")
+        await self._ask(lambda tables: tables.unstore(track))
+
+    async def expire(self, now_unix_s: float, *, track: Track | None = None) -> int:
         """
         Give up the WAVs that the service has deleted by now; return how many.
 
         See `Ledger.expire`.
         """
         _verify_moment(now_unix_s)
-        return await self._ask(lambda tables: tables.expire(now_unix_s))
+        if track is not None:
+            verify_type(track, Track, "track")
+        return await self._ask(lambda tables: tables.expire(now_unix_s, track))
 
     async def _ask(
         self,

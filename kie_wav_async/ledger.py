@@ -164,15 +164,53 @@ class Ledger(Protocol):
         """
         ...
 
-    async def store(self, track: Track, *, path: str, size: int, sha256: str) -> None:
-        """Write down that the WAV of a succeeded track is a file here."""
+    async def reserve(self, track: Track, *, path: str, key: str) -> bool:
+        """
+        Write down where the WAV of a track is to be saved; return whether it may be there.
+
+        A track, whatever its state, keeps the place until it is given another, also
+        when it is expired, planned again or converted anew. Its former key is free
+        then.
+
+        Args:
+            track: The track.
+
+            path: Relative to the catalog's folder.
+
+            key: The path as file systems compare it: the same of two paths that one
+                of them may take for one file.
+
+        Returns:
+            `False`, and nothing has changed, if another track has *key*, if the WAV
+            is a file here at another path, or if the track is not there; else `True`.
+        """
         ...
 
-    async def expire(self, now_unix_s: float) -> int:
+    async def store(self, track: Track, *, path: str, size: int, sha256: str) -> None:
+        """
+        Write down that the WAV of a succeeded track is a file here.
+
+        Said again, the last word counts. An expired track is stored too, as the WAV
+        was saved in time; any other stays as it is. If *path* is not the one that
+        was reserved, the track has no key any more, and keeps nobody off its path.
+        """
+        ...
+
+    async def unstore(self, track: Track) -> None:
+        """
+        Write down that the file of a stored track is gone or damaged.
+
+        It has succeeded then, its path kept, and its WAV is to be fetched again or
+        expires. A track without a file stays as it is.
+        """
+        ...
+
+    async def expire(self, now_unix_s: float, *, track: Track | None = None) -> int:
         """
         Give up the WAVs that the service has deleted by now; return how many.
 
         A succeeded track is expired 14 days after its submit was sent, if that is
-        known.
+        known. With *track*, it alone is, whatever its age, if it has succeeded: the
+        service has said that it has the WAV no longer.
         """
         ...

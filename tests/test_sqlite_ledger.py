@@ -13,7 +13,8 @@ import pytest
 from yarl import URL
 
 from kie_wav_async import Track, _sqlite_ledger
-from kie_wav_async._ledger_sql import APPLICATION_ID, SCHEMA_VERSION, LedgerTables
+from kie_wav_async._ledger_schema import APPLICATION_ID, SCHEMA_VERSION
+from kie_wav_async._ledger_sql import LedgerTables
 from kie_wav_async.errors import LedgerError
 from kie_wav_async.ledger import AttemptOutcome, Ledger, SqliteLedger, TrackState
 

@@ -321,11 +321,12 @@ async def test_a_stored_file_may_move(tmp_path):
 
 
 async def test_a_new_task_forgets_the_end_of_the_old(tmp_path):
-    """Sent again after its WAV was there, a track tells nothing of the old one."""
+    """Sent again after its WAV was there, a track tells nothing of the old one but the path."""
     async with Life(tmp_path / "x.sqlite3") as life:
         await life.go("begin accepted wav store again:a2 accepted:a2:t2")
         standing = await life.standing()
-    assert (None, None, None) == (standing.wav_url, standing.settled_at, standing.path)
+    assert (None, None) == (standing.wav_url, standing.settled_at)
+    assert ("x.wav", None, None) == (standing.path, standing.bytes, standing.sha256)
 
 
 async def test_only_the_first_end_of_a_task_counts(tmp_path):

@@ -1,0 +1,93 @@
+"""
+The tables of a ledger's file, and how a file of an earlier version gets them.
+
+What only reads a ledger reads one of every version, so it must not ask for a
+column that came later.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import sqlite3
+
+__all__ = ["APPLICATION_ID", "SCHEMA_VERSION", "create_tables", "upgrade_tables"]
+
+#: Marks a file as ours: "kwav".
+APPLICATION_ID: Final = 0x6B776176
+SCHEMA_VERSION: Final = 2
+
+_PATH_KEYS: Final = (
+    "CREATE UNIQUE INDEX track_path_key ON track (path_key) WHERE path_key IS NOT NULL"
+)
+
+_SCHEMA: Final = f"""
+    CREATE TABLE track (
+        idx INTEGER PRIMARY KEY,
+        music_task_id TEXT NOT NULL,
+        audio_id TEXT NOT NULL,
+        title TEXT,
+        state TEXT NOT NULL DEFAULT 'planned',
+        rest TEXT NOT NULL DEFAULT 'planned', -- its state once nothing of it is under way
+        latest INTEGER REFERENCES attempt (n),
+        followed INTEGER REFERENCES attempt (n), -- whose task it is followed under, or was
+        answered INTEGER NOT NULL DEFAULT 0, -- its latest attempt when it last got a WAV
+        settled REAL,
+        wav_url TEXT,
+        error_code INTEGER,
+        error TEXT,
+        path TEXT, -- where its file is, or is to be
+        bytes INTEGER, -- NULL unless it rests 'stored', and so is sha256
+        sha256 TEXT,
+        path_key TEXT, -- the path as file systems compare it (since version 2)
+        UNIQUE (music_task_id, audio_id)
+    );
+    CREATE INDEX track_state ON track (state);
+    {_PATH_KEYS};
+    CREATE TABLE attempt (
+        n INTEGER PRIMARY KEY, -- in the order in which they began
+        id TEXT NOT NULL UNIQUE,
+        track INTEGER NOT NULL REFERENCES track (idx),
+        began REAL NOT NULL,
+        ended REAL,
+        outcome TEXT NOT NULL DEFAULT 'open',
+        task_id TEXT,
+        task_end TEXT, -- 'succeeded' or 'failed'
+        named_task TEXT, -- by a callback
+        error_code INTEGER,
+        error TEXT
+    );
+    CREATE INDEX attempt_track ON attempt (track, outcome);
+    CREATE INDEX attempt_task ON attempt (task_id) WHERE task_id IS NOT NULL;
+    CREATE INDEX attempt_outcome ON attempt (outcome);
+    CREATE INDEX attempt_ended ON attempt (ended);
+    PRAGMA application_id = {APPLICATION_ID};
+    PRAGMA user_version = {SCHEMA_VERSION};
+"""
+
+# What makes of each earlier version the next one.
+_UPGRADES: Final = {1: ("ALTER TABLE track ADD COLUMN path_key TEXT", _PATH_KEYS)}
+
+
+def create_tables(connection: sqlite3.Connection) -> None:
+    """Make the tables, inside the transaction that is open."""
+    for statement in _SCHEMA.split(";"):
+        connection.execute(statement)
+
+
+def upgrade_tables(connection: sqlite3.Connection) -> None:
+    """
+    Bring the tables of an earlier version up to ours, in a transaction of its own.
+
+    Whoever dies or fails half way leaves the earlier version.
+    """
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == SCHEMA_VERSION:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    for earlier in range(version, SCHEMA_VERSION):
+        for statement in _UPGRADES[earlier]:
+            connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    connection.execute("COMMIT")
