@@ -51,21 +51,21 @@ def parse_wav_header(head: bytes) -> int | None:
         that its header does not know.
 
     Raises:
-        ValueError: It is not the beginning of a WAV file; the text says why.
+        ValueError: It is not the beginning of a WAV file; the text says what it does instead.
     """
     if len(head) < HEAD_LENGTH:
-        msg = f"it has only {len(head)} bytes, and no WAV file has fewer than {HEAD_LENGTH}"
+        msg = f"has only {len(head)} bytes, and no WAV file has fewer than {HEAD_LENGTH}"
         raise ValueError(msg)
     kind, size, form = _FORM.unpack_from(head)
     if (kind != b"RIFF" and kind not in _LONG_KINDS) or form != b"WAVE":
         # The text of bytes is ASCII without control characters.
-        msg = f"it begins with {head[:12]!r}, as no WAV file does"
+        msg = f"begins with {head[:12]!r}, as no WAV file does"
         raise ValueError(msg)
     untold = _UNTOLD
     if kind in _LONG_KINDS:
         name, length, long_size = _DS64.unpack_from(head, _FORM.size)
         if name != b"ds64" or length < _LEAST_DS64:
-            msg = f"it is of the kind {kind.decode()}, but without the ds64 chunk"
+            msg = f"is of the kind {kind.decode()}, but without the ds64 chunk"
             raise ValueError(msg)
         if size in _UNTOLD:
             size, untold = long_size, _UNTOLD_LONG
@@ -73,7 +73,7 @@ def parse_wav_header(head: bytes) -> int | None:
         return None
     declared = int(size) + _BEFORE_LENGTH
     if declared < HEAD_LENGTH:
-        msg = f"its header declares {declared} bytes, and no WAV file has fewer than {HEAD_LENGTH}"
+        msg = f"declares {declared} bytes, and no WAV file has fewer than {HEAD_LENGTH}"
         raise ValueError(msg)
     return declared
 

@@ -100,29 +100,29 @@ def test_a_stream_declares_no_length(head):
 @pytest.mark.parametrize(
     ("head", "complaint"),
     [
-        (b"", "it has only 0 bytes, and no WAV file has fewer than 44"),
-        (b"RIFF", "it has only 4 bytes, and no WAV file has fewer than 44"),
-        (riff(36)[:12], "it has only 12 bytes, and no WAV file has fewer than 44"),
-        (riff(36)[:43], "it has only 43 bytes, and no WAV file has fewer than 44"),
-        (long_riff(100)[:43], "it has only 43 bytes, and no WAV file has fewer than 44"),
-        (riff(35), "its header declares 43 bytes, and no WAV file has fewer than 44"),
-        (riff(1), "its header declares 9 bytes, and no WAV file has fewer than 44"),
-        (riff(4), "its header declares 12 bytes, and no WAV file has fewer than 44"),
-        (long_riff(35), "its header declares 43 bytes, and no WAV file has fewer than 44"),
-        (long_riff(1), "its header declares 9 bytes, and no WAV file has fewer than 44"),
-        (long_riff(100, size=4), "its header declares 12 bytes, and no WAV file has fewer than 44"),
-        (riff(ALL_ONES, kind=b"RF64"), "it is of the kind RF64, but without the ds64 chunk"),
-        (riff(100, kind=b"RF64"), "it is of the kind RF64, but without the ds64 chunk"),
-        (riff(0, kind=b"BW64"), "it is of the kind BW64, but without the ds64 chunk"),
-        (long_riff(100, name=b"JUNK"), "it is of the kind RF64, but without the ds64 chunk"),
-        (long_riff(100, name=b"DS64"), "it is of the kind RF64, but without the ds64 chunk"),
-        (long_riff(100, length=23), "it is of the kind RF64, but without the ds64 chunk"),
-        (long_riff(100, length=0), "it is of the kind RF64, but without the ds64 chunk"),
+        (b"", "has only 0 bytes, and no WAV file has fewer than 44"),
+        (b"RIFF", "has only 4 bytes, and no WAV file has fewer than 44"),
+        (riff(36)[:12], "has only 12 bytes, and no WAV file has fewer than 44"),
+        (riff(36)[:43], "has only 43 bytes, and no WAV file has fewer than 44"),
+        (long_riff(100)[:43], "has only 43 bytes, and no WAV file has fewer than 44"),
+        (riff(35), "declares 43 bytes, and no WAV file has fewer than 44"),
+        (riff(1), "declares 9 bytes, and no WAV file has fewer than 44"),
+        (riff(4), "declares 12 bytes, and no WAV file has fewer than 44"),
+        (long_riff(35), "declares 43 bytes, and no WAV file has fewer than 44"),
+        (long_riff(1), "declares 9 bytes, and no WAV file has fewer than 44"),
+        (long_riff(100, size=4), "declares 12 bytes, and no WAV file has fewer than 44"),
+        (riff(ALL_ONES, kind=b"RF64"), "is of the kind RF64, but without the ds64 chunk"),
+        (riff(100, kind=b"RF64"), "is of the kind RF64, but without the ds64 chunk"),
+        (riff(0, kind=b"BW64"), "is of the kind BW64, but without the ds64 chunk"),
+        (long_riff(100, name=b"JUNK"), "is of the kind RF64, but without the ds64 chunk"),
+        (long_riff(100, name=b"DS64"), "is of the kind RF64, but without the ds64 chunk"),
+        (long_riff(100, length=23), "is of the kind RF64, but without the ds64 chunk"),
+        (long_riff(100, length=0), "is of the kind RF64, but without the ds64 chunk"),
     ],
 )
 def test_a_header_that_cannot_be_right_is_refused(head, complaint):
     """What calls itself a WAV file, but cannot be one, is refused with the reason."""
-    with pytest.raises(ValueError, match=r"^it") as caught:
+    with pytest.raises(ValueError, match=r"^(has|declares|is) ") as caught:
         parse_wav_header(head)
 
     assert complaint == str(caught.value)
@@ -160,10 +160,10 @@ def test_a_header_that_cannot_be_right_is_refused(head, complaint):
 )
 def test_what_begins_otherwise_is_refused(head):
     """Whatever else a server sends, the text of the refusal shows how it began."""
-    with pytest.raises(ValueError, match=r"^it begins with b") as caught:
+    with pytest.raises(ValueError, match=r"^begins with b") as caught:
         parse_wav_header(head)
 
-    assert str(caught.value) == f"it begins with {head[:12]!r}, as no WAV file does"
+    assert str(caught.value) == f"begins with {head[:12]!r}, as no WAV file does"
 
 
 @given(
