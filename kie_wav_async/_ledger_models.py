@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import attrs
 from yarl import URL
 
-from kie_wav_async._models import RETENTION_DAYS, Track, UnknownSubmit
+from kie_wav_async._models import RETENTION_DAYS, Track, UnknownSubmit, verify_type
 
 
 class TrackState(enum.StrEnum):
@@ -135,3 +135,19 @@ class LedgerOpening:
     accepted: int
     ended_unix_s: tuple[float, ...]
     named: Mapping[str, str]
+
+
+def verify_place(path: object, key: object) -> None:
+    """
+    Return if a WAV can be told to be at *path*, by *key*.
+
+    Raises:
+        TypeError: One of them is not a `str`.
+
+        ValueError: One of them is empty.
+    """
+    for name, value in {"path": path, "key": key}.items():
+        verify_type(value, str, name)
+        if not value:
+            msg = f"{name} must not be empty"
+            raise ValueError(msg)

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Final, Self
 import attrs
 from yarl import URL
 
-from kie_wav_async._ledger_models import AttemptOutcome, LedgerOpening, Standing, TrackState
+from kie_wav_async._ledger_models import (
+    AttemptOutcome,
+    LedgerOpening,
+    Standing,
+    TrackState,
+    verify_place,
+)
 from kie_wav_async._models import Track, UnknownSubmit, verify_id, verify_type
 from kie_wav_async.errors import LedgerError
 
@@ -421,11 +427,7 @@ class MemoryLedger:
 
     async def reserve(self, track: Track, *, path: str, key: str) -> bool:
         """Write down where a WAV is to be saved; see `Ledger.reserve`."""
-        for name, value in {"path": path, "key": key}.items():
-            verify_type(value, str, name)
-            if not value:
-                msg = f"{name} must not be empty"
-                raise ValueError(msg)
+        verify_place(path, key)
         await self._call("reserve", track, path, key)
         row = self._books.rows.get(track)
         is_free = row is not None and self._books.by_key.get(key, row) is row

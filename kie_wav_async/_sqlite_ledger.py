@@ -15,7 +15,13 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
-from kie_wav_async._ledger_models import AttemptOutcome, LedgerOpening, Standing, TrackState
+from kie_wav_async._ledger_models import (
+    AttemptOutcome,
+    LedgerOpening,
+    Standing,
+    TrackState,
+    verify_place,
+)
 from kie_wav_async._ledger_sql import RETRIABLE, LedgerTables
 from kie_wav_async._ledger_thread import Job, LedgerThread
 from kie_wav_async._models import Track, verify_count, verify_id, verify_number, verify_type
@@ -336,11 +342,7 @@ class SqliteLedger:
             ValueError: *path* or *key* is empty.
         """
         verify_type(track, Track, "track")
-        for name, value in {"path": path, "key": key}.items():
-            verify_type(value, str, name)
-            if not value:
-                msg = f"{name} must not be empty"
-                raise ValueError(msg)
+        verify_place(path, key)
         return await self._ask(lambda tables: tables.reserve(track, path=path, key=key))
 
     async def store(self, track: Track, *, path: str, size: int, sha256: str) -> None:

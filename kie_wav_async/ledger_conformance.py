@@ -244,6 +244,16 @@ class _Life:
     async def store(self, track: Track) -> None:
         await self.ledger.store(track, path="å/b.wav", size=2**40, sha256="ab" * 32)
 
+    async def place(self, track: Track, path: str, key: str) -> None:
+        """Have a track saved where it may be."""
+        told = await self.ledger.reserve(track, path=path, key=key)
+        _require(told is True, f"{track} may not be at {path}, although it is free: {told!r}")
+
+    async def no_place(self, track: Track, path: str, key: str) -> None:
+        """Have a track saved where it may not be."""
+        told = await self.ledger.reserve(track, path=path, key=key)
+        _require(told is False, f"{track} may be at {path}, although that is not free: {told!r}")
+
     async def made(self, state: TrackState) -> Track:
         """Return a new track that stands in *state*."""
         track = self.track()
@@ -1259,6 +1269,203 @@ class LedgerConformance:
         opening = await life.restart()
         _same((opening.accepted, len(opening.ended_unix_s)), (2, 2), "the submits accepted")
 
+    # --- where files are to be --------------------------------------------------------------
+
+    @_promise
+    async def test_a_place_is_told_in_every_state(self) -> None:
+        """A track in any state has the place it was given last, also after a death."""
+        life = self.life
+        for state in TrackState:
+            if state in {TrackState.SUBMITTING, TrackState.STORED}:
+                continue  # One does not outlive its process, the other has a place.
+            track = await life.made(state)
+            standing = await life.find(track)
+            for path in ("å/1.wav", "å/2 '\";--.wav"):
+                await life.place(track, path, f"{state} {path}")
+                before = await life.told()
+                await life.place(track, path, f"{state} {path}")
+                await life.unchanged(before, "a place asked for again")
+                await life.die()
+                expected = attrs.evolve(standing, path=path)
+                _same(await life.find(track), expected, f"a {state} track with a place")
+
+    @_promise
+    async def test_a_place_is_one_tracks_alone(self) -> None:
+        """A key that another track has is refused, and nothing changes, until that gives it up."""
+        life = self.life
+        for state in (TrackState.PLANNED, TrackState.SUCCEEDED):
+            first, second = await life.made(state), await life.made(state)
+            one, other = life.id(), life.id()
+            await life.place(first, "Song.wav", one)
+            await life.place(second, "Song.wav", other)
+            before = await life.told()
+            await life.no_place(second, "song.wav", one)
+            await life.unchanged(before, "a place that was refused")
+            await life.restart()
+            await life.no_place(second, "song.wav", one)
+            await life.place(first, "Song (2).wav", life.id())
+            await life.place(second, "song.wav", one)
+            await life.expect(first, state, path="Song (2).wav")
+            await life.expect(second, state, path="song.wav")
+            await life.place(first, "x.wav", other)
+
+    @_promise
+    async def test_one_of_many_has_a_place(self) -> None:
+        """However many tracks ask for one place at once, one has it."""
+        life = self.life
+        tracks = [life.track() for _ in range(20)]
+        await life.ledger.plan(tracks)
+        key = life.id()
+        answers = await _in_order([life.ledger.reserve(t, path="x.wav", key=key) for t in tracks])
+        _same(answers.count(True), 1, "the tracks that have one place")
+        paths = [(await life.find(track)).path for track in tracks]
+        _same([path is not None for path in paths], answers, "the tracks that are told a place")
+
+    @_promise
+    async def test_a_file_stays_where_it_is(self) -> None:
+        """A track whose WAV is a file here can reserve where that is, and nothing else."""
+        life = self.life
+        for is_repeated in (False, True):
+            track, other = await life.made(TrackState.STORED), await life.made(TrackState.PLANNED)
+            if is_repeated:
+                await life.begin(track, again=True)
+            standing = await life.find(track)
+            assert standing.path is not None  # noqa: S101 - for the type checker
+            key = life.id()
+            before = await life.told()
+            await life.no_place(track, "y.wav", key)
+            await life.unchanged(before, "a place that was refused to a file")
+            await life.place(track, standing.path, key)
+            await life.unchanged(before, "a file's own place")
+            await life.no_place(other, "z.wav", key)
+
+    @_promise
+    async def test_a_track_that_is_not_there_has_no_place(self) -> None:
+        """A track that is not there is given no place, and takes none from others."""
+        life = self.life
+        key, track = life.id(), await life.made(TrackState.PLANNED)
+        before = await life.told()
+        await life.no_place(life.track(), "x.wav", key)
+        await life.unchanged(before, "a place for nobody")
+        await life.place(track, "x.wav", key)
+
+    @_promise
+    async def test_a_file_elsewhere_gives_up_its_place(self) -> None:
+        """A track stored where it was to be keeps others off; stored elsewhere, it does not."""
+        life = self.life
+        for path in ("x.wav", "y.wav"):
+            track, other = [await life.made(TrackState.SUCCEEDED) for _ in range(2)]
+            key = life.id()
+            await life.place(track, "x.wav", key)
+            await life.ledger.store(track, path=path, size=1, sha256="s")
+            await life.expect(track, TrackState.STORED, path=path)
+            await (life.no_place if path == "x.wav" else life.place)(other, "z.wav", key)
+
+    @_promise
+    async def test_a_place_outlives_the_wav(self) -> None:
+        """What is expired, planned again or converted anew keeps its place, but has no file."""
+        life = self.life
+        key, other = life.id(), await life.made(TrackState.PLANNED)
+        track = life.track()
+        await life.ledger.plan([track])
+        await life.place(track, "x.wav", key)
+
+        async def expect(state: TrackState) -> None:
+            await life.expect(track, state, path="x.wav", bytes=None, sha256=None)
+            await life.no_place(other, "y.wav", key)
+
+        _, task_id = await life.submit(track)
+        await expect(TrackState.ACCEPTED)
+        await life.fail(task_id)
+        await expect(TrackState.FAILED)
+        await life.ledger.retry([TrackState.FAILED])
+        await expect(TrackState.PLANNED)
+        _, task_id = await life.submit(track)
+        await life.succeed(task_id)
+        await expect(TrackState.SUCCEEDED)
+        await life.ledger.expire(life.tick(_RETENTION_S + 1.0))
+        await expect(TrackState.EXPIRED)
+        await life.ledger.retry([TrackState.EXPIRED])
+        await expect(TrackState.PLANNED)
+        _, task_id = await life.submit(track)
+        await life.succeed(task_id)
+        await life.ledger.store(track, path="x.wav", size=1, sha256="s")
+        _, task_id = await life.submit(track, again=True)
+        await expect(TrackState.ACCEPTED)
+        await life.succeed(task_id)
+        await expect(TrackState.SUCCEEDED)
+
+    @_promise
+    async def test_a_cancelled_reservation_does_no_harm(self) -> None:
+        """A cancelled call for a place has been written or not, and said again it is."""
+        life = self.life
+        for turns in range(12):
+            track, other = [await life.made(TrackState.PLANNED) for _ in range(2)]
+            key = life.id()
+            await _cancelled(life.ledger.reserve(track, path="x.wav", key=key), turns)
+            standing = await life.find(track)
+            _require(standing.path in {None, "x.wav"}, f"a cancelled call left {standing}")
+            await life.place(track, "x.wav", key)
+            await life.no_place(other, "y.wav", key)
+
+    @_promise
+    async def test_a_file_that_is_gone_is_fetched_again(self) -> None:
+        """A stored track whose file is gone has succeeded, at its place, and may be stored anew."""
+        life = self.life
+        track, other = await life.made(TrackState.SUCCEEDED), await life.made(TrackState.PLANNED)
+        key = life.id()
+        await life.place(track, "x.wav", key)
+        succeeded = await life.find(track)
+        for is_doubtful in (False, True):
+            await life.ledger.store(track, path="x.wav", size=1, sha256="s")
+            attempt_id = succeeded.attempt_id
+            if is_doubtful:
+                attempt_id, _ = await life.submit(track, AttemptOutcome.UNKNOWN, again=True)
+            await life.ledger.unstore(track)
+            await life.die()
+            if is_doubtful:
+                await life.expect(track, TrackState.UNKNOWN, bytes=None, sha256=None)
+                await life.end(attempt_id, AttemptOutcome.NOT_CREATED)
+            expected = attrs.evolve(succeeded, attempt_id=attempt_id)
+            _same(await life.find(track), expected, "a track whose file is gone")
+            await life.no_place(other, "y.wav", key)
+        await life.place(track, "z.wav", key)
+        _same(await life.ledger.expire(life.tick(_RETENTION_S)), 1, "the WAVs expired at last")
+
+    @_promise
+    async def test_only_a_file_is_gone(self) -> None:
+        """Of a track that is not stored, or is not there, no file can be gone."""
+        life = self.life
+        tracks = [await life.made(state) for state in TrackState if state != TrackState.STORED]
+        before = await life.told()
+        for track in [*tracks, life.track()]:
+            await life.ledger.unstore(track)
+        await life.unchanged(before, "a file gone of a track without one")
+
+    @_promise
+    async def test_a_wav_that_is_deleted_expires_at_once(self) -> None:
+        """Named, a succeeded track expires whatever its age; no other does, however old."""
+        life = self.life
+        tracks = {state: await life.made(state) for state in TrackState}
+        adopted, old = life.track(), life.track()
+        _, task_id = await life.submit(adopted, AttemptOutcome.ADOPTED)
+        await life.succeed(task_id)
+        _, task_id = await life.submit(old, ago_s=_RETENTION_S)
+        await life.succeed(task_id)
+        before = await life.told()
+        for track in [*(t for s, t in tracks.items() if s != TrackState.SUCCEEDED), life.track()]:
+            _same(await life.ledger.expire(life.now, track=track), 0, "the WAVs expired of none")
+            await life.unchanged(before, "the expiry of a track without a WAV")
+        for track in (tracks[TrackState.SUCCEEDED], adopted):
+            standing = await life.find(track)
+            for expired in (1, 0):
+                _same(await life.ledger.expire(life.now, track=track), expired, "the WAVs expired")
+            await life.die()
+            expected = attrs.evolve(standing, state=TrackState.EXPIRED)
+            _same(await life.find(track), expected, "a track whose WAV is deleted")
+        await life.expect(old, TrackState.SUCCEEDED)
+        _same(await life.ledger.retry([TrackState.EXPIRED]), 3, "the tracks planned again")
+
     # --- calls ------------------------------------------------------------------------------
 
     @_promise
@@ -1272,6 +1479,7 @@ class LedgerConformance:
         accepted, refused = AttemptOutcome.ACCEPTED, AttemptOutcome.REFUSED
         calls: list[Callable[[], Coroutine[Any, Any, object]]] = [
             lambda: life.ledger.begin(good, ids[0], now),
+            lambda: life.ledger.reserve(good, path="p", key="k"),
             lambda: life.ledger.hear(ids[0], "task"),
             lambda: life.ledger.end(ids[0], AttemptOutcome.UNKNOWN, now),
             lambda: life.ledger.hear(ids[0], "task"),
@@ -1280,6 +1488,9 @@ class LedgerConformance:
             lambda: life.ledger.end(ids[0], AttemptOutcome.NOT_CREATED, later),
             lambda: life.ledger.settle("task", later, wav_url=_WAV),
             lambda: life.ledger.store(good, path="p", size=1, sha256="s"),
+            lambda: life.ledger.unstore(good),
+            lambda: life.ledger.expire(now, track=good),
+            lambda: life.ledger.store(good, path="q", size=2, sha256="s"),
             lambda: life.ledger.begin(bad, ids[2], now),
             lambda: life.ledger.end(ids[2], refused, later, error_code=422, error=_WORDS),
             lambda: life.ledger.begin(bad, ids[3], now),
@@ -1310,11 +1521,15 @@ class LedgerConformance:
                 ledger.end(attempt_id, AttemptOutcome.ACCEPTED, life.tick(), task_id=task_id),
                 ledger.settle(task_id, life.tick(), wav_url=_WAV),
                 ledger.settle(task_id, life.tick(), error="too late"),
+                ledger.store(track, path="old.wav", size=1, sha256="ab"),
+                ledger.unstore(track),
+                ledger.reserve(track, path="new.wav", key=f"{number}"),
                 ledger.store(track, path=f"{number}.wav", size=1, sha256="ab"),
                 ledger.find(track),
             ]
         told = await _in_order(calls)
-        for number, standing in enumerate(told[6::7]):
+        _same(told[7::10], [True] * len(tracks), "the answers to calls for a place")
+        for number, standing in enumerate(told[9::10]):
             _require(isinstance(standing, Standing), "a track is not there")
             assert isinstance(standing, Standing)  # noqa: S101 - for the type checker
             _same(

@@ -903,38 +903,38 @@ class StoresSmallFiles(MemoryLedger):
 class ExpiresEarly(MemoryLedger):
     """A WAV is given up a minute too soon."""
 
-    async def expire(self, now_unix_s):
-        return await super().expire(now_unix_s + 60.0)
+    async def expire(self, now_unix_s, **kwargs):
+        return await super().expire(now_unix_s + 60.0, **kwargs)
 
 
 @wrong("only_a_wav_of_known_age_expires")
 class ExpiresBySettlement(MemoryLedger, Rows):
     """A WAV is kept for 14 days from when it was there."""
 
-    async def expire(self, now_unix_s):
+    async def expire(self, now_unix_s, **kwargs):
         for row in self.rows():
             if row.settled_unix_s is not None and row.followed is not None:
                 row.followed.begun_unix_s = row.settled_unix_s
-        return await super().expire(now_unix_s)
+        return await super().expire(now_unix_s, **kwargs)
 
 
 @wrong("calls_made_twice_change_nothing")
 class ExpiresFiles(MemoryLedger, Rows):
     """A file here expires with the one at the service."""
 
-    async def expire(self, now_unix_s):
+    async def expire(self, now_unix_s, **kwargs):
         for row in self.rows():
             if row.rest is TrackState.STORED:
                 row.rest = TrackState.SUCCEEDED
-        return await super().expire(now_unix_s)
+        return await super().expire(now_unix_s, **kwargs)
 
 
 @wrong("only_a_wav_of_known_age_expires")
 class ExpiresWhatIsAdopted(MemoryLedger, Rows):
     """A task of unknown age is as old as our submit."""
 
-    async def expire(self, now_unix_s):
-        expired = await super().expire(now_unix_s)
+    async def expire(self, now_unix_s, **kwargs):
+        expired = await super().expire(now_unix_s, **kwargs)
         for row in self.rows():
             if row.state() is TrackState.SUCCEEDED and row.standing().is_adopted:
                 row.rest = TrackState.EXPIRED
@@ -945,8 +945,8 @@ class ExpiresWhatIsAdopted(MemoryLedger, Rows):
 class ExpiresTwice(MemoryLedger, Rows):
     """What is expired is counted again."""
 
-    async def expire(self, now_unix_s):
-        await super().expire(now_unix_s)
+    async def expire(self, now_unix_s, **kwargs):
+        await super().expire(now_unix_s, **kwargs)
         return sum(row.state() is TrackState.EXPIRED for row in self.rows())
 
 
@@ -990,3 +990,418 @@ class ForgetsTheBill(MemoryLedger, Rows):
                 for attempt in row.attempts:
                     del self._books.attempts[attempt.attempt_id]
         return await super().retry(states)
+
+
+# Where files are to be.
+
+
+@wrong("a_place_is_told_in_every_state")
+class PlacesWhatSucceeded(MemoryLedger, Rows):
+    """A place is for a track whose WAV is there."""
+
+    async def reserve(self, track, **kwargs):
+        row = self.row(track)
+        if row is not None and row.state() is not TrackState.SUCCEEDED:
+            return False
+        return await super().reserve(track, **kwargs)
+
+
+@wrong("a_place_is_told_in_every_state")
+class TellsThePathOfFilesAlone(MemoryLedger):
+    """A path is told once there is a file."""
+
+    async def find(self, track):
+        standing = await super().find(track)
+        if standing is None or standing.bytes is not None:
+            return standing
+        return attrs.evolve(standing, path=None)
+
+
+@wrong("a_place_is_told_in_every_state")
+class LosesPlaces(MemoryLedger):
+    """Where files were to be is gone when it dies."""
+
+    def die(self):
+        left = super().die()
+        for row in left._books.rows.values():
+            row.path = row.key = None
+        left._books.by_key.clear()
+        return left
+
+
+@wrong("a_place_is_told_in_every_state")
+class RefusesAPlaceAskedForAgain(MemoryLedger):
+    """A key that somebody has is taken, whoever asks."""
+
+    async def reserve(self, track, *, path, key):
+        return key not in self._books.by_key and await super().reserve(track, path=path, key=key)
+
+
+@wrong("a_place_is_told_in_every_state")
+class KeepsTheFirstPlace(MemoryLedger, Rows):
+    """A track that has a place has it for good."""
+
+    async def reserve(self, track, **kwargs):
+        row = self.row(track)
+        if row is not None and row.path is not None:
+            return True
+        return await super().reserve(track, **kwargs)
+
+
+@wrong("a_place_is_told_in_every_state")
+class PlansWhatHasAPlace(MemoryLedger, Rows):
+    """A track that is given a place is to be converted."""
+
+    async def reserve(self, track, **kwargs):
+        if (row := self.row(track)) is not None:
+            row.follow(None)
+        return await super().reserve(track, **kwargs)
+
+
+@wrong("a_place_is_one_tracks_alone")
+class SharesPlaces(MemoryLedger):
+    """Two tracks may be saved to one place."""
+
+    async def reserve(self, track, *, path, key):
+        self._books.by_key.pop(key, None)
+        return await super().reserve(track, path=path, key=key)
+
+
+@wrong("a_place_is_one_tracks_alone")
+class ComparesPaths(MemoryLedger):
+    """Two paths are one place if they are spelt alike."""
+
+    async def reserve(self, track, *, path, key):  # noqa: ARG002 - that is what is wrong
+        return await super().reserve(track, path=path, key=path)
+
+
+@wrong("a_place_is_one_tracks_alone")
+class MovesWhatIsRefused(MemoryLedger, Rows):
+    """A track that may not be at a path is told to be there."""
+
+    async def reserve(self, track, *, path, key):
+        is_free = await super().reserve(track, path=path, key=key)
+        if (row := self.row(track)) is not None:
+            row.path = path
+        return is_free
+
+
+@wrong("a_place_is_one_tracks_alone")
+class KeepsFormerPlaces(MemoryLedger, Rows):
+    """A place that was given up is not free."""
+
+    async def reserve(self, track, *, path, key):
+        row = self.row(track)
+        former = None if row is None else row.key
+        is_free = await super().reserve(track, path=path, key=key)
+        if former is not None:
+            self._books.by_key.setdefault(former, row)
+        return is_free
+
+
+@wrong("a_place_is_one_tracks_alone")
+class ForgetsKeysWhenItCloses(MemoryLedger):
+    """Who may be where is kept for one process."""
+
+    async def aclose(self):
+        await super().aclose()
+        if not self._opened:
+            self._books.by_key.clear()
+            for row in self._books.rows.values():
+                row.key = None
+
+
+@wrong("one_of_many_has_a_place")
+class LooksBeforeItReserves(MemoryLedger, Rows):
+    """Between the look and the note another may have had the place."""
+
+    async def reserve(self, track, *, path, key):
+        is_free = self._books.by_key.get(key, self.row(track)) is self.row(track)
+        await asyncio.sleep(0)
+        if is_free:
+            self._books.by_key.pop(key, None)
+            return await super().reserve(track, path=path, key=key)
+        return False
+
+
+@wrong("a_file_stays_where_it_is")
+class MovesFiles(MemoryLedger, Rows):
+    """A file is where its track was told to be last."""
+
+    async def reserve(self, track, *, path, key):
+        row = self.row(track)
+        if row is not None and row.file is not None and key not in self._books.by_key:
+            self._books.place(row, path, key)
+            return True
+        return await super().reserve(track, path=path, key=key)
+
+
+@wrong("a_file_stays_where_it_is")
+class RefusesFiles(MemoryLedger, Rows):
+    """A track whose file is here needs no place."""
+
+    async def reserve(self, track, **kwargs):
+        row = self.row(track)
+        if row is not None and row.file is not None:
+            return False
+        return await super().reserve(track, **kwargs)
+
+
+@wrong("a_file_stays_where_it_is")
+class TakesNoKeyForFiles(MemoryLedger, Rows):
+    """A file at its path has all it needs."""
+
+    async def reserve(self, track, *, path, key):
+        row = self.row(track)
+        if row is not None and row.file is not None:
+            return row.path == path
+        return await super().reserve(track, path=path, key=key)
+
+
+@wrong("a_file_stays_where_it_is")
+class MovesFilesOfWhatIsOnTheWire(MemoryLedger, Rows):
+    """Only a track that stands as stored has a file."""
+
+    async def reserve(self, track, **kwargs):
+        row = self.row(track)
+        if row is None or row.state() is TrackState.STORED:
+            return await super().reserve(track, **kwargs)
+        rest, row.rest = row.rest, TrackState.PLANNED
+        is_free = await super().reserve(track, **kwargs)
+        row.rest = rest
+        return is_free
+
+
+@wrong("a_track_that_is_not_there_has_no_place")
+class PlansWhatIsToHaveAPlace(MemoryLedger):
+    """A track that is not there is taken in to be given a place."""
+
+    async def reserve(self, track, **kwargs):
+        await super().plan([track])
+        return await super().reserve(track, **kwargs)
+
+
+@wrong("a_track_that_is_not_there_has_no_place")
+class AgreesToAnything(MemoryLedger, Rows):
+    """A track that is not there may be anywhere."""
+
+    async def reserve(self, track, **kwargs):
+        return self.row(track) is None or await super().reserve(track, **kwargs)
+
+
+@wrong("a_file_elsewhere_gives_up_its_place")
+class KeepsThePlaceOfAFileElsewhere(MemoryLedger, Rows):
+    """A key is kept wherever the file is."""
+
+    async def store(self, track, **kwargs):
+        row = self.row(track)
+        key = None if row is None else row.key
+        await super().store(track, **kwargs)
+        if key is not None:
+            self._books.place(row, row.path, key)
+
+
+@wrong("a_file_elsewhere_gives_up_its_place")
+class GivesUpPlacesWithFiles(MemoryLedger, Rows):
+    """A file keeps others off by being there."""
+
+    async def store(self, track, **kwargs):
+        await super().store(track, **kwargs)
+        if (row := self.row(track)) is not None and row.file is not None:
+            self._books.place(row, row.path, None)
+
+
+def forgetting(call, *, path):
+    """Make a ledger where *call* makes a track forget its place, or its key alone."""
+
+    async def forget(self, *args, **kwargs):
+        before = {row.index: row.state() for row in self._books.rows.values()}
+        told = await getattr(MemoryLedger, call)(self, *args, **kwargs)
+        for row in self._books.rows.values():
+            if row.state() is not before.get(row.index, row.state()) and row.path is not None:
+                self._books.place(row, row.path, None)
+                row.path = row.path if path else None
+        return told
+
+    return type("Forgets", (MemoryLedger,), {call: forget})
+
+
+for _call in ("begin", "end", "settle", "expire", "retry"):
+    for _what, _keeps_path in {"places": False, "keys": True}.items():
+        WRONG[f"forgets {_what} at {_call}"] = (
+            forgetting(_call, path=_keeps_path),
+            "test_a_place_outlives_the_wav",
+        )
+
+
+@wrong("a_place_outlives_the_wav")
+class KeepsTheOldFile(MemoryLedger, Rows):
+    """What is converted anew is told with the file it had."""
+
+    async def end(self, attempt_id, *args, **kwargs):
+        attempt = self.attempt(attempt_id)
+        file = None if attempt is None else attempt.row.file
+        await super().end(attempt_id, *args, **kwargs)
+        if attempt is not None:
+            attempt.row.file = file
+
+
+@wrong("a_cancelled_reservation_does_no_harm")
+class HoldsAPlaceForWhoIsCancelled(MemoryLedger):
+    """Who is cancelled while he asks for a place keeps it from all, himself among them."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = set()
+
+    async def reserve(self, track, *, path, key):
+        if key in self.asked:
+            return False
+        self.asked.add(key)
+        await asyncio.sleep(0)
+        self.asked.remove(key)
+        return await super().reserve(track, path=path, key=key)
+
+
+@wrong("a_file_that_is_gone_is_fetched_again")
+class ConvertsAgainWhatIsGone(MemoryLedger, Rows):
+    """A file that is gone is to be paid again."""
+
+    async def unstore(self, track):
+        if (row := self.row(track)) is not None and row.rest is TrackState.STORED:
+            row.follow(None)
+
+
+@wrong("a_file_that_is_gone_is_fetched_again")
+class ForgetsWhereItWas(MemoryLedger, Rows):
+    """With a file its place is gone."""
+
+    async def unstore(self, track):
+        row = self.row(track)
+        if row is not None and row.rest is TrackState.STORED:
+            self._books.place(row, row.path, None)
+            row.path = None
+        await super().unstore(track)
+
+
+@wrong("a_file_that_is_gone_is_fetched_again")
+class TellsWhatIsGone(MemoryLedger, Rows):
+    """Of a file that is gone the size and the digest are told on."""
+
+    async def unstore(self, track):
+        row = self.row(track)
+        file = None if row is None else row.file
+        await super().unstore(track)
+        if file is not None:
+            row.file = file
+
+
+@wrong("a_file_that_is_gone_is_fetched_again")
+class MissesNothingInDoubt(MemoryLedger, Rows):
+    """Only of a track that stands as stored a file can be gone."""
+
+    async def unstore(self, track):
+        row = self.row(track)
+        if row is not None and row.state() is TrackState.STORED:
+            await super().unstore(track)
+
+
+@wrong("a_file_that_is_gone_is_fetched_again")
+class NeverExpiresWhatWasStored(MemoryLedger, Rows):
+    """A WAV that was a file here once does not expire."""
+
+    async def unstore(self, track):
+        await super().unstore(track)
+        if (row := self.row(track)) is not None and row.followed is not None:
+            row.followed.outcome = AttemptOutcome.ADOPTED
+
+
+@wrong("only_a_file_is_gone")
+class FindsAnythingGone(MemoryLedger, Rows):
+    """An expired track has succeeded again once its file is said to be gone."""
+
+    async def unstore(self, track):
+        row = self.row(track)
+        if row is not None and row.rest is TrackState.EXPIRED:
+            row.rest = TrackState.STORED
+        await super().unstore(track)
+
+
+@wrong("only_a_file_is_gone")
+class MissesWhatNeverWas(MemoryLedger, Rows):
+    """A file gone of a track that is not there is an error."""
+
+    async def unstore(self, track):
+        if self.row(track) is None:
+            msg = "no such track"
+            raise LedgerError(msg)
+        await super().unstore(track)
+
+
+@wrong("a_wav_that_is_deleted_expires_at_once")
+class ExpiresByAgeAlone(MemoryLedger):
+    """What the service says of one WAV is nothing against the calendar."""
+
+    async def expire(self, now_unix_s, *, track=None):
+        return 0 if track is not None else await super().expire(now_unix_s)
+
+
+@wrong("a_wav_that_is_deleted_expires_at_once")
+class ExpiresTheOthersToo(MemoryLedger):
+    """Of one WAV or of all: what is old expires."""
+
+    async def expire(self, now_unix_s, *, track=None):
+        await super().expire(now_unix_s)
+        return await super().expire(now_unix_s, track=track)
+
+
+@wrong("a_wav_that_is_deleted_expires_at_once")
+class ExpiresNamedFiles(MemoryLedger, Rows):
+    """A file here is given up with its WAV at the service."""
+
+    async def expire(self, now_unix_s, *, track=None):
+        row = self.row(track)
+        if row is not None and row.rest is TrackState.STORED:
+            row.rest, row.file = TrackState.SUCCEEDED, None
+        return await super().expire(now_unix_s, track=track)
+
+
+@wrong("a_wav_that_is_deleted_expires_at_once")
+class ExpiresOnceMore(MemoryLedger, Rows):
+    """What is expired already is counted when it is named."""
+
+    async def expire(self, now_unix_s, *, track=None):
+        row = self.row(track)
+        expired = await super().expire(now_unix_s, track=track)
+        return 1 if row is not None and row.rest is TrackState.EXPIRED else expired
+
+
+@wrong("a_wav_that_is_deleted_expires_at_once")
+class ForgetsTheEndOfWhatIsDeleted(MemoryLedger, Rows):
+    """What the service has deleted never was."""
+
+    async def expire(self, now_unix_s, *, track=None):
+        expired = await super().expire(now_unix_s, track=track)
+        if track is not None and expired:
+            self.row(track).wav_url = None
+        return expired
+
+
+@wrong("calls_made_twice_change_nothing")
+class TakesTheFileAwayTwice(MemoryLedger, Rows):
+    """A file that is gone again is to be paid again."""
+
+    async def unstore(self, track):
+        row = self.row(track)
+        if row is not None and row.rest is TrackState.SUCCEEDED:
+            row.rest = TrackState.EXPIRED
+        await super().unstore(track)
+
+
+@wrong("calls_take_effect_in_order")
+class ReservesLate(MemoryLedger):
+    """A place is noted after the calls made next."""
+
+    async def reserve(self, track, **kwargs):
+        await asyncio.sleep(0)
+        return await super().reserve(track, **kwargs)
