@@ -600,13 +600,18 @@ class ScriptedResolver(AbstractResolver):
         answers: For each host the addresses of one look after the other; the last
             answer holds for all looks that follow. Other hosts do not exist.
 
+        port: Where they are said to listen, if not where the link says.
+
     Attributes:
         looks: The hosts that were looked up, in order.
     """
 
-    def __init__(self, answers: Mapping[str, Sequence[Sequence[str]]]) -> None:
+    def __init__(
+        self, answers: Mapping[str, Sequence[Sequence[str]]], *, port: int | None = None
+    ) -> None:
         self.looks: list[str] = []
         self._answers = answers
+        self._port = port
 
     async def resolve(
         self,
@@ -624,7 +629,7 @@ class ScriptedResolver(AbstractResolver):
             ResolveResult(
                 hostname=host,
                 host=address,
-                port=port,
+                port=port if self._port is None else self._port,
                 family=socket.AF_INET6 if ":" in address else socket.AF_INET,
                 proto=socket.IPPROTO_TCP,
                 flags=socket.AI_NUMERICHOST,

@@ -476,6 +476,8 @@ async def test_resolver_changes_its_mind():
     with pytest.raises(OSError, match="no such host"):
         await resolver.resolve("b.example", 443)
     await resolver.close()
+    elsewhere = ScriptedResolver({"a.example": [["127.0.0.1"]]}, port=4711)
+    assert 4711 == (await elsewhere.resolve("a.example", 443))[0]["port"]
 
     assert ["93.184.216.34"] == [found["host"] for found in looks[0]]
     assert looks[1] == looks[2]
