@@ -42,7 +42,7 @@ WAYS = {
     "exists": "submitting accepted succeeded planned",
     "accepted": "submitting unknown succeeded failed",
     "succeeded": "submitting accepted stored expired",
-    "stored": "submitting accepted",
+    "stored": "submitting accepted succeeded",
     "refused": "submitting planned accepted succeeded",
     "failed": "submitting planned accepted succeeded",
     "expired": "submitting planned accepted succeeded stored",
@@ -50,6 +50,9 @@ WAYS = {
 
 
 PICK = st.integers(0, 11)
+
+#: Three paths, two of which are one on some disks.
+PATHS = st.sampled_from(["x.wav", "X.wav", "y.wav"])
 
 #: Of which track, again or not, what comes of it, whether it was charged (if it
 #: was lost) or names an old task (if it names one that was), and what comes of that.
@@ -68,7 +71,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     The model keeps, of each track: its attempts, oldest first, as ``[id, fate,
     task, whether that has ended, when it began]``; where it *rests*; which
-    attempt's task is *followed*; and how many attempts its WAV has *answered*.
+    attempt's task is *followed*; how many attempts its WAV has *answered*; and its
+    *path*, *key* and *file*, the size of which tells one from another.
     """
 
     storage: type
@@ -103,9 +107,9 @@ class LedgerMachine(RuleBasedStateMachine):
     # --- the model --------------------------------------------------------------------------
 
     def entry(self, track):
-        return self.model.setdefault(
-            track, {"attempts": [], "rest": "planned", "followed": None, "answered": 0}
-        )
+        new = {"attempts": [], "rest": "planned", "followed": None, "answered": 0}
+        place = {"path": None, "key": None, "file": None}
+        return self.model.setdefault(track, new | place)
 
     def state_of(self, track):
         entry = self.model[track]
@@ -125,7 +129,7 @@ class LedgerMachine(RuleBasedStateMachine):
         ]
 
     def follow(self, entry, attempt):
-        entry["followed"], entry["rest"] = attempt, "planned"
+        entry["followed"], entry["rest"], entry["file"] = attempt, "planned", None
 
     def close(self, track, attempt, outcome, task_id):
         entry = self.model[track]
@@ -255,11 +259,40 @@ class LedgerMachine(RuleBasedStateMachine):
         if attempt[1] in {"open", UNKNOWN}:
             self.named.setdefault(attempt[0], f"named{task}")
 
-    @rule(track=st.sampled_from(TRACKS))
-    def store(self, track):
-        self.run(self.ledger.store(track, path="x.wav", size=1, sha256="ab"))
+    @rule(track=st.sampled_from(TRACKS), path=PATHS)
+    def reserve(self, track, path):
+        key = path.lower()
+        told = self.run(self.ledger.reserve(track, path=path, key=key))
+        others = {entry["key"] for of, entry in self.model.items() if of != track}
+        entry = self.model.get(track)
+        may = entry is not None and key not in others
+        if may and entry["rest"] == "stored":
+            may = entry["path"] == path
+        assert told is may
+        if may:
+            entry["path"], entry["key"] = path, key
+
+    @rule(track=st.sampled_from(TRACKS), path=PATHS)
+    def store(self, track, path="x.wav"):
+        size = len(self.ends)
+        self.run(self.ledger.store(track, path=path, size=size, sha256="ab"))
         if track in self.model and self.model[track]["rest"] in HAD_WAV:
-            self.model[track]["rest"] = "stored"
+            entry = self.model[track]
+            entry["key"] = entry["key"] if entry["path"] == path else None
+            entry["rest"], entry["path"], entry["file"] = "stored", path, size
+
+    @rule(track=st.sampled_from(TRACKS))
+    def lose(self, track):
+        self.run(self.ledger.unstore(track))
+        if track in self.model and self.model[track]["rest"] == "stored":
+            self.model[track]["rest"], self.model[track]["file"] = "succeeded", None
+
+    @rule(track=st.sampled_from(TRACKS))
+    def miss(self, track):
+        has_wav = track in self.model and self.state_of(track) == "succeeded"
+        assert self.run(self.ledger.expire(self.tick(), track=track)) == int(has_wav)
+        if has_wav:
+            self.model[track]["rest"] = "expired"
 
     @rule(days=st.sampled_from([1.0, 13.0, 14.5]))
     def expire(self, days):
@@ -347,6 +380,9 @@ class LedgerMachine(RuleBasedStateMachine):
             assert standing.is_adopted == (followed is not None and followed[1] is ADOPTED)
             attempt_id = entry["attempts"][-1][0] if entry["attempts"] else ""
             assert standing.attempt_id == attempt_id
+            digest = None if entry["file"] is None else "ab"
+            file = entry["path"], entry["file"], digest
+            assert (standing.path, standing.bytes, standing.sha256) == file
             before = self.states.get(standing.track)
             assert standing.state in {before, *WAYS[before].split()}
             self.states[standing.track] = standing.state

@@ -36,7 +36,10 @@ async def every_call(ledger):
     yield "end", ledger.end("a1", ACCEPTED, 3.0, task_id="t1")
     yield "settle", ledger.settle("t1", 4.0, wav_url=URL("https://h.invalid/x.wav"))
     yield "store", ledger.store(TRACK, path="x.wav", size=1, sha256="ab")
-    yield "expire", ledger.expire(5.0)
+    yield "unstore", ledger.unstore(TRACK)
+    yield "reserve", ledger.reserve(TRACK, path="x.wav", key="x.wav")
+    yield "store", ledger.store(TRACK, path="x.wav", size=1, sha256="ab")
+    yield "expire", ledger.expire(5.0, track=TRACK)
     yield "retry", ledger.retry([TrackState.FAILED])
     yield "find", ledger.find(TRACK)
     yield "page", ledger.page([TrackState.STORED])
@@ -65,6 +68,8 @@ async def test_calls_are_kept_in_order():
     await ledger.begin(TRACK, "a1", 2.0)
     await ledger.end("a1", AttemptOutcome.REFUSED, 3.0, error_code=422, error="no")
     await ledger.page(states)
+    await ledger.reserve(TRACK, path="x.wav", key="x")
+    await ledger.expire(4.0)
     await ledger.aclose()
     assert ledger.calls == [
         ("open", (1.0,)),
@@ -72,6 +77,8 @@ async def test_calls_are_kept_in_order():
         ("begin", (TRACK, "a1", 2.0, False)),
         ("end", ("a1", AttemptOutcome.REFUSED, 3.0, "", 422, "no")),
         ("page", (frozenset(states), 0, 1000)),
+        ("reserve", (TRACK, "x.wav", "x")),
+        ("expire", (4.0, None)),
         ("aclose", ()),
     ]
 
@@ -190,6 +197,9 @@ async def test_a_death_parts_the_two():
     await ledger.end("a1", ACCEPTED, 4.0, task_id="t1")
     assert (await after.find(TRACK)).state is TrackState.UNKNOWN
     await after.end("a1", AttemptOutcome.NOT_CREATED, 5.0)
+    assert await ledger.reserve(TRACK, path="x.wav", key="x")
+    await after.plan([Track("m", "a")])
+    assert await after.reserve(Track("m", "a"), path="x.wav", key="x")
     assert (await ledger.find(TRACK)).state is TrackState.ACCEPTED
     await ledger.aclose()
     assert (await after.find(TRACK)).state is TrackState.PLANNED
@@ -234,6 +244,8 @@ async def test_nonsense_is_refused_and_not_written():
         await ledger.end("a1", AttemptOutcome.REFUSED, 3.0, task_id="t1")
     with pytest.raises(ValueError, match="planned again"):
         await ledger.retry([TrackState.FAILED, TrackState.UNKNOWN])
+    with pytest.raises(ValueError, match="key must not be empty"):
+        await ledger.reserve(TRACK, path="x.wav", key="")
     with pytest.raises(LedgerError, match="another track"):
         await ledger.begin(Track("m", "a"), "a1", 3.0)
     page = await ledger.page(list(TrackState))

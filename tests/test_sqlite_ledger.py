@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from yarl import URL
@@ -310,8 +311,11 @@ async def test_looking_sees_what_was_written_since(left):
             ),
             {},
         ),
+        ("reserve", (TRACK,), {"path": "x", "key": "x"}),
         ("store", (TRACK,), {"path": "x", "size": 1, "sha256": "00"}),
+        ("unstore", (TRACK,), {}),
         ("expire", (NOW,), {}),
+        ("expire", (NOW,), {"track": TRACK}),
     ],
 )
 async def test_looking_writes_nothing(left, name, args, options):
@@ -803,6 +807,8 @@ async def test_no_reading_sorts_the_catalog(path, monkeypatch):
         await ledger.begin(TRACK, "a1", NOW)
         await ledger.end("a1", AttemptOutcome.ACCEPTED, NOW, task_id="t1")
         await ledger.settle("t1", NOW)
+        await ledger.reserve(TRACK, path="x", key="x")
+        await ledger.unstore(TRACK)
         await ledger.count()
     # Those in doubt, and those of one task, are sorted: they are few.
     few = ("(outcome=?)", "(task_id=?)")
@@ -914,6 +920,9 @@ async def test_every_state_is_counted(path):
         ("page", (["lost"],), {}),
         ("page", ([],), {"limit": 0}),
         ("store", (TRACK,), {"path": "x", "size": -1, "sha256": "00"}),
+        ("reserve", (TRACK,), {"path": "", "key": "x"}),
+        ("reserve", (TRACK,), {"path": "x", "key": ""}),
+        ("expire", (-1.0,), {"track": TRACK}),
     ],
 )
 async def test_nonsense_is_refused(path, name, args, options):
@@ -966,6 +975,11 @@ async def test_nonsense_is_refused(path, name, args, options):
         ),
         ("store", (TRACK,), {"path": "x", "size": 1.5, "sha256": "00"}),
         ("store", (TRACK,), {"path": None, "size": 1, "sha256": "00"}),
+        ("reserve", ("e231",), {"path": "x", "key": "x"}),
+        ("reserve", (TRACK,), {"path": Path("x"), "key": "x"}),
+        ("reserve", (TRACK,), {"path": "x", "key": None}),
+        ("unstore", ("e231",), {}),
+        ("expire", (NOW,), {"track": "e231"}),
     ],
 )
 async def test_a_wrong_type_is_refused(path, name, args, options):

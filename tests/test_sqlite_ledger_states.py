@@ -44,17 +44,29 @@ refused     submitting  submitting  .         .         .        .           .  
 failed      submitting  submitting  .         .         .        .           .        .
 expired     .           submitting  .         .         .        .           .        .
 
-            wav        bad     plan  hear  store   expire   retry    reopen
-planned     .          .       .     .     .       .        .        .
-submitting  .          .       .     .     .       .        .        unknown
-unknown     .          .       .     .     .       .        .        .
-exists      .          .       .     .     .       .        .        .
-accepted    succeeded  failed  .     .     .       .        .        .
-succeeded   .          .       .     .     stored  expired  .        .
-stored      .          .       .     .     .       .        .        .
-refused     .          .       .     .     .       .        planned  .
-failed      .          .       .     .     .       .        planned  .
-expired     .          .       .     .     stored  .        planned  .
+            wav        bad     plan  hear  retry    reopen
+planned     .          .       .     .     .        .
+submitting  .          .       .     .     .        unknown
+unknown     .          .       .     .     .        .
+exists      .          .       .     .     .        .
+accepted    succeeded  failed  .     .     .        .
+succeeded   .          .       .     .     .        .
+stored      .          .       .     .     .        .
+refused     .          .       .     .     planned  .
+failed      .          .       .     .     planned  .
+expired     .          .       .     .     planned  .
+
+            reserve    store   unstore    expire   miss
+planned     .          .       .          .        .
+submitting  .          .       .          .        .
+unknown     .          .       .          .        .
+exists      .          .       .          .        .
+accepted    .          .       .          .        .
+succeeded   .          stored  .          expired  expired
+stored      .          .       succeeded  .        .
+refused     .          .       .          .        .
+failed      .          .       .          .        .
+expired     .          stored  .          .        .
 """
 
 
@@ -108,7 +120,10 @@ class Life:
             "bad": lambda: ledger.settle(task, NOW + 2, error_code=501, error="bad source"),
             "hear": lambda: ledger.hear(attempt, "t9"),
             "store": lambda: ledger.store(TRACK, path="x.wav", size=4, sha256="00"),
+            "reserve": lambda: ledger.reserve(TRACK, path="x.wav", key="x"),
+            "unstore": lambda: ledger.unstore(TRACK),
             "expire": lambda: ledger.expire(NOW + TWO_WEEKS_S),
+            "miss": lambda: ledger.expire(NOW + 3, track=TRACK),
             "retry": lambda: ledger.retry(["refused", "failed", "expired"]),
         }
         return calls[word]()
@@ -204,6 +219,11 @@ async def test_each_call_makes_of_each_state_what_the_table_says(tmp_path, state
         ("begin accepted wav store again:a2 not_created:a2", "stored", "t1"),
         ("begin accepted wav again:a2 store not_created:a2", "stored", "t1"),
         ("begin accepted wav store again:a2 accepted:a2:t2 store", "accepted", "t2"),
+        ("begin accepted wav store again:a2 unstore not_created:a2", "succeeded", "t1"),
+        ("begin accepted wav store again:a2 unknown:a2 unstore", "unknown", "t1"),
+        ("begin accepted wav again:a2 miss not_created:a2", "succeeded", "t1"),
+        ("begin accepted wav store unstore miss retry", "planned", ""),
+        ("begin adopted wav miss", "expired", "t1"),
         ("begin accepted wav expire again:a2 not_created:a2", "expired", "t1"),
         ("begin accepted wav expire again:a2 refused:a2", "expired", "t1"),
         ("begin accepted wav expire again:a2 accepted:a2:t2 wav::t2", "succeeded", "t2"),
@@ -423,7 +443,9 @@ async def test_what_is_left_open_is_unknown_since_the_opening(tmp_path):
     assert (NOW + 3,) == opening.ended_unix_s
 
 
-@pytest.mark.parametrize("call", ["accepted", "hear", "wav", "bad", "store"])
+@pytest.mark.parametrize(
+    "call", ["accepted", "hear", "wav", "bad", "reserve", "store", "unstore", "miss"]
+)
 async def test_what_is_not_there_is_ignored(tmp_path, call):
     """Of an attempt, a task or a track that is not there nothing is written."""
     async with Life(tmp_path / "x.sqlite3") as life:
