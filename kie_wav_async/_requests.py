@@ -45,7 +45,7 @@ def parse_api_key(value: str) -> str:
 _HOST_NAME: Final = re.compile(r"[\w-]+(\.[\w-]+)*\.?")
 
 
-def parse_insecure_hosts(values: Iterable[str]) -> frozenset[str]:
+def parse_hosts(values: Iterable[str], name: str) -> frozenset[str]:
     """
     Return *values* as `parse_base_url` compares them: in lower case, addresses in short form.
 
@@ -57,19 +57,19 @@ def parse_insecure_hosts(values: Iterable[str]) -> frozenset[str]:
     # Callers without a type checker pass None, and mean no hosts.
     given = cast("object", values)
     if isinstance(given, str) or not isinstance(given, Iterable):
-        msg = f"insecure_hosts must be several host names, not one {type(given).__name__}"
+        msg = f"{name} must be several host names, not one {type(given).__name__}"
         raise TypeError(msg)
-    return frozenset(_parse_insecure_host(host) for host in values)
+    return frozenset(_parse_host(host, name) for host in values)
 
 
-def _parse_insecure_host(host: str) -> str:
-    verify_type(host, str, "each of insecure_hosts")
+def _parse_host(host: str, name: str) -> str:
+    verify_type(host, str, f"each of {name}")
     try:
         return str(ipaddress.ip_address(host)).lower()
     except ValueError:
         if _HOST_NAME.fullmatch(host):
             return host.lower()
-    msg = f"insecure_hosts must be host names or IP addresses, without scheme or port: {host!r}"
+    msg = f"{name} must be host names or IP addresses, without scheme or port: {host!r}"
     raise ValueError(msg)
 
 

@@ -42,7 +42,7 @@ from kie_wav_async._requests import (
     RequestBuilder,
     parse_api_key,
     parse_base_url,
-    parse_insecure_hosts,
+    parse_hosts,
 )
 from kie_wav_async._schedule import PollSchedule, RetryPolicy
 from kie_wav_async._signature import parse_keys
@@ -219,7 +219,7 @@ class WavSession:
         if any(map(inspect.iscoroutinefunction, (handler, type(handler).__call__))):
             msg = "on_event is called, not awaited: pass a plain function"
             raise TypeError(msg)
-        hosts = parse_insecure_hosts(insecure_hosts)
+        hosts = parse_hosts(insecure_hosts, "insecure_hosts")
         key = os.environ.get("KIE_API_KEY") if api_key is None else api_key
         if key is None:
             msg = "no API key: pass api_key or set KIE_API_KEY"

@@ -37,7 +37,7 @@ ROWS: list[tuple[int, frozenset[str]]] = [
     (2, frozenset({"_ledger_file"})),
     (2, frozenset({"_ledger_sql", "_owner_lock"})),
     (2, frozenset({"_transport", "_clock"})),
-    (1, frozenset({"_callback", "_callback_url"})),
+    (1, frozenset({"_callback", "_callback_url", "_link"})),
     (
         1,
         frozenset(

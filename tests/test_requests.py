@@ -15,7 +15,7 @@ from kie_wav_async._requests import (
     is_loopback,
     parse_api_key,
     parse_base_url,
-    parse_insecure_hosts,
+    parse_hosts,
 )
 from samples import AUDIO_ID, FILE_URL, MUSIC_TASK_ID, TASK_ID, short
 
@@ -294,24 +294,48 @@ def test_an_at_sign_in_the_path_is_no_user(base):
 )
 def test_an_insecure_host_is_a_name_or_an_address(host, base):
     """However it is spelled, the host of a base URL is found among the insecure ones."""
-    assert URL(base) == parse_base_url(base, parse_insecure_hosts([host]))
+    assert URL(base) == parse_base_url(base, parse_hosts([host], "insecure_hosts"))
 
 
 @pytest.mark.parametrize(
     "host",
     ["", "h:80", "http://h", "h/", "u@h", "[::1]", " h", "h\n", "*.h", ".h", "a..h", "10.0.0.0/8"],
 )
-def test_what_could_never_be_a_host_is_refused(host):
-    """An insecure host with scheme, port or anything else around it is refused by name."""
-    with pytest.raises(ValueError, match=r"^insecure_hosts must be host names"):
-        parse_insecure_hosts(["mirror.example", host])
+@pytest.mark.parametrize("name", ["insecure_hosts", "download_hosts"])
+def test_what_could_never_be_a_host_is_refused(host, name):
+    """A host with scheme, port or anything else around it is refused, and the setting named."""
+    with pytest.raises(ValueError, match=r" must be host names") as caught:
+        parse_hosts(["mirror.example", host], name)
+
+    assert str(caught.value) == (
+        f"{name} must be host names or IP addresses, without scheme or port: {host!r}"
+    )
 
 
 @pytest.mark.parametrize("hosts", [None, "localhost", 5, b"h", [5], [None]], ids=short)
-def test_insecure_hosts_are_several_texts(hosts):
-    """One str, or no iterable of str, is refused by name."""
-    with pytest.raises(TypeError, match=r"insecure_hosts must be a? ?(several|str)"):
-        parse_insecure_hosts(hosts)
+@pytest.mark.parametrize("name", ["insecure_hosts", "download_hosts"])
+def test_hosts_are_several_texts(hosts, name):
+    """One str, or no iterable of str, is refused, and the setting named."""
+    with pytest.raises(TypeError, match=rf"{name} must be a? ?(several|str)"):
+        parse_hosts(hosts, name)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "expected"),
+    [
+        ((), set()),
+        (
+            ["Mirror.Example", "mirror.example", "a-b_c.example."],
+            {"mirror.example", "a-b_c.example."},
+        ),
+        ({"127.0.0.1": 1, "2001:DB8:0::1": 2}, {"127.0.0.1", "2001:db8::1"}),
+        ({"B\u00dcCHER.example"}, {"b\u00fccher.example"}),
+    ],
+    ids=short,
+)
+def test_hosts_are_kept_as_they_are_compared(hosts, expected):
+    """Hosts are kept in lower case and addresses in their short form, each once."""
+    assert expected == parse_hosts(hosts, "download_hosts")
 
 
 def test_a_plain_base_url_names_the_way_out():
