@@ -10,21 +10,18 @@ before the first byte of a request is written; without it, no byte has left.
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
-import ssl as ssl_module
 import time
-import urllib.request
-from importlib import metadata
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 import aiohttp
 from yarl import URL
 
-from kie_wav_async._models import WireResponse, verify_type
+from kie_wav_async._models import WireResponse
+from kie_wav_async._network import Network, presentable, reason_of, user_agent
 from kie_wav_async.errors import TransportError, TransportTimeoutError, WireFormatError
 
 if TYPE_CHECKING:
+    import ssl as ssl_module
     from types import SimpleNamespace
 
     from kie_wav_async._models import WireRequest
@@ -89,64 +86,6 @@ def _origin(request: WireRequest) -> str:
     return str(URL(request.url, encoded=True).origin())
 
 
-def _parse_proxy(value: str | URL, name: str) -> URL:
-    """Return *value* as a proxy's address; the error does not show it, for its password."""
-    if not isinstance(value, URL):
-        verify_type(value, str, name)
-    try:
-        url = URL(value)
-        is_usable = url.scheme in {"http", "https"} and bool(url.host) and url.port is not None
-    except ValueError:
-        url, is_usable = URL(), False
-    if not is_usable:
-        msg = f"{name} must be an absolute http(s) URL like http://127.0.0.1:3128"
-        raise ValueError(msg)
-    return url
-
-
-def _reason_of(error: Exception) -> str:
-    """
-    Name what went wrong in words of aiohttp, the system or OpenSSL, never of the peer.
-
-    A peer may repeat our headers, and the parsers quote what they cannot read.
-    """
-    name = type(error).__name__
-    if isinstance(error, aiohttp.ClientHttpProxyError):
-        return f"{name} (HTTP {error.status})"
-    if isinstance(error, aiohttp.ClientResponseError):  # Its status is aiohttp's own.
-        return f"{name} (cannot be read as HTTP)"
-    if isinstance(error, aiohttp.ClientConnectorError):
-        error = error.os_error
-    words: str | None = None
-    if isinstance(error, ssl_module.SSLError):
-        words = error.reason
-    elif isinstance(error, socket.gaierror):
-        words = error.strerror
-    elif isinstance(error, OSError) and error.errno:
-        words = os.strerror(error.errno)
-    return f"{name} ({words})" if words else name
-
-
-def _presentable(error: Exception) -> Exception | None:
-    """
-    Return the part of an aiohttp error that holds nothing of ours or of the peer.
-
-    That is what the system or OpenSSL said: no header, no proxy's password, and
-    no bytes that a parser quotes, in it or in what led to it.
-    """
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        error = error.certificate_error
-    elif isinstance(error, aiohttp.ClientConnectorError):
-        error = error.os_error
-    chain: list[BaseException] = [error]
-    for one in chain:
-        if not isinstance(one, OSError | ssl_module.CertificateError | asyncio.CancelledError):
-            return None
-        led_here = (one.__cause__, one.__context__)
-        chain += [other for other in led_here if other is not None and other not in chain]
-    return error
-
-
 class AiohttpTransport:
     """
     The transport a session makes for itself, for sessions that need it tuned.
@@ -167,6 +106,9 @@ class AiohttpTransport:
             Whether, without *proxy*, the proxies of the environment are used:
             ``http_proxy``, ``https_proxy``, ``no_proxy``, as they are now.
 
+    Attributes:
+        network: The same three for WAV files, which a session fetches the same way.
+
     Raises:
         TypeError: *ssl* is neither `True` nor an `ssl.SSLContext`; *proxy* is no URL.
 
@@ -181,18 +123,7 @@ class AiohttpTransport:
         trust_env: bool = False,
     ) -> None:
         """Keep the settings; nothing is opened yet."""
-        if ssl is not True and not isinstance(ssl, ssl_module.SSLContext):
-            msg = "ssl must be True or an ssl.SSLContext: anything else would trust anybody"
-            raise TypeError(msg)
-        self._ssl = ssl
-        self._proxy = None if proxy is None else _parse_proxy(proxy, "proxy")
-        # Not aiohttp's own trust_env: that also reads .netrc, and a default entry
-        # there collides with the API key.
-        self._environment: dict[str, str] = {}
-        if trust_env and self._proxy is None:
-            self._environment = urllib.request.getproxies_environment()
-            for name in self._environment.keys() & {"http", "https"}:
-                _ = self._environment_proxy(name)
+        self.network: Final = Network(proxy=proxy, ssl=ssl, trust_env=trust_env)
         self._is_closed = False
         self._submits: aiohttp.ClientSession | None = None
         self._reads: aiohttp.ClientSession | None = None
@@ -222,11 +153,11 @@ class AiohttpTransport:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # ValueError: yarl and aiohttp raise it for what they cannot send or read.
             cause = error
-            why = f"no answer from {_origin(request)}: {_reason_of(error)}"
+            why = f"no answer from {_origin(request)}: {reason_of(error)}"
         # Out here, so that aiohttp's error is not its context: it may hold the key.
         fate = flight.tell(is_submit=request.is_submit)
         failure = kind(why + fate, maybe_sent=flight.began)
-        failure.__cause__ = None if cause is None else _presentable(cause)
+        failure.__cause__ = None if cause is None else presentable(cause)
         raise failure
 
     def _verify_open(self) -> None:
@@ -246,7 +177,7 @@ class AiohttpTransport:
             data=request.body,
             headers=request.headers,
             allow_redirects=False,
-            proxy=self._proxy_for(url) if self._environment else self._proxy,
+            proxy=self.network.proxy_for(url),
             trace_request_ctx=flight,
         ) as answer:
             body = bytearray()
@@ -268,31 +199,15 @@ class AiohttpTransport:
                 now_unix_s=time.time(),
             )
 
-    def _proxy_for(self, url: URL) -> URL | None:
-        """Return the proxy that the environment wants for *url*; `None` for none."""
-        if url.scheme not in self._environment:
-            return None
-        names = (f".{url.host}", f".{url.host}:{url.port}", ".*")
-        for exception in self._environment.get("no", "").lower().split(","):
-            suffix = exception.strip().lstrip(".")
-            if suffix and any(name.endswith(f".{suffix}") for name in names):
-                return None
-        return self._environment_proxy(url.scheme)
-
-    def _environment_proxy(self, scheme: str) -> URL:
-        # Written without a scheme as often as with one.
-        value = self._environment[scheme]
-        return _parse_proxy(value if "//" in value else f"http://{value}", f"{scheme}_proxy")
-
     def _open(self, *, is_submit: bool) -> aiohttp.ClientSession:
         trace = aiohttp.TraceConfig()
         trace.on_request_headers_sent.append(_note_sent)
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                ssl=self._ssl, force_close=is_submit, limit=0, ttl_dns_cache=60
+                ssl=self.network.ssl, force_close=is_submit, limit=0, ttl_dns_cache=60
             ),
             timeout=SUBMIT_TIMEOUT if is_submit else READ_TIMEOUT,
-            headers={"User-Agent": f"kie-wav-async/{metadata.version('kie-wav-async')}"},
+            headers={"User-Agent": user_agent()},
             cookie_jar=aiohttp.DummyCookieJar(),
             trace_configs=[trace] if is_submit else [],
         )
