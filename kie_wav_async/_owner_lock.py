@@ -6,25 +6,16 @@ import contextlib
 import os
 import re
 import socket
-import sys
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Final
 
+from kie_wav_async._file_lock import try_lock, unlock
 from kie_wav_async.errors import LedgerError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-if sys.platform == "win32":  # pragma: no cover - the tests run on POSIX
-    import msvcrt
-else:
-    import fcntl
-
 __all__ = ["OwnerLock", "network_file_system"]
-
-# Far behind what the file says, so that others may read it on Windows too, where
-# a lock keeps them from the bytes it covers.
-_LOCKED_BYTE: Final = 1 << 20
 
 # What is one file for several machines, as Linux calls it.
 _NETWORK_TYPES: Final = frozenset(
@@ -78,7 +69,7 @@ class OwnerLock:
             os.ftruncate(fd, 0)
         # Not left to the closing: a forked child may have the file open still.
         with contextlib.suppress(OSError):
-            _unlock(fd)
+            unlock(fd)
         with contextlib.suppress(OSError):
             os.close(fd)
 
@@ -90,7 +81,7 @@ class OwnerLock:
             return False
 
     def _take(self, fd: int) -> None:
-        if not _try_lock(fd):
+        if not try_lock(fd):
             raise LedgerError(self._refusal(os.read(fd, 300)))
         os.ftruncate(fd, 0)
         os.lseek(fd, 0, os.SEEK_SET)
@@ -113,33 +104,6 @@ class OwnerLock:
             f"the ledger {self._owned} is open in process {pid} on {host}: "
             "let it finish or stop it, or name another ledger"
         )
-
-
-if sys.platform == "win32":  # pragma: no cover - the tests run on POSIX
-
-    def _try_lock(fd: int) -> bool:
-        os.lseek(fd, _LOCKED_BYTE, os.SEEK_SET)
-        try:
-            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-    def _unlock(fd: int) -> None:
-        os.lseek(fd, _LOCKED_BYTE, os.SEEK_SET)
-        msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
-
-else:
-
-    def _try_lock(fd: int) -> bool:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def _unlock(fd: int) -> None:
-        fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def network_file_system(mountinfo: str, path: PurePosixPath) -> str | None:
