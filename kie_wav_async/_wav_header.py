@@ -13,9 +13,11 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-#: How many bytes `parse_wav_header` looks at: the smallest WAV file of PCM, one
-#: without sound, has as many.
-HEAD_LENGTH: Final = 44
+#: How many bytes `parse_wav_header` looks at, of a file that has as many.
+HEAD_LENGTH: Final = 28
+
+#: Fewer are no WAV file, whatever they are: its name is not even complete.
+LEAST_LENGTH: Final = 12
 
 #: What names the kind, a length, the form.
 _FORM: Final = struct.Struct("<4sI4s")
@@ -44,17 +46,17 @@ def parse_wav_header(head: bytes) -> int | None:
     Args:
         head:
             The first `HEAD_LENGTH` bytes or more; fewer only if the file has no
-            more, and then it is none.
+            more.
 
     Returns:
-        At least `HEAD_LENGTH`. `None` if the file was written as a stream, so
+        At least `LEAST_LENGTH`. `None` if the file was written as a stream, so
         that its header does not know.
 
     Raises:
         ValueError: It is not the beginning of a WAV file; the text says what it does instead.
     """
-    if len(head) < HEAD_LENGTH:
-        msg = f"has only {len(head)} bytes, and no WAV file has fewer than {HEAD_LENGTH}"
+    if len(head) < LEAST_LENGTH:
+        msg = f"has only {len(head)} bytes, and no WAV file has fewer than {LEAST_LENGTH}"
         raise ValueError(msg)
     kind, size, form = _FORM.unpack_from(head)
     if (kind != b"RIFF" and kind not in _LONG_KINDS) or form != b"WAVE":
@@ -62,18 +64,16 @@ def parse_wav_header(head: bytes) -> int | None:
         msg = f"begins with {head[:12]!r}, as no WAV file does"
         raise ValueError(msg)
     untold = _UNTOLD
-    if kind in _LONG_KINDS:
+    if kind in _LONG_KINDS and size in _UNTOLD and len(head) >= HEAD_LENGTH:
         name, length, long_size = _DS64.unpack_from(head, _FORM.size)
-        if name != b"ds64" or length < _LEAST_DS64:
-            msg = f"is of the kind {kind.decode()}, but without the ds64 chunk"
-            raise ValueError(msg)
-        if size in _UNTOLD:
+        # Without that chunk nobody tells how long it is: as if it was a stream.
+        if name == b"ds64" and length >= _LEAST_DS64:
             size, untold = long_size, _UNTOLD_LONG
     if size in untold:
         return None
     declared = int(size) + _BEFORE_LENGTH
-    if declared < HEAD_LENGTH:
-        msg = f"declares {declared} bytes, and no WAV file has fewer than {HEAD_LENGTH}"
+    if declared < LEAST_LENGTH:
+        msg = f"declares {declared} bytes, and no WAV file has fewer than {LEAST_LENGTH}"
         raise ValueError(msg)
     return declared
 
