@@ -12,6 +12,7 @@ import enum
 import sys
 import unicodedata
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal, TypeGuard, cast
 
 import attrs
@@ -246,6 +247,29 @@ class WavFile:
     track: Track | None
     settled_by: SettledBy
     expires_at: dt.datetime | None
+
+
+@attrs.frozen
+class Download:
+    """
+    A WAV file on the disk, whole and synced.
+
+    Attributes:
+        path: Where it is, as it was asked for.
+
+        bytes: Its size.
+
+        sha256: Its SHA-256, in hex.
+
+        resumed:
+            Whether it was gone on with where an attempt had stopped, of this download
+            or of an earlier one.
+    """
+
+    path: Path
+    bytes: int
+    sha256: str
+    resumed: bool
 
 
 @attrs.frozen

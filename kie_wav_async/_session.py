@@ -18,12 +18,15 @@ from kie_wav_async._batch import Batch
 from kie_wav_async._callback_url import PLACEHOLDER_CALLBACK_URL, parse_callback_url
 from kie_wav_async._clock import Clock, SystemClock
 from kie_wav_async._desk import CLOSE_TIMEOUT_S, Desk
+from kie_wav_async._downloader import Downloader
 from kie_wav_async._intake import Intake
 from kie_wav_async._ledger_models import TrackState
 from kie_wav_async._limiter import RateLimit
+from kie_wav_async._media import Media
 from kie_wav_async._models import (
     CallbackTrust,
     CallbackVerdict,
+    Download,
     OnUnknown,
     Statistics,
     TaskRecord,
@@ -35,6 +38,7 @@ from kie_wav_async._models import (
     verify_number,
     verify_type,
 )
+from kie_wav_async._network import Network
 from kie_wav_async._poller import Poller
 from kie_wav_async._reader import Reader
 from kie_wav_async._receiver import Receiver
@@ -156,14 +160,19 @@ class WavSession:
             thing that happened. What it raises is logged and swallowed.
 
         insecure_hosts:
-            Hosts to which plain http is accepted: a simulator, an internal
-            mirror; names or IP literals, without scheme or port. Loopback needs
-            no entry to be spoken to, but one for a callback to settle a
-            conversion with a plain http link to it.
+            Hosts from which plain http and addresses that are not public are
+            accepted: a simulator, an internal mirror; names or IP literals, without
+            scheme or port. Nothing else relaxes this, but the service itself may
+            be at a loopback address.
+
+        download_hosts:
+            If there are any, WAV files are fetched from these hosts only,
+            redirects included; names or IP literals, without scheme or port.
 
         transport:
             How requests are sent; `None`: an `AiohttpTransport`. It belongs to
-            the session and is closed with it.
+            the session and is closed with it. Files are fetched by its proxy and
+            certificates, if it is an `AiohttpTransport`; else directly.
 
         clock: The source of time and sleep; `None`: the system's.
 
@@ -194,6 +203,7 @@ class WavSession:
         ledger: Ledger | None = None,
         on_event: Callable[[events.Event], object] | None = None,
         insecure_hosts: Iterable[str] = (),
+        download_hosts: Iterable[str] = (),
         transport: Transport | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -264,6 +274,12 @@ class WavSession:
             insecure_hosts=hosts,
         )
         self._reader = Reader(self._desk, retry)
+        media = Media(
+            transport.network if isinstance(transport, AiohttpTransport) else Network(),
+            insecure_hosts=hosts,
+            download_hosts=parse_hosts(download_hosts, "download_hosts"),
+        )
+        self._downloader = Downloader(self._desk, media, self.fresh_url)
         self._max_in_flight = max_in_flight
         self._desk.hub.on_wait = self._poller.revive
         self._closing: asyncio.Task[None] | None = None
@@ -347,18 +363,20 @@ class WavSession:
         for conversion in (*registry.waiting(), *registry.in_flight(), *self._desk.unwritten):
             conversion.wake(hub.closed)
         self._desk.journal.close(hub.closed)
-        reads = self._reader.on_wire
+        tasks = (*self._reader.on_wire, *self._downloader.under_way)
         self._reader.close()
+        self._downloader.close()
         for listener in tuple(hub.close_listeners):
             listener()
         try:
             await self._submitter.drain()
         finally:
             await self._desk.cancel_tasks()
-            await self._desk.stop(*reads)
+            await self._desk.stop(*tasks)
             await self._desk.finish_writing(until)
             self._warn_of_open()
             try:
+                await self._downloader.aclose()
                 await self._desk.transport.aclose()
             finally:
                 await self._desk.close_journal(until)
@@ -697,6 +715,44 @@ class WavSession:
             msg = f"url must be an absolute http(s) URL, not {str(url)[:200]!r}"
             raise ValueError(msg)
         return await self._reader.read(self._desk.requests.fresh_url(parsed), parse_fresh_url)
+
+    # --- files --------------------------------------------------------------------------------
+
+    async def download(self, wav: WavFile, path: str | os.PathLike[str]) -> Download:
+        """
+        Save a WAV file, and return once it is whole, synced and under its name.
+
+        Until then it is ``NAME.part`` beside its place, readable by its owner only.
+        That stays if the download fails or is cancelled, and the next one goes on
+        with it, also in another process, if the host names its versions. A WAV file
+        of the length it declares that is there already is left alone; anything else
+        of that name is replaced.
+
+        At most 8 run at a time; others wait. An attempt ends when nothing comes for
+        60 s, or less than 16 KiB/s over 60 s; there are 8, with growing waits
+        between them. A link that the host refuses is renewed once. Nothing of ours
+        goes to the host: neither key nor cookie.
+
+        Args:
+            wav: What to save.
+
+            path: The file's name, in a folder that is there.
+
+        Raises:
+            DownloadError: It is not saved; its ``reason`` says why.
+
+            SessionClosedError: The session was closed.
+
+            TypeError: An argument has the wrong type.
+
+            ValueError:
+                *path* names no file, or the WAV of another task is being saved there.
+
+        Sources: docs.kie.ai, "Get Download URL" and "Convert to WAV" (retention).
+        """
+        self._desk.hub.verify_open()
+        verify_type(wav, WavFile, "wav")
+        return await self._downloader.download(wav, path)
 
 
 def _parse_webhook_keys(given: str | Iterable[str] | None) -> tuple[bytes, ...]:

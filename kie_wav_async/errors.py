@@ -22,6 +22,7 @@ Everything that can go wrong, as one tree::
     ├── ConversionTimeoutError      our timeout; also a TimeoutError
     ├── SignatureError              a callback that is forged, malformed or stale
     ├── CallbackFormatError         a callback we cannot read
+    ├── DownloadError               a WAV file that is not on the disk
     ├── LedgerError                 the durable journal cannot be read or written
     └── SessionClosedError          the session was closed while you waited
 
@@ -48,6 +49,7 @@ __all__ = [
     "ChargeLimitError",
     "ConversionFailedError",
     "ConversionTimeoutError",
+    "DownloadError",
     "FeatureDisabledError",
     "InsufficientCreditsError",
     "InvalidRequestError",
@@ -425,6 +427,63 @@ class CallbackFormatError(KieWavError):
             task_id=task_id,
             track=track,
         )
+
+
+DownloadReason: TypeAlias = Literal[
+    "expired",
+    "truncated",
+    "not-a-wav",
+    "too-large",
+    "refused-url",
+    "encoded",
+    "too-slow",
+    "unavailable",
+    "disk",
+]
+
+_GO_ON: Final = "download it again to go on where it stopped"
+_ADVICE: Final[Mapping[DownloadReason, str]] = {
+    "expired": "the service has deleted the file; convert the track again, which is a new charge",
+    "truncated": _GO_ON,
+    "not-a-wav": "nothing of it was kept; look at what the link shows, then ask KIE's support",
+    "too-large": "nothing of it was kept; look at what the link shows",
+    "refused-url": "nothing was fetched. If the host is one of your own, name it in insecure_hosts",
+    "encoded": "nothing of it was kept; is there a proxy in between?",
+    "too-slow": _GO_ON,
+    "unavailable": _GO_ON,
+    "disk": "make room or choose another folder, then download it again",
+}
+
+
+class DownloadError(KieWavError):
+    """
+    A WAV file was not saved; nothing is under its name that was not there before.
+
+    The conversion is paid and stays as it is. What was fetched of a file that can
+    be gone on with is kept beside its place.
+
+    Attributes:
+        reason:
+            ``"expired"``: the link is refused, and so is a fresh one.
+            ``"truncated"``: less came than was announced. ``"not-a-wav"``: it is no
+            WAV file, or not the length it declares. ``"too-large"``: more than 1
+            GiB. ``"refused-url"``: not https, not a public address, not an allowed
+            host, or it redirects to such. ``"encoded"``: it came compressed.
+            ``"too-slow"``: under 16 KiB a second. ``"unavailable"``: the host gave
+            no usable answer. ``"disk"``: it cannot be written.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: DownloadReason,
+        task_id: str | None = None,
+        track: Track | None = None,
+    ) -> None:
+        """Say what is wrong, and what to do about it."""
+        super().__init__(f"{message}: {_ADVICE[reason]}", task_id=task_id, track=track)
+        self.reason: DownloadReason = reason
 
 
 class LedgerError(KieWavError):

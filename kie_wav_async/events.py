@@ -9,16 +9,25 @@ service can store the id before anything else can go wrong.
 from __future__ import annotations
 
 import datetime as dt
+from pathlib import Path
 from typing import Literal
 
 import attrs
 
-from kie_wav_async._models import CallbackVerdict, Track, WavFile
-from kie_wav_async.errors import CallbackFormatError, KieWavError, SignatureError
+from kie_wav_async._models import CallbackVerdict, Download, Track, WavFile
+from kie_wav_async.errors import (
+    CallbackFormatError,
+    DownloadError,
+    KieWavError,
+    SignatureError,
+)
 
 __all__ = [
     "CallbackReceived",
     "CallbackRefused",
+    "DownloadProgress",
+    "DownloadRetried",
+    "Downloaded",
     "Event",
     "PollingPaused",
     "Settled",
@@ -190,3 +199,60 @@ class CallbackRefused(Event):
     """
 
     error: SignatureError | CallbackFormatError
+
+
+@attrs.frozen(kw_only=True)
+class DownloadProgress(Event):
+    """
+    More of a file has come: at its beginning, at its end, and some times a second between.
+
+    Attributes:
+        wav: What is downloaded.
+
+        path: Where it will be.
+
+        bytes: How much of it is there; less than before where it had to begin anew.
+
+        total: Its size; `None` if the host does not tell.
+    """
+
+    wav: WavFile
+    path: Path
+    bytes: int
+    total: int | None
+
+
+@attrs.frozen(kw_only=True)
+class DownloadRetried(Event):
+    """
+    An attempt to download failed and there will be another.
+
+    Attributes:
+        wav: What is downloaded.
+
+        path: Where it will be.
+
+        error: Why the attempt failed.
+
+        delay_s: How long we wait before the next one.
+    """
+
+    wav: WavFile
+    path: Path
+    error: DownloadError
+    delay_s: float
+
+
+@attrs.frozen(kw_only=True)
+class Downloaded(Event):
+    """
+    A file has got its name, whole and synced, or was there before.
+
+    Attributes:
+        wav: What was downloaded.
+
+        download: The file.
+    """
+
+    wav: WavFile
+    download: Download

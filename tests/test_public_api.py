@@ -21,6 +21,7 @@ NAMES = {
         "CallbackVerdict",
         "Clock",
         "Conversion",
+        "Download",
         "OnUnknown",
         "Outcome",
         "PollSchedule",
@@ -50,6 +51,7 @@ NAMES = {
         "ChargeLimitError",
         "ConversionFailedError",
         "ConversionTimeoutError",
+        "DownloadError",
         "FeatureDisabledError",
         "InsufficientCreditsError",
         "InvalidRequestError",
@@ -71,6 +73,9 @@ NAMES = {
     "kie_wav_async.events": [
         "CallbackReceived",
         "CallbackRefused",
+        "DownloadProgress",
+        "DownloadRetried",
+        "Downloaded",
         "Event",
         "PollingPaused",
         "Settled",
@@ -128,6 +133,7 @@ METHODS = {
     "convert_all": "(self, tracks)",
     "credits": "async (self)",
     "deliver": "async (self, headers, body, *, query='')",
+    "download": "async (self, wav, path)",
     "fresh_url": "async (self, url)",
     "record": "async (self, task_id)",
     "recover": "async (self)",
@@ -144,6 +150,7 @@ HANDLES = {
 }
 VALUES = {
     "Callback": "task_id code message wav_url timestamp raw",
+    "Download": "path bytes sha256 resumed",
     "Outcome": "index track wav error",
     "PollSchedule": "first_s interval_s jitter backstop_s max_per_s",
     "RateLimit": "count per_s",
@@ -174,14 +181,6 @@ EDGES = {
     "add_callback_route": "(app, session, path='/kie/callback')",
     "asgi_app": "(session)",
 }
-
-# Names that exist once downloads do, and not before.
-LATER = {
-    "kie_wav_async": "Download",
-    "kie_wav_async.errors": "DownloadError",
-}
-LATER_METHODS = "download"
-LATER_KEYWORDS = "download_hosts"
 
 
 def bare(call: Any) -> str:
@@ -254,6 +253,7 @@ def test_the_settings_of_a_session() -> None:
                 "ledger": None,
                 "on_event": None,
                 "insecure_hosts": (),
+                "download_hosts": (),
                 "transport": None,
             }.items()
         },
@@ -317,23 +317,3 @@ def test_the_fields_of_the_values(name: str) -> None:
 def test_the_positional_fields_of_a_track() -> None:
     """A track is written ``Track(music_task_id, audio_id, title=...)``."""
     assert "(music_task_id, audio_id, *, title=None)" == bare(kie.Track)
-
-
-@pytest.mark.parametrize("module", LATER)
-def test_names_of_later_work_are_absent(module: str) -> None:
-    """What does not work yet has no name yet."""
-    found = importlib.import_module(module)
-
-    assert [] == [name for name in LATER[module].split() if hasattr(found, name)]
-
-
-def test_methods_of_later_work_are_absent() -> None:
-    """A session has no method that does not work yet."""
-    assert [] == [name for name in LATER_METHODS.split() if hasattr(kie.WavSession, name)]
-
-
-@pytest.mark.parametrize("keyword", LATER_KEYWORDS.split())
-def test_keywords_of_later_work_are_refused(keyword: str) -> None:
-    """A setting without effect is a ``TypeError``, not silence."""
-    with pytest.raises(TypeError, match=keyword):
-        kie.WavSession("key", **{keyword: None})

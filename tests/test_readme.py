@@ -39,12 +39,15 @@ from kie_wav_async import (
     events,
     testing,
 )
+from kie_wav_async._media import Media
 from kie_wav_async.cli._commands import cli
 from kie_wav_async.simulator import Fault, Simulator
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from types import ModuleType
+
+    from kie_wav_async._network import Network
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -69,7 +72,7 @@ def first_column(title: str) -> list[str]:
 
 PYTHON = blocks("python")
 SH = blocks("sh")
-SERVICE, CATALOG, _LEDGER, CALLBACKS, UNKNOWN = PYTHON[:5]
+SERVICE, CATALOG, _LEDGER, _FILE, CALLBACKS, UNKNOWN = PYTHON[:6]
 
 
 def run(source: str, **names: object) -> dict[str, Any]:
@@ -83,6 +86,12 @@ def run(source: str, **names: object) -> dict[str, Any]:
     return space
 
 
+def nearby_media(network: Network, **hosts: frozenset[str]) -> Media:
+    """Fetch from the simulator as well, whose files are on this machine."""
+    hosts["insecure_hosts"] |= {"127.0.0.1"}
+    return Media(network, **hosts)
+
+
 @pytest.fixture
 async def kie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Simulator]:
     """Give a simulator that the environment names, in an empty folder."""
@@ -90,6 +99,7 @@ async def kie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[
         monkeypatch.setenv("KIE_BASE_URL", simulator.base_url)
         monkeypatch.setenv("KIE_API_KEY", simulator.api_key)
         monkeypatch.setattr(_session, "SystemClock", lambda: FastClock(SPEED))
+        monkeypatch.setattr(_session, "Media", nearby_media)
         monkeypatch.chdir(tmp_path)
         yield simulator
 

@@ -12,6 +12,7 @@ import datetime as dt
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from decimal import Decimal
+from pathlib import Path
 from typing import Literal, assert_type
 
 from yarl import URL
@@ -23,6 +24,7 @@ from kie_wav_async import (
     CallbackTrust,
     Clock,
     Conversion,
+    Download,
     OnUnknown,
     Outcome,
     PollSchedule,
@@ -191,6 +193,7 @@ async def tasks(session: WavSession) -> None:
     assert_type(await session.credits(), Decimal)
     assert_type(await session.fresh_url("https://files.test/a.wav"), URL)
     assert_type(await session.fresh_url(URL("https://files.test/a.wav")), URL)
+
     record = await session.record("9f3c")
     assert_type(record, TaskRecord | None)
     if record is not None:
@@ -206,6 +209,18 @@ async def tasks(session: WavSession) -> None:
     assert_type(session.statistics(), Statistics)
     assert_type(session.statistics().possible_double_charges, int)
     await session.aclose()
+
+
+async def files(session: WavSession, wav: WavFile) -> None:
+    download = await session.download(wav, "song.wav")
+    assert_type(download, Download)
+    assert_type(download.path, Path)
+    assert_type(download.bytes, int)
+    assert_type(download.sha256, str)
+    assert_type(download.resumed, bool)
+    await session.download(wav, Path("song.wav"))
+    await session.download(wav, b"song.wav")  # type: ignore[arg-type]  # a path is text
+    await session.download("https://files.test/a.wav", "a.wav")  # type: ignore[arg-type]  # no WavFile
 
 
 async def doubts(session: WavSession) -> None:

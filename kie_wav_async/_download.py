@@ -1,0 +1,407 @@
+"""
+One download: from a link to a file that is whole, over as many attempts as that takes.
+
+Nothing is believed that cannot be checked: that a range is the rest of what is
+there, that all has come which was announced, that it is a WAV file, and one of the
+length that it declares. A file that is whole has its name; everything before that
+is `_part_file`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Executor
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import attrs
+from yarl import URL
+
+from kie_wav_async import events
+from kie_wav_async._clock import Clock
+from kie_wav_async._envelope import parse_retry_after
+from kie_wav_async._media import Media, MediaError
+from kie_wav_async._models import WavFile
+from kie_wav_async._pace import Pace
+from kie_wav_async._part_file import PartFile, find_whole
+from kie_wav_async._ranges import parse_content_range, parse_length, strong_etag
+from kie_wav_async._schedule import RetryPolicy, retry_delay_s
+from kie_wav_async._wav_header import HEAD_LENGTH, LEAST_LENGTH, is_whole, parse_wav_header
+from kie_wav_async.errors import (
+    DownloadError,
+    InvalidRequestError,
+    KieWavError,
+    NotFoundError,
+    SessionClosedError,
+)
+
+if TYPE_CHECKING:
+    from kie_wav_async._media import MediaAnswer
+    from kie_wav_async._models import Download
+    from kie_wav_async.errors import DownloadReason
+
+T = TypeVar("T")
+
+#: Longest file that is taken. Three minutes of sound are 32 MB.
+MAX_BYTES: Final = 1 << 30
+
+#: How attempts follow one another; what the host asks for goes before.
+RETRY: Final = RetryPolicy(attempts=8, base_s=1.0, cap_s=60.0)
+
+# So much is given to the disk at a time.
+_BLOCK: Final = 1 << 20
+# How often is told how far it has come.
+_TELL_S: Final = 0.25
+
+# What a host says of a link that it does not let us have, any more or at all.
+_REFUSALS: Final = frozenset({401, 403, 404, 410})
+# What it may say otherwise another time; every 5xx besides.
+_PASSING: Final = frozenset({408, 425, 429})
+
+
+class _LinkRefusedError(Exception):
+    """The host does not let us have the file under this link."""
+
+
+@attrs.define
+class _Writer:
+    """Gives pieces to the disk a block at a time, while the next block comes."""
+
+    _write: Callable[[list[bytes]], Coroutine[object, object, None]]
+    _pieces: list[bytes] = attrs.field(factory=list[bytes], init=False)
+    _size: int = attrs.field(default=0, init=False)
+    _writing: asyncio.Task[None] | None = attrs.field(default=None, init=False)
+
+    async def push(self, piece: bytes) -> None:
+        """Take a piece; wait while the block before is being written and this one is full."""
+        self._pieces.append(piece)
+        self._size += len(piece)
+        if self._size >= _BLOCK:
+            await self._begin()
+
+    async def flush(self) -> None:
+        """Wait until everything is written."""
+        await self._begin()
+        await self._settle()
+
+    async def _begin(self) -> None:
+        await self._settle()
+        if self._pieces:
+            pieces, self._pieces, self._size = self._pieces, [], 0
+            self._writing = asyncio.get_running_loop().create_task(self._write(pieces))
+
+    async def _settle(self) -> None:
+        # Forgotten first: a caller who is cancelled here comes again with the rest.
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            await writing
+
+
+@attrs.define(kw_only=True)
+class FileDownload:
+    """
+    One WAV file on its way to one place.
+
+    Attributes:
+        wav: What is wanted.
+
+        target: Where it is wanted.
+
+        media: The way to the host.
+
+        clock: The only time there is.
+
+        executor: The threads that wait for the disk.
+
+        renew: Asks the service for a fresh link to the file.
+
+        chance: Draws a number in [0, 1).
+
+        emit: Told of each event but the last.
+    """
+
+    wav: WavFile
+    target: Path
+    media: Media
+    clock: Clock
+    executor: Executor
+    renew: Callable[[URL], Awaitable[URL]]
+    chance: Callable[[], float]
+    emit: Callable[..., None]
+    _is_renewed: bool = attrs.field(default=False, init=False)
+    # Whether what is there is of no use to anybody.
+    _is_spoilt: bool = attrs.field(default=False, init=False)
+    _told_mono_s: float = attrs.field(default=-math.inf, init=False)
+
+    async def run(self) -> Download:
+        """
+        Return the file once it is whole and has its name; one that is there is left alone.
+
+        Raises:
+            DownloadError: It is not there.
+        """
+        found = await self._on_disk(find_whole, self.target)
+        if found is not None:
+            return found
+        self.media.verify(self.wav.url)
+        part = PartFile(self.target, self.wav.task_id)
+        try:
+            await self._on_disk(part.open)
+            # Another process may have finished it before it let go of the part.
+            found = await self._on_disk(find_whole, self.target)
+            if found is not None:
+                self._is_spoilt = True
+                return found
+            await self._fetch(part)
+            return await self._on_disk(part.finish)
+        finally:
+            await self._on_disk(lambda: part.close(keep=not self._is_spoilt))
+
+    # --- attempts ---------------------------------------------------------------------------
+
+    async def _fetch(self, part: PartFile) -> None:
+        """Fill *part* until it is a whole WAV file."""
+        url, attempt = self.wav.url, 1
+        while True:
+            try:
+                return await self._attempt(part, url)
+            except _LinkRefusedError as refusal:
+                try:
+                    url = await self._fresh(refusal)
+                except MediaError as error:
+                    failure = error
+                else:
+                    continue
+            except MediaError as error:
+                failure = error
+            is_kept = part.is_resumable and part.is_shared
+            kept = f", and {part.length:,} bytes of the file are kept" if is_kept else ""
+            told = DownloadError(
+                f"{failure} ({attempt} of {RETRY.attempts} attempts{kept})",
+                reason=failure.reason,
+                task_id=self.wav.task_id,
+                track=self.wav.track,
+            )
+            told.__cause__ = failure.__cause__
+            if attempt >= RETRY.attempts:
+                raise told
+            asked_s = parse_retry_after(failure.retry_after, self.clock.time())
+            delay_s = retry_delay_s(RETRY, attempt, self.chance(), asked_s)
+            self._tell(events.DownloadRetried, error=told, delay_s=delay_s)
+            await self.clock.sleep(delay_s)
+            attempt += 1
+
+    async def _fresh(self, refusal: _LinkRefusedError) -> URL:
+        """Return another link in place of one that is refused, once."""
+        if self._is_renewed:
+            msg = f"{refusal}, and so is the one that KIE gave in its place"
+            raise self._failed(msg, "expired")
+        try:
+            fresh = await self.renew(self.wav.url)
+        except (InvalidRequestError, NotFoundError) as error:
+            msg = f"{refusal}, and KIE has no other"
+            raise self._failed(msg, "expired") from error
+        except SessionClosedError:
+            raise
+        except KieWavError as error:
+            msg = f"{refusal}, and KIE gave no other ({error})"
+            raise MediaError(msg) from error
+        self._is_renewed = True
+        self.media.verify(fresh)
+        return fresh
+
+    async def _attempt(self, part: PartFile, url: URL) -> None:
+        if part.length and not part.is_resumable:
+            await self._on_disk(part.restart, None, None)
+        if part.length == 0 or part.length != part.total:
+            headers: dict[str, str] = {}
+            if part.is_resumable:
+                headers = {"Range": f"bytes={part.length}-", "If-Range": str(part.etag)}
+            async with self.media.open(url, headers) as answer:
+                await self._begin(part, answer, is_range=bool(headers))
+                await self._copy(part, answer)
+        await self._verify_whole(part)
+
+    async def _begin(self, part: PartFile, answer: MediaAnswer, *, is_range: bool) -> None:
+        """Make *part* ready for the body of *answer*."""
+        status, host = answer.status, answer.host
+        if status in _REFUSALS:
+            msg = f"{host} refuses the link ({status})"
+            raise _LinkRefusedError(msg)
+        if status in _PASSING or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            retry_after = answer.header("Retry-After")
+            msg = f"{host} answered {status}"
+            raise MediaError(msg, retry_after=retry_after)
+        if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and is_range:
+            await self._on_disk(part.restart, None, None)
+            msg = f"{host} has no more of the file, which has changed"
+            raise MediaError(msg, "truncated")
+        if status not in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT}:
+            msg = f"{host} answered {status}"
+            raise self._failed(msg, "unavailable")
+        if answer.has("Content-Encoding"):
+            # aiohttp would unpack what was cut off without a word, and any bomb.
+            msg = f"{host} sent the file compressed, unasked"
+            raise self._spoilt(msg, "encoded")
+        if status == HTTPStatus.PARTIAL_CONTENT:
+            await self._verify_range(part, answer, is_range=is_range)
+        else:
+            length = answer.header("Content-Length")
+            total = None if length is None else parse_length(length)
+            self._verify_size(total, host)
+            await self._on_disk(part.restart, strong_etag(answer.header("ETag")), total)
+        if part.total is not None:
+            await self._on_disk(part.verify_room, part.total - part.length)
+        self._tell_progress(part)
+
+    async def _verify_range(self, part: PartFile, answer: MediaAnswer, *, is_range: bool) -> None:
+        """Return if *answer* is the rest of what is there; else nothing is there any more."""
+        found = parse_content_range(answer.header("Content-Range") or "")
+        is_rest = (
+            is_range
+            and found is not None
+            and found.first == part.length
+            and found.total is not None
+            and part.total in {None, found.total}
+            and strong_etag(answer.header("ETag")) == part.etag
+        )
+        if found is None or not is_rest:
+            await self._on_disk(part.restart, None, None)
+            msg = f"{answer.host} sent another part of the file than asked for"
+            raise MediaError(msg)
+        self._verify_size(found.total, answer.host)
+        part.total = found.total
+        part.is_resumed = True
+
+    def _verify_size(self, size: int | None, host: str) -> None:
+        if size is not None and size > MAX_BYTES:
+            msg = f"{host} has a file of {size:,} bytes, and {MAX_BYTES:,} are taken at most"
+            raise self._spoilt(msg, "too-large")
+
+    async def _copy(self, part: PartFile, answer: MediaAnswer) -> None:
+        """Append the body of *answer* to *part*."""
+        pace, length = Pace(), part.length
+        most = MAX_BYTES if part.total is None else part.total
+        is_checked = len(part.head) >= HEAD_LENGTH
+        writer = _Writer(lambda pieces: self._on_disk(part.write, pieces))
+        try:
+            while piece := await self._read(answer, pace):
+                length += len(piece)
+                if length > most:
+                    raise await self._too_long(part, answer, most)
+                await writer.push(piece)
+                if not is_checked and length >= HEAD_LENGTH:
+                    await writer.flush()
+                    is_checked, most = True, self._most_of(part)
+                self._tell_progress(part)
+        finally:
+            # What has come is worth keeping, whatever ended the attempt.
+            await writer.flush()
+            self._tell_progress(part, is_last=True)
+
+    async def _read(self, answer: MediaAnswer, pace: Pace) -> bytes:
+        began_s = self.clock.monotonic()
+        piece = await answer.read()
+        pace.note(self.clock.monotonic() - began_s, len(piece))
+        if piece and pace.is_too_slow:
+            msg = f"{answer.host} sends the file too slowly"
+            raise MediaError(msg, "too-slow")
+        return piece
+
+    async def _too_long(self, part: PartFile, answer: MediaAnswer, most: int) -> Exception:
+        if part.total is None:
+            return self._spoilt(f"{answer.host} sends more than {most:,} bytes", "too-large")
+        # Of such a host not even the beginning is to be believed.
+        await self._on_disk(part.restart, None, None)
+        msg = f"{answer.host} sends more than it announced"
+        return MediaError(msg, "truncated")
+
+    # --- what it has to be ------------------------------------------------------------------
+
+    def _declared(self, part: PartFile) -> int | None:
+        try:
+            return parse_wav_header(part.head)
+        except ValueError as error:
+            msg = f"what {self.wav.url.host} sent {error}"
+            raise self._spoilt(msg, "not-a-wav") from None
+
+    def _most_of(self, part: PartFile) -> int:
+        """Return how long *part* may become if it is to be a whole WAV file, by its beginning."""
+        declared = self._declared(part)
+        self._verify_size(declared, str(self.wav.url.host))
+        if part.total is None:
+            return MAX_BYTES if declared is None else declared + 1  # It may be filled up.
+        if declared is not None:
+            self._verify_declared(part.total, declared)
+        return part.total
+
+    async def _verify_whole(self, part: PartFile) -> None:
+        """Return if *part* is a whole WAV file."""
+        if part.total is not None and part.length != part.total:
+            msg = f"{part.length:,} of {part.total:,} bytes came"
+            raise MediaError(msg, "truncated")
+        if part.total is None and part.length < LEAST_LENGTH:
+            msg = f"{part.length:,} bytes came"
+            raise MediaError(msg, "truncated")
+        declared = self._declared(part)
+        if declared is None:
+            if part.total is None:
+                msg = "neither the file nor its host tells how long it is, so it may be cut off"
+                raise self._spoilt(msg, "truncated")
+            return
+        if part.total is None and part.length < declared:
+            msg = f"{part.length:,} of the {declared:,} bytes came that the file declares"
+            raise MediaError(msg, "truncated")
+        self._verify_declared(part.length, declared)
+
+    def _verify_declared(self, length: int, declared: int) -> None:
+        if is_whole(length, declared):
+            return
+        # Asked for again it would be the same: that is how the host has it.
+        msg = f"the file is {length:,} bytes long and declares {declared:,}"
+        raise self._spoilt(msg, "truncated" if length < declared else "not-a-wav")
+
+    # --- helpers ----------------------------------------------------------------------------
+
+    def _failed(self, message: str, reason: DownloadReason) -> DownloadError:
+        return DownloadError(message, reason=reason, task_id=self.wav.task_id, track=self.wav.track)
+
+    def _spoilt(self, message: str, reason: DownloadReason) -> DownloadError:
+        """Make an error after which nothing is kept: asked again, the host would send the same."""
+        self._is_spoilt = True
+        return self._failed(message, reason)
+
+    def _tell_progress(self, part: PartFile, *, is_last: bool = False) -> None:
+        now = self.clock.monotonic()
+        if is_last or now - self._told_mono_s >= _TELL_S:
+            self._told_mono_s = now
+            self._tell(events.DownloadProgress, bytes=part.length, total=part.total)
+
+    def _tell(self, kind: type[events.Event], **fields: object) -> None:
+        self.emit(kind, wav=self.wav, path=self.target, **fields)
+
+    async def _on_disk(self, work: Callable[..., T], *args: object) -> T:
+        """
+        Run *work* in a thread.
+
+        A cancelled caller waits for it all the same, unless he is cancelled twice:
+        a thread cannot be stopped, and what it works on is not to be touched meanwhile.
+
+        Raises:
+            DownloadError: The disk says no.
+        """
+        loop = asyncio.get_running_loop()
+        working = loop.run_in_executor(self.executor, work, *args)
+        try:
+            return await asyncio.shield(working)
+        except asyncio.CancelledError:
+            await asyncio.wait({working})
+            if not working.cancelled():
+                _ = working.exception()
+            raise
+        except OSError as error:
+            msg = f"{self.target}: {error.strerror or type(error).__name__}"
+            raise self._failed(msg, "disk") from error

@@ -1,0 +1,147 @@
+"""
+The way of a download within a session: how many at a time, who waits, and its end.
+
+What one download does is `_download`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+
+from kie_wav_async import events
+from kie_wav_async._download import FileDownload
+from kie_wav_async._media import MAX_CONNECTIONS
+from kie_wav_async._models import verify_type
+from kie_wav_async.errors import DownloadError, SessionClosedError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+
+    from yarl import URL
+
+    from kie_wav_async._desk import Desk
+    from kie_wav_async._media import Media
+    from kie_wav_async._models import Download, WavFile
+
+
+@attrs.define
+class _Place:
+    """A place that files are being saved to: one at a time, and all of one task."""
+
+    task_id: str
+    turn: asyncio.Lock = attrs.field(factory=asyncio.Lock)
+    users: int = 0
+
+
+class Downloader:
+    """Saves files for callers who wait, a few at a time."""
+
+    def __init__(self, desk: Desk, media: Media, renew: Callable[[URL], Awaitable[URL]]) -> None:
+        """Start with nobody waiting."""
+        self._desk = desk
+        self._media = media
+        self._renew = renew
+        self._places: dict[Path, _Place] = {}
+        self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._executor = ThreadPoolExecutor(MAX_CONNECTIONS, "kie-wav-download")
+        self._tasks: set[asyncio.Task[Download]] = set()
+
+    async def download(self, wav: WavFile, path: str | os.PathLike[str]) -> Download:
+        """Save *wav* at *path*; see `WavSession.download`."""
+        hub = self._desk.hub
+        target = _parse_path(path)
+        # In a task that closing can cancel; the caller's own we must not.
+        task = hub.verify_loop().create_task(self._save(wav, target))
+        self._tasks.add(task)
+        try:
+            download = await task
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if hub.closed is None or (caller is not None and caller.cancelling()):
+                raise
+            closed = SessionClosedError().about(task_id=wav.task_id, track=wav.track)
+            raise closed from None
+        finally:
+            self._tasks.discard(task)
+            # Its error's traceback holds this frame: no cycle through the task.
+            del task
+        self._desk.emit(events.Downloaded, wav=wav, download=download)
+        return download
+
+    async def _save(self, wav: WavFile, target: Path) -> Download:
+        async with self._place(wav, _key(target)), self._turns:
+            work = FileDownload(
+                wav=wav,
+                target=target,
+                media=self._media,
+                clock=self._desk.clock,
+                executor=self._executor,
+                renew=self._renew,
+                chance=self._desk.chance,
+                emit=self._desk.emit,
+            )
+            try:
+                return await work.run()
+            except DownloadError as error:
+                # What the way to the host raises does not know what was wanted of it.
+                raise error.about(task_id=wav.task_id, track=wav.track) from error.__cause__
+
+    @contextlib.asynccontextmanager
+    async def _place(self, wav: WavFile, key: Path) -> AsyncGenerator[None]:
+        place = self._places.setdefault(key, _Place(wav.task_id))
+        if place.task_id != wav.task_id:
+            msg = f"{key} is where the WAV of another task, {place.task_id}, is being saved"
+            raise ValueError(msg)
+        place.users += 1
+        try:
+            async with place.turn:
+                yield
+        finally:
+            place.users -= 1
+            if not place.users:
+                del self._places[key]
+
+    @property
+    def under_way(self) -> tuple[asyncio.Task[Download], ...]:
+        """The downloads that have not ended."""
+        return tuple(self._tasks)
+
+    def close(self) -> None:
+        """Let nobody wait any more; what has come of files is kept; see `under_way`."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def aclose(self) -> None:
+        """Close the connections, once nothing is under way."""
+        await self._media.aclose()
+        self._executor.shutdown(wait=False)
+
+
+def _key(target: Path) -> Path:
+    """Return what names *target* wherever we are; a link at the end of it stays one."""
+    return target.absolute()
+
+
+def _parse_path(path: str | os.PathLike[str]) -> Path:
+    """
+    Return *path* if it can name a file.
+
+    Raises:
+        TypeError: It is no `str` and no path of one.
+
+        ValueError: It names no file.
+    """
+    given = os.fspath(path)
+    verify_type(given, str, "path")
+    target = Path(given)
+    if not target.name or target.name == ".." or given.endswith(("/", os.sep)) or "\0" in given:
+        msg = f"path must name a file: {given[:200]!r}"
+        raise ValueError(msg)
+    return target

@@ -1,0 +1,268 @@
+"""
+The hosts of WAV files: where a link leads, what it answers, and nothing of ours to see.
+
+They are not the service. No key and no cookie goes there, and a link may lead
+anywhere: so each hop of it is checked before it is looked up, and each address
+that a name comes to as it is connected to, which is the only moment that counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import aiohttp
+
+from kie_wav_async._addresses import is_public
+from kie_wav_async._link import is_trusted, join_link, verify_link
+from kie_wav_async._network import presentable, reason_of, user_agent
+from kie_wav_async.errors import DownloadError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Mapping
+
+    from aiohttp.abc import AbstractResolver
+    from yarl import URL
+
+    from kie_wav_async._network import Network
+    from kie_wav_async.errors import DownloadReason
+
+#: Most connections at a time, and so most downloads of a session.
+MAX_CONNECTIONS: Final = 8
+
+#: Most redirects from a link to its file.
+MAX_REDIRECTS: Final = 5
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+
+#: How long a host has for each thing. There is no limit to the whole: a file that
+#: comes is welcome however long it takes.
+TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=30.0, sock_connect=30.0, sock_read=60.0)
+#: How long it has for the head of its answer, connecting included.
+HEAD_TIMEOUT_S: Final = 90.0
+
+_READ_AHEAD: Final = 1 << 18
+
+
+class MediaError(Exception):
+    """
+    A host gave no usable answer; it may another time.
+
+    Attributes:
+        reason: As of `DownloadError`.
+
+        retry_after: Its ``Retry-After`` header; `None` if there was none.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        reason: DownloadReason = "unavailable",
+        *,
+        retry_after: str | None = None,
+    ) -> None:
+        """Say what is wrong."""
+        super().__init__(message)
+        self.reason: DownloadReason = reason
+        self.retry_after = retry_after
+
+
+class _PrivateAddressError(OSError):
+    """A name leads to an address that is not public."""
+
+    def __init__(self) -> None:
+        # The same words whatever the address: one error stands for several of them.
+        super().__init__(errno.EACCES, "not a public address")
+
+
+class MediaAnswer:
+    """
+    What a host answered.
+
+    Attributes:
+        status: The HTTP status.
+
+        host: Who answered, for words.
+    """
+
+    def __init__(self, answer: aiohttp.ClientResponse) -> None:
+        """Wrap an answer whose head has come."""
+        self.status = answer.status
+        self.host = _host(answer.url)
+        self._answer = answer
+        self._failure: MediaError | None = None
+
+    def header(self, name: str) -> str | None:
+        """Return the value of a header; `None` if it is not there, or there twice."""
+        values = self._answer.headers.getall(name, [])
+        return values[0] if len(values) == 1 else None
+
+    def has(self, name: str) -> bool:
+        """Return whether a header is there."""
+        return name in self._answer.headers
+
+    async def read(self) -> bytes:
+        """
+        Return what has come of the body, or what comes next; nothing at its end.
+
+        Raises:
+            MediaError: It ends before its end, or nothing comes.
+        """
+        if self._failure is None:
+            try:
+                return await self._answer.content.readany()
+            except (aiohttp.ClientError, OSError, ValueError) as error:
+                self._failure = _failure(self._answer.url, error, "truncated")
+                self._failure.__cause__ = presentable(error)
+            if rest := self._rest():
+                return rest
+        raise self._failure
+
+    def _rest(self) -> bytes:
+        """Return what came before the failure: aiohttp lets nobody have it after that."""
+        content = self._answer.content
+        content.set_exception(cast("BaseException", None))
+        return content.read_nowait()
+
+
+class Media:
+    """
+    The way to the hosts of files.
+
+    Args:
+        network: The way out of this machine.
+
+        insecure_hosts: Hosts from which plain http and addresses that are not
+            public are taken.
+
+        download_hosts: The only hosts that files are taken from; empty for all.
+
+        resolver: Looks names up; `None`: as aiohttp does.
+
+        is_allowed: Tells whether an address may be connected to.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        insecure_hosts: frozenset[str] = frozenset(),
+        download_hosts: frozenset[str] = frozenset(),
+        resolver: AbstractResolver | None = None,
+        is_allowed: Callable[[str], bool] = is_public,
+    ) -> None:
+        """Open nothing yet."""
+        self._network = network
+        self._insecure_hosts = insecure_hosts
+        self._download_hosts = download_hosts
+        self._resolver = resolver
+        self._is_allowed = is_allowed
+        # By whether every address is checked as it is connected to.
+        self._clients: dict[bool, aiohttp.ClientSession] = {}
+
+    @contextlib.asynccontextmanager
+    async def open(self, url: URL, headers: Mapping[str, str]) -> AsyncGenerator[MediaAnswer]:
+        """
+        Ask for *url*, follow what it redirects to, and give the last answer.
+
+        Raises:
+            DownloadError: It leads to where nothing is fetched from.
+
+            MediaError: There is no answer.
+        """
+        answer = await self._follow(url, headers)
+        try:
+            yield MediaAnswer(answer)
+        finally:
+            # One that was read to its end has given its connection back.
+            answer.close()
+
+    async def _follow(self, url: URL, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+        for _ in range(MAX_REDIRECTS + 1):
+            self.verify(url)
+            answer = await self._get(url, headers)
+            location = answer.headers.get("Location")
+            if answer.status not in _REDIRECTS or location is None:
+                return answer
+            answer.close()
+            try:
+                url = join_link(url, location)
+            except ValueError as error:
+                msg = f"{_host(url)} redirects to nowhere"
+                raise DownloadError(msg, reason="refused-url") from error
+        msg = f"{_host(url)} redirects more than {MAX_REDIRECTS} times"
+        raise DownloadError(msg, reason="refused-url")
+
+    def verify(self, url: URL) -> None:
+        """
+        Return if files may be fetched from *url*, as far as that can be told before connecting.
+
+        Raises:
+            DownloadError: They may not.
+        """
+        try:
+            verify_link(
+                url, insecure_hosts=self._insecure_hosts, download_hosts=self._download_hosts
+            )
+        except ValueError as error:
+            raise DownloadError(str(error), reason="refused-url") from error
+
+    async def _get(self, url: URL, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+        proxy = self._network.proxy_for(url)
+        # Behind a proxy, it is that which looks names up and connects.
+        is_guarded = proxy is None and not is_trusted(url, self._insecure_hosts)
+        client = self._clients.get(is_guarded)
+        if client is None:
+            client = self._clients[is_guarded] = self._client(is_guarded=is_guarded)
+        try:
+            async with asyncio.timeout(HEAD_TIMEOUT_S):
+                return await client.get(url, headers=headers, allow_redirects=False, proxy=proxy)
+        except aiohttp.ClientConnectorError as error:
+            if not isinstance(error.os_error, _PrivateAddressError):
+                raise _failure(url, error) from presentable(error)
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            # ValueError: yarl and aiohttp raise it for what they cannot send or read.
+            raise _failure(url, error) from presentable(error)
+        msg = f"{_host(url)} leads to an address that is not public"
+        raise DownloadError(msg, reason="refused-url")
+
+    def _client(self, *, is_guarded: bool) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                ssl=self._network.ssl,
+                limit=MAX_CONNECTIONS,
+                keepalive_timeout=15.0,
+                resolver=self._resolver,
+                socket_factory=self._open_socket if is_guarded else None,
+            ),
+            connector_owner=True,
+            timeout=TIMEOUT,
+            headers={"User-Agent": user_agent(), "Accept-Encoding": "identity", "Accept": "*/*"},
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            read_bufsize=_READ_AHEAD,
+        )
+
+    def _open_socket(self, address: tuple[Any, ...]) -> socket.socket:
+        family, kind, protocol, _, to = address
+        if not self._is_allowed(str(to[0])):
+            raise _PrivateAddressError
+        return socket.socket(family=family, type=kind, proto=protocol)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        for client in self._clients.values():
+            await client.close()
+
+
+def _host(url: URL) -> str:
+    """Name a host in words; the rest of a link may be a secret."""
+    return (url.host or "")[:80]
+
+
+def _failure(url: URL, error: Exception, reason: DownloadReason = "unavailable") -> MediaError:
+    if isinstance(error, TimeoutError):
+        return MediaError(f"{_host(url)} sent nothing for too long", reason)
+    return MediaError(f"the connection to {_host(url)} broke: {reason_of(error)}", reason)

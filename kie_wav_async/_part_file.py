@@ -1,0 +1,412 @@
+"""
+A WAV file while it is not whole: beside its place, for its owner's eyes only.
+
+``NAME.part`` holds the bytes, and ``NAME.part.json`` what they are bytes of, so
+that a later process can go on with them. The name itself is given to a file that
+is whole and synced, by a rename. Everything here waits for the disk, so it is
+called in threads, one call at a time per part file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import stat
+import threading
+from typing import TYPE_CHECKING, Final, cast
+
+import attrs
+
+from kie_wav_async._file_lock import try_lock, unlock
+from kie_wav_async._models import Download
+from kie_wav_async._ranges import strong_etag
+from kie_wav_async._wav_header import HEAD_LENGTH, is_whole, parse_wav_header
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable
+    from pathlib import Path
+
+#: What is synced reaches so far at least: less is lost by a process that is killed.
+SYNC_EVERY: Final = 16 << 20
+
+# What is left free on the disk besides the file itself.
+_SPARE: Final = 64 << 20
+
+_NAME_BYTES: Final = 255
+_PIECE: Final = 1 << 20
+# So much of a strange ``NAME.part.json`` is looked at.
+_NOTE_BYTES: Final = 16_384
+
+_FLAGS: Final = (
+    getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+)
+
+
+@attrs.define
+class _Note:
+    """What is written beside a part: what its bytes are bytes of, and how many are synced."""
+
+    task_id: str
+    etag: str
+    total: int | None
+    synced: int
+
+    def encode(self) -> bytes:
+        return json.dumps(attrs.asdict(self)).encode() + b"\n"
+
+
+def _parse_note(found: object) -> _Note | None:
+    fields = cast("dict[str, object]", found) if isinstance(found, dict) else {}
+    match fields:
+        case {"task_id": str(task_id), "etag": str(etag), "total": total, "synced": int(synced)}:
+            pass
+        case _:
+            return None
+    if not (total is None or type(total) is int) or synced < 1 or strong_etag(etag) is None:
+        return None
+    return None if total is not None and synced > total else _Note(task_id, etag, total, synced)
+
+
+def part_path(target: Path) -> Path:
+    """Return where the bytes of *target* are kept until it is whole."""
+    name = f"{target.name}.part"
+    if len(os.fsencode(name)) + len(".json") > _NAME_BYTES:
+        name = f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:32]}.part"
+    return target.with_name(name)
+
+
+def find_whole(target: Path) -> Download | None:
+    """
+    Return the file at *target* if it is a WAV file of the length that it declares.
+
+    Raises:
+        OSError: It cannot be read, or what is there is no file.
+    """
+    try:
+        # Not opened before it is known to be a file: a pipe would have us wait.
+        if not stat.S_ISREG(target.stat().st_mode):
+            raise OSError(errno.EEXIST, "there is something else of that name")
+        with target.open("rb") as file:
+            digest = hashlib.sha256()
+            head = file.read(HEAD_LENGTH)
+            size = os.fstat(file.fileno()).st_size
+            if not _declares(head, size):
+                return None
+            digest.update(head)
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+            return Download(target, size, digest.hexdigest(), resumed=False)
+    except FileNotFoundError:
+        return None
+
+
+def _declares(head: bytes, size: int) -> bool:
+    try:
+        declared = parse_wav_header(head)
+    except ValueError:
+        return False
+    return declared is not None and is_whole(size, declared)
+
+
+class PartFile:
+    """
+    What there is of one file.
+
+    Two that are opened for one target do not meet: the second one, also in
+    another process, gets a name of its own, under which nothing is gone on with.
+
+    Attributes:
+        path: Where the bytes are.
+
+        length: How many there are.
+
+        head: The first ones, at most `HEAD_LENGTH`.
+
+        etag: The strong tag of the version they belong to; `None`: they cannot be
+            gone on with.
+
+        total: The length of that version; `None` if it was not told.
+
+        is_resumed: Whether bytes of an earlier attempt are among them.
+    """
+
+    def __init__(self, target: Path, task_id: str) -> None:
+        """Be a part of *target* if it was begun for *task_id*; nothing is opened yet."""
+        self.path = part_path(target)
+        self.etag: str | None = None
+        self.total: int | None = None
+        self.is_resumed = False
+        self._target = target
+        self._task_id = task_id
+        self._one_at_a_time = threading.Lock()
+        self._fd = self._note_fd = -1
+        self._mode = 0o600
+        # After a fault nobody knows what is on the disk, whatever the next call says.
+        self._is_faulty = False
+        self._begin()
+
+    def open(self) -> None:
+        """
+        Take in what there is.
+
+        Raises:
+            OSError: The disk or the system says no.
+        """
+        with self._careful():
+            self._fd, self.path = _open_locked(self.path)
+            note = self._read_note() if self.is_shared else None
+            self._open_note()
+            if note is None:
+                os.ftruncate(self._fd, 0)
+            else:
+                self._load(note)
+
+    @contextlib.contextmanager
+    def _careful(self) -> Generator[None]:
+        with self._one_at_a_time:
+            try:
+                yield
+            except OSError:
+                self._is_faulty = True
+                raise
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it has the name under which a later download finds it."""
+        return self.path == part_path(self._target)
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether it can be gone on with: it has bytes, and they are known to be of one version."""
+        return self.length > 0 and self.etag is not None
+
+    # --- what is there ----------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self.length = self._synced = 0
+        self.is_resumed = False
+        self.head = b""
+        self._digest = hashlib.sha256()
+
+    @property
+    def _note_path(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.json")
+
+    def _read_note(self) -> _Note | None:
+        """Return what an earlier process wrote beside its part, if that makes sense."""
+        try:
+            fd = os.open(self._note_path, os.O_RDONLY | _FLAGS)
+        except OSError:
+            return None
+        try:
+            found: object = json.loads(os.read(fd, _NOTE_BYTES))
+        except (OSError, ValueError, RecursionError):
+            return None
+        finally:
+            os.close(fd)
+        note = _parse_note(found)
+        return note if note is not None and note.task_id == self._task_id else None
+
+    def _open_note(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._note_path.unlink()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS
+        self._note_fd = os.open(self._note_path, flags, 0o666)
+        # That is how a new file comes out here. There is no other way to ask for the
+        # umask than to change it, under the other threads of the process.
+        self._mode = stat.S_IMODE(os.fstat(self._note_fd).st_mode)
+        _narrow(self._note_fd, 0o600)
+
+    def _load(self, note: _Note) -> None:
+        """Take in what an earlier process has synced; what it wrote after that may be anything."""
+        os.ftruncate(self._fd, min(note.synced, os.fstat(self._fd).st_size))
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        while piece := os.read(self._fd, _PIECE):
+            self._take(piece)
+        self._synced = self.length
+        self.etag, self.total = note.etag, note.total
+        self.is_resumed = self.length > 0
+        self._write_note()
+
+    def _take(self, piece: bytes) -> None:
+        if len(self.head) < HEAD_LENGTH:
+            self.head += piece[: HEAD_LENGTH - len(self.head)]
+        self._digest.update(piece)
+        self.length += len(piece)
+
+    def _write_note(self) -> None:
+        """Write down what is synced, or that nothing can be gone on with."""
+        text = b""
+        if self.etag is not None and self.is_shared:
+            text = _Note(self._task_id, self.etag, self.total, self._synced).encode()
+        os.ftruncate(self._note_fd, 0)
+        os.lseek(self._note_fd, 0, os.SEEK_SET)
+        _write_all(self._note_fd, text)
+
+    # --- what is done with it ---------------------------------------------------------------
+
+    def restart(self, etag: str | None, total: int | None) -> None:
+        """
+        Forget all bytes, and be a part of another version.
+
+        Args:
+            etag: Its strong tag; `None` if it has none.
+
+            total: Its length; `None` if it is not told.
+
+        Raises:
+            OSError: The disk says no.
+        """
+        with self._careful():
+            os.ftruncate(self._fd, 0)
+            os.lseek(self._fd, 0, os.SEEK_SET)
+            self._begin()
+            self.etag, self.total = etag, total
+            self._write_note()
+
+    def verify_room(self, missing: int) -> None:
+        """
+        Return if the disk has room for *missing* more bytes, and some more.
+
+        Raises:
+            OSError: It has not.
+        """
+        free = shutil.disk_usage(self._target.parent).free
+        if free < 2 * missing + _SPARE:
+            needed = (2 * missing + _SPARE) // 1_000_000
+            msg = f"there are {free // 1_000_000:,} MB free, and {needed:,} MB are wanted"
+            raise OSError(errno.ENOSPC, msg)
+
+    def write(self, pieces: Iterable[bytes]) -> None:
+        """
+        Append *pieces*.
+
+        Raises:
+            OSError: The disk says no.
+        """
+        with self._careful():
+            for piece in pieces:
+                _write_all(self._fd, piece)
+                self._take(piece)
+            if self.length - self._synced >= SYNC_EVERY:
+                self._sync()
+
+    def _sync(self) -> None:
+        os.fsync(self._fd)
+        self._synced = self.length
+        self._write_note()
+
+    def finish(self) -> Download:
+        """
+        Give the file its name.
+
+        Raises:
+            OSError: The disk says no, or somebody has moved the part.
+        """
+        with self._careful():
+            os.fsync(self._fd)
+            if not _is_at(self._fd, self.path):
+                raise OSError(errno.ENOENT, f"somebody has moved {self.path.name}")
+            _narrow(self._fd, self._mode)
+            if os.name == "nt":  # pragma: no cover - the tests run on POSIX
+                self._close()  # Nothing that is open can be renamed there.
+            self._note_path.unlink(missing_ok=True)
+            self.path.replace(self._target)
+            _sync_folder(self._target.parent)
+            self._close()
+            return Download(
+                self._target, self.length, self._digest.hexdigest(), resumed=self.is_resumed
+            )
+
+    def close(self, *, keep: bool) -> None:
+        """
+        Let go of the file, if that was not done; what the disk says of it does not matter.
+
+        Args:
+            keep: Whether to leave the bytes for another try, if they can be gone on with.
+        """
+        with self._one_at_a_time, contextlib.suppress(OSError):
+            try:
+                if self._fd < 0:
+                    pass
+                elif keep and self.is_resumable and self.is_shared:
+                    if not self._is_faulty:
+                        self._sync()
+                elif _is_at(self._fd, self.path):
+                    self._note_path.unlink(missing_ok=True)
+                    self.path.unlink()
+            finally:
+                self._close()
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        note_fd, self._note_fd = self._note_fd, -1
+        if note_fd >= 0:
+            os.close(note_fd)
+        if fd >= 0:
+            # Not left to the closing: a forked child may have the file open still.
+            with contextlib.suppress(OSError):
+                unlock(fd)
+            os.close(fd)
+
+
+def _open_locked(path: Path) -> tuple[int, Path]:
+    """Open *path* for us alone, or a file of another name if somebody has it."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600)
+        try:
+            found = os.fstat(fd)
+            # What has a second name is somebody's file under that.
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or not _try_lock(fd):
+                break
+            # Whoever had the lock may have given the file its name, or removed it.
+            if _is_at(fd, path):
+                _narrow(fd, 0o600)
+                return fd, path
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+    os.close(fd)
+    path = path.with_name(f".{secrets.token_hex(16)}.part")
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600), path
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        return try_lock(fd)
+    except OSError:  # A file system without locks: nobody can know who else is there.
+        return False
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat(follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+def _narrow(fd: int, mode: int) -> None:
+    if hasattr(os, "fchmod"):  # pragma: no branch - Windows has it since Python 3.13
+        os.fchmod(fd, mode)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(fd, left) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # pragma: no cover - the tests run on POSIX
+        return  # There a folder cannot be opened.
+    fd = os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
