@@ -67,7 +67,10 @@ def _parse_note(found: object) -> _Note | None:
             pass
         case _:
             return None
-    if not (total is None or type(total) is int) or synced < 1 or strong_etag(etag) is None:
+    # A bool is an int, and no count.
+    if not (total is None or type(total) is int) or type(synced) is not int:
+        return None
+    if synced < 1 or strong_etag(etag) is None:
         return None
     return None if total is not None and synced > total else _Note(task_id, etag, total, synced)
 
@@ -146,8 +149,9 @@ class PartFile:
         self._one_at_a_time = threading.Lock()
         self._fd = self._note_fd = -1
         self._mode = 0o600
+        self._is_taken_in = False
         # After a fault nobody knows what is on the disk, whatever the next call says.
-        self._is_faulty = False
+        self._fault: tuple[int | None, str] | None = None
         self._begin()
 
     def open(self) -> None:
@@ -159,20 +163,24 @@ class PartFile:
         """
         with self._careful():
             self._fd, self.path = _open_locked(self.path)
+            _narrow(self._fd, 0o600)
             note = self._read_note() if self.is_shared else None
-            self._open_note()
+            self._open_note(note)
             if note is None:
                 os.ftruncate(self._fd, 0)
             else:
                 self._load(note)
+            self._is_taken_in = True
 
     @contextlib.contextmanager
     def _careful(self) -> Generator[None]:
         with self._one_at_a_time:
+            if self._fault is not None:
+                raise OSError(*self._fault)
             try:
                 yield
-            except OSError:
-                self._is_faulty = True
+            except OSError as error:
+                self._fault = (error.errno, error.strerror or type(error).__name__)
                 raise
 
     @property
@@ -198,29 +206,47 @@ class PartFile:
         return self.path.with_name(f"{self.path.name}.json")
 
     def _read_note(self) -> _Note | None:
-        """Return what an earlier process wrote beside its part, if that makes sense."""
+        """
+        Return what an earlier process wrote beside its part, if that makes sense.
+
+        Raises:
+            OSError: It cannot be read just now, which is no reason to forget the part.
+        """
         try:
+            if not stat.S_ISREG(self._note_path.lstat().st_mode):
+                return None  # A pipe would have us wait.
             fd = os.open(self._note_path, os.O_RDONLY | _FLAGS)
-        except OSError:
+        except FileNotFoundError:
             return None
         try:
-            found: object = json.loads(os.read(fd, _NOTE_BYTES))
-        except (OSError, ValueError, RecursionError):
-            return None
+            text = os.read(fd, _NOTE_BYTES)
         finally:
             os.close(fd)
-        note = _parse_note(found)
+        try:
+            note = _parse_note(json.loads(text))
+        except (ValueError, RecursionError):
+            return None
         return note if note is not None and note.task_id == self._task_id else None
 
-    def _open_note(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._note_path.unlink()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS
-        self._note_fd = os.open(self._note_path, flags, 0o666)
-        # That is how a new file comes out here. There is no other way to ask for the
-        # umask than to change it, under the other threads of the process.
-        self._mode = stat.S_IMODE(os.fstat(self._note_fd).st_mode)
-        _narrow(self._note_fd, 0o600)
+    def _open_note(self, note: _Note | None) -> None:
+        """Put a note of ours in the place of what is there, in one step, and open it."""
+        fresh = self.path.with_name(f".{secrets.token_hex(16)}.part.json")
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o666)
+        try:
+            try:
+                # That is how a new file comes out here. There is no other way to ask for
+                # the umask than to change it, under the other threads of the process.
+                self._mode = stat.S_IMODE(os.fstat(fd).st_mode)
+                _narrow(fd, 0o600)
+                _write_all(fd, b"" if note is None else note.encode())
+            finally:
+                os.close(fd)
+            fresh.replace(self._note_path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                fresh.unlink()
+            raise
+        self._note_fd = os.open(self._note_path, os.O_WRONLY | _FLAGS)
 
     def _load(self, note: _Note) -> None:
         """Take in what an earlier process has synced; what it wrote after that may be anything."""
@@ -231,7 +257,8 @@ class PartFile:
         self._synced = self.length
         self.etag, self.total = note.etag, note.total
         self.is_resumed = self.length > 0
-        self._write_note()
+        if self._synced != note.synced:
+            self._write_note()
 
     def _take(self, piece: bytes) -> None:
         if len(self.head) < HEAD_LENGTH:
@@ -244,9 +271,10 @@ class PartFile:
         text = b""
         if self.etag is not None and self.is_shared:
             text = _Note(self._task_id, self.etag, self.total, self._synced).encode()
-        os.ftruncate(self._note_fd, 0)
         os.lseek(self._note_fd, 0, os.SEEK_SET)
         _write_all(self._note_fd, text)
+        # Not first: killed in between, we would have nothing to go on by.
+        os.ftruncate(self._note_fd, len(text))
 
     # --- what is done with it ---------------------------------------------------------------
 
@@ -315,8 +343,13 @@ class PartFile:
             _narrow(self._fd, self._mode)
             if os.name == "nt":  # pragma: no cover - the tests run on POSIX
                 self._close()  # Nothing that is open can be renamed there.
-            self._note_path.unlink(missing_ok=True)
-            self.path.replace(self._target)
+            try:
+                self._note_path.unlink(missing_ok=True)
+                self.path.replace(self._target)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    _narrow(self._fd, 0o600)
+                raise
             _sync_folder(self._target.parent)
             self._close()
             return Download(
@@ -335,8 +368,10 @@ class PartFile:
                 if self._fd < 0:
                     pass
                 elif keep and self.is_resumable and self.is_shared:
-                    if not self._is_faulty:
+                    if self._fault is None:
                         self._sync()
+                elif not self._is_taken_in and os.fstat(self._fd).st_size:
+                    pass  # It could not even be looked at, and may be gone on with.
                 elif _is_at(self._fd, self.path):
                     self._note_path.unlink(missing_ok=True)
                     self.path.unlink()
@@ -346,13 +381,16 @@ class PartFile:
     def _close(self) -> None:
         fd, self._fd = self._fd, -1
         note_fd, self._note_fd = self._note_fd, -1
+        # It is closed, whatever the system says of it; what counts was synced.
         if note_fd >= 0:
-            os.close(note_fd)
+            with contextlib.suppress(OSError):
+                os.close(note_fd)
         if fd >= 0:
             # Not left to the closing: a forked child may have the file open still.
             with contextlib.suppress(OSError):
                 unlock(fd)
-            os.close(fd)
+            with contextlib.suppress(OSError):
+                os.close(fd)
 
 
 def _open_locked(path: Path) -> tuple[int, Path]:
@@ -366,7 +404,6 @@ def _open_locked(path: Path) -> tuple[int, Path]:
                 break
             # Whoever had the lock may have given the file its name, or removed it.
             if _is_at(fd, path):
-                _narrow(fd, 0o600)
                 return fd, path
         except BaseException:
             os.close(fd)
