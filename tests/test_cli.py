@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -15,7 +16,6 @@ from kie_wav_async import Track, errors
 from kie_wav_async.cli import _demo, main
 from kie_wav_async.cli._commands import cli
 from kie_wav_async.cli._output import failure_of
-from kie_wav_async.cli._save import SaveError
 from kie_wav_async.simulator import Fault, Simulator
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ async def test_convert_as_json(kie_wav) -> None:
 
         assert set(told) == {
             *("task_id", "music_task_id", "audio_id", "url"),
-            *("settled_by", "expires_at", "file", "bytes"),
+            *("settled_by", "expires_at", "file", "bytes", "sha256"),
         }
         assert ("m", "a", "poll") == (told["music_task_id"], told["audio_id"], told["settled_by"])
         assert ("song.wav", size_of("song.wav")) == (told["file"], told["bytes"])
@@ -425,15 +425,16 @@ async def test_the_demo_as_json(kie_wav, tmp_path: Path) -> None:
 async def test_the_demo_with_a_full_disk(kie_wav, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that cannot be saved has its row with the reason, and the exit code is 3."""
 
-    async def refuse(*_: object, **__: object) -> int:
-        msg = "no space"
-        raise SaveError(msg)
+    def full(_: object) -> object:
+        return SimpleNamespace(free=1_000_000)
 
-    monkeypatch.setattr(_demo, "save", refuse)
+    monkeypatch.setattr("shutil.disk_usage", full)
     done = await kie_wav("demo", "--tracks", "1", key=None)
 
     assert 3 == done.code
-    assert "not saved: no space" in done.out
+    assert "not saved: " in done.out
+    assert "there are 1 MB free" in done.out
+    assert "make room" not in done.out
     assert [] == list(Path.cwd().iterdir())
 
 

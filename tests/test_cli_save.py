@@ -1,97 +1,272 @@
-"""Files saved by the command line: whole, or not there."""
+"""Files saved by the command line: whole, or not there, and never paid for twice."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import datetime as dt
+import hashlib
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import pytest
 from yarl import URL
 
 from cli_runs import KEY, is_wav, names, service, submit_before
-from kie_wav_async import WavSession
-from kie_wav_async.cli._save import SaveError, open_http, save
+from kie_wav_async import Download, WavFile, errors, events
+from kie_wav_async.cli import main
+from kie_wav_async.cli._display import WaitDisplay
+from kie_wav_async.cli._output import CliError, failure_of, without_advice
+from kie_wav_async.cli._target import save
 from kie_wav_async.simulator import Fault, Simulator
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Awaitable, Callable
+
+CUT = Fault(kind="cut", on="media", size=500)
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> dict:
+        """Return the one object on stdout."""
+        (line,) = self.out.splitlines()
+        return json.loads(line)
+
+
+@pytest.fixture(autouse=True)
+def quiet_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Take the developer's terminal out of it, and every random wait."""
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("random.random", lambda: 0.0)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def kie_wav(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Awaitable[Done]]:
+    """Run the command line in a thread, pointed at a simulator through the environment."""
+
+    async def run(kie: Simulator, *arguments: str) -> Done:
+        monkeypatch.setenv("KIE_BASE_URL", kie.base_url)
+        monkeypatch.setenv("KIE_API_KEY", KEY)
+        capsys.readouterr()
+        code = await asyncio.to_thread(main, arguments)
+        return Done(code, *capsys.readouterr())
+
+    return run
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def contents(name: str) -> bytes:
+    """Return what is in a file."""
+    return Path(name).read_bytes()
+
+
+@pytest.fixture
+def taken() -> None:
+    """Take the names of a file and of a link to nowhere."""
+    Path("there.wav").write_text("before")
+    Path("dangling").symlink_to("nowhere")
+
+
+def command_in(sentence: str) -> list[str]:
+    """Return the words of the command that a sentence advises, without the program's name."""
+    return shlex.split(re.search(r"`kie-wav (.*?)`", sentence)[1])
+
+
+# --- a file that does not come ----------------------------------------------------------------
 
 BAD_FILES = [
-    (Fault(kind="expired", on="media"), "answered 404"),
-    (Fault(kind="cut", on="media", size=5_000), "broke"),
-    (Fault(kind="cut", on="media", size=5), "broke"),
-    (Fault(kind="html", on="media", http_status=200), "not a WAV"),
-    (Fault(kind="body", on="media", body=""), "not a WAV"),
-    (Fault(kind="redirect", on="media", url="http://192.0.2.1/x.wav"), "not https"),
-    (Fault(kind="redirect", on="media", url="file:///etc/passwd"), "not https"),
-    (Fault(kind="redirect", on="media", url="http://[nonsense"), "nowhere"),
-    (Fault(kind="redirect", on="media", url="?again"), "without end"),
-    (Fault(kind="reset", on="media"), "broke"),
+    (Fault(kind="expired", on="media"), "expired", "refuses the link (404)"),
+    (CUT, "truncated", "bytes of the file are kept"),
+    (Fault(kind="html", on="media", http_status=200), "not-a-wav", "what 127.0.0.1 sent"),
+    (Fault(kind="redirect", on="media", url="http://192.0.2.1/x.wav"), "refused-url", "plain http"),
+    (Fault(kind="redirect", on="media", url="?again"), "refused-url", "redirects more than"),
+    (Fault(kind="code", on="media", http_status=503), "unavailable", "answered 503 (8 of 8"),
+    (Fault(kind="reset", on="media"), "unavailable", "8 of 8 attempts"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("fault", "words"), BAD_FILES, ids=[f"{f.kind} {f.url or f.size}" for f, _ in BAD_FILES]
+    ("fault", "reason", "words"), BAD_FILES, ids=[f"{f.kind} {f.url}" for f, *_ in BAD_FILES]
 )
-async def test_a_file_that_does_not_come(tmp_path: Path, fault: Fault, words: str) -> None:
-    """A file that does not come whole leaves nothing behind, and what was there before."""
-    target = tmp_path / "song.wav"
-    target.write_bytes(b"before")
-    async with service(fault) as kie, open_http() as http:
+async def test_a_file_that_does_not_come(
+    kie_wav, tmp_path: Path, fault: Fault, reason: str, words: str
+) -> None:
+    """A file that does not come whole has no name, and it is said how to have it without paying."""
+    async with service(fault) as kie:
         await submit_before(kie, "a")
-        url = await url_of(kie)
-        with pytest.raises(SaveError, match=words):
-            await save(http, url, target, insecure_hosts={"127.0.0.1"})
+        done = await kie_wav(kie, "convert", "m", "a", "-o", "song.wav", "--json")
+        task_id = kie.arrivals[0].task_id
+        (charges, state) = kie.charges, kie.state()
 
-    assert (["song.wav"], b"before") == (names(tmp_path), target.read_bytes())
+    told = done.json()["error"]
+    assert 3 == done.code
+    assert ("DownloadError", reason, task_id) == (told["type"], told["reason"], told["task_id"])
+    assert told["message"].startswith("the WAV is made but not saved: ")
+    assert words in told["message"]
+    assert "Do not convert it again: " in told["message"]
+    assert "_hosts" not in told["message"]
+    assert ["status", task_id] == command_in(told["message"])[:2]
+    assert done.err.endswith(f"kie-wav: {told['message']}\n")
+    assert {"song.wav.part", "song.wav.part.json"} >= set(names(tmp_path))
+    assert (1, 0) == (charges, state.keys_sent_to_media)
 
 
-async def test_a_redirect_is_followed(tmp_path: Path) -> None:
-    """A redirect to where files may come from is followed."""
-    async with service(Fault(kind="redirect", on="media", at=1, url="?again")) as kie:
+async def test_what_is_retried_is_told(kie_wav, tmp_path: Path) -> None:
+    """Each attempt that fails is one line, without advice, and the file comes all the same."""
+    async with service(Fault(kind="cut", on="media", size=500, times=2)) as kie:
         await submit_before(kie, "a")
-        async with open_http() as http:
-            size = await save(
-                http, await url_of(kie), tmp_path / "song.wav", insecure_hosts={"127.0.0.1"}
-            )
+        done = await kie_wav(kie, "convert", "m", "a", "-o", "song.wav")
 
+    lines = [line for line in done.err.splitlines() if line.startswith("not saved yet")]
+    assert (0, "song.wav\n") == (done.code, done.out)
+    assert 2 == len(lines)
+    assert all(re.search(r"again in 0\.0 s: .* of 8 attempts, .* kept\)$", line) for line in lines)
     assert ["song.wav"] == names(tmp_path)
-    assert size > 44
     assert is_wav(tmp_path / "song.wav")
 
 
-async def test_a_save_cut_off(tmp_path: Path) -> None:
-    """A save cancelled half way leaves no part file, which was for its owner's eyes only."""
-    seen: list[int] = []
+@pytest.mark.parametrize("reason", get_args(errors.DownloadReason))
+def test_the_advice_of_the_library_is_left_out(reason: errors.DownloadReason) -> None:
+    """What went wrong is told apart from what the library would have a program do."""
+    error = errors.DownloadError("a: b; c", reason=reason)
 
-    def look_and_cancel(_: int, __: int | None) -> None:
-        seen.extend(part.stat().st_mode & 0o777 for part in tmp_path.iterdir())
-        saving.cancel()
+    assert "a: b; c" == without_advice(error)
+    told = failure_of(error)
+    assert (3, reason) == (told.exit_code, told.facts["reason"])
+    assert "_hosts" not in str(told)
 
-    async with service() as kie, open_http() as http:
+
+# --- once more, and free ------------------------------------------------------------------------
+
+
+async def test_the_command_that_is_advised(kie_wav, tmp_path: Path) -> None:
+    """The command that a failure advises goes on with what there is, and costs nothing."""
+    async with service(Fault(kind="cut", on="media", size=500, times=8)) as kie:
         await submit_before(kie, "a")
-        saving = asyncio.create_task(
-            save(
-                *(http, await url_of(kie), tmp_path / "song.wav"),
-                insecure_hosts={"127.0.0.1"},
-                on_progress=look_and_cancel,
-            )
-        )
-        with pytest.raises(asyncio.CancelledError):
-            await saving
+        failed = await kie_wav(kie, "convert", "m", "a", "-o", "my song.wav", "--json")
+        begun = names(tmp_path)
+        done = await kie_wav(kie, *command_in(failed.json()["error"]["message"]), "--json")
+        charges = kie.charges
 
-    assert ([0o600], []) == (seen, names(tmp_path))
-
-
-async def test_a_file_by_plain_http(tmp_path: Path) -> None:
-    """A file is fetched by https, or from a host named as insecure."""
-    async with open_http() as http:
-        with pytest.raises(SaveError, match="not https"):
-            await save(http, URL("http://192.0.2.1/"), tmp_path / "x.wav", insecure_hosts={"h"})
+    told = done.json()
+    saved = tmp_path / "my song.wav"
+    assert ["my song.wav.part", "my song.wav.part.json"] == begun
+    assert (0, "", "my song.wav", 1) == (done.code, done.err, told["file"], charges)
+    assert (saved.stat().st_size, digest(saved)) == (told["bytes"], told["sha256"])
+    assert is_wav(saved)
+    assert ["my song.wav"] == names(tmp_path)
 
 
-async def url_of(kie: Simulator) -> URL:
-    """Return where the first track's file is."""
-    async with WavSession(KEY, base_url=kie.base_url) as session:
-        record = await session.record(kie.arrivals[0].task_id)
-    return record.wav_url
+async def test_status_saves(kie_wav, tmp_path: Path) -> None:
+    """`status -o` shows the task as ever, and where its file is."""
+    async with service() as kie:
+        await submit_before(kie, "a")
+        task_id = kie.arrivals[0].task_id
+        bare = await kie_wav(kie, "status", task_id)
+        done = await kie_wav(kie, "status", task_id, "-o", "song.wav")
+
+    saved = tmp_path / "song.wav"
+    more = [
+        "file          song.wav\n",
+        f"bytes         {saved.stat().st_size}\n",
+        f"sha256        {digest(saved)}\n",
+    ]
+    assert (0, bare.out + "".join(more), "") == done
+    assert is_wav(saved)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (Fault(kind="never", on="conversion"), "is not finished; ask again later"),
+        (Fault(kind="no-url", on="poll"), "nothing is saved"),
+    ],
+    ids=["unfinished", "no-url"],
+)
+async def test_nothing_to_save_yet(kie_wav, tmp_path: Path, fault: Fault, words: str) -> None:
+    """What has no file yet is not waited for, and not a success."""
+    async with service(fault) as kie:
+        await submit_before(kie, "a")
+        done = await kie_wav(kie, "status", kie.arrivals[0].task_id, "-o", "song.wav")
+
+    assert done.code in {1, 3}
+    assert "" == done.out
+    assert words in done.err
+    assert [] == names(tmp_path)
+
+
+async def test_nothing_to_save_ever(kie_wav, tmp_path: Path) -> None:
+    """A conversion that failed is shown as one, and there is no file."""
+    async with service(Fault(kind="fail", on="conversion"), retry_failed=False) as kie:
+        await submit_before(kie, "a")
+        done = await kie_wav(kie, "status", kie.arrivals[0].task_id, "-o", "song.wav", "--json")
+
+    told = done.json()
+    assert (1, "failed", None, None) == (done.code, told["state"], told["file"], told["bytes"])
+    assert [] == names(tmp_path)
+
+
+# --- before anything is paid --------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("taken")
+@pytest.mark.parametrize("command", ["convert", "status"])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("there.wav", "there.wav is there already: choose another name, or remove it"),
+        ("dangling", "dangling is there already"),
+        ("no/folder.wav", "there is no folder no"),
+        (".", "is not the name of a file"),
+        ("-", "is not the name of a file"),
+        ("x" * 300, "cannot be made: File name too long"),
+    ],
+    ids=lambda value: value[:20],
+)
+async def test_where_nothing_can_be_saved(kie_wav, command, name, words) -> None:
+    """What cannot be made, or would replace a file, is refused before anything is sent."""
+    async with service() as kie:
+        ids = ("m", "a") if command == "convert" else ("t",)
+        done = await kie_wav(kie, command, *ids, "-o", name)
+        requests = kie.state().requests
+
+    assert (2, "", {}) == (done.code, done.out, {k: v for k, v in requests.items() if v})
+    assert words in done.err
+    assert b"before" == contents("there.wav")
+
+
+@pytest.mark.parametrize("is_fetched", [True, False])
+@pytest.mark.parametrize("resumed", [True, False])
+async def test_a_file_that_came_meanwhile(*, is_fetched: bool, resumed: bool) -> None:
+    """A file that somebody else made under the name is not taken for the WAV."""
+    display = WaitDisplay("saving")
+    download = Download(Path("song.wav"), 44, "0" * 64, resumed=resumed)
+    wav = WavFile("t", URL("https://x.example/t.wav"), None, "poll", None)
+
+    class Session:
+        async def download(self, wav: WavFile, path: Path) -> Download:
+            at = dt.datetime.now(dt.UTC)
+            if is_fetched:
+                display.tell(events.DownloadProgress(at=at, wav=wav, path=path, bytes=1, total=2))
+            return download
+
+    if is_fetched or resumed:
+        assert download is await save(Session(), wav, Path("song.wav"), display)
+        return
+    with pytest.raises(CliError, match=r"somebody has made song\.wav meanwhile") as caught:
+        await save(Session(), wav, Path("song.wav"), display)
+    assert "`kie-wav status t -o FILE` saves it elsewhere" in str(caught.value)

@@ -12,7 +12,6 @@ import attrs
 import click
 from click.core import ParameterSource
 
-from kie_wav_async import TaskState
 from kie_wav_async import __version__ as version
 from kie_wav_async.cli._attack import run_attack
 from kie_wav_async.cli._catalog_commands import bulk, report, resolve
@@ -22,21 +21,19 @@ from kie_wav_async.cli._demo import run_demo
 from kie_wav_async.cli._listen import read_address
 from kie_wav_async.cli._output import (
     DONE,
-    FAILED,
     INTERRUPTED,
-    SERVICE,
     CliError,
     print_json,
     print_line,
 )
 from kie_wav_async.cli._service import Service, as_usage
 from kie_wav_async.cli._simulate import read_script, run_simulator
+from kie_wav_async.cli._status import run_status
 from kie_wav_async.simulator import Simulator
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kie_wav_async import TaskRecord
     from kie_wav_async.simulator import Fault
 
 _BROKEN_PIPE: Final = 141  # What a shell shows for a command that SIGPIPE ended.
@@ -137,7 +134,7 @@ def demo(
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Save the WAV here, replacing what is there; without it, its URL is printed.",
+    help="Save the WAV as this new file; without it, its URL is printed.",
 )
 @click.option(
     "--timeout",
@@ -200,52 +197,32 @@ def convert(
 
 @cli.command()
 @click.argument("task_id")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Save the WAV as this new file, which costs nothing.",
+)
 @service_options
 def status(
-    task_id: str, base_url: str | None, insecure_hosts: tuple[str, ...], *, as_json: bool
+    task_id: str,
+    *,
+    output: Path | None,
+    base_url: str | None,
+    insecure_hosts: tuple[str, ...],
+    as_json: bool,
 ) -> int:
     """
-    Show what has become of a conversion.
+    Show what has become of a conversion, and save its WAV with -o.
 
     TASK_ID is the one `kie-wav convert` told. Exits with 1 if the conversion
-    failed.
+    failed, or if there is nothing to save yet.
+
+    What `kie-wav convert -o` or a former -o has left of FILE is gone on with.
     """
-    work = _status(Service(base_url, insecure_hosts), task_id, as_json=as_json)
+    work = run_status(Service(base_url, insecure_hosts), task_id, output, as_json=as_json)
     return run_command(work, as_json=as_json)
-
-
-async def _status(service: Service, task_id: str, *, as_json: bool) -> int:
-    async with service.session() as session:
-        with as_usage():
-            record = await session.record(task_id)
-    if record is None:
-        sentence = (
-            f"the service knows no conversion {task_id}: check the id. A music task is not one, "
-            "and the service forgets a conversion after two months"
-        )
-        raise CliError(SERVICE, sentence, task_id=task_id)
-    shown = _record_facts(record)
-    if as_json:
-        print_json(shown)
-    else:
-        for name, value in shown.items():
-            if value is not None:
-                print_line(f"{name:<14}{value}")
-    return FAILED if record.state is TaskState.FAILED else DONE
-
-
-def _record_facts(record: TaskRecord) -> dict[str, object]:
-    return {
-        "task_id": record.task_id,
-        "state": record.state.value,
-        "status": record.status,
-        "url": record.wav_url and str(record.wav_url),
-        "audio_id": record.audio_id,
-        "created_at": record.created_at and record.created_at.isoformat(),
-        "completed_at": record.completed_at and record.completed_at.isoformat(),
-        "error_code": record.error_code,
-        "error_message": record.error_message,
-    }
 
 
 @cli.command()

@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING
 from kie_wav_async import Track
 from kie_wav_async.cli._display import WaitDisplay
 from kie_wav_async.cli._listen import listen, read_listening
-from kie_wav_async.cli._output import (
-    DONE,
-    INTERRUPTED,
-    SERVICE,
-    CliError,
-    print_json,
-    print_line,
-)
-from kie_wav_async.cli._save import SaveError, open_http, save, verify_target
+from kie_wav_async.cli._output import DONE, INTERRUPTED, CliError, print_json, print_line
 from kie_wav_async.cli._service import as_usage
+from kie_wav_async.cli._target import (
+    facts_of,
+    file_facts_of,
+    interrupted_saving,
+    save,
+    save_command,
+    verify_target,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from kie_wav_async import WavFile, WavSession
+    from kie_wav_async import Download, WavFile, WavSession
     from kie_wav_async.cli._service import Service
 
 
@@ -64,11 +64,12 @@ async def run_convert(
         track = Track(*ids)
         if output is not None:
             verify_target(output)  # Before anything is paid for.
-    display = WaitDisplay()
+    display = WaitDisplay("submitting")
     session = service.session(
         listening.callback_url if listening else "", timeout_s=timeout_s, on_event=display.tell
     )
     wav: WavFile | None = None
+    download: Download | None = None
     try:
         with display:
             # Listening first: a callback may come before the submit's answer.
@@ -80,58 +81,32 @@ async def run_convert(
                 except asyncio.CancelledError:
                     display.tell_interrupted()
                     raise
-            size = await _save(wav, output, service, display)
+                if output is not None:
+                    download = await save(session, wav, output, display)
     except asyncio.CancelledError:
-        raise _interrupted(session, wav) from None
+        raise _interrupted(session, wav, output, download) from None
     if as_json:
-        print_json({**_facts(wav), "file": output and str(output), "bytes": size})
+        print_json({**facts_of(wav), **file_facts_of(output, download)})
     else:
         print_line(output or wav.url)
     return DONE
 
 
-async def _save(
-    wav: WavFile, output: Path | None, service: Service, display: WaitDisplay
-) -> int | None:
-    if output is None:
-        return None
-    display.tell_saving(output)
-    try:
-        async with open_http() as http:
-            return await save(
-                http,
-                wav.url,
-                output,
-                insecure_hosts=service.file_hosts(),
-                on_progress=display.tell_bytes,
-            )
-    except SaveError as error:
-        sentence = (
-            f"the WAV is made but not saved: {error}. Do not convert it again: "
-            f"`kie-wav status {wav.task_id}` shows its URL"
-        )
-        raise CliError(SERVICE, sentence, type="SaveError", **_facts(wav)) from error
-
-
-def _facts(wav: WavFile) -> dict[str, object]:
-    return {
-        "task_id": wav.task_id,
-        "music_task_id": wav.track and wav.track.music_task_id,
-        "audio_id": wav.track and wav.track.audio_id,
-        "url": str(wav.url),
-        "settled_by": wav.settled_by,
-        "expires_at": wav.expires_at and wav.expires_at.isoformat(),
-    }
-
-
-def _interrupted(session: WavSession, wav: WavFile | None) -> CliError:
+def _interrupted(
+    session: WavSession, wav: WavFile | None, output: Path | None, download: Download | None
+) -> CliError:
     """Say what goes on although we stop."""
+    if wav is not None and output is not None:
+        return interrupted_saving(wav.task_id, output, download)
     task_ids = [conversion.task_id for conversion in session.conversions()]
     if wav is not None:
         task_ids = [wav.task_id]
         sentence = f"interrupted; the WAV is made: `kie-wav status {wav.task_id}` shows its URL"
     elif task_ids:
-        sentence = f"interrupted; task {task_ids[0]} goes on: `kie-wav status {task_ids[0]}`"
+        ask = f"kie-wav status {task_ids[0]}"
+        if output is not None:
+            ask = save_command(task_ids[0], output)
+        sentence = f"interrupted; task {task_ids[0]} goes on: `{ask}`"
     elif session.unknown_submits():
         sentence = "interrupted; the submit may have been accepted: look it up in KIE's logs"
     else:

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import aiohttp
 import attrs
 from rich import box
 from rich.table import Table
@@ -27,8 +26,9 @@ from kie_wav_async.cli._output import (
     plain,
     print_json,
     stdout_console,
+    without_advice,
 )
-from kie_wav_async.cli._save import SaveError, open_http, save
+from kie_wav_async.errors import DownloadError
 from kie_wav_async.simulator import Fault, Simulator
 from kie_wav_async.webhook import CallbackServer
 
@@ -41,7 +41,6 @@ _MEDIAN_S: Final = 60.0
 _FIRST_POLL_S: Final = 15.0
 # Some tracks are followed before the first callback is missed: they are not to wait for long.
 _BACKSTOP_S: Final = 120.0
-_PARALLEL_SAVES: Final = 4
 # Seconds of sound: short files, and shorter ones for many tracks.
 _LONGEST_S: Final = 4.0
 _SOUND_S: Final = 160.0
@@ -94,12 +93,8 @@ async def run_demo(count: int, out: Path | None, *, as_json: bool) -> int:
                 # Bound first: the session tells the port to the service.
                 with socket.create_server(("127.0.0.1", 0)) as sock:
                     session = _session(kie, sock.getsockname()[1], display)
-                    async with (
-                        session,
-                        CallbackServer(session, sock=sock),
-                        open_http() as http,
-                    ):
-                        rows = await _Work(session, http, folder, display, as_json).run(count)
+                    async with session, CallbackServer(session, sock=sock):
+                        rows = await _Work(session, folder, display, as_json).run(count)
             charged = kie.charges
     finally:
         if out is None:
@@ -178,11 +173,9 @@ class _Work:
     """The conversions of one demo, and the files made of them."""
 
     session: WavSession
-    http: aiohttp.ClientSession
     folder: Path
     display: DemoDisplay
     as_json: bool
-    gate: asyncio.Semaphore = attrs.field(factory=lambda: asyncio.Semaphore(_PARALLEL_SAVES))
 
     async def run(self, count: int) -> list[_Row]:
         """Return a row for each track, in the order of the catalog."""
@@ -214,12 +207,21 @@ class _Work:
         seconds = self.display.seconds_of(wav.task_id)
         file = self.folder / _file_name(outcome)
         try:
-            async with self.gate:
-                size = await save(self.http, wav.url, file, insecure_hosts={"127.0.0.1"})
-        except SaveError as error:
-            failure = CliError(SERVICE, f"not saved: {error}", task_id=wav.task_id)
+            download = await self.session.download(wav, file)
+        except DownloadError as error:
+            failure = CliError(
+                SERVICE,
+                f"not saved: {without_advice(error)}",
+                type=type(error).__name__,
+                reason=error.reason,
+                task_id=wav.task_id,
+            )
             return _Row(outcome=outcome, seconds=seconds, failure=failure)
-        return _Row(outcome=outcome, seconds=seconds, bytes=size, file=file)
+        finally:
+            # The simulated KIE goes when we do: there is nothing to go on with.
+            for name in (f"{file.name}.part", f"{file.name}.part.json"):
+                file.with_name(name).unlink(missing_ok=True)
+        return _Row(outcome=outcome, seconds=seconds, bytes=download.bytes, file=file)
 
 
 def _file_name(outcome: Outcome) -> str:

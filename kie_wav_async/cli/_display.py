@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
@@ -13,12 +14,13 @@ from rich.progress import (
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 from yarl import URL
 
 from kie_wav_async import events
 from kie_wav_async.cli._listen import KEY_NAME
-from kie_wav_async.cli._output import plain, say
+from kie_wav_async.cli._output import plain, say, without_advice
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -83,12 +85,15 @@ class Display:
 
 class WaitDisplay(Display):
     """
-    The wait for one conversion.
+    The wait for one conversion, or for its file.
 
     Its `tell` is the session's ``on_event``.
+
+    Args:
+        begin: What is done first, in a word.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, begin: str) -> None:
         """Show nothing yet."""
         console = Console(stderr=True)
         progress = Progress(
@@ -101,7 +106,9 @@ class WaitDisplay(Display):
         )
         super().__init__(console, progress)
         self._is_submitted = False
-        self._line = self._progress.add_task("submitting", total=None)
+        #: Whether bytes of the file have come.
+        self.is_fetched = False
+        self._line = self._progress.add_task(begin, total=None)
 
     def tell(self, event: events.Event) -> None:
         """Show an event of the session's."""
@@ -117,6 +124,12 @@ class WaitDisplay(Display):
                 self.say(f"polling refused ({event.reason}), asking again in {delay_s:g} s")
             case events.CallbackRefused():
                 self._tell_refused(event)
+            case events.DownloadProgress():
+                self.is_fetched = True
+                self._progress.update(self._line, completed=event.bytes, total=event.total)
+            case events.DownloadRetried():
+                told = without_advice(event.error)
+                self.say(f"not saved yet, trying again in {event.delay_s:.1f} s: {told}")
             case _:
                 pass
 
@@ -134,10 +147,6 @@ class WaitDisplay(Display):
             DownloadColumn(),
         )
         self._progress.update(self._line, description=f"saving {plain(path.name)}")
-
-    def tell_bytes(self, done: int, total: int | None) -> None:
-        """Show how much of the file is there."""
-        self._progress.update(self._line, completed=done, total=total)
 
 
 class DemoDisplay(Display):
@@ -157,6 +166,8 @@ class DemoDisplay(Display):
             TimeElapsedColumn(),
             console=console,
             disable=not console.is_terminal,
+            # What goes to a file or a pipe is not to end up on the terminal.
+            redirect_stdout=sys.stdout.isatty(),
         )
         super().__init__(console, progress)
         self._submitted_at: dict[str, dt.datetime] = {}
@@ -188,6 +199,37 @@ class DemoDisplay(Display):
     def seconds_of(self, task_id: str) -> float | None:
         """Return the seconds from the acceptance of a task to its result."""
         return self._seconds.get(task_id)
+
+
+class VerifyDisplay(Display):
+    """How many bytes of files were read; its `tell_read` may be called from any thread."""
+
+    def __init__(self) -> None:
+        """Show nothing yet."""
+        console = Console(stderr=True)
+        #: Whether anybody sees how far it has come.
+        self.is_live = console.is_terminal
+        progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            DownloadColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            expand=True,
+            transient=True,
+            disable=not self.is_live,
+            redirect_stdout=sys.stdout.isatty(),
+        )
+        super().__init__(console, progress)
+        self._line = self._progress.add_task("verifying", total=None)
+
+    def tell_total(self, total: int) -> None:
+        """Say how many bytes there are."""
+        self._progress.update(self._line, total=total)
+
+    def tell_read(self, count: int) -> None:
+        """Count some more."""
+        self._progress.advance(self._line, count)
 
 
 class AttackDisplay(Display):

@@ -109,11 +109,26 @@ def failure_of(error: errors.KieWavError) -> CliError:
                 "under a task id it did not tell; look the id up in KIE's logs, then ask with "
                 "`kie-wav status TASK_ID`"
             )
+        case errors.DownloadError():
+            facts["reason"] = error.reason
+            sentence = _as_options(sentence)
         case errors.TransportError() | errors.WireFormatError():
             sentence = sentence.replace("base_url", "--base-url (KIE_BASE_URL)")
         case _:
             pass
     return CliError(code, sentence, **facts)
+
+
+def without_advice(error: errors.DownloadError) -> str:
+    """Return what went wrong with a download, without what the library advises to do."""
+    return _as_options(str(error).rpartition(": ")[0])
+
+
+def _as_options(sentence: str) -> str:
+    """Return it in words of the command line, which has one option for strange hosts."""
+    for name in ("insecure_hosts", "download_hosts"):
+        sentence = sentence.replace(f"in {name}", "with --insecure-host")
+    return sentence
 
 
 def _reason(error: errors.KieWavError) -> str:
