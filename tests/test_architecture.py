@@ -48,7 +48,7 @@ ROWS: list[tuple[int, frozenset[str]]] = [
         frozenset(
             {"_wire", "_schedule", "_limiter", "_registry", "_requests"}
             | {"_signature", "_inbox", "_health", "_hint_limiter"}
-            | {"_wav_header", "_ranges", "_addresses", "_pace", "_file_name"}
+            | {"_wav_header", "_ranges", "_addresses", "_pace", "file_names"}
         ),
     ),
     (1, frozenset({"_envelope", "_lifecycle"})),

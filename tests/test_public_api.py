@@ -85,6 +85,13 @@ NAMES = {
         "Submitted",
         "WaitEnded",
     ],
+    "kie_wav_async.file_names": [
+        "DEFAULT_TEMPLATE",
+        "file_name",
+        "fold",
+        "suffix_of",
+        "verify_template",
+    ],
     "kie_wav_async.ledger": [
         "AttemptOutcome",
         "Ledger",

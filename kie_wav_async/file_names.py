@@ -29,6 +29,8 @@ from kie_wav_async._models import strip_controls, verify_type
 if TYPE_CHECKING:
     from kie_wav_async._models import Track
 
+__all__ = ["DEFAULT_TEMPLATE", "file_name", "fold", "suffix_of", "verify_template"]
+
 #: The name of a file if the user asks for no other.
 DEFAULT_TEMPLATE: Final = "{title} [{audio_id}].wav"
 
@@ -83,7 +85,7 @@ _SUFFIX: Final = re.compile(r"(?: ~[0-9a-f]{1,64})?")
 
 
 @attrs.frozen
-class Template:
+class _Template:
     """
     What names are made of.
 
@@ -138,7 +140,8 @@ def file_name(
             *template* is none, or names ``{index}`` without one; *index* or
             *suffix* is out of its range.
     """
-    parsed = parse_template(template)
+    verify_type(template, str, "template")
+    parsed = _parse_template(template)
     verify_type(suffix, str, "suffix")
     if not _SUFFIX.fullmatch(suffix):
         msg = f"suffix must be one of suffix_of(), not {suffix[:80]!r}"
@@ -195,9 +198,9 @@ def fold(name: str) -> str:
 # --- the template -----------------------------------------------------------------------
 
 
-def parse_template(template: str) -> Template:
+def verify_template(template: str) -> None:
     """
-    Return what names are made of by *template*; see `file_name`.
+    Return if *template* is one; see `file_name`.
 
     Raises:
         TypeError: It is no `str`.
@@ -208,12 +211,12 @@ def parse_template(template: str) -> Template:
             of more than 50 bytes.
     """
     verify_type(template, str, "template")
-    return _parse_template(template)
+    _ = _parse_template(template)
 
 
 # A catalog has one, and a name for each of its tracks.
 @functools.lru_cache(maxsize=16)
-def _parse_template(template: str) -> Template:
+def _parse_template(template: str) -> _Template:
     text = unicodedata.normalize("NFC", template)
     if text.lower().endswith(_EXTENSION):
         text = text[: -len(_EXTENSION)]
@@ -242,7 +245,7 @@ def _parse_template(template: str) -> Template:
     pieces = tuple((words, field) for words, field, _, _ in parts)
     # Only the index has one.
     width = sum(int(spec) for _, _, spec, _ in parts if spec)
-    return Template(pieces, frozenset(fields), words, width)
+    return _Template(pieces, frozenset(fields), words, width)
 
 
 def _verify_field(field: str, spec: str, conversion: str | None) -> None:
@@ -263,7 +266,7 @@ def _verify_field(field: str, spec: str, conversion: str | None) -> None:
 # --- the fields -------------------------------------------------------------------------
 
 
-def _show_index(parsed: Template, index: int | None) -> str:
+def _show_index(parsed: _Template, index: int | None) -> str:
     if index is None:
         if "index" in parsed.fields:
             msg = "template names {index}, and there is none"

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_wav_async._file_name import (
+from kie_wav_async._models import Track
+from kie_wav_async.file_names import (
     DEFAULT_TEMPLATE,
     _clean,
     file_name,
     fold,
-    parse_template,
     suffix_of,
+    verify_template,
 )
-from kie_wav_async._models import Track
 from samples import AUDIO_ID, MUSIC_TASK_ID, short
 from strategies import ids
 from titles import TITLES
@@ -268,7 +268,7 @@ FIELDS = "title, music_task_id, audio_id, index"
 def test_what_is_no_template_is_refused(template, complaint):
     """A template that could not make names of files is a `ValueError` that says why."""
     with pytest.raises(ValueError, match=r"^template ") as caught:
-        parse_template(template)
+        verify_template(template)
     with pytest.raises(ValueError, match=r"^template "):
         name("a", template=template, index=1)
 
