@@ -112,8 +112,12 @@ class MediaAnswer:
         """
         if self._failure is None:
             try:
-                return await self._answer.content.readany()
-            except (aiohttp.ClientError, OSError, ValueError) as error:
+                # Not left to aiohttp alone: whoever waits for a body whose framing turns
+                # out broken, it forgets, and drops its own timeout with the connection.
+                async with asyncio.timeout(TIMEOUT.sock_read):
+                    return await self._answer.content.readany()
+            except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:
+                # RuntimeError: the same, if nobody waited yet.
                 self._failure = _failure(self._answer.url, error, "truncated")
                 self._failure.__cause__ = presentable(error)
             if rest := self._rest():
@@ -176,7 +180,6 @@ class Media:
         try:
             yield MediaAnswer(answer)
         finally:
-            # One that was read to its end has given its connection back.
             answer.close()
 
     async def _follow(self, url: URL, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
@@ -233,7 +236,8 @@ class Media:
             connector=aiohttp.TCPConnector(
                 ssl=self._network.ssl,
                 limit=MAX_CONNECTIONS,
-                keepalive_timeout=15.0,
+                # What a host sends behind one answer, aiohttp takes for the next one.
+                force_close=True,
                 resolver=self._resolver,
                 socket_factory=self._open_socket if is_guarded else None,
             ),
