@@ -10,8 +10,9 @@ is `_part_file`'s.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from http import HTTPStatus
 from pathlib import Path
@@ -70,10 +71,11 @@ class _LinkRefusedError(Exception):
 class _Writer:
     """Gives pieces to the disk a block at a time, while the next block comes."""
 
-    _write: Callable[[list[bytes]], Coroutine[object, object, None]]
+    _start: Callable[[list[bytes]], asyncio.Future[None]]
+    _finish: Callable[[asyncio.Future[None]], Awaitable[None]]
     _pieces: list[bytes] = attrs.field(factory=list[bytes], init=False)
     _size: int = attrs.field(default=0, init=False)
-    _writing: asyncio.Task[None] | None = attrs.field(default=None, init=False)
+    _writing: asyncio.Future[None] | None = attrs.field(default=None, init=False)
 
     async def push(self, piece: bytes) -> None:
         """Take a piece; wait while the block before is being written and this one is full."""
@@ -91,13 +93,13 @@ class _Writer:
         await self._settle()
         if self._pieces:
             pieces, self._pieces, self._size = self._pieces, [], 0
-            self._writing = asyncio.get_running_loop().create_task(self._write(pieces))
+            self._writing = self._start(pieces)
 
     async def _settle(self) -> None:
         # Forgotten first: a caller who is cancelled here comes again with the rest.
         writing, self._writing = self._writing, None
         if writing is not None:
-            await writing
+            await self._finish(writing)
 
 
 @attrs.define(kw_only=True)
@@ -286,7 +288,7 @@ class FileDownload:
         pace, length = Pace(), part.length
         most = MAX_BYTES if part.total is None else part.total
         is_checked = len(part.head) >= HEAD_LENGTH
-        writer = _Writer(lambda pieces: self._on_disk(part.write, pieces))
+        writer = _Writer(lambda pieces: self._start(part.write, pieces), self._finish)
         try:
             while piece := await self._read(answer, pace):
                 length += len(piece)
@@ -313,7 +315,8 @@ class FileDownload:
 
     async def _too_long(self, part: PartFile, answer: MediaAnswer, most: int) -> Exception:
         if part.total is None:
-            return self._spoilt(f"{answer.host} sends more than {most:,} bytes", "too-large")
+            reason: DownloadReason = "too-large" if most == MAX_BYTES else "not-a-wav"
+            return self._spoilt(f"{answer.host} sends more than {most:,} bytes", reason)
         # Of such a host not even the beginning is to be believed.
         await self._on_disk(part.restart, None, None)
         msg = f"{answer.host} sends more than it announced"
@@ -385,23 +388,39 @@ class FileDownload:
 
     async def _on_disk(self, work: Callable[..., T], *args: object) -> T:
         """
-        Run *work* in a thread.
-
-        A cancelled caller waits for it all the same, unless he is cancelled twice:
-        a thread cannot be stopped, and what it works on is not to be touched meanwhile.
+        Run *work* in a thread, and wait for it; see `_finish`.
 
         Raises:
             DownloadError: The disk says no.
         """
-        loop = asyncio.get_running_loop()
-        working = loop.run_in_executor(self.executor, work, *args)
+        return await self._finish(self._start(work, *args))
+
+    def _start(self, work: Callable[..., T], *args: object) -> asyncio.Future[T]:
+        working = asyncio.get_running_loop().run_in_executor(self.executor, work, *args)
+        # It may be that nobody asks for its error.
+        working.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return working
+
+    async def _finish(self, working: asyncio.Future[T]) -> T:
+        """
+        Wait for what a thread is doing.
+
+        A cancelled caller waits for it all the same: a thread cannot be stopped, and
+        what it works on is not to be touched meanwhile. One who is cancelled twice does
+        not want to: the thread, and those after it, are done with the file later.
+
+        Raises:
+            DownloadError: The disk says no.
+        """
+        caller = asyncio.current_task()
+        assert caller is not None  # noqa: S101 - a coroutine runs in a task
+        while not working.done() and caller.cancelling() <= 1:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({working})
+        if caller.cancelling():
+            raise asyncio.CancelledError
         try:
-            return await asyncio.shield(working)
-        except asyncio.CancelledError:
-            await asyncio.wait({working})
-            if not working.cancelled():
-                _ = working.exception()
-            raise
+            return working.result()
         except OSError as error:
             msg = f"{self.target}: {error.strerror or type(error).__name__}"
             raise self._failed(msg, "disk") from error
