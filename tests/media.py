@@ -182,9 +182,7 @@ class MediaServer:
         listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         self.port: int = listener.getsockname()[1]
-        self._server = await asyncio.start_server(
-            self._accept, sock=listener, ssl=self._context, limit=1 << 20
-        )
+        self._server = await asyncio.start_server(self._accept, sock=listener, limit=1 << 20)
         return self
 
     async def __aexit__(
@@ -275,9 +273,12 @@ class MediaServer:
     async def _serve(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connection: int
     ) -> None:
-        # Nothing waits out of sight. Not 0: that is as many as TLS has when all is out.
-        writer.transport.set_write_buffer_limits(high=1, low=0)
         try:
+            if self._context is not None:
+                # Not left to the loop, which tells of every handshake that fails.
+                await writer.start_tls(self._context)
+            # Nothing waits out of sight. Not 0: that is as many as TLS has when all is out.
+            writer.transport.set_write_buffer_limits(high=1, low=0)
             while await self._serve_one(reader, writer, connection):
                 pass
         except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError, TimeoutError):
@@ -332,7 +333,7 @@ class MediaServer:
             return False
         status, headers, body = _compose(request, manner)
         lines = [f"HTTP/1.1 {status} As told", *(f"{name}: {value}" for name, value in headers)]
-        await line.send_frame("\r\n".join([*lines, "", ""]).encode("latin-1"))
+        await line.send_frame("\r\n".join([*lines, "", ""]).encode())
         if request.method != "HEAD" and status not in _WITHOUT_BODY:
             is_chunked = manner.framing == "chunked"
             for data in _parts(body):
@@ -598,7 +599,9 @@ class ScriptedResolver(AbstractResolver):
 
     Args:
         answers: For each host the addresses of one look after the other; the last
-            answer holds for all looks that follow. Other hosts do not exist.
+            answer holds for all looks that follow.
+
+        others: The addresses of all other hosts; without any, there are none.
 
         port: Where they are said to listen, if not where the link says.
 
@@ -607,10 +610,15 @@ class ScriptedResolver(AbstractResolver):
     """
 
     def __init__(
-        self, answers: Mapping[str, Sequence[Sequence[str]]], *, port: int | None = None
+        self,
+        answers: Mapping[str, Sequence[Sequence[str]]],
+        *,
+        others: Sequence[str] = (),
+        port: int | None = None,
     ) -> None:
         self.looks: list[str] = []
         self._answers = answers
+        self._others = others
         self._port = port
 
     async def resolve(
@@ -621,10 +629,10 @@ class ScriptedResolver(AbstractResolver):
     ) -> list[ResolveResult]:
         """Return the next answer for *host*."""
         self.looks.append(host)
-        if host not in self._answers:
-            raise OSError(socket.EAI_NONAME, "no such host")
-        answers = self._answers[host]
+        answers = self._answers.get(host, [self._others])
         addresses = answers[min(self.looks.count(host), len(answers)) - 1]
+        if not addresses:
+            raise OSError(socket.EAI_NONAME, "no such host")
         return [
             ResolveResult(
                 hostname=host,

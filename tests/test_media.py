@@ -79,7 +79,7 @@ async def ask(url, *headers, method="GET", **settings):
 @pytest.fixture
 async def media():
     """Run a server."""
-    async with MediaServer() as server, asyncio.timeout(PATIENCE_S):
+    async with MediaServer() as server:
         yield server
 
 
@@ -478,6 +478,8 @@ async def test_resolver_changes_its_mind():
     await resolver.close()
     elsewhere = ScriptedResolver({"a.example": [["127.0.0.1"]]}, port=4711)
     assert 4711 == (await elsewhere.resolve("a.example", 443))[0]["port"]
+    everywhere = ScriptedResolver({}, others=["10.0.0.1"])
+    assert "10.0.0.1" == (await everywhere.resolve("b.example", 443))[0]["host"]
 
     assert ["93.184.216.34"] == [found["host"] for found in looks[0]]
     assert looks[1] == looks[2]
