@@ -109,6 +109,7 @@ REFUSED: list[tuple[str, str]] = [
     ("https://tempfile.example!/a.wav", "neither"),
     ("https://*.example/a.wav", "neither"),
     ("https://" + "a." * 130 + "example/a.wav", "neither"),
+    ("https://" + "a." * 123 + "example.:000443/a.wav", "neither"),
     ("https://xn--a.example/a.wav", "neither"),
     # Names of the reader's own network, or of none.
     ("https://localhost/a.wav", "internet"),
@@ -160,6 +161,7 @@ ACCEPTED: list[str] = [
     "https://tempfile.xn--p1ai/a.wav",
     "https://" + "a" * 63 + ".example/a.wav",
     "https://" + "a." * 123 + "example/a.wav",
+    "https://" + "a." * 123 + "example.:00443/a.wav",
     "https://8.8.8.8/a.wav",
     "https://8.8.8.8:443/a.wav",
     "https://[2606:4700::6810:84e5]/a.wav",

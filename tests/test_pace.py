@@ -77,6 +77,11 @@ def test_other_settings_are_kept():
     assert not paced((1.0, 100), least_bytes_per_s=50, window_s=2.0).is_too_slow
     assert not paced((2.0, 100), least_bytes_per_s=50, window_s=2.0).is_too_slow
     assert paced((2.0, 99), least_bytes_per_s=50, window_s=2.0).is_too_slow
+    # What came just before counts for a sixtieth of the window, and no longer.
+    for window_s in (2.0, 600.0):
+        came = (0.0, 10**9), (window_s, 0)
+        assert not paced(*came, (window_s / 70, 0), window_s=window_s).is_too_slow
+        assert paced(*came, (window_s / 50, 0), window_s=window_s).is_too_slow
 
 
 def test_a_stream_of_single_bytes_takes_no_memory():
