@@ -180,6 +180,7 @@ def test_as_json(report) -> None:
     } == soonest
     slowest = told["conversion_time"].pop("slowest")
     assert {"count": 3, "p50_s": 31.0, "p99_s": 40.2} == told["conversion_time"]
+    assert {"count": 1, "bytes": 44, "folder": None} == told["saved"]
     assert [("t3", 40.25), ("t4", 31.0), ("t2", 20.0)] == [
         (one["task_id"], pytest.approx(one["seconds"], abs=0.001)) for one in slowest
     ]
@@ -218,6 +219,7 @@ def test_in_a_pipe(report) -> None:
     assert [f"kie-wav resolve {LEDGER} {attempt(10)} --task-id t10"] == named[5:]
     assert [[attempt(11), "m", "a11"]] == [c[1:4] for c in told if c[0] == "under_way"]
     assert ["reason", "failed", "2", "500", "Internal Error", "m", "a5", "t5"] in told
+    assert [["files", "1"], ["bytes", "44"]] == [cells[1:] for cells in told if cells[0] == "saved"]
     assert [["m", "a2", "t2"]] == [cells[2:] for cells in told if cells[0] == "expires"]
     assert ["conversion_time", "p50_s", "31.0"] in told
     assert ["slowest", "31.0", "m", "a4", "t4"] in told
@@ -239,6 +241,7 @@ def test_on_a_terminal(seen, columns: int) -> None:
     assert "[i]track[/i]" in text
     assert "1 to be deleted by the service within 48 hours, 1 deleted already." in text
     assert "31.0 s (median), 40.2 s (99 of 100)" in text
+    assert " Saved: 1 file, 44 bytes. " in text
     assert not [line for line in lines if len(line) > columns and "kie-wav resolve" not in line]
     assert not CONTROLS.search(text)
 
@@ -318,6 +321,31 @@ def test_a_path_with_blanks(capsys, tmp_path: Path) -> None:
 
     for command in one["resolve"]:
         assert ["kie-wav", "resolve", str(path), attempt(0)] == shlex.split(command)[:4]
+
+
+def test_what_is_saved(report, seen) -> None:
+    """What is saved is counted, what only has its place is not, and it is said where."""
+
+    async def store() -> None:
+        async with SqliteLedger(LEDGER) as ledger:
+            writer = Writer(ledger)
+            for number in range(4):
+                await writer.convert(number)
+                await ledger.reserve(track(number), path=f"{number}.wav", key=f"{number}.wav")
+            for number in range(1, 4):
+                await ledger.store(
+                    track(number), path=f"{number}.wav", size=2_000_000, sha256="0" * 64
+                )
+            await ledger.unstore(track(3))
+
+    asyncio.run(store())
+    assert {"count": 2, "bytes": 4_000_000, "folder": None} == report("--json").json()["saved"]
+    Path("1.wav").touch()
+
+    assert {"count": 2, "bytes": 4_000_000, "folder": "."} == report("--json").json()["saved"]
+    assert ["saved", "folder", "."] in report().lines
+    assert [["", "1.wav", "2.wav", ""]] == [[cells[5] for cells in report("--urls").lines]]
+    assert "Saved in .: 2 files, 4 MB." in seen(80)
 
 
 # --- while and where ------------------------------------------------------------------------
@@ -606,6 +634,7 @@ def test_urls(report) -> None:
         ["m", "a3", "t3", "https://files.example/t3.wav"],
     ] == [cells[:4] for cells in done.lines]
     assert all(dt.datetime.fromisoformat(cells[4]).tzinfo for cells in done.lines)
+    assert ["", "a3.wav"] == [cells[5] for cells in done.lines]
 
 
 @pytest.mark.usefixtures("everything")
@@ -613,11 +642,13 @@ def test_urls_as_json(report) -> None:
     """With `--json` each of these lines is an object."""
     first, second = (json.loads(line) for line in report("--urls", "--json").out.splitlines())
 
-    assert {"music_task_id", "audio_id", "title", "task_id", "url", "expires_at"} == set(first)
+    assert {"music_task_id", "audio_id", "title", "task_id", "url", "expires_at", "file"} == set(
+        first
+    )
     assert ("a2", "t2", "https://files.example/t2.wav") == tuple(
         first[name] for name in ("audio_id", "task_id", "url")
     )
-    assert "a3" == second["audio_id"]
+    assert (None, "a3", "a3.wav") == (first["file"], second["audio_id"], second["file"])
 
 
 def test_urls_of_many(report) -> None:

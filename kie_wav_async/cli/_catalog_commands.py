@@ -15,6 +15,7 @@ from kie_wav_async.cli._listen import read_address
 from kie_wav_async.cli._report import run_report, run_urls
 from kie_wav_async.cli._resolve import run_resolve
 from kie_wav_async.cli._service import Service
+from kie_wav_async.cli._verify import run_verify
 from kie_wav_async.ledger import TrackState
 
 
@@ -147,23 +148,46 @@ def bulk(
 @click.command()
 @click.argument("ledger", type=click.Path(path_type=Path))
 @click.option("--urls", is_flag=True, help="Print a line for each WAV instead.")
+@click.option(
+    "--verify", is_flag=True, help="Read every saved file instead, and say whether it is unchanged."
+)
+@click.option(
+    "--out",
+    "folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="With --verify: where the files are.  [default: the folder of LEDGER]",
+)
 @json_option
-def report(ledger: Path, *, urls: bool, as_json: bool) -> int:
+def report(ledger: Path, *, urls: bool, verify: bool, folder: Path | None, as_json: bool) -> int:
     """
     Show what a ledger has to tell, while `kie-wav bulk` runs or afterwards.
 
     How many tracks stand where, what was charged at least and at most, which
     submits are of unknown fate and how to resolve them, why tracks came to
-    nothing, which WAV files are about to be deleted, and how long conversions
-    took. Changes nothing, needs neither key nor network, and exits with 0
-    whatever it shows.
+    nothing, what is saved, which WAV files are about to be deleted, and how long
+    conversions took. Changes nothing, needs neither key nor network, and exits
+    with 0 whatever it shows.
 
     In a pipe it prints lines of cells, apart by tabs.
 
     With --urls there is one line for each WAV that is at KIE or saved: music task,
-    audio id, conversion task, URL, and when KIE deletes it, if that is known. With
-    --json as well it is one object a line.
+    audio id, conversion task, URL, when KIE deletes it, if that is known, and the
+    file, if it is saved. With --json as well it is one object a line.
+
+    With --verify every saved file is read and compared with the size and SHA-256
+    that it was saved with. There is one line for each, as of `sha256sum -c`: NAME:
+    OK, NAME: FAILED, or NAME: FAILED open or read. LEDGER may be a manifest.jsonl
+    then, or a folder that has one. Exits with 1 if a file is not as it was saved.
     """
+    if verify and urls:
+        msg = "--urls and --verify do not go together"
+        raise click.UsageError(msg)
+    if folder is not None and not verify:
+        msg = "--out is where --verify finds the files: without that it has no meaning"
+        raise click.UsageError(msg)
+    if verify:
+        return run_command(run_verify(ledger, folder, as_json=as_json), as_json=as_json)
     work = (run_urls if urls else run_report)(ledger, as_json=as_json)
     return run_command(work, as_json=as_json)
 

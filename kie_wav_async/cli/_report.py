@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from kie_wav_async.cli._estimate import bytes_words, count_words
 from kie_wav_async.cli._output import DONE, plain, print_json, print_line, stdout_console
+from kie_wav_async.cli._pages import pages
 from kie_wav_async.cli._survey import ids_of, survey, verify_ledger
 from kie_wav_async.ledger import SqliteLedger, TrackState
 
@@ -89,11 +91,9 @@ async def run_urls(path: Path, *, as_json: bool) -> int:
     ledger = SqliteLedger(path, read_only=True)
     _ = await ledger.open(time.time())
     try:
-        after = 0
-        while page := await ledger.page(_WITH_WAV, after=after):
+        async for page in pages(ledger, _WITH_WAV):
             for standing in page:
                 _print_url(standing, as_json=as_json)
-            after = page[-1].index
     finally:
         await ledger.aclose()
     return DONE
@@ -102,11 +102,13 @@ async def run_urls(path: Path, *, as_json: bool) -> int:
 def _print_url(standing: Standing, *, as_json: bool) -> None:
     url = None if standing.wav_url is None else str(standing.wav_url)
     expires_at = standing.expires_at and standing.expires_at.isoformat()
+    # Before it is stored, that is where it will be.
+    file = standing.path if standing.state is TrackState.STORED else None
     if as_json:
-        facts = {"task_id": standing.task_id, "url": url, "expires_at": expires_at}
+        facts = {"task_id": standing.task_id, "url": url, "expires_at": expires_at, "file": file}
         print_json({**ids_of(standing.track), **facts})
     else:
-        print_line(*_cells(standing), url or "", expires_at or "")
+        print_line(*_cells(standing), url or "", expires_at or "", file or "")
 
 
 @contextlib.contextmanager
@@ -174,6 +176,7 @@ def _print(found: Survey) -> None:
         print_line(
             "reason", reason.state.value, reason.count, code, reason.text, *_cells(reason.example)
         )
+    _print_saved(found)
     print_line("expiring", "within_48h", found.expiring)
     print_line("expiring", "of_unknown_age", found.ageless)
     print_line("expiring", "expired", found.expired)
@@ -184,6 +187,13 @@ def _print(found: Survey) -> None:
             print_line("conversion_time", name, seconds)
     for seconds, one in found.slowest():
         print_line("slowest", f"{seconds:.1f}", *_cells(one))
+
+
+def _print_saved(found: Survey) -> None:
+    print_line("saved", "files", found.saved)
+    print_line("saved", "bytes", found.saved_bytes)
+    if found.folder is not None:
+        print_line("saved", "folder", found.folder)
 
 
 def _cells(standing: Standing) -> tuple[str, str, str]:
@@ -203,6 +213,7 @@ def _show(found: Survey, console: Console) -> None:
     _show_unknown(found, console)
     _show_existing(found, console)
     _show_reasons(found, console)
+    _show_saved(found, console)
     _show_expiring(found, console)
     _show_times(found, console)
 
@@ -210,11 +221,12 @@ def _show(found: Survey, console: Console) -> None:
 def _show_bill(found: Survey, console: Console) -> None:
     doubtful, under_way = len(found.opening.unknown), len(found.under_way())
     if not doubtful:
-        _print_block(console, f"Charged: {_count(found.accepted, 'conversion')}.")
+        _print_block(console, f"Charged: {count_words(found.accepted, 'conversion')}.")
         return
+    at_most = count_words(found.at_most, "conversion")
     text = (
-        f"Charged: at least {found.accepted:,} and at most {_count(found.at_most, 'conversion')}, "
-        f"because the fate of {_count(doubtful, 'submit')} is unknown."
+        f"Charged: at least {found.accepted:,} and at most {at_most}, "
+        f"because the fate of {count_words(doubtful, 'submit')} is unknown."
     )
     if under_way:
         which = "It" if doubtful == 1 else f"{under_way:,} of them"
@@ -278,6 +290,14 @@ def _show_reasons(found: Survey, console: Console) -> None:
     columns = ("State|", "Tracks>", "Code>", "Reason", "For example~")
     _print_block(console, _table(columns, rows))
     _show_rest(console, len(reasons) - _LISTED)
+
+
+def _show_saved(found: Survey, console: Console) -> None:
+    if not found.saved:
+        return
+    where = "" if found.folder is None else f" in {found.folder}"
+    files, size = count_words(found.saved, "file"), bytes_words(found.saved_bytes)
+    _print_block(console, f"Saved{where}: {files}, {size}.")
 
 
 def _show_expiring(found: Survey, console: Console) -> None:
@@ -351,7 +371,3 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     for line in lines:
         table.add_row(*line)
     return table
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

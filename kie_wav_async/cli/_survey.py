@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import attrs
 
 from kie_wav_async.cli._output import USAGE, CliError
+from kie_wav_async.cli._pages import pages
 from kie_wav_async.ledger import LedgerOpening, Standing, TrackState
 
 if TYPE_CHECKING:
@@ -52,21 +53,43 @@ def verify_ledger(path: Path) -> None:
     Raises:
         CliError: It is none, or there is none.
     """
+    if is_folder(path):
+        msg = f"{path} is a folder: name the ledger in it, {path / 'kie-wav.sqlite3'} perhaps"
+        raise CliError(USAGE, msg)
+    if not is_sqlite(path, "ledger"):
+        raise CliError(USAGE, f"{path} is no ledger: name the one that `kie-wav bulk` made")
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether there is a folder at *path*."""
     try:
-        if path.is_dir():
-            msg = f"{path} is a folder: name the ledger in it, {path / 'kie-wav.sqlite3'} perhaps"
-            raise CliError(USAGE, msg)
-        is_sqlite = not path.exists() or path.is_file()  # A pipe would have us wait.
-        if is_sqlite:
-            with path.open("rb") as file:
-                is_sqlite = file.read(len(_MAGIC)) == _MAGIC
+        return path.is_dir()
+    except (OSError, ValueError):  # A name may be too long, or have a NUL in it.
+        return False
+
+
+def is_sqlite(path: Path, what: str) -> bool:
+    """
+    Return whether the file at *path* is one of SQLite's.
+
+    Args:
+        path: Any file.
+
+        what: What is missing if it is not there.
+
+    Raises:
+        CliError: It is not there, or cannot be opened.
+    """
+    try:
+        if path.exists() and not path.is_file():  # A pipe would have us wait.
+            return False
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
     except FileNotFoundError as error:
-        raise CliError(USAGE, f"there is no ledger {path}") from error
-    except (OSError, ValueError) as error:  # A name may be too long, or have a NUL in it.
+        raise CliError(USAGE, f"there is no {what} {path}") from error
+    except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise CliError(USAGE, f"cannot open {path}: {why}") from error
-    if not is_sqlite:
-        raise CliError(USAGE, f"{path} is no ledger: name the one that `kie-wav bulk` made")
 
 
 def resolve_commands(path: Path, attempt: str, task_id: str | None) -> list[str]:
@@ -132,6 +155,10 @@ class Survey:
         overdue: How many should be gone and are not noted as such.
 
         ageless: How many are not saved, and of unknown age.
+
+        saved_bytes: How many bytes the saved files have.
+
+        folder: Where they are; `None` if they are not beside the ledger, or there are none.
     """
 
     path: Path
@@ -141,6 +168,8 @@ class Survey:
     expiring: int = 0
     overdue: int = 0
     ageless: int = 0
+    saved_bytes: int = 0
+    folder: Path | None = None
     _existing: list[Standing] = attrs.field(factory=list[Standing], init=False)
     _under_way: set[str] = attrs.field(factory=set[str], init=False)
     _reasons: dict[_Key, Reason] = attrs.field(factory=dict[_Key, Reason], init=False)
@@ -162,6 +191,8 @@ class Survey:
             self._take_unsaved(standing)
         if standing.state in _CONVERTED:
             self._take_time(standing)
+        if standing.state is TrackState.STORED:
+            self._take_saved(standing)
 
     def _take_reason(self, standing: Standing) -> None:
         state, code, text = key = (standing.state, standing.error_code, standing.error)
@@ -179,6 +210,11 @@ class Survey:
         elif expires_at <= self.at + _SOON:
             self.expiring += 1
             _keep(self._soonest, _SOONEST, (-expires_at.timestamp(), -standing.index, standing))
+
+    def _take_saved(self, standing: Standing) -> None:
+        if not self.saved_bytes and _is_beside(self.path, standing):
+            self.folder = self.path.parent
+        self.saved_bytes += standing.bytes or 0
 
     def _take_time(self, standing: Standing) -> None:
         began, ended = standing.submitted_at, standing.settled_at
@@ -198,6 +234,11 @@ class Survey:
     def at_most(self) -> int:
         """How many submits may have been charged."""
         return self.opening.accepted + len(self.opening.unknown)
+
+    @property
+    def saved(self) -> int:
+        """How many files are saved."""
+        return self.states[TrackState.STORED]
 
     @property
     def expired(self) -> int:
@@ -298,6 +339,11 @@ class Survey:
                 }
                 for reason in self.reasons()
             ],
+            "saved": {
+                "count": self.saved,
+                "bytes": self.saved_bytes,
+                "folder": self.folder and str(self.folder),
+            },
             "expiring": {
                 "within_s": _SOON.total_seconds(),
                 "count": self.expiring,
@@ -330,6 +376,14 @@ def _example(standing: Standing) -> dict[str, object]:
     return {**ids_of(standing.track), "task_id": standing.task_id or None}
 
 
+def _is_beside(ledger: Path, standing: Standing) -> bool:
+    """Return whether a file is in the folder of the ledger, which may have been given another."""
+    try:
+        return standing.path is not None and (ledger.parent / standing.path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def _keep(heap: list[_Ranked], count: int, entry: _Ranked) -> None:
     """Keep the *count* greatest entries."""
     if len(heap) < count:
@@ -358,11 +412,10 @@ async def survey(
         states = await ledger.count()
         found = Survey(path, dt.datetime.fromtimestamp(now_unix_s, dt.UTC), opening, states)
         total = sum(states[state] for state in _READ)
-        after = done = 0
-        while page := await ledger.page(_READ, after=after):
+        done = 0
+        async for page in pages(ledger, _READ):
             for standing in page:
                 found.take(standing)
-            after = page[-1].index
             done += len(page)
             on_progress(done, total)
         return found
