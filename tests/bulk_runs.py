@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from kie_wav_async.simulator import Simulator
 
-HASTY = ("--rate", "1000/1", "--poll", "0.01,0.01,1000")
+SAVING = ("--rate", "1000/1", "--poll", "0.01,0.01,1000")
+HASTY = (*SAVING, "--no-download")
 OUT = Path("out")
 LEDGER = OUT / "kie-wav.sqlite3"
 
@@ -64,9 +65,15 @@ def rows_of(count: int) -> list[str]:
 class Bulk:
     """Runs ``kie-wav bulk c.csv --out out`` in a thread."""
 
-    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+        given: tuple[str, ...] = HASTY,
+    ) -> None:
         self._capsys = capsys
         self._monkeypatch = monkeypatch
+        self._given = given
 
     async def __call__(
         self,
@@ -84,7 +91,7 @@ class Bulk:
                 else:
                     patched.setenv(name, value)
             self._capsys.readouterr()
-            words = ("bulk", catalog, "--out", "out", *HASTY, *options)
+            words = ("bulk", catalog, "--out", "out", *self._given, *options)
             code = await asyncio.to_thread(main, words)
         await see_off()
         return Done(code, *self._capsys.readouterr())

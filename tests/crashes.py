@@ -268,6 +268,8 @@ class Bench:
         out = self._folder / "out"
         arguments = ["bulk", str(self.catalog), "--out", str(out), "--base-url", self.kie.base_url]
         arguments += ["--on-unknown", self.world.on_unknown, "--poll", "5,5,1000"]
+        # What is saved, and when, is told elsewhere.
+        arguments += ["--no-download"]
         arguments += ["--retry-failed"] * self.world.is_retrying
         if self.world.is_listening:
             address = f"127.0.0.1:{self._port}"

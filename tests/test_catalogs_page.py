@@ -46,7 +46,7 @@ async def test_the_run_with_a_crash(tmp_path: Path) -> None:
     assert 0 == shell.returncode, err.decode()
     before, after = out.decode().split("state\tplanned\t")[1:]
     assert re.search(r"^state\taccepted\t[1-9]", before, re.MULTILINE)
-    assert re.search(r"^state\tsucceeded\t100$", after, re.MULTILINE)
+    assert re.search(r"^state\tstored\t100$", after, re.MULTILINE)
     assert re.search(r"^bill\tunknown\t0$", after, re.MULTILINE)
     assert "100 submits, 100 charged" in err.decode()
     converted = {

@@ -98,17 +98,6 @@ async def test_what_is_said_before(bulk: Bulk) -> None:
     assert lines[1].startswith("The ledger: 3 to submit, 0 in flight, 0 converted,")
     assert lines[2].startswith("At most 3 new charges. It takes about 2 min at 1 submits per 0.001")
     assert lines[2].endswith("all WAVs together are about 96 MB.")
-    assert "--no-download is implied" in lines[3]
-
-
-async def test_no_download_is_said(bulk: Bulk) -> None:
-    """Who says that nothing is to be saved is not told so."""
-    write_catalog(*rows_of(1))
-    async with kie_of() as kie:
-        done = await bulk(kie, "--no-download")
-
-    assert 0 == done.code
-    assert "--no-download" not in done.err
 
 
 async def test_again(bulk: Bulk) -> None:
@@ -159,9 +148,10 @@ async def test_as_json(bulk: Bulk) -> None:
     told = done.json()
     assert 1 == done.code
     assert {
-        *("ledger", "catalog", "run", "credits", "states", "accepted", "unknown", "failures"),
-        *("unknown_submits", "existing", "resume", "error"),
+        *("ledger", "catalog", "run", "saving", "credits", "states", "accepted", "unknown"),
+        *("failures", "unknown_submits", "existing", "resume", "error"),
     } == set(told)
+    assert told["saving"] is None
     assert str(LEDGER) == told["ledger"]
     assert {"tracks": 3, "new": 3, "bad": 0} == told["catalog"]
     assert (2, 1) == (told["states"]["succeeded"], told["states"]["failed"])
@@ -668,6 +658,8 @@ def order_of(**changes: object) -> Order:
         "max_in_flight": 400,
         "poll": PollSchedule(),
         "is_saving_off": True,
+        "template": "{title} [{audio_id}].wav",
+        "downloads": 4,
         "skip_bad": False,
         "retried": [],
         "given": ["bulk", "c.csv", "--out", "out"],

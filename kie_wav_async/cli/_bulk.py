@@ -1,58 +1,48 @@
 """
-``kie-wav bulk``: a catalog, converted, however often the run is stopped.
+``kie-wav bulk``: a catalog, converted and saved, however often the run is stopped.
 
-The catalog goes into the ledger first; what is converted is drawn from the ledger.
-That is why the same command again goes on where the last one stopped, and why
-memory does not grow with the catalog.
+The catalog goes into the ledger first; what is converted and what is saved is drawn
+from the ledger. That is why the same command again goes on where the last one
+stopped, and why memory does not grow with the catalog.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from kie_wav_async import CallbackTrust, OnUnknown, Outcome, SystemClock, Track, errors, events
+import click
+
+from kie_wav_async import CallbackTrust, Outcome, SystemClock, Track, errors, events
 from kie_wav_async.cli._bulk_books import Ending
-from kie_wav_async.cli._bulk_display import BulkDisplay, Figures
+from kie_wav_async.cli._bulk_display import BulkDisplay
 from kie_wav_async.cli._bulk_end import tell_ending
+from kie_wav_async.cli._bulk_opening import announce, recheck_files
 from kie_wav_async.cli._bulk_plan import Plan, Planner
-from kie_wav_async.cli._estimate import (
-    BYTES_PER_TRACK,
-    Durations,
-    Meter,
-    Tally,
-    bytes_words,
-    count_words,
-    duration_words,
-    most_charges,
-    time_left_s,
-)
+from kie_wav_async.cli._bulk_watch import Watch
+from kie_wav_async.cli._estimate import count_words
 from kie_wav_async.cli._interrupt import Interrupt, end_at_once
 from kie_wav_async.cli._listen import Listening, listen, read_listening
-from kie_wav_async.cli._output import USAGE, CliError, print_line
+from kie_wav_async.cli._output import USAGE, CliError, clean
+from kie_wav_async.cli._pages import pages
+from kie_wav_async.cli._saver import Saver, run_together
 from kie_wav_async.ledger import SqliteLedger, TrackState
 
 if TYPE_CHECKING:
-    import datetime as dt
-    from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+    from collections.abc import AsyncIterator, Sequence
     from decimal import Decimal
     from pathlib import Path
 
-    from kie_wav_async import Clock, WavFile, WavSession
+    from kie_wav_async import Clock, WavSession
     from kie_wav_async.cli._bulk_order import Order
     from kie_wav_async.cli._service import Service
-    from kie_wav_async.ledger import Ledger
+    from kie_wav_async.ledger import Ledger, Standing
 
-# So many tracks are drawn from the ledger at a time.
-_PAGE: Final = 500
-# How often is told how far it has come: bars, and plain lines.
-_BARS_S: Final = 0.5
-_LINES_S: Final = 10.0
-_CREDITS_S: Final = 60.0
 # How long a conversion is followed before it is left to the next run.
 _TIMEOUT_S: Final = 900.0
 # So many submits in a row that do not get through, and the next will not either.
@@ -72,6 +62,8 @@ _STOPPERS: Final = (
     errors.ChargeLimitError,
     errors.SessionClosedError,
 )
+# What ends the saving of files with it: it would meet the same.
+_ENDING_ALL: Final = (errors.LedgerError, errors.SessionClosedError, errors.TransportError)
 
 
 async def run_bulk(
@@ -119,7 +111,7 @@ async def run_bulk(
         try:
             stopped_by = await run.convert(session, listening)
             try:
-                run.print_settled()
+                run.print_results()
             except BrokenPipeError as error:
                 stopped_by = stopped_by or error
             ending = Ending(
@@ -132,6 +124,8 @@ async def run_bulk(
                 credits=run.credits,
                 seconds=time.monotonic() - began_s,
                 now_unix_s=clock.time(),
+                saver=run.saver,
+                lost=run.lost,
             )
             code = await tell_ending(ending, display, as_json=as_json)
         finally:
@@ -142,18 +136,6 @@ async def run_bulk(
             sys.stdout.flush()
             end_at_once(code)
     return code
-
-
-@contextlib.asynccontextmanager
-async def _alongside(*works: Coroutine[Any, Any, None]) -> AsyncGenerator[None]:
-    """Have *works* run for as long as the block does, whatever becomes of them."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _open_folder(folder: Path) -> None:
@@ -171,7 +153,9 @@ class _Run:
     Attributes:
         plan: What the catalog came to; `None` before it was read.
 
-        credits: What was left of them when last asked; `None` while nobody knows.
+        saver: What saves the files; `None` before it begins, and if nothing does.
+
+        lost: Files of earlier runs that are damaged, and that the service has no longer.
     """
 
     def __init__(
@@ -179,22 +163,21 @@ class _Run:
     ) -> None:
         """Begin with nothing done."""
         self.plan: Plan | None = None
-        self.credits: Decimal | None = None
+        self.saver: Saver | None = None
+        self.lost: Sequence[Standing] = ()
         self._order = order
         self._ledger = ledger
         self._display = display
         self._clock = clock
+        self._watch = Watch(order, ledger, display, clock)
         # On a terminal the bars tell, and addresses would push them about.
         self._prints = not as_json and not sys.stdout.isatty()
         self._planner: Planner | None = None
         self._session: WavSession | None = None
-        self._meter = Meter()
-        self._durations = Durations()
-        self._submitted_at: dict[str, dt.datetime] = {}
         self._unsent = 0
         # Not yet printed. Not all that settles is the batch's to yield: it drops what it
         # has as it is closed, and a task may be found for a submit it had given up.
-        self._settled: deque[WavFile] = deque()
+        self._results: deque[str] = deque()
 
     # --- from outside -----------------------------------------------------------------------
 
@@ -202,6 +185,11 @@ class _Run:
     def is_stuck(self) -> bool:
         """Whether a thread of ours cannot be ended."""
         return self._planner is not None and self._planner.is_stuck
+
+    @property
+    def credits(self) -> Decimal | None:
+        """What was left of them when last asked; `None` while nobody knows."""
+        return self._watch.credits
 
     def stop(self) -> None:
         """Say what a first Ctrl-C does."""
@@ -223,17 +211,13 @@ class _Run:
         match event:
             case events.Submitted():
                 self._unsent = 0
-                if not event.adopted:
-                    self._submitted_at[event.task_id] = event.at
-            case events.Settled(wav=wav):
-                self._settled.append(wav)
-                began = self._submitted_at.pop(wav.task_id, None)
-                if began is not None:
-                    self._durations.note((event.at - began).total_seconds())
-            case events.WaitEnded():
-                self._submitted_at.pop(event.task_id, None)
+            case events.Settled(wav=wav) if self._order.is_saving_off and wav.track is not None:
+                self._add_result(wav.track, wav.task_id, str(wav.url))
             case _:
                 pass
+        if self.saver is not None:
+            self.saver.tell(event)
+        self._watch.tell(event)
         self._display.tell(event)
 
     # --- the run ----------------------------------------------------------------------------
@@ -242,7 +226,7 @@ class _Run:
         self, session: WavSession, listening: Listening | None
     ) -> BaseException | None:
         """
-        Plan the catalog and convert what the ledger has; return what stopped it, if anything.
+        Plan the catalog, convert what the ledger has and save it; return what stopped it, if any.
 
         Raises:
             CliError: The catalog is no good, or nothing can be listened to.
@@ -256,10 +240,10 @@ class _Run:
                     if listening is not None:
                         self._display.tell_listening(listening)
                     await self._plan(session)
-                    await self._announce()
-                    async with self._watched(session):
-                        await self._draw(session)
-                        await self._join_adopted(session)
+                    tally = await announce(self._order, self._ledger, self._display, self._clock)
+                    self._watch.begin(tally)
+                    async with self._watch.while_running(session):
+                        return await self._work(session)
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) is not None:
                 task.uncancel()
@@ -270,13 +254,14 @@ class _Run:
             return error
         except BrokenPipeError as error:
             return error
-        return None
 
     async def _plan(self, session: WavSession) -> None:
         order = self._order
         self._planner = Planner(session, self._ledger, order.folder, self._display)
-        async with _alongside(self._tell_planning()):
+        async with self._watch.while_planning():
             plan = await self._planner.plan(order.catalog, skip_bad=order.skip_bad)
+            if not order.is_saving_off:
+                self.lost = await recheck_files(order, self._ledger, self._display, self._clock)
         retried = await self._ledger.retry(order.retried) if order.retried else 0
         _ = await self._ledger.expire(self._clock.time())
         self.plan = plan
@@ -291,59 +276,62 @@ class _Run:
         self._display.clear()
         self._display.say(f"The catalog: {count_words(plan.tracks, 'track')}; {', '.join(parts)}.")
 
-    async def _announce(self) -> None:
-        """Say what is to come, before it begins."""
-        order, say = self._order, self._display.say
-        tally = Tally(await self._ledger.count())
-        self._meter.note(self._clock.monotonic(), tally.submitted)
-        opening = await self._ledger.open(self._clock.time())
-        await self._ledger.aclose()
-        resubmits = order.on_unknown is OnUnknown.RESUBMIT
-        most = most_charges(
-            tally,
-            resubmits=resubmits,
-            charges=opening.accepted + len(opening.unknown),
-            max_charges=order.max_charges,
+    async def _work(self, session: WavSession) -> BaseException | None:
+        """Convert, and save; return what ended only the submits, once all else is done."""
+        if self._order.is_saving_off:
+            await self._convert(session)
+            return None
+        order = self._order
+        saver = Saver(
+            session,
+            self._ledger,
+            self._clock,
+            folder=order.folder,
+            template=order.template,
+            downloads=order.downloads,
+            on_saved=self._take_saved,
+            on_put_back=self._display.tell_put_back,
         )
-        say(
-            f"The ledger: {tally.planned:,} to submit, {tally.in_flight:,} in flight, "
-            f"{tally.converted:,} converted, {tally.failed:,} failed, {tally.unknown:,} unknown."
-        )
-        cap = "" if order.max_charges is None else f" (--max-charges {order.max_charges:,})"
-        # Time is told as it is expected, and the charges as they are at the worst.
-        submits = min(most, tally.planned + (tally.unknown if resubmits else 0))
-        left_s = time_left_s(tally, submits, order.rate, order.max_in_flight)
-        rate = f"{order.rate.count} submits per {order.rate.per_s:g} s"
-        disk = bytes_words(BYTES_PER_TRACK * (tally.total - tally.failed - tally.expired))
-        say(
-            f"At most {count_words(most, 'new charge')}{cap}. It takes about "
-            f"{duration_words(left_s)} at {rate}; all WAVs together are about {disk}."
-        )
-        if not order.is_saving_off:
-            say(
-                "WAVs are not saved (--no-download is implied): KIE keeps each for 14 days, and "
-                "the ledger has its URL."
-            )
+        self.saver = self._watch.saver = saver
+        stopped_by: errors.KieWavError | None = None
 
-    async def _draw(self, session: WavSession) -> None:
+        async def convert() -> None:
+            nonlocal stopped_by
+            try:
+                await self._convert(session)
+            except _ENDING_ALL:
+                raise
+            except errors.KieWavError as error:
+                stopped_by = error
+                if not saver.is_idle:
+                    self._display.say("nothing more is submitted; what is converted is saved yet")
+            saver.finish()
+
+        await run_together(convert(), saver.run())
+        return stopped_by
+
+    # --- converting -------------------------------------------------------------------------
+
+    async def _convert(self, session: WavSession) -> None:
         async with session.convert_all(self._source()) as batch:
             async for outcome in batch:
                 self._take(outcome)
+        await self._join_adopted(session)
 
     async def _source(self) -> AsyncIterator[Track]:
         """Give what is in flight, to be joined, and then what is to be submitted."""
         first = [TrackState.ACCEPTED]
-        if self._order.on_unknown is OnUnknown.RESUBMIT:
+        if self._order.resubmits:
             first.append(TrackState.UNKNOWN)
         for states in (first, [TrackState.PLANNED]):
-            after = 0
-            while page := await self._ledger.page(states, after=after, limit=_PAGE):
+            async for page in pages(self._ledger, states):
                 for standing in page:
+                    if self.saver is not None and standing.state is not TrackState.ACCEPTED:
+                        await self.saver.wait_turn()
                     yield standing.track
-                after = page[-1].index
 
     def _take(self, outcome: Outcome) -> None:
-        self.print_settled()
+        self.print_results()
         error = outcome.error
         if error is None:
             self._unsent = 0
@@ -356,80 +344,31 @@ class _Run:
         elif not isinstance(error, _STOPPERS):
             self._unsent = 0
 
-    def print_settled(self) -> None:
-        """
-        Print what has settled since it was called last.
-
-        Raises:
-            BrokenPipeError: Nobody reads it.
-        """
-        while self._settled:
-            wav = self._settled.popleft()
-            if self._prints and wav.track is not None:
-                track = wav.track
-                print_line(track.music_task_id, track.audio_id, wav.task_id, wav.url)
-
     async def _join_adopted(self, session: WavSession) -> None:
         """Wait for tasks that were found meanwhile for submits that the batch had given up."""
         for conversion in session.conversions():
             with contextlib.suppress(errors.KieWavError):
                 await conversion.wait()
-            self.print_settled()
+            self.print_results()
 
-    # --- meanwhile --------------------------------------------------------------------------
+    # --- results ----------------------------------------------------------------------------
 
-    @contextlib.asynccontextmanager
-    async def _watched(self, session: WavSession) -> AsyncGenerator[None]:
-        """Show how far it has come for as long as the block runs."""
-        try:
-            async with _alongside(self._ask_credits(session), self._watch()):
-                yield
-        finally:
-            if self._display.is_live:
-                await self._show()
-                self._display.clear()
+    def _take_saved(self, standing: Standing, place: str) -> None:
+        self._add_result(standing.track, standing.task_id, place)
+        self.print_results()
 
-    async def _tell_planning(self) -> None:
-        while not self._display.is_live:
-            await self._clock.sleep(_LINES_S)
-            self._display.say_moving()
+    def _add_result(self, track: Track, task_id: str, where: str) -> None:
+        if self._prints:
+            cells = map(clean, (track.music_task_id, track.audio_id, task_id))
+            # A path is told as it is: it is ours, and stands for one file only.
+            self._results.append("\t".join((*cells, where)))
 
-    async def _watch(self) -> None:
-        while True:
-            began_s = self._clock.monotonic()
-            if self._display.is_live:
-                await self._show()
-            # Counting a million rows takes a moment of the ledger's time.
-            took_s = self._clock.monotonic() - began_s
-            least_s = _BARS_S if self._display.is_live else _LINES_S
-            await self._clock.sleep(max(least_s, 20 * took_s))
-            if not self._display.is_live:
-                await self._show()
+    def print_results(self) -> None:
+        """
+        Print what there is to show since it was called last.
 
-    async def _show(self) -> None:
-        with contextlib.suppress(errors.LedgerError):  # Whoever writes will meet it too.
-            tally = Tally(await self._ledger.count())
-            self._meter.note(self._clock.monotonic(), tally.submitted)
-            order = self._order
-            left_s = time_left_s(
-                tally,
-                tally.planned,
-                order.rate,
-                order.max_in_flight,
-                conversion_s=self._durations.mean_s,
-                measured_per_s=self._meter.per_s if self._meter.is_steady else None,
-            )
-            figures = Figures(
-                tally=tally,
-                per_s=self._meter.per_s,
-                left_s=left_s or None,
-                is_held=self._display.is_held,
-                credits=self.credits,
-            )
-            self._display.show(figures)
-
-    async def _ask_credits(self, session: WavSession) -> None:
-        while True:
-            with contextlib.suppress(errors.KieWavError):  # Not knowing is no harm.
-                self.credits = await session.credits()
-            await self._clock.sleep(_CREDITS_S)
+        Raises:
+            BrokenPipeError: Nobody reads it.
+        """
+        while self._results:
+            click.echo(os.fsencode(self._results.popleft()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import attrs
 
@@ -13,12 +13,10 @@ from kie_wav_async.cli._bulk_order import Order
 from kie_wav_async.cli._bulk_plan import Plan
 from kie_wav_async.cli._estimate import FAILED, Tally
 from kie_wav_async.cli._output import clean
+from kie_wav_async.cli._pages import pages
+from kie_wav_async.cli._saver import Saver
 from kie_wav_async.ledger import Ledger, LedgerOpening, Standing, TrackState
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-_PAGE: Final = 500
 # So many reasons are told apart, in case each track has one of its own.
 _MOST_REASONS: Final = 1_000
 # So many tracks whose task was not told are kept.
@@ -50,6 +48,10 @@ class Ending:
         seconds: How long it took.
 
         now_unix_s: The time.
+
+        saver: What saved the files; `None` if nothing did.
+
+        lost: Files that were found damaged, and that the service has no longer.
     """
 
     ledger: Ledger
@@ -61,6 +63,8 @@ class Ending:
     credits: Decimal | None
     seconds: float
     now_unix_s: float
+    saver: Saver | None = None
+    lost: Sequence[Standing] = ()
 
 
 @attrs.define
@@ -111,17 +115,19 @@ async def read_books(ending: Ending) -> Books:
     failures: dict[str, Failures] = {}
     existing: list[Standing] = []
     if tally.failed:
-        async for standing in _pages(ledger, *FAILED):
-            if standing.state is TrackState.EXISTS and len(existing) < _EXISTING:
-                existing.append(standing)
-            reason = _reason(standing)
-            if reason not in failures and len(failures) >= _MOST_REASONS:
-                reason = "other reasons"
-            entry = failures.setdefault(reason, Failures(reason, 0, standing.track))
-            entry.count += 1
+        async for page in pages(ledger, FAILED):
+            for standing in page:
+                if standing.state is TrackState.EXISTS and len(existing) < _EXISTING:
+                    existing.append(standing)
+                reason = _reason(standing)
+                if reason not in failures and len(failures) >= _MOST_REASONS:
+                    reason = "other reasons"
+                entry = failures.setdefault(reason, Failures(reason, 0, standing.track))
+                entry.count += 1
     in_doubt: set[Track] = set()
     if tally.unknown:
-        in_doubt = {s.track async for s in _pages(ledger, TrackState.UNKNOWN)}
+        async for page in pages(ledger, [TrackState.UNKNOWN]):
+            in_doubt.update(standing.track for standing in page)
     return Books(
         tally,
         opening,
@@ -130,14 +136,6 @@ async def read_books(ending: Ending) -> Books:
         [doubt for doubt in opening.unknown if doubt.track in in_doubt],
         existing,
     )
-
-
-async def _pages(ledger: Ledger, *states: TrackState) -> AsyncIterator[Standing]:
-    after = 0
-    while page := await ledger.page(states, after=after, limit=_PAGE):
-        for standing in page:
-            yield standing
-        after = page[-1].index
 
 
 def _reason(standing: Standing) -> str:

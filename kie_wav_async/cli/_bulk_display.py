@@ -16,7 +16,7 @@ from rich.text import Text
 
 from kie_wav_async import events
 from kie_wav_async.cli._display import Display
-from kie_wav_async.cli._estimate import Tally, count_words, duration_words
+from kie_wav_async.cli._estimate import Tally, bytes_words, count_words, duration_words
 from kie_wav_async.cli._output import clean, plain
 from kie_wav_async.errors import MaintenanceError, RateLimitedError
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from kie_wav_async import Track
-    from kie_wav_async.errors import KieWavError
+    from kie_wav_async.errors import DownloadError, KieWavError
 
 _SHOW_CURSOR: Final = b"\x1b[?25h"
 _STDERR: Final = 2
@@ -35,6 +35,47 @@ _STDERR: Final = 2
 _MAINTENANCE: Final = "KIE is under maintenance: new submits wait, and ask once a minute"
 _TOO_MANY: Final = "KIE says 429, too many submits: is another program using the account?"
 _MINUTE: Final = dt.timedelta(minutes=1)
+
+
+@attrs.frozen(kw_only=True)
+class SavingFigures:
+    """
+    How far the saving of files has come.
+
+    Attributes:
+        done: Bytes that were saved in this run, or have come of files.
+
+        total: What they are expected to become.
+
+        per_s: Bytes a second, lately.
+
+        waiting: Files that are tried again after a pause.
+
+        given_up: Files that could not be saved.
+
+        is_holding: Whether submits wait, because files are saved too slowly.
+    """
+
+    done: int
+    total: int
+    per_s: float
+    waiting: int
+    given_up: int
+    is_holding: bool
+
+    @property
+    def amount(self) -> str:
+        """How much has come, and how fast."""
+        return f"{bytes_words(self.done)}, {bytes_words(self.per_s)}/s"
+
+    def words(self) -> list[str]:
+        """Return what no bar shows."""
+        words: list[str] = []
+        if self.waiting:
+            words.append(f"{count_words(self.waiting, 'file')} to try again")
+        if self.given_up:
+            words.append(f"{self.given_up:,} not saved")
+        return words
 
 
 @attrs.frozen(kw_only=True)
@@ -52,6 +93,8 @@ class Figures:
         is_held: Whether submits wait for the end of a maintenance: nobody knows how long.
 
         credits: What is left of them; `None` while nobody knows.
+
+        saving: How far the saving of files has come; `None` if none are saved.
     """
 
     tally: Tally
@@ -59,25 +102,33 @@ class Figures:
     left_s: float | None
     is_held: bool
     credits: Decimal | None
+    saving: SavingFigures | None = None
 
     def words(self) -> list[str]:
         """Return what no bar shows."""
         words = [f"{self.per_s:.1f} submits/s"]
         if self.is_held:
             words.append("holding for maintenance")
+        elif self.saving is not None and self.saving.is_holding:
+            words.append("holding for the files")
         elif self.left_s is not None:
             words.append(f"about {duration_words(self.left_s)} left")
         words.append(f"{self.tally.in_flight:,} in flight")
+        if self.saving is not None:
+            words += self.saving.words()
         if self.credits is not None:
             words.append(f"{self.credits:,f} credits left")
         return words
 
     def line(self) -> str:
         """Return all of it as one line."""
-        tally = self.tally
+        tally, saved = self.tally, list[str]()
+        if self.saving is not None:
+            saved = [f"saved {tally.saved:,} ({self.saving.amount})"]
         parts = [
             f"submitted {tally.submitted:,} of {tally.total:,}",
             f"converted {tally.converted:,}",
+            *saved,
             f"failed {tally.failed:,}",
             f"unknown {tally.unknown:,}",
             *self.words(),
@@ -131,11 +182,12 @@ class BulkDisplay(Display):
         # Made before anything is shown: each new one would be shown at once.
         self._lines: dict[str, TaskID] = {
             name: self._bars.add_task(name, visible=False, amount="")
-            for name in ("submitted", "converted", "failed", "unknown")
+            for name in ("submitted", "converted", "saved", "bytes", "failed", "unknown")
         }
         self._footer = ""
         self._hold = ""
         self._held: set[Track] = set()
+        self._put_back: set[str] = set()
         self._told_429_at: dt.datetime | None = None
 
     def __exit__(
@@ -225,6 +277,18 @@ class BulkDisplay(Display):
         self._footer = f"planning: {done:,} of {count_words(total, 'track')}"
         self._refresh()
 
+    def tell_checked(self, done: int, total: int) -> None:
+        """Show how many files of earlier runs were looked at."""
+        self._footer = f"checking files: {done:,} of {total:,}"
+        self._refresh()
+
+    def tell_put_back(self, error: DownloadError, pause_s: float) -> None:
+        """Say why a file is not saved yet."""
+        # Once for each reason: the next file is likely to meet it too.
+        if error.reason not in self._put_back:
+            self._put_back.add(error.reason)
+            self.say(f"not saved yet, and tried again in {duration_words(pause_s)}: {error}")
+
     def say_moving(self) -> None:
         """Say as a line what would move on a terminal."""
         if self._footer:
@@ -236,21 +300,24 @@ class BulkDisplay(Display):
             self.say(figures.line())
             return
         tally = figures.tally
-        for name, done, amount in (
-            ("submitted", tally.submitted, f"{tally.submitted:,}/{tally.total:,}"),
-            ("converted", tally.converted, f"{tally.converted:,}/{tally.total:,}"),
-            ("failed", tally.failed, f"{tally.failed:,}"),
-            ("unknown", tally.unknown, f"{tally.unknown:,}"),
-        ):
-            self._bars.update(
-                self._lines[name],
-                visible=True,
-                completed=done,
-                total=max(1, tally.total),
-                amount=amount,
-            )
+        for name, done in {
+            "submitted": tally.submitted,
+            "converted": tally.converted,
+            "saved": tally.saved,
+        }.items():
+            if name != "saved" or figures.saving is not None:
+                self._show_bar(name, done, tally.total, f"{done:,}/{tally.total:,}")
+        for name, done in {"failed": tally.failed, "unknown": tally.unknown}.items():
+            self._show_bar(name, done, tally.total, f"{done:,}")
+        if (saving := figures.saving) is not None:
+            self._show_bar("bytes", saving.done, saving.total, saving.amount)
         self._footer = " · ".join(figures.words())
         self._refresh()
+
+    def _show_bar(self, name: str, done: int, total: int, amount: str) -> None:
+        self._bars.update(
+            self._lines[name], visible=True, completed=done, total=max(1, total), amount=amount
+        )
 
     def clear(self) -> None:
         """Take away what moves and is over."""

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from kie_wav_async import OnUnknown, Track, errors
+from kie_wav_async import Track, errors
 from kie_wav_async.cli._bulk_books import Books, Ending, read_books
 from kie_wav_async.cli._estimate import (
     Tally,
+    bytes_words,
     count_words,
     duration_words,
     most_charges,
@@ -31,6 +32,7 @@ from kie_wav_async.ledger import TrackState
 
 if TYPE_CHECKING:
     from kie_wav_async.cli._bulk_display import BulkDisplay
+    from kie_wav_async.cli._saver import Unsaved
 
 # So many reasons and so many doubts are spelled out.
 _REASONS: Final = 20
@@ -83,17 +85,13 @@ def _is_capped(ending: Ending, books: Books | None) -> bool:
     cap = ending.order.max_charges
     if books is None or cap is None or ending.stopped_by is not None:
         return False
-    waiting = books.tally.planned + (books.tally.unknown if _resubmits(ending) else 0)
+    waiting = books.tally.planned + (books.tally.unknown if ending.order.resubmits else 0)
     return bool(waiting) and books.charges >= cap
 
 
 def _enough(ending: Ending, books: Books) -> int:
     """Return a cap that all that is left would keep to."""
-    return books.charges + most_charges(books.tally, resubmits=_resubmits(ending))
-
-
-def _resubmits(ending: Ending) -> bool:
-    return ending.order.on_unknown is OnUnknown.RESUBMIT
+    return books.charges + most_charges(books.tally, resubmits=ending.order.resubmits)
 
 
 # --- in words -----------------------------------------------------------------------------------
@@ -106,6 +104,8 @@ def _tell(ending: Ending, books: Books, display: BulkDisplay) -> None:
         f"{tally.converted:,} of {count_words(tally.total, 'track')} converted, {now:,} of them "
         f"in this run of {duration_words(ending.seconds)}."
     )
+    if not ending.order.is_saving_off:
+        _tell_saved(ending, tally, display)
     existing = tally.of(TrackState.EXISTS)
     if tally.failed:
         tries = "; --retry-failed tries again" * (tally.failed > existing)
@@ -130,8 +130,40 @@ def _tell(ending: Ending, books: Books, display: BulkDisplay) -> None:
     if unknown:
         charged = f"at least {accepted:,} and at most {accepted + unknown:,}, with those unknown"
     say(f"Charged for this catalog in all: {charged}.")
-    if tally.of(TrackState.SUCCEEDED, TrackState.STORED):
+    if tally.unsaved or (ending.order.is_saving_off and tally.saved):
         display.say_as_is(f"The URLs of all WAVs: {_report(ending)} --urls")
+
+
+def _tell_saved(ending: Ending, tally: Tally, display: BulkDisplay) -> None:
+    say, saver = display.say, ending.saver
+    now = size = 0
+    if saver is not None:
+        now, size = saver.files, saver.bytes
+    say(
+        f"{count_words(tally.saved, 'WAV')} saved in {ending.order.folder}, {now:,} of them in "
+        f"this run ({bytes_words(size)})."
+    )
+    unsaved = _unsaved(ending)
+    if unsaved:
+        count = count_words(sum(entry.count for entry in unsaved), "WAV")
+        say(f"{count} could not be saved; the same command tries again, and pays nothing:")
+        for entry in unsaved:
+            track = entry.example
+            say(
+                f"  {entry.count:,} x {entry.reason}: {entry.message} "
+                f"({track.music_task_id} {track.audio_id})"
+            )
+    if ending.lost:
+        one = ending.lost[0]
+        say(
+            f"{count_words(len(ending.lost), 'file is', 'files are')} damaged, and KIE has the WAV "
+            f"no longer ({ending.order.folder / str(one.path)}). Delete it, and say "
+            "--retry-expired, to have it converted again, which is charged again."
+        )
+
+
+def _unsaved(ending: Ending) -> list[Unsaved]:
+    return [] if ending.saver is None else ending.saver.unsaved
 
 
 def _report(ending: Ending) -> str:
@@ -194,31 +226,34 @@ def _is_left(ending: Ending, books: Books | None) -> bool:
         return True
     if _is_capped(ending, books):
         return True
-    return bool(books.tally.of(TrackState.PLANNED, TrackState.ACCEPTED, TrackState.SUBMITTING))
+    tally = books.tally
+    if tally.unsaved and not ending.order.is_saving_off:
+        return True
+    return bool(tally.of(TrackState.PLANNED, TrackState.ACCEPTED, TrackState.SUBMITTING))
 
 
 def _failure(ending: Ending, books: Books | None) -> CliError | None:
     """Return what is not good about the end, the most important of it."""
     match ending.stopped_by:
         case errors.KieWavError() as error:
-            return _stop(error, books)
+            return _stop(ending, error, books)
         case asyncio.CancelledError():
-            return CliError(INTERRUPTED, f"interrupted; {_rest(books)}")
+            return CliError(INTERRUPTED, f"interrupted; {_rest(ending, books)}")
         case BrokenPipeError():
-            sentence = f"nobody reads the results any more: stopped; {_rest(books)}"
+            sentence = f"nobody reads the results any more: stopped; {_rest(ending, books)}"
             return CliError(SOME_FAILED, sentence)
         case _ if books is None:
             return CliError(SERVICE, "the ledger cannot be read")
         case _:
-            failure = _shortfall(books.tally)
+            failure = _shortfall(ending, books.tally)
             cap = ending.order.max_charges
             if failure is None or cap is None or not _is_capped(ending, books):
                 return failure
             return CliError(failure.exit_code, f"{_cap_words(cap)}; {failure}")
 
 
-def _shortfall(tally: Tally) -> CliError | None:
-    """Return what keeps the tracks from all being converted, the most important of it."""
+def _shortfall(ending: Ending, tally: Tally) -> CliError | None:
+    """Return what keeps the tracks from all being converted and saved, the most important of it."""
     if tally.unknown:
         tracks = count_words(
             tally.unknown, "track is in doubt and needs", "tracks are in doubt and need"
@@ -234,14 +269,16 @@ def _shortfall(tally: Tally) -> CliError | None:
             "and pays nothing"
         )
         return CliError(SOME_FAILED, sentence)
-    if tally.failed:
-        return CliError(SOME_FAILED, f"{count_words(tally.failed, 'track')} failed")
-    return None
+    losses = [count_words(tally.failed, "track") + " failed"] if tally.failed else []
+    unsaved = tally.unsaved + tally.expired + len(ending.lost)
+    if unsaved and not ending.order.is_saving_off:
+        losses.append(f"{count_words(unsaved, 'WAV is', 'WAVs are')} not saved")
+    return CliError(SOME_FAILED, " and ".join(losses)) if losses else None
 
 
-def _stop(error: errors.KieWavError, books: Books | None) -> CliError:
+def _stop(ending: Ending, error: errors.KieWavError, books: Books | None) -> CliError:
     told = failure_of(error)
-    code, sentence, rest = told.exit_code, str(told), _rest(books)
+    code, sentence, rest = told.exit_code, str(told), _rest(ending, books)
     match error:
         case errors.LedgerError():
             return told
@@ -269,7 +306,7 @@ def _cap_words(max_charges: int) -> str:
     )
 
 
-def _rest(books: Books | None) -> str:
+def _rest(ending: Ending, books: Books | None) -> str:
     """Say what goes on without us, and what waits."""
     if books is None:
         return "the same command goes on"
@@ -279,6 +316,8 @@ def _rest(books: Books | None) -> str:
     if tally.in_flight:
         flying = count_words(tally.in_flight, "conversion goes", "conversions go")
         parts.insert(0, f"{flying} on at KIE")
+    if tally.unsaved and not ending.order.is_saving_off:
+        parts[-1] += f", {count_words(tally.unsaved, 'WAV is', 'WAVs are')} to be saved"
     return " and ".join(parts)
 
 
@@ -304,6 +343,7 @@ def _facts(
             "possible_double_charges": counted.possible_double_charges,
             "seconds": round(ending.seconds, 3),
         },
+        "saving": None if ending.order.is_saving_off else _saving_facts(ending, books),
         "credits": None if ending.credits is None else float(ending.credits),
         "states": None,
         "accepted": None,
@@ -348,3 +388,25 @@ def _facts(
             ],
         }
     return facts
+
+
+def _saving_facts(ending: Ending, books: Books | None) -> dict[str, object]:
+    saver = ending.saver
+    return {
+        "folder": str(ending.order.folder),
+        "saved": 0 if saver is None else saver.files,
+        "bytes": 0 if saver is None else saver.bytes,
+        "unsaved": books and books.tally.unsaved,
+        "expired": books and books.tally.expired,
+        "damaged": [str(one.path) for one in ending.lost],
+        "reasons": [
+            {
+                "reason": entry.reason,
+                "count": entry.count,
+                "message": entry.message,
+                "music_task_id": entry.example.music_task_id,
+                "audio_id": entry.example.audio_id,
+            }
+            for entry in _unsaved(ending)
+        ],
+    }

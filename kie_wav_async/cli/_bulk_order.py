@@ -11,6 +11,7 @@ import attrs
 import click
 
 from kie_wav_async import OnUnknown, PollSchedule, RateLimit
+from kie_wav_async.file_names import verify_template
 from kie_wav_async.ledger import TrackState
 
 # What is said once, and done once it was said.
@@ -26,7 +27,7 @@ class Order:
     Attributes:
         catalog: A path, or ``-``.
 
-        folder: Where the ledger is, and whatever else is written.
+        folder: Where the files go, the ledger, and whatever else is written.
 
         ledger: The ledger's file.
 
@@ -46,6 +47,10 @@ class Order:
 
         is_saving_off: Whether the user said that no WAV is to be saved.
 
+        template: What the files are called.
+
+        downloads: How many files are fetched at a time.
+
         skip_bad: Whether bad lines of the catalog are left out.
 
         retried: Tracks in which states are converted again.
@@ -64,6 +69,8 @@ class Order:
     max_in_flight: int
     poll: PollSchedule
     is_saving_off: bool
+    template: str
+    downloads: int
     skip_bad: bool
     retried: Collection[TrackState]
     given: Sequence[str]
@@ -85,6 +92,11 @@ class Order:
                 elif word.startswith(f"{_CAP}="):
                     words[place] = f"{_CAP}=N"
         return shlex.join(["kie-wav", *words])
+
+    @property
+    def resubmits(self) -> bool:
+        """Whether a submit of unknown fate is sent once more."""
+        return self.on_unknown is OnUnknown.RESUBMIT
 
     @property
     def resume_words(self) -> str:
@@ -129,3 +141,17 @@ def read_poll(_: click.Context, __: click.Parameter, value: str | None) -> PollS
         return PollSchedule(**dict(zip(names, map(float, given), strict=False)))
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
+
+
+def read_template(_: click.Context, __: click.Parameter, value: str) -> str:
+    """
+    Return what ``--name`` says that files are called.
+
+    Raises:
+        click.BadParameter: No file can be called that.
+    """
+    try:
+        verify_template(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    return value

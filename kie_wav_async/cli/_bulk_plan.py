@@ -25,6 +25,7 @@ from kie_wav_async.cli._bulk_display import BulkDisplay
 from kie_wav_async.cli._catalog import BadLine, Row, read_catalog
 from kie_wav_async.cli._estimate import count_words
 from kie_wav_async.cli._output import SERVICE, USAGE, CliError, clean
+from kie_wav_async.cli._pages import pages
 from kie_wav_async.errors import InvalidRequestError, NotFoundError
 from kie_wav_async.ledger import Ledger, TrackState
 
@@ -199,10 +200,8 @@ class Planner:
         """
         if self._known is None:
             self._known = Counter()
-            after = 0
-            while page := await self.ledger.page(TrackState, after=after, limit=_SLICE):
+            async for page in pages(self.ledger, TrackState, limit=_SLICE):
                 self._known.update(standing.track.music_task_id for standing in page)
-                after = page[-1].index
         return self._known[music_task_id]
 
     async def _ask(self, music_task_id: str) -> list[Track] | str:

@@ -9,13 +9,14 @@ import click
 
 from kie_wav_async import OnUnknown
 from kie_wav_async.cli._bulk import run_bulk
-from kie_wav_async.cli._bulk_order import Order, read_poll, read_rate
+from kie_wav_async.cli._bulk_order import Order, read_poll, read_rate, read_template
 from kie_wav_async.cli._command import json_option, run_command, service_options
 from kie_wav_async.cli._listen import read_address
 from kie_wav_async.cli._report import run_report, run_urls
 from kie_wav_async.cli._resolve import run_resolve
 from kie_wav_async.cli._service import Service
 from kie_wav_async.cli._verify import run_verify
+from kie_wav_async.file_names import DEFAULT_TEMPLATE
 from kie_wav_async.ledger import TrackState
 
 
@@ -27,7 +28,7 @@ from kie_wav_async.ledger import TrackState
     type=click.Path(file_okay=False, path_type=Path),
     required=True,
     metavar="DIR",
-    help="Folder of the ledger, made if it is not there.",
+    help="Folder of the WAV files and of the ledger, made if it is not there.",
 )
 @click.option(
     "--ledger",
@@ -85,7 +86,30 @@ from kie_wav_async.ledger import TrackState
     help="Seconds to the first poll of a conversion, and between polls; polls a second in all.  "
     "[default: 15,10,30]",
 )
-@click.option("--no-download", is_flag=True, help="Save no WAV files; implied for now.")
+@click.option(
+    "--name",
+    "template",
+    default=DEFAULT_TEMPLATE,
+    show_default=True,
+    metavar="TEMPLATE",
+    callback=read_template,
+    help="What a file is called: {title}, {music_task_id}, {audio_id} and {index}, or {index:06}, "
+    "stand for what is known of its track. What has its name keeps it.",
+)
+@click.option(
+    "--downloads",
+    type=click.IntRange(min=1, max=8),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="Save at most so many files at a time, 1 to 8.",
+)
+@click.option(
+    "--no-download",
+    is_flag=True,
+    help="Save no WAV files: KIE keeps each for 14 days, and the same command without this saves "
+    "them.",
+)
 @click.option("--skip-bad", is_flag=True, help="Leave bad lines out of the catalog.")
 @click.option(
     "--retry-failed",
@@ -115,7 +139,7 @@ def bulk(
     **settings: Any,  # noqa: ANN401 - as the options above read them, by the names of Order
 ) -> int:
     """
-    Convert a catalog, and go on where the last run stopped.
+    Convert a catalog, save its WAV files, and go on where the last run stopped.
 
     CATALOG is CSV with the header music_task_id,audio_id[,title], JSON lines with
     the same keys, or - for stdin. A row without audio_id stands for every track
@@ -125,9 +149,14 @@ def bulk(
     is bad. The ledger knows what was submitted, so that no track is paid twice:
     after Ctrl-C, a crash or an empty account the same command goes on.
 
-    One line is printed on stdout for each track converted, unless it is a
-    terminal: music task, audio id, conversion task and URL, apart by tabs. With
-    --json there is one object at the end instead.
+    The files are saved meanwhile, the oldest first. A file that has its name is
+    whole; until then it is NAME.part. A file that is missing or damaged by the
+    next run is saved again.
+
+    One line is printed on stdout for each file saved, unless it is a terminal:
+    music task, audio id, conversion task and the file's path in DIR, apart by
+    tabs; with --no-download one for each track converted, with the URL instead.
+    With --json there is one object at the end instead.
     """
     order = Order(
         catalog=catalog,

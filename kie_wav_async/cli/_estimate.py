@@ -73,6 +73,23 @@ class Tally:
         return self.of(*_CONVERTED)
 
     @property
+    def saved(self) -> int:
+        """Those whose WAV is a file here."""
+        return self.of(TrackState.STORED)
+
+    @property
+    def unsaved(self) -> int:
+        """Those whose WAV is at the service, and not here."""
+        return self.of(TrackState.SUCCEEDED)
+
+    @property
+    def to_be_saved(self) -> int:
+        """Those with a WAV that is not here, or that may come to have one."""
+        return self.of(
+            TrackState.PLANNED, TrackState.SUBMITTING, TrackState.ACCEPTED, TrackState.SUCCEEDED
+        )
+
+    @property
     def failed(self) -> int:
         """Those that came to nothing."""
         return self.of(*FAILED)
@@ -203,7 +220,7 @@ def duration_words(seconds: float) -> str:
     return f"{seconds / _DAY_S:.1f} days"
 
 
-def bytes_words(size: int) -> str:
+def bytes_words(size: float) -> str:
     """Return a size as disks are sold: in units of 1,000."""
     value = float(size)
     units = ["bytes", "kB", "MB", "GB", "TB"]

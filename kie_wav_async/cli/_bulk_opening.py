@@ -1,0 +1,127 @@
+"""What ``kie-wav bulk`` looks at and says before it begins: old files, costs, time, room."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import shutil
+from typing import TYPE_CHECKING, Final
+
+from kie_wav_async.cli._estimate import (
+    BYTES_PER_TRACK,
+    Tally,
+    bytes_words,
+    count_words,
+    duration_words,
+    most_charges,
+    time_left_s,
+)
+from kie_wav_async.cli._recheck import recheck
+from kie_wav_async.errors import DownloadError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kie_wav_async import Clock
+    from kie_wav_async.cli._bulk_display import BulkDisplay
+    from kie_wav_async.cli._bulk_order import Order
+    from kie_wav_async.ledger import Ledger, Standing
+
+# What has to be free on the disk before anything is paid: two files, and some more.
+_LEAST_FREE: Final = 2 * BYTES_PER_TRACK + (64 << 20)
+
+
+async def recheck_files(
+    order: Order, ledger: Ledger, display: BulkDisplay, clock: Clock
+) -> list[Standing]:
+    """
+    Look at the files of earlier runs, and have the ledger know which are to be saved again.
+
+    Returns those that are damaged and that the service has no longer.
+
+    Raises:
+        DownloadError: The disk says no.
+
+        LedgerError: The ledger cannot be read or written.
+    """
+    total = Tally(await ledger.count()).saved
+    if not total:
+        return []
+
+    def tell(done: int) -> None:
+        display.tell_checked(done, total)
+
+    tell(0)
+    now = dt.datetime.fromtimestamp(clock.time(), dt.UTC)
+    found = await recheck(ledger, order.folder, now, tell)
+    display.clear()
+    parts: list[str] = []
+    if found.missing:
+        parts.append(f"{found.missing:,} missing")
+    if found.damaged:
+        more = " and the like" if found.damaged > 1 else ""
+        parts.append(f"{found.damaged:,} damaged, kept as {found.aside}{more}")
+    if parts:
+        words = " and ".join(parts)
+        display.say(f"Of {count_words(total, 'file')} saved before {words}: to be saved again.")
+    return found.lost
+
+
+async def announce(order: Order, ledger: Ledger, display: BulkDisplay, clock: Clock) -> Tally:
+    """
+    Say what is to come, before it begins; return where the tracks stand.
+
+    Raises:
+        DownloadError: There is no room for a file.
+
+        LedgerError: The ledger cannot be read.
+    """
+    tally = Tally(await ledger.count())
+    opening = await ledger.open(clock.time())
+    await ledger.aclose()
+    most = most_charges(
+        tally,
+        resubmits=order.resubmits,
+        charges=opening.accepted + len(opening.unknown),
+        max_charges=order.max_charges,
+    )
+    display.say(
+        f"The ledger: {tally.planned:,} to submit, {tally.in_flight:,} in flight, "
+        f"{tally.converted:,} converted, {tally.failed:,} failed, {tally.unknown:,} unknown."
+    )
+    cap = "" if order.max_charges is None else f" (--max-charges {order.max_charges:,})"
+    # Time is told as it is expected, and the charges as they are at the worst.
+    submits = min(most, tally.planned + (tally.unknown if order.resubmits else 0))
+    left_s = time_left_s(tally, submits, order.rate, order.max_in_flight)
+    rate = f"{order.rate.count} submits per {order.rate.per_s:g} s"
+    disk = bytes_words(BYTES_PER_TRACK * (tally.total - tally.failed - tally.expired))
+    display.say(
+        f"At most {count_words(most, 'new charge')}{cap}. It takes about "
+        f"{duration_words(left_s)} at {rate}; all WAVs together are about {disk}."
+    )
+    if not order.is_saving_off and tally.to_be_saved:
+        await _verify_room(order.folder, tally.to_be_saved, display)
+    return tally
+
+
+async def _verify_room(folder: Path, files: int, display: BulkDisplay) -> None:
+    """
+    Return if there is room for a file; say so if there is none for all of them.
+
+    Raises:
+        DownloadError: There is none for one.
+    """
+    try:
+        free = (await asyncio.to_thread(shutil.disk_usage, folder)).free
+    except OSError as error:
+        msg = f"{folder}: {error.strerror or type(error).__name__}"
+        raise DownloadError(msg, reason="disk") from error
+    if free < _LEAST_FREE:
+        msg = f"{folder}: {bytes_words(free)} are free, and {bytes_words(_LEAST_FREE)} are wanted"
+        raise DownloadError(msg, reason="disk")
+    if free < BYTES_PER_TRACK * files:
+        display.say(
+            f"Only {bytes_words(free)} are free in {folder}, and what is to be saved takes about "
+            f"{bytes_words(BYTES_PER_TRACK * files)}: a full disk ends the run, and the same "
+            "command goes on."
+        )

@@ -1,0 +1,160 @@
+"""
+The files of earlier runs, looked at before the next one begins.
+
+Of each is looked whether it is there, and as long as it was. What a crash of the
+machine can have hurt was written last, so of those the SHA-256 is checked too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import hashlib
+import heapq
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from kie_wav_async.cli._pages import pages
+from kie_wav_async.errors import DownloadError
+from kie_wav_async.ledger import Ledger, Standing, TrackState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+# So many files are read, those written last.
+_RECENT: Final = 256
+_PIECE: Final = 1 << 20
+
+
+@attrs.define
+class Recheck:
+    """
+    What became of the files of earlier runs.
+
+    Attributes:
+        missing: How many are not there, and are to be saved again.
+
+        aside: Those that were not what they were, are under another name now, and are
+            to be saved again: where the first of them is.
+
+        damaged: How many there are of those.
+
+        lost: Those that are not what they were, and that the service has no longer:
+            they were left as they are.
+    """
+
+    missing: int = 0
+    damaged: int = 0
+    aside: Path | None = None
+    lost: list[Standing] = attrs.field(factory=list[Standing])
+
+
+@attrs.define
+class _Checker:
+    ledger: Ledger
+    folder: Path
+    now: dt.datetime
+    tell: Callable[[int], object]
+    found: Recheck = attrs.field(factory=Recheck, init=False)
+
+    async def check(self) -> Recheck:
+        """Check all files."""
+        recent: list[tuple[float, int, Standing]] = []
+        done = 0
+        async for page in pages(self.ledger, [TrackState.STORED]):
+            looked = await asyncio.to_thread(self._look, page)
+            for standing, (size, changed_s) in zip(page, looked, strict=True):
+                if size is None:
+                    self.found.missing += 1
+                    await self.ledger.unstore(standing.track)
+                elif size != standing.bytes:
+                    await self._take_damaged(standing)
+                else:
+                    heapq.heappush(recent, (changed_s, standing.index, standing))
+                    if len(recent) > _RECENT:
+                        _ = heapq.heappop(recent)
+            done += len(page)
+            self.tell(done)
+        for _, _, standing in recent:
+            if await asyncio.to_thread(_digest, self._path(standing)) != standing.sha256:
+                await self._take_damaged(standing)
+        return self.found
+
+    def _path(self, standing: Standing) -> Path:
+        return self.folder / str(standing.path)
+
+    def _look(self, page: Sequence[Standing]) -> list[tuple[int | None, float]]:
+        """Return the size of each file, `None` if it is not there, and when it was changed."""
+        found: list[tuple[int | None, float]] = []
+        for standing in page:
+            try:
+                status = self._path(standing).stat()
+            except (FileNotFoundError, NotADirectoryError):
+                found.append((None, 0.0))
+            else:
+                found.append((status.st_size, status.st_mtime))
+        return found
+
+    async def _take_damaged(self, standing: Standing) -> None:
+        expires_at = standing.expires_at
+        if expires_at is not None and expires_at <= self.now:
+            self.found.lost.append(standing)
+            return
+        path = self._path(standing)
+        aside = await asyncio.to_thread(_move_aside, path)
+        self.found.damaged += 1
+        self.found.aside = self.found.aside or aside
+        await self.ledger.unstore(standing.track)
+
+
+async def recheck(
+    ledger: Ledger, folder: Path, now: dt.datetime, tell: Callable[[int], object]
+) -> Recheck:
+    """
+    Check the files that a ledger has as stored, and have it know which are not good.
+
+    Args:
+        ledger: Open.
+
+        folder: Where the files are.
+
+        now: The time; aware.
+
+        tell: Called with how many were looked at.
+
+    Raises:
+        DownloadError: One cannot be looked at, or not be moved.
+
+        LedgerError: The ledger cannot be read or written.
+    """
+    try:
+        return await _Checker(ledger, folder, now, tell).check()
+    except OSError as error:
+        msg = f"{error.filename or folder}: {error.strerror or type(error).__name__}"
+        raise DownloadError(msg, reason="disk") from error
+
+
+def _digest(path: Path) -> str | None:
+    """Return the SHA-256 of a file; `None` if it is gone."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+    except FileNotFoundError:
+        return None
+    return digest.hexdigest()
+
+
+def _move_aside(path: Path) -> Path:
+    """Give a file another name, which nothing has, and return that."""
+    aside, number = path.with_name(f"{path.name}.damaged"), 1
+    while os.path.lexists(aside):
+        number += 1
+        aside = path.with_name(f"{path.name}.damaged.{number}")
+    return path.rename(aside)

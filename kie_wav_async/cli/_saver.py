@@ -1,0 +1,373 @@
+"""The saving stage of ``kie-wav bulk``: files, while other tracks are being converted."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from kie_wav_async import Track, WavFile, errors, events
+from kie_wav_async.cli._estimate import BYTES_PER_TRACK, Tally, count_words
+from kie_wav_async.cli._pages import pages
+from kie_wav_async.cli._places import Places
+from kie_wav_async.cli._saving_queue import SavingQueue
+from kie_wav_async.cli._throttle import Throttle
+from kie_wav_async.ledger import TrackState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from pathlib import Path
+
+    from kie_wav_async import Clock, Download, WavSession
+    from kie_wav_async.ledger import Ledger, Standing
+
+# What may be otherwise another time.
+_PASSING: Final = frozenset({"unavailable", "truncated", "too-slow"})
+# So often a file is tried in one run, with a pause between, which doubles.
+_ROUNDS: Final = 3
+_PAUSE_S: Final = 60.0
+# So many files in a row that cannot be saved, and no more are paid for.
+_MOST_UNSAVED: Final = 20
+# What a disk says of one name, and may not say of the next.
+_OF_ONE_NAME: Final = frozenset(
+    {errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ}
+)
+
+
+class UnsavableError(errors.KieWavError):
+    """File after file cannot be saved, so that no more are paid for."""
+
+
+@attrs.define
+class Unsaved:
+    """
+    WAVs that could not be saved, for one reason.
+
+    Attributes:
+        reason: In a word or two.
+
+        message: What was said of the first of them.
+
+        example: The first of them.
+
+        count: How many.
+    """
+
+    reason: str
+    message: str
+    example: Track
+    count: int = 0
+
+
+class Saver:
+    """
+    Saves the WAVs of a catalog, those first that are deleted first.
+
+    It begins with what the ledger has, goes on with what the session tells, and is
+    done once it was told that no more will come.
+    """
+
+    def __init__(
+        self,
+        session: WavSession,
+        ledger: Ledger,
+        clock: Clock,
+        *,
+        folder: Path,
+        template: str,
+        downloads: int,
+        on_saved: Callable[[Standing, str], object],
+        on_put_back: Callable[[errors.DownloadError, float], object],
+    ) -> None:
+        """
+        Begin with nothing saved.
+
+        Args:
+            session: What downloads; entered.
+
+            ledger: What is to be saved, and what was; open.
+
+            clock: The source of time.
+
+            folder: Where the files go.
+
+            template: What they are called.
+
+            downloads: How many at a time.
+
+            on_saved: Called with where a track stood, and its place in the folder,
+                once its file is there and the ledger has it.
+
+            on_put_back: Called with why a file is not saved yet, and when it is tried
+                again, in seconds.
+        """
+        #: Files that were saved, and their bytes.
+        self.files = self.bytes = 0
+        #: Bytes that came over the network.
+        self.received = 0
+        #: Those given up for now.
+        self.given_up = 0
+        self.throttle = Throttle()
+        self._session = session
+        self._ledger = ledger
+        self._clock = clock
+        self._folder = folder
+        self._places = Places(folder, ledger, template)
+        self._downloads = downloads
+        self._on_saved = on_saved
+        self._on_put_back = on_put_back
+        self._queue = SavingQueue()
+        self._changed = asyncio.Event()
+        self._is_refilling = self._is_closed = False
+        # Those that are being saved, and those that wait to be tried again.
+        self._under_way = 0
+        self._rounds: dict[Track, int] = {}
+        self._waiting: dict[Track, Any] = {}
+        # How much of each file has come.
+        self._parts: dict[Path, int] = {}
+        self._unsaved: dict[str, Unsaved] = {}
+        self._failed_in_a_row = 0
+        self._last_failure: errors.DownloadError | None = None
+
+    # --- what is told it --------------------------------------------------------------------
+
+    def tell(self, event: events.Event) -> None:
+        """Take an event of the session's."""
+        match event:
+            case events.Settled(wav=WavFile(track=Track() as track, expires_at=expires_at)):
+                self._queue.put(expires_at, track)
+                self._changed.set()
+            case events.DownloadProgress():
+                before = self._parts.get(event.path)
+                if before is not None:
+                    self.received += max(0, event.bytes - before)
+                self._parts[event.path] = event.bytes
+            case _:
+                pass
+
+    def finish(self) -> None:
+        """Take it that no more will come."""
+        self._is_closed = True
+        self._changed.set()
+
+    def look(self, tally: Tally) -> None:
+        """Look, every now and then, at how far it has come, and decide who waits for whom."""
+        self.throttle.note(
+            self._clock.monotonic(), self.received, is_busy=bool(self._under_way or self._waiting)
+        )
+        _ = self.throttle.decide(0.0 if self.is_idle else self._mean * self.backlog(tally))
+        self._changed.set()
+
+    # --- what it tells ----------------------------------------------------------------------
+
+    def backlog(self, tally: Tally) -> int:
+        """Return how many files are to be saved of what is paid."""
+        return max(0, tally.of(TrackState.SUCCEEDED) - self.given_up) + tally.in_flight
+
+    @property
+    def waiting(self) -> int:
+        """How many are tried again after a pause."""
+        return len(self._waiting)
+
+    @property
+    def unsaved(self) -> list[Unsaved]:
+        """What was given up, by reason, the most common first."""
+        return sorted(self._unsaved.values(), key=lambda entry: -entry.count)
+
+    @property
+    def _mean(self) -> float:
+        """Bytes of a file."""
+        return self.bytes / self.files if self.files else float(BYTES_PER_TRACK)
+
+    def progress(self, tally: Tally) -> tuple[int, int]:
+        """Return the bytes that this run has saved, and those that it is expected to save."""
+        done = self.bytes + sum(self._parts.values())
+        files = self.backlog(tally) + tally.of(TrackState.PLANNED, TrackState.SUBMITTING)
+        return done, max(done, self.bytes + round(self._mean * files))
+
+    def time_left_s(self, tally: Tally) -> float | None:
+        """Return how long it takes to save all that is to come; `None`: nobody knows."""
+        per_s = self.throttle.bytes_per_s
+        done, total = self.progress(tally)
+        return (total - done) / per_s if per_s else None
+
+    # --- who waits for it -------------------------------------------------------------------
+
+    async def wait_turn(self) -> None:
+        """
+        Return once a new conversion may be paid for.
+
+        Raises:
+            UnsavableError: Nothing comes any more that could be saved, and too much
+                before could not.
+        """
+        while self.throttle.is_on or self._is_stuck:
+            if self._is_stuck and self.is_idle and not self._session.conversions():
+                msg = (
+                    f"{count_words(self._failed_in_a_row, 'file')} in a row could not be saved, so "
+                    f"that no more are paid for; of the last one: {self._last_failure}"
+                )
+                raise UnsavableError(msg)
+            await self._wait_for_change()
+
+    @property
+    def _is_stuck(self) -> bool:
+        return self._failed_in_a_row >= _MOST_UNSAVED
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to be done at present."""
+        is_at_work = self._under_way or self._waiting or self._is_refilling
+        return not (is_at_work or self._queue or self._queue.is_short)
+
+    async def _wait_for_change(self) -> None:
+        self._changed.clear()
+        _ = await self._changed.wait()
+
+    # --- the work ---------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """
+        Save what there is and what comes, until no more will.
+
+        Raises:
+            DownloadError: The disk is full, or says no.
+
+            LedgerError: The ledger cannot be read or written.
+
+            BrokenPipeError: Nobody wants to hear of it any more.
+        """
+        try:
+            await run_together(*(self._work() for _ in range(self._downloads)))
+        finally:
+            for timer in self._waiting.values():
+                timer.cancel()
+
+    async def _work(self) -> None:
+        while (track := await self._next()) is not None:
+            self._under_way += 1
+            try:
+                await self._save(track)
+            finally:
+                self._under_way -= 1
+                self._changed.set()
+
+    async def _next(self) -> Track | None:
+        """Return what is to be saved next; `None` once nothing will."""
+        while True:
+            if self._is_refilling:
+                pass
+            elif self._queue:
+                return self._queue.take()
+            elif self._queue.is_short:
+                await self._refill()
+                continue
+            elif self._is_closed and self.is_idle:
+                return None
+            await self._wait_for_change()
+
+    async def _refill(self) -> None:
+        """Find what was left out, or is of an earlier run."""
+        self._is_refilling = True
+        self._queue.begin_refill()
+        async for page in pages(self._ledger, [TrackState.SUCCEEDED]):
+            for standing in page:
+                self._queue.refill(standing.expires_at, standing.track)
+        self._is_refilling = False
+        self._changed.set()
+
+    async def _save(self, track: Track) -> None:
+        standing = await self._ledger.find(track)
+        url = None if standing is None else standing.wav_url
+        if standing is None or url is None or standing.state is not TrackState.SUCCEEDED:
+            self._be_done(track)
+            return
+        wav = WavFile(standing.task_id, url, standing.track, "poll", standing.expires_at)
+        path: Path | None = None
+        try:
+            place = await self._places.find(standing)
+            path = self._folder / place
+            download = await self._session.download(wav, path)
+            await self._store(standing, place, download)
+        except errors.DownloadError as error:
+            await self._take_failure(standing, error)
+        else:
+            self._be_done(track)
+        finally:
+            if path is not None:
+                _ = self._parts.pop(path, None)
+
+    async def _store(self, standing: Standing, place: str, download: Download) -> None:
+        """Have the ledger know of a file; whoever is cancelled meanwhile still tells of it."""
+
+        async def store() -> None:
+            size, sha256 = download.bytes, download.sha256
+            await self._ledger.store(standing.track, path=place, size=size, sha256=sha256)
+            self.files += 1
+            self.bytes += size
+            self._failed_in_a_row = 0
+            self._on_saved(standing, place)
+
+        storing = asyncio.ensure_future(store())
+        try:
+            await asyncio.shield(storing)
+        except asyncio.CancelledError:
+            _ = await asyncio.wait({storing})
+            if not storing.cancelled():
+                _ = storing.exception()
+            raise
+
+    def _be_done(self, track: Track) -> None:
+        _ = self._rounds.pop(track, None)
+        self._queue.release(track)
+
+    # --- what is not saved ------------------------------------------------------------------
+
+    async def _take_failure(self, standing: Standing, error: errors.DownloadError) -> None:
+        track, reason = standing.track, error.reason
+        if reason == "disk" and not _is_of_one_name(error):
+            raise error
+        rounds = self._rounds.get(track, 0) + 1
+        if reason in _PASSING and rounds < _ROUNDS:
+            self._rounds[track] = rounds
+            self._put_back(standing, error, _PAUSE_S * 2 ** (rounds - 1))
+            return
+        self._be_done(track)
+        if reason == "expired":  # That is the ledger's to count.
+            _ = await self._ledger.expire(self._clock.time(), track=track)
+            return
+        self.given_up += 1
+        self._failed_in_a_row += 1
+        self._last_failure = error
+        entry = self._unsaved.setdefault(reason, Unsaved(reason, str(error), track))
+        entry.count += 1
+
+    def _put_back(self, standing: Standing, error: errors.DownloadError, pause_s: float) -> None:
+        def put_back() -> None:
+            del self._waiting[standing.track]
+            self._queue.put_back(standing.expires_at, standing.track)
+            self._changed.set()
+
+        at = self._clock.monotonic() + pause_s
+        self._waiting[standing.track] = self._clock.call_at(at, put_back)
+        self._on_put_back(error, pause_s)
+
+
+def _is_of_one_name(error: errors.DownloadError) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in _OF_ONE_NAME
+
+
+async def run_together(*works: Coroutine[Any, Any, None]) -> None:
+    """Run *works* until all have ended, or one has failed; raise what it failed with."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        for task in tasks:
+            task.cancel()
+        _ = await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
