@@ -13,11 +13,15 @@ import socket
 import ssl as ssl_module
 import urllib.request
 from importlib import metadata
+from typing import Final
 
 import aiohttp
 from yarl import URL
 
 from kie_wav_async._models import verify_type
+
+# Looked up as the package is imported: it is in a file, and no loop is to wait for that.
+_VERSION: Final = metadata.version("kie-wav-async")
 
 
 class Network:
@@ -76,7 +80,7 @@ class Network:
 
 def user_agent() -> str:
     """Return what we call ourselves."""
-    return f"kie-wav-async/{metadata.version('kie-wav-async')}"
+    return f"kie-wav-async/{_VERSION}"
 
 
 def _parse_proxy(value: str | URL, name: str) -> URL:
