@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import pty
@@ -18,7 +19,7 @@ from typing import NamedTuple
 import pytest
 from yarl import URL
 
-from cli_runs import KEY, names, service
+from cli_runs import KEY, is_wav, names, service, submit_before
 from kie_wav_async.simulator import Fault
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -129,6 +130,30 @@ async def test_a_conversion_interrupted() -> None:
     assert f"kie-wav: interrupted; task {task_id} goes on: `kie-wav status {task_id}`\n" == done.err
 
 
+async def test_a_file_interrupted(tmp_path: Path) -> None:
+    """Ctrl-C while a file is saved keeps what has come, and names what goes on with it, free."""
+    # The longest wait there may be before the second attempt.
+    patient = (
+        "import random, sys; random.random = lambda: 0.99; from kie_wav_async.cli import main; "
+    )
+    words = "from kie_wav_async.cli import main; sys.exit(main(['convert', 'm', 'a', '-o', 'song.wav']))"
+    async with service(Fault(kind="cut", on="media", size=5_000, times=1)) as kie:
+        given = {"KIE_BASE_URL": kie.base_url, "KIE_API_KEY": KEY}
+        await submit_before(kie, "a")
+        process = await start("-c", patient + words, **given)
+        done = await interrupt(process, b"not saved yet")
+        begun = names(tmp_path)
+        command = re.search(r"`kie-wav (.*?)` goes on with song\.wav\.part\n", done.err)[1]
+        again = await end(await start("-m", "kie_wav_async", *command.split(), **given))
+        charges = kie.charges
+
+    assert (130, "") == (done.code, done.out)
+    assert ["song.wav.part", "song.wav.part.json"] == begun
+    assert (0, 1) == (again.code, charges), again
+    assert ["song.wav"] == names(tmp_path)
+    assert is_wav(tmp_path / "song.wav")
+
+
 async def test_a_submit_interrupted() -> None:
     """Ctrl-C while a submit is on the wire waits for its answer, so that its id is known."""
     async with service(median_s=1e6, answer_delay_s=0.5) as kie:
@@ -214,13 +239,12 @@ async def test_a_title_in_a_poor_terminal() -> None:
     assert (0, "a\tTräumerei ?\n") == (done.code, done.out)
 
 
-def test_the_demo_on_a_terminal(tmp_path: Path) -> None:
-    """On a terminal of 80 columns the demo shows its three bars, and no line of it is cut."""
-    hasty = "import sys; from kie_wav_async.cli import _demo, main; _demo._SPEED = 3000.0; "
+def on_a_terminal(*words: str) -> tuple[int, str]:
+    """Run our Python on a terminal of 80 columns; return its code and all that was shown."""
     ours, theirs = pty.openpty()
     try:
         with subprocess.Popen(  # noqa: S603 - our own interpreter and our own text
-            [sys.executable, "-c", hasty + "sys.exit(main(['demo', '--tracks', '2']))"],
+            [sys.executable, *words],
             env=environment(COLUMNS="80", TERM="xterm"),
             stdin=theirs,
             stdout=theirs,
@@ -233,12 +257,36 @@ def test_the_demo_on_a_terminal(tmp_path: Path) -> None:
                     shown += chunk
     finally:
         os.close(ours)
+    return process.returncode, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
 
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
-    assert 0 == process.returncode
+
+def test_the_demo_on_a_terminal(tmp_path: Path) -> None:
+    """On a terminal of 80 columns the demo shows its three bars, and no line of it is cut."""
+    hasty = "import sys; from kie_wav_async.cli import _demo, main; _demo._SPEED = 3000.0; "
+    code, text = on_a_terminal("-c", hasty + "sys.exit(main(['demo', '--tracks', '2']))")
+
+    assert 0 == code
     for name in ("submitted", "converted", "saved"):
         assert re.search(rf"{name} +━+ 2/2", text), text
     files = names(tmp_path / "kie-wav-demo")
     assert 2 == len(files)
     assert all(file in text for file in files), text
     assert all(len(line) <= 80 for line in re.split(r"[\r\n]", text)), text
+
+
+def test_to_verify_on_a_terminal(tmp_path: Path) -> None:
+    """On a terminal there is a bar of bytes, and each result is a line above it."""
+    data = bytes(3_000_000)
+    digest = hashlib.sha256(data).hexdigest()
+    for number in range(40):
+        (tmp_path / f"{number}.wav").write_bytes(data)
+    lines = [{"file": f"{n}.wav", "bytes": len(data), "sha256": digest} for n in range(40)]
+    (tmp_path / "manifest.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    code, text = on_a_terminal("-m", "kie_wav_async", "report", ".", "--verify")
+    shown = re.split(r"[\r\n]+", text)
+
+    assert 0 == code
+    assert re.search(r"verifying ━+.* \d+(\.\d)?/120\.0 MB", text), text
+    assert [f"{n}.wav: OK" for n in range(40)] == [line for line in shown if line.endswith(": OK")]
+    assert "40 files in ., 120 MB: all as they were saved." in shown
+    assert all(len(line) <= 80 for line in shown), text

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kie_wav_async.cli import _verify
+from kie_wav_async.cli._display import VerifyDisplay
 from kie_wav_async.cli._manifest import write_manifest
+from kie_wav_async.cli._output import CliError
 from kie_wav_async.cli._verify import escaped
 from kie_wav_async.ledger import SqliteLedger
 from ledger_runs import Done, Writer, run, track
@@ -447,15 +449,15 @@ def test_interrupted(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
         found.append(asyncio.current_task())
         return await _verify.run_verify(LEDGER, None, as_json=False)
 
-    before = _verify.print_line
+    before = VerifyDisplay.print_result
 
-    def cancel(*cells: object) -> None:
-        before(*cells)
+    def cancel(display: VerifyDisplay, text: str) -> None:
+        before(display, text)
         found[0].cancel()
 
-    monkeypatch.setattr(_verify, "print_line", cancel)
+    monkeypatch.setattr(VerifyDisplay, "print_result", cancel)
     monkeypatch.setattr(_verify, "_AHEAD", 1)
-    with pytest.raises(_verify.CliError) as caught:
+    with pytest.raises(CliError) as caught:
         asyncio.run(work())
 
     assert 130 == caught.value.exit_code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import re
 import socket
 import tempfile
@@ -24,7 +25,6 @@ from kie_wav_async.cli._output import (
     CliError,
     failure_of,
     plain,
-    print_json,
     stdout_console,
     without_advice,
 )
@@ -196,7 +196,7 @@ class _Work:
         row = await self._save(outcome)
         self.display.tell_saved()
         if self.as_json:
-            print_json(row.facts())
+            self.display.print_result(json.dumps(row.facts()))
         return row
 
     async def _save(self, outcome: Outcome) -> _Row:

@@ -20,7 +20,7 @@ from yarl import URL
 
 from kie_wav_async import events
 from kie_wav_async.cli._listen import KEY_NAME
-from kie_wav_async.cli._output import plain, say, without_advice
+from kie_wav_async.cli._output import plain, print_line, say, without_advice
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -63,6 +63,14 @@ class Display:
     def say(self, text: str) -> None:
         """Print a line that stays."""
         say(text, self._console)
+
+    def print_result(self, text: str) -> None:
+        """Print a line on stdout; above the progress, if both are on the terminal."""
+        if self._console.is_terminal and sys.stdout.isatty():
+            # Still one line, however long, for who copies it.
+            self._console.print(plain(text), soft_wrap=True)
+        else:
+            print_line(text)
 
     def tell_listening(self, listening: Listening) -> None:
         """Say where callbacks are waited for, and what they may do."""
@@ -166,8 +174,6 @@ class DemoDisplay(Display):
             TimeElapsedColumn(),
             console=console,
             disable=not console.is_terminal,
-            # What goes to a file or a pipe is not to end up on the terminal.
-            redirect_stdout=sys.stdout.isatty(),
         )
         super().__init__(console, progress)
         self._submitted_at: dict[str, dt.datetime] = {}
@@ -218,7 +224,6 @@ class VerifyDisplay(Display):
             expand=True,
             transient=True,
             disable=not self.is_live,
-            redirect_stdout=sys.stdout.isatty(),
         )
         super().__init__(console, progress)
         self._line = self._progress.add_task("verifying", total=None)

@@ -7,6 +7,7 @@ import contextlib
 import enum
 import errno
 import hashlib
+import json
 import os
 import stat
 import threading
@@ -29,8 +30,6 @@ from kie_wav_async.cli._output import (
     INTERRUPTED,
     USAGE,
     CliError,
-    print_json,
-    print_line,
 )
 from kie_wav_async.cli._pages import pages
 from kie_wav_async.cli._survey import is_folder, is_sqlite
@@ -366,14 +365,16 @@ async def _ready(one: asyncio.Future[Checked] | BadLine) -> Checked | BadLine:
 def _print(one: Checked | BadLine, found: _Found, display: VerifyDisplay, *, as_json: bool) -> None:
     if isinstance(one, BadLine):
         if as_json:
-            print_json({"line": one.line, "result": "bad-line", "why": one.why})
+            told = {"line": one.line, "result": "bad-line", "why": one.why}
+            display.print_result(json.dumps(told))
         display.say(f"kie-wav: {found.source.path.name}, line {one.line}: {one.why}")
         return
     name = escaped(one.entry.file)
     if as_json:
-        print_json({**attrs.asdict(one.entry), "result": one.result.value, "why": one.why or None})
+        told = {**attrs.asdict(one.entry), "result": one.result.value, "why": one.why or None}
+        display.print_result(json.dumps(told))
     else:
-        print_line(f"{name}: {_WORDS[one.result]}")
+        display.print_result(f"{name}: {_WORDS[one.result]}")
     if one.why:
         display.say(f"kie-wav: {name}: {one.why}")
 
