@@ -133,10 +133,11 @@ async def test_a_conversion_interrupted() -> None:
 async def test_a_file_interrupted(tmp_path: Path) -> None:
     """Ctrl-C while a file is saved keeps what has come, and names what goes on with it, free."""
     # The longest wait there may be before the second attempt.
-    patient = (
-        "import random, sys; random.random = lambda: 0.99; from kie_wav_async.cli import main; "
+    patient = "import random, sys; random.random = lambda: 0.99; "
+    words = (
+        "from kie_wav_async.cli import main; "
+        "sys.exit(main(['convert', 'm', 'a', '-o', 'song.wav']))"
     )
-    words = "from kie_wav_async.cli import main; sys.exit(main(['convert', 'm', 'a', '-o', 'song.wav']))"
     async with service(Fault(kind="cut", on="media", size=5_000, times=1)) as kie:
         given = {"KIE_BASE_URL": kie.base_url, "KIE_API_KEY": KEY}
         await submit_before(kie, "a")
