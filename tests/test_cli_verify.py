@@ -141,8 +141,8 @@ def test_what_is_wrong(verify, source: Path) -> None:
         "3 of 3 files in out are not as they were saved: 2 damaged, 1 missing.",
     ]
     advice = (
-        "The same `kie-wav bulk` command saves a missing or damaged file again, for as long as KIE "
-        "has it: 14 days."
+        "Remove what is damaged: the same `kie-wav bulk` command saves what is missing, for as "
+        "long as KIE has it, which is 14 days."
     )
     assert [*reasons, *[advice] * (source is LEDGER)] == done.err.splitlines()
 

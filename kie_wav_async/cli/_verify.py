@@ -123,8 +123,8 @@ async def run_verify(path: Path, folder: Path | None, *, as_json: bool) -> int:
     display.say(found.sentence())
     if found.count and not found.is_good and source.is_ledger:
         display.say(
-            "The same `kie-wav bulk` command saves a missing or damaged file again, for as long "
-            "as KIE has it: 14 days."
+            "Remove what is damaged: the same `kie-wav bulk` command saves what is missing, for as "
+            "long as KIE has it, which is 14 days."
         )
     return DONE if found.is_good else FAILED
 
