@@ -75,9 +75,10 @@ def cli() -> None:
     stdout, progress and messages on stderr.
 
     \b
-    Exit codes: 0 done, 1 a conversion failed or was not finished in time, or
-    --max-charges was reached, 2 usage, 3 the service, the network or the disk got
-    in the way, 4 a submit may or may not have been accepted, 130 interrupted.
+    Exit codes: 0 done, 1 a conversion failed or was not finished in time,
+    --max-charges was reached, or a saved file is not what it was, 2 usage, 3 the
+    service, the network or the disk got in the way, 4 a submit may or may not have
+    been accepted, 130 interrupted.
     """  # noqa: D301 - \b keeps click from filling the lines
 
 
