@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import inspect
+import json
 import os
 import re
 import sys
@@ -31,7 +32,7 @@ def blocks(language: str) -> list[str]:
 
 
 async def test_the_run_with_a_crash(tmp_path: Path) -> None:
-    """The run that is killed and gone on with converts every track, and each is paid once."""
+    """The run that is killed and gone on with saves every track, and each is paid once."""
     (source,) = blocks("sh")
     shell = await asyncio.create_subprocess_exec(
         *("sh", "-eu", "-c", source),
@@ -49,12 +50,16 @@ async def test_the_run_with_a_crash(tmp_path: Path) -> None:
     assert re.search(r"^state\tstored\t100$", after, re.MULTILINE)
     assert re.search(r"^bill\tunknown\t0$", after, re.MULTILINE)
     assert "100 submits, 100 charged" in err.decode()
-    converted = {
+    saved = {
         name: {line.split("\t")[1] for line in (tmp_path / name).read_text().splitlines()}
-        for name in ("first.tsv", "second.tsv", "all.tsv")
+        for name in ("first.tsv", "second.tsv")
     }
-    assert {f"e{n}" for n in range(1, 101)} == converted["all.tsv"]
-    assert not converted["first.tsv"] & converted["second.tsv"]
+    assert not saved["first.tsv"] & saved["second.tsv"]
+    assert (tmp_path / "verified.txt").read_text().splitlines() == [
+        f"Song {n} [e{n}].wav: OK" for n in range(1, 101)
+    ]
+    entries = (tmp_path / "wavs" / "manifest.jsonl").read_text().splitlines()
+    assert {f"e{n}" for n in range(1, 101)} == {json.loads(entry)["audio_id"] for entry in entries}
 
 
 async def test_the_catalog_shown_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

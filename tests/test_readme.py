@@ -39,15 +39,13 @@ from kie_wav_async import (
     events,
     testing,
 )
-from kie_wav_async._media import Media
 from kie_wav_async.cli._commands import cli
 from kie_wav_async.simulator import Fault, Simulator
+from nearby import nearby_media
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from types import ModuleType
-
-    from kie_wav_async._network import Network
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -84,12 +82,6 @@ def run(source: str, **names: object) -> dict[str, Any]:
     else:
         exec(code, space)  # noqa: S102 - the README is ours
     return space
-
-
-def nearby_media(network: Network, **hosts: frozenset[str]) -> Media:
-    """Fetch from the simulator as well, whose files are on this machine."""
-    hosts["insecure_hosts"] |= {"127.0.0.1"}
-    return Media(network, **hosts)
 
 
 @pytest.fixture

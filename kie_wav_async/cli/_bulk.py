@@ -28,6 +28,7 @@ from kie_wav_async.cli._bulk_watch import Watch
 from kie_wav_async.cli._estimate import count_words
 from kie_wav_async.cli._interrupt import Interrupt, end_at_once
 from kie_wav_async.cli._listen import Listening, listen, read_listening
+from kie_wav_async.cli._manifest import MANIFEST, write_manifest
 from kie_wav_async.cli._output import USAGE, CliError, clean
 from kie_wav_async.cli._pages import pages
 from kie_wav_async.cli._saver import Saver, run_together
@@ -114,6 +115,8 @@ async def run_bulk(
                 run.print_results()
             except BrokenPipeError as error:
                 stopped_by = stopped_by or error
+            if run.saver is not None:
+                await _list_files(order, ledger, display)
             ending = Ending(
                 ledger=ledger,
                 order=order,
@@ -136,6 +139,17 @@ async def run_bulk(
             sys.stdout.flush()
             end_at_once(code)
     return code
+
+
+async def _list_files(order: Order, ledger: Ledger, display: BulkDisplay) -> None:
+    """Write the manifest; a run that has saved its files does not fail for it."""
+    try:
+        _ = await write_manifest(ledger, order.folder)
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        display.say(f"cannot write {order.folder / MANIFEST}: {why}; the ledger has all of it")
+    except errors.LedgerError:
+        pass  # The ending says so.
 
 
 def _open_folder(folder: Path) -> None:
