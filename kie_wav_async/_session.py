@@ -363,7 +363,7 @@ class WavSession:
         for conversion in (*registry.waiting(), *registry.in_flight(), *self._desk.unwritten):
             conversion.wake(hub.closed)
         self._desk.journal.close(hub.closed)
-        tasks = (*self._reader.on_wire, *self._downloader.under_way)
+        reads, downloads = self._reader.on_wire, self._downloader.under_way
         self._reader.close()
         self._downloader.close()
         for listener in tuple(hub.close_listeners):
@@ -372,7 +372,9 @@ class WavSession:
             await self._submitter.drain()
         finally:
             await self._desk.cancel_tasks()
-            await self._desk.stop(*tasks)
+            await self._desk.stop(*reads)
+            # Not cancelled twice at once: what has come of a file is still to be synced.
+            await self._desk.finish(*downloads, until_mono_s=until)
             await self._desk.finish_writing(until)
             self._warn_of_open()
             try:
