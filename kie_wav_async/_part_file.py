@@ -400,7 +400,12 @@ def _open_locked(path: Path) -> tuple[int, Path]:
         try:
             found = os.fstat(fd)
             # What has a second name is somebody's file under that.
-            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or not _try_lock(fd):
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+                break
+            is_locked = _try_lock(fd)
+            if is_locked is None and not found.st_size:
+                path.unlink()  # That was us, just now, and nobody goes on with it.
+            if not is_locked:
                 break
             # Whoever had the lock may have given the file its name, or removed it.
             if _is_at(fd, path):
@@ -414,11 +419,11 @@ def _open_locked(path: Path) -> tuple[int, Path]:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600), path
 
 
-def _try_lock(fd: int) -> bool:
+def _try_lock(fd: int) -> bool | None:
     try:
         return try_lock(fd)
     except OSError:  # A file system without locks: nobody can know who else is there.
-        return False
+        return None
 
 
 def _is_at(fd: int, path: Path) -> bool:

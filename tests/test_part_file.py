@@ -733,6 +733,19 @@ def test_a_file_system_without_locks_gives_each_a_part_of_its_own(target, monkey
     assert there == names(target)
     assert not save(target).resumed
     assert BODY == target.read_bytes()
+    assert [target.name, *there] == names(target)
+
+
+def test_a_file_system_without_locks_has_nothing_left_over(target, monkeypatch):
+    """Where there are no locks, a file leaves no empty part behind."""
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    save(target)
+    assert BODY == target.read_bytes()
+    assert [target.name] == names(target)
 
 
 # --- a file that is there -------------------------------------------------------------------
