@@ -1,0 +1,946 @@
+"""Downloads from honest hosts: what is told and saved, and how one is cancelled and closed."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import errno
+import hashlib
+import itertools
+import json
+import os
+import ssl
+import sys
+import threading
+from pathlib import Path
+
+import attrs
+import pytest
+from yarl import URL
+
+from disk import Disk, Fault
+from hostile import BODY, KEY, MIB, TRACK, HastyClock, downloading, link
+from kie_wav_async import Download, RetryPolicy, WavFile, WavSession, _part_file, events
+from kie_wav_async._part_file import part_path
+from kie_wav_async._transport import AiohttpTransport
+from kie_wav_async.errors import DownloadError, SessionClosedError, TransportError
+from kie_wav_async.testing import FakeClock, ScriptedTransport, refused
+from media import HONEST, PEM, Manner, MediaServer, refusal, wav_bytes
+from proxy import Proxy
+
+#: What no test waits for; it only ends a hang.
+PATIENCE_S = 30.0
+
+BIG = wav_bytes(3 * MIB + 5, seed=7)
+
+
+@pytest.fixture
+async def media():
+    """Run a host."""
+    async with MediaServer() as server:
+        yield server
+
+
+@pytest.fixture
+def target(tmp_path) -> Path:
+    """Return where the file is to be."""
+    return tmp_path / "a.wav"
+
+
+@pytest.fixture
+def disk(tmp_path, monkeypatch) -> Disk:
+    """Return a look at the folder, and a hand in it."""
+    return Disk(tmp_path, monkeypatch.setattr)
+
+
+def wav_of(url, task_id="t1"):
+    """Return what is to be downloaded."""
+    return WavFile(task_id=task_id, url=URL(url), track=TRACK, settled_by="poll", expires_at=None)
+
+
+def is_saved(download, target, body=BODY, *, resumed=False):
+    """Return whether *body* is under its name and nothing beside it, as *download* says."""
+    sha256 = hashlib.sha256(body).hexdigest()
+    return (
+        Download(target, len(body), sha256, resumed=resumed) == download
+        and body == target.read_bytes()
+        and not part_path(target).exists()
+    )
+
+
+def is_kept(target, body=BODY):
+    """Return how much is kept of *body*; fail if that is not what the note says."""
+    part = part_path(target)
+    if not part.exists():
+        return 0
+    note = json.loads(part.with_name(f"{part.name}.json").read_bytes())
+    assert note["synced"] == part.stat().st_size
+    assert body[: note["synced"]] == part.read_bytes()
+    return note["synced"]
+
+
+async def turns(count=50):
+    """Let what is on its way arrive."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def has_come(target, count=500):
+    """Wait until the beginning of a file is on the disk."""
+    await until(lambda: part_path(target).exists() and part_path(target).stat().st_size == count)
+
+
+async def until(is_so):
+    """Wait until something is so."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not is_so():  # noqa: ASYNC110 - it is the disk or the kernel, which set no event
+            await asyncio.sleep(0.001)
+
+
+@attrs.define
+class Gate:
+    """Holds the answers that come to it until it is opened."""
+
+    waiting: int = 0
+    _open: asyncio.Event = attrs.field(factory=asyncio.Event)
+
+    async def __call__(self) -> None:
+        self.waiting += 1
+        await self._open.wait()
+
+    def open(self) -> None:
+        """Let all go on."""
+        self._open.set()
+
+    def after(self, count) -> Manner:
+        """Return an answer that stops here after *count* bytes."""
+        return Manner(holds=((count, self),))
+
+
+# --- what is saved and told -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+@pytest.mark.parametrize("body", [BODY, BIG], ids=["1 kB", "3 MiB"])
+async def test_file_is_saved(media, target, body, kind) -> None:
+    """A file is under its name, whole, and is told with its size and hash."""
+    url = media.put("/a.wav", body)
+    async with downloading() as running:
+        download = await running.session.download(wav_of(url), kind(target))
+    assert is_saved(download, target, body)
+    assert 1 == len(media.requests)
+
+
+async def test_path_is_told_as_it_was_given(media, tmp_path, monkeypatch) -> None:
+    """A relative path stays one in what is told, and means the folder we are in."""
+    monkeypatch.chdir(tmp_path)
+    url = media.put("/a.wav", BODY)
+    async with downloading() as running:
+        download = await running.session.download(wav_of(url), "a.wav")
+    assert Path("a.wav") == download.path
+    assert BODY == (tmp_path / "a.wav").read_bytes()
+
+
+async def test_progress_is_told(media, target) -> None:
+    """It is told where a download begins and ends, what comes between at most 4 times a second."""
+    moments = 0
+
+    async def pass_time() -> None:
+        nonlocal moments
+        moments += 1
+        await running.clock.advance(0.1)
+
+    url = media.put("/a.wav", BIG, Manner(tick=pass_time))
+    async with downloading() as running:
+        download = await running.download(url, target)
+    told = [event for event in running.told if isinstance(event, events.DownloadProgress)]
+    assert {(wav_of(url), target, len(BIG))} == {(one.wav, one.path, one.total) for one in told}
+    assert (0, len(BIG)) == (told[0].bytes, told[-1].bytes)
+    assert [one.bytes for one in told] == sorted(one.bytes for one in told)
+    assert 3 < len(told) <= 2 + moments * 0.1 / 0.25
+    times = [one.at.timestamp() for one in told[:-1]]
+    assert all(after - before > 0.249 for before, after in itertools.pairwise(times))
+    assert (
+        events.Downloaded(at=running.told[-1].at, wav=wav_of(url), download=download)
+        == (running.told[-1])
+    )
+
+
+async def test_progress_of_an_unknown_length_is_told(media, target) -> None:
+    """Where the host does not tell the length, what came is told without it."""
+    url = media.put("/a.wav", BODY, Manner(framing="chunked"))
+    async with downloading() as running:
+        await running.download(url, target)
+    told = [event for event in running.told if isinstance(event, events.DownloadProgress)]
+    assert [(0, None), (len(BODY), None)] == [(one.bytes, one.total) for one in told]
+
+
+async def test_retries_are_told(media, target) -> None:
+    """Each attempt that failed is told with its error, and what is kept in the meantime."""
+    url = media.put("/a.wav", BODY, [Manner(cut=400), refusal(500), HONEST])
+    async with downloading() as running:
+        download = await running.download(url, target)
+    assert is_saved(download, target, resumed=True)
+    first, second = running.retries
+    assert (wav_of(url), target, "truncated") == (first.wav, first.path, first.error.reason)
+    assert "400 of 1,000 bytes came" in str(first.error) or "broke" in str(first.error)
+    assert "(1 of 8 attempts, and 400 bytes of the file are kept)" in str(first.error)
+    assert ("unavailable", "t1", TRACK) == (
+        second.error.reason,
+        second.error.task_id,
+        second.error.track,
+    )
+    assert "127.0.0.1 answered 500 (2 of 8 attempts" in str(second.error)
+
+
+async def test_handler_that_raises_does_not_matter(media, target, caplog) -> None:
+    """What `on_event` raises costs nobody a file."""
+    url = media.put("/a.wav", BODY)
+
+    def refuse(_) -> None:
+        raise ZeroDivisionError
+
+    async with WavSession(
+        KEY, transport=ScriptedTransport([]), on_event=refuse, insecure_hosts=["127.0.0.1"]
+    ) as session:
+        assert is_saved(await session.download(wav_of(url), target), target)
+    assert 3 == len([one for one in caplog.records if "on_event" in one.message])
+
+
+# --- misuse and what is in the way ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        (None, TypeError),
+        (5, TypeError),
+        (b"a.wav", TypeError),
+        (["a.wav"], TypeError),
+        ("", ValueError),
+        (".", ValueError),
+        ("..", ValueError),
+        ("/", ValueError),
+        ("{folder}/..", ValueError),
+        ("{folder}/b/", ValueError),
+        ("{folder}/a\0.wav", ValueError),
+        ("{folder}/\ud800.wav", ValueError),
+    ],
+    ids=ascii,
+)
+async def test_path_that_names_no_file_is_misuse(media, tmp_path, path, kind) -> None:
+    """A path that is none, or names no file, is an error at once, and nothing is asked for."""
+    url = media.put("/a.wav", BODY)
+    given = path.format(folder=tmp_path) if isinstance(path, str) else path
+    async with downloading() as running:
+        with pytest.raises(kind):
+            await running.session.download(wav_of(url), given)
+    assert [] == media.requests
+    assert [] == [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("wav", [None, "https://h.example/a.wav", URL("https://h.example/a.wav")])
+async def test_what_is_no_wav_file_is_misuse(target, wav) -> None:
+    """What was not converted cannot be downloaded."""
+    async with downloading() as running:
+        with pytest.raises(TypeError, match="wav"):
+            await running.session.download(wav, target)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("none/a.wav", "No such file or directory"),
+        ("folder", "something else"),
+        ("x" * 256, "File name too long"),
+        ("file/a.wav", "Not a directory"),
+    ],
+)
+async def test_place_that_cannot_be_written_to_is_told(media, tmp_path, name, words) -> None:
+    """Where no file can be, the reason is the disk, and nothing stands there afterwards."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    url = media.put("/a.wav", BODY)
+    async with downloading() as running:
+        with pytest.raises(DownloadError, match=words) as caught:
+            await running.download(url, tmp_path / name)
+    assert ("disk", "t1", TRACK) == (caught.value.reason, caught.value.task_id, caught.value.track)
+    assert isinstance(caught.value.__cause__, OSError)
+    assert name in str(caught.value)
+    assert [] == media.requests
+    assert ["file", "folder"] == sorted(path.name for path in tmp_path.iterdir())
+
+
+async def test_whole_file_is_left_alone(media, target) -> None:
+    """A whole file that is there is told and not touched, and nobody is asked for it."""
+    target.write_bytes(BODY)
+    before = target.stat()
+    async with downloading() as running:
+        download = await running.download(media.put("/a.wav", wav_bytes(2_000)), target)
+        assert [events.Downloaded] == [type(event) for event in running.told]
+    assert is_saved(download, target)
+    after = target.stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    assert [] == media.requests
+
+
+async def test_other_file_is_replaced(media, target) -> None:
+    """What is under the name and no whole WAV file is replaced, once the new one is whole."""
+    target.write_bytes(BODY[:-1])
+    gate = Gate()
+    url = media.put("/a.wav", BODY, gate.after(500))
+    async with downloading() as running:
+        task = asyncio.create_task(running.download(url, target))
+        await until(lambda: gate.waiting)
+        assert BODY[:-1] == target.read_bytes()
+        gate.open()
+        assert is_saved(await task, target)
+
+
+async def test_link_that_is_refused_leaves_nothing(target) -> None:
+    """A link from which nothing is fetched leaves no trace on the disk."""
+    async with downloading() as running:
+        with pytest.raises(DownloadError, match="plain http") as caught:
+            await running.download("http://media.example/a.wav", target)
+    assert "refused-url" == caught.value.reason
+    assert [] == [*target.parent.iterdir()]
+
+
+# --- several at once --------------------------------------------------------------------------
+
+
+async def test_eight_at_a_time(media, tmp_path) -> None:
+    """Of twenty downloads eight are under way at a time, over as many connections."""
+    gate = Gate()
+    bodies = {f"{number}.wav": wav_bytes(1_000, seed=number) for number in range(20)}
+    async with downloading() as running:
+        tasks = [
+            asyncio.create_task(
+                running.download(
+                    media.put(f"/{name}", body, gate.after(500)), tmp_path / name, task_id=name
+                )
+            )
+            for name, body in bodies.items()
+        ]
+        await until(lambda: gate.waiting == 8)
+        await turns(500)
+        assert 8 == gate.waiting == len(media.requests)
+        gate.open()
+        for task, (name, body) in zip(tasks, bodies.items(), strict=True):
+            assert is_saved(await task, tmp_path / name, body)
+    assert (20, 20) == (len(media.requests), media.connections)
+
+
+async def test_same_file_twice_is_fetched_once(media, target, monkeypatch) -> None:
+    """Who wants a file that is being fetched to that place waits for it, and is told the same."""
+    monkeypatch.chdir(target.parent)
+    gate = Gate()
+    url = media.put("/a.wav", BODY, gate.after(500))
+    async with downloading() as running:
+        first = asyncio.create_task(running.download(url, target))
+        await until(lambda: gate.waiting)
+        second = asyncio.create_task(running.download(url, Path(target.name)))
+        await turns(500)
+        assert 1 == len(media.requests)
+        gate.open()
+        assert is_saved(await first, target)
+        assert attrs.evolve(await first, path=Path(target.name)) == await second
+        assert 2 == len([one for one in running.told if isinstance(one, events.Downloaded)])
+        assert {} == running.session._downloader._places
+    assert 1 == len(media.requests)
+
+
+async def test_same_place_for_another_task_is_misuse(media, target) -> None:
+    """A place that a file is being saved to is not open to another task's, until it is done."""
+    gate = Gate()
+    url = media.put("/a.wav", BODY, gate.after(500))
+    async with downloading() as running:
+        first = asyncio.create_task(running.download(url, target))
+        await until(lambda: gate.waiting)
+        with pytest.raises(ValueError, match="another task, t1,"):
+            await running.download(media.put("/b.wav", wav_bytes(2_000)), target, task_id="t2")
+        gate.open()
+        assert is_saved(await first, target)
+        again = await running.download(media.url("/b.wav"), target, task_id="t2")
+    assert is_saved(again, target)
+    assert [] == media.asked("/b.wav")
+
+
+async def test_who_waited_goes_on_where_the_first_was_cancelled(media, target) -> None:
+    """If the one who fetches is cancelled, the one who waited goes on with what came."""
+    gate = Gate()
+    url = media.put("/a.wav", BODY, [gate.after(500), HONEST])
+    async with downloading() as running:
+        first, second = (asyncio.create_task(running.download(url, target)) for _ in range(2))
+        await has_come(target)
+        first.cancel()
+        assert is_saved(await second, target, resumed=True)
+        with pytest.raises(asyncio.CancelledError):
+            await first
+    assert [None, 500] == [request.start for request in media.requests]
+
+
+async def test_who_waits_can_be_cancelled(media, target) -> None:
+    """The one who fetches does not mind that one who waited was cancelled."""
+    gate = Gate()
+    url = media.put("/a.wav", BODY, gate.after(500))
+    async with downloading() as running:
+        first, second = (asyncio.create_task(running.download(url, target)) for _ in range(2))
+        await until(lambda: gate.waiting)
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        gate.open()
+        assert is_saved(await first, target)
+
+
+async def test_two_sessions_do_not_meet(media, target) -> None:
+    """Two sessions that save to one place both end, and what has the name is whole."""
+    gate = Gate()
+    url = media.put("/a.wav", BODY, gate.after(500))
+    async with downloading() as one, downloading() as other:
+        tasks = [asyncio.create_task(running.download(url, target)) for running in (one, other)]
+        await until(lambda: gate.waiting == 2)
+        gate.open()
+        for task in tasks:
+            assert is_saved(await task, target)
+    assert [target] == [*target.parent.iterdir()]
+
+
+# --- cancelled --------------------------------------------------------------------------------
+
+
+async def test_cancelled_download_is_gone_on_with(media, target) -> None:
+    """What came before a download was cancelled is kept, synced, and not fetched again."""
+    gate = Gate()
+    url = media.put("/a.wav", BIG, [gate.after(2 * MIB + 77), HONEST])
+    async with downloading() as running:
+        task = asyncio.create_task(running.download(url, target))
+        await until(lambda: gate.waiting)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        kept = is_kept(target, BIG)
+        assert MIB <= kept <= 2 * MIB + 77
+    async with downloading() as running:
+        assert is_saved(await running.download(url, target), target, BIG, resumed=True)
+        first, *_ = [one for one in running.told if isinstance(one, events.DownloadProgress)]
+        assert (kept, len(BIG)) == (first.bytes, first.total)
+    assert [None, kept] == [request.start for request in media.requests]
+    assert len(BIG) - kept == media.requests[1].sent
+
+
+class InlineExecutor(concurrent.futures.Executor):
+    """Does at once what it is given, so that a download takes the same steps each time."""
+
+    def submit(self, work, /, *args):
+        future = concurrent.futures.Future()
+        try:
+            future.set_result(work(*args))
+        except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+            future.set_exception(error)
+        return future
+
+
+#: What is there, and how the host answers.
+SCENES = {
+    "new": (0, HONEST),
+    "byte by byte": (0, Manner(piece=100)),
+    "resumed": (400, Manner(piece=100)),
+    "cut off": (0, [Manner(cut=400), Manner(piece=100)]),
+    "link refused": (0, [refusal(403), HONEST]),
+    "without a tag": (0, Manner(piece=100, headers=(("ETag", None),))),
+}
+
+
+#: The combinations that are looked at each time; the others when asked for.
+EVERYDAY = {
+    ("new", "cancel twice"),
+    ("byte by byte", "cancel"),
+    ("resumed", "close"),
+    ("cut off", "cancel"),
+    ("link refused", "close"),
+    ("without a tag", "cancel twice"),
+}
+
+
+@pytest.mark.parametrize(
+    ("scene", "name"),
+    [
+        pytest.param(*both, marks=() if both in EVERYDAY else pytest.mark.campaign)
+        for both in itertools.product(SCENES, ["cancel", "cancel twice", "close"])
+    ],
+)
+async def test_download_may_end_at_any_step(media, tmp_path, scene, name) -> None:
+    """Cancelled or closed at any step: whole or a part that is gone on with, and nothing open."""
+    kept, manner = SCENES[scene]
+    ends = set()
+    for step in range(1_000):
+        target = tmp_path / f"{step}.wav"
+        url = media.put(f"/{step}.wav", BODY, manner)
+        fresh = [link(url)] * 2
+        if kept:
+            part = _part_file.PartFile(target, "t1")
+            part.open()
+            part.restart('"v1"', len(BODY))
+            part.write([BODY[:kept]])
+            part.close(keep=True)
+        async with downloading(*fresh) as running:
+            running.session._downloader._executor = InlineExecutor()
+            task = asyncio.create_task(running.download(url, target))
+            await turns(step)
+            is_over = task.done()
+            if name == "close":
+                await running.session.aclose()
+            else:
+                task.cancel()
+                if name == "cancel twice":
+                    await asyncio.sleep(0)
+                    task.cancel()
+            await asyncio.wait([task])
+            assert {} == running.session._downloader._places
+            assert () == running.session._downloader.under_way
+        end = "cancelled" if task.cancelled() else type(task.exception() or task.result())
+        ends.add(end)
+        if target.exists():
+            assert BODY == target.read_bytes()
+            assert not part_path(target).exists()
+        else:
+            assert is_kept(target) >= kept
+        if end is SessionClosedError:
+            error = task.exception()
+            assert ("t1", TRACK) == (error.task_id, error.track)
+        async with downloading() as running:
+            media.put(f"/{step}.wav", BODY)
+            assert BODY == (await running.download(url, target)).path.read_bytes()
+        assert [target] == [*tmp_path.iterdir()]
+        target.unlink()
+        if is_over:
+            break
+    assert is_over
+    assert step > 20
+    assert {Download, SessionClosedError if name == "close" else "cancelled"} == ends
+
+
+# --- closed -----------------------------------------------------------------------------------
+
+
+def disk_threads():
+    """Return the threads that wait for the disk."""
+    return [one for one in threading.enumerate() if one.name.startswith("kie-wav-download")]
+
+
+async def test_closing_ends_downloads(media, tmp_path) -> None:
+    """Downloads under way and those that wait end when the session closes, and keep what came."""
+    gate = Gate()
+    async with downloading() as running:
+        tasks = [
+            asyncio.create_task(
+                running.download(
+                    media.put(f"/{n}.wav", BODY, gate.after(500)), tmp_path / f"{n}.wav", f"t{n}"
+                )
+            )
+            for n in range(10)
+        ]
+        tasks.append(
+            asyncio.create_task(running.download(media.url("/9.wav"), tmp_path / "9.wav", "t9"))
+        )
+        for n in range(8):
+            await has_come(tmp_path / f"{n}.wav")
+        await running.session.aclose()
+        await asyncio.wait(tasks)
+        errors = [task.exception() for task in tasks]
+        assert {SessionClosedError} == {type(error) for error in errors}
+        assert [*(f"t{n}" for n in range(10)), "t9"] == [error.task_id for error in errors]
+        assert 11 == len({id(error) for error in errors})
+        assert [500] * 8 + [0] * 2 == [is_kept(tmp_path / f"{n}.wav") for n in range(10)]
+    for thread in disk_threads():
+        thread.join(PATIENCE_S)
+    assert [] == disk_threads()
+    assert 8 == len(media.requests)
+
+
+async def test_closing_ends_a_wait_between_attempts(media, target) -> None:
+    """A download that waits for its next attempt ends when the session closes."""
+    url = media.put("/a.wav", BODY, refusal(500))
+    clock = FakeClock()
+    async with WavSession(
+        KEY, transport=ScriptedTransport([]), clock=clock, insecure_hosts=["127.0.0.1"]
+    ) as session:
+        task = asyncio.create_task(session.download(wav_of(url), target))
+        await until(lambda: clock._next() is not None)
+        await session.aclose()
+        with pytest.raises(SessionClosedError):
+            await task
+    assert 1 == len(media.requests)
+    assert [] == [*target.parent.iterdir()]
+
+
+async def test_closing_ends_a_renewal(media, target) -> None:
+    """A download that waits for a fresh link ends when the session closes."""
+    url = media.put("/a.wav", BODY, refusal(403))
+    transport = ScriptedTransport(lambda _: asyncio.get_running_loop().create_future())
+    async with WavSession(
+        KEY, transport=transport, clock=FakeClock(), insecure_hosts=["127.0.0.1"]
+    ) as session:
+        task = asyncio.create_task(session.download(wav_of(url), target))
+        await until(lambda: transport.requests)
+        await session.aclose()
+        with pytest.raises(SessionClosedError) as caught:
+            await task
+    assert ("t1", TRACK) == (caught.value.task_id, caught.value.track)
+
+
+async def test_closed_session_downloads_nothing(media, target) -> None:
+    """A session that was closed says so."""
+    async with downloading() as running:
+        await running.session.aclose()
+        with pytest.raises(SessionClosedError):
+            await running.download(media.put("/a.wav", BODY), target)
+    assert [] == media.requests
+
+
+async def test_session_that_was_not_entered_downloads_nothing(target) -> None:
+    """A session is used inside `async with`, and says so."""
+    session = WavSession(KEY, transport=ScriptedTransport([]))
+    with pytest.raises(RuntimeError, match="async with"):
+        await session.download(wav_of("https://h.example/a.wav"), target)
+    assert [] == disk_threads()
+
+
+async def test_session_of_another_loop_downloads_nothing(target) -> None:
+    """A session belongs to its loop, and says so."""
+    async with downloading() as running:
+        call = running.session.download(wav_of("https://h.example/a.wav"), target)
+        with pytest.raises(RuntimeError, match="another event loop"):
+            await asyncio.to_thread(asyncio.run, call)
+
+
+# --- fresh links ------------------------------------------------------------------------------
+
+
+async def test_service_that_is_gone_costs_an_attempt(media, target) -> None:
+    """A link that cannot be renewed just now is tried again, as after any other failure."""
+    url = media.put("/a.wav", BODY, refusal(403))
+    fresh = [TransportError("no route"), link(media.put("/b.wav", BODY))]
+    async with downloading(*fresh, retry=RetryPolicy(attempts=1)) as running:
+        assert is_saved(await running.download(url, target), target)
+    (retried,) = running.retries
+    assert "unavailable" == retried.error.reason
+    assert "refuses the link (403), and KIE gave no other" in str(retried.error)
+    assert [2, 1] == [len(media.asked("/a.wav")), len(media.asked("/b.wav"))]
+
+
+async def test_service_that_stays_gone_is_unavailable(media, target) -> None:
+    """A link that can never be renewed is asked for eight times, and nothing says it expired."""
+    url = media.put("/a.wav", BODY, [Manner(cut=400), refusal(410)])
+    fresh = [TransportError("no route")] * 7
+    async with downloading(*fresh, retry=RetryPolicy(attempts=1)) as running:
+        with pytest.raises(DownloadError, match="410") as caught:
+            await running.download(url, target)
+    assert "unavailable" == caught.value.reason
+    assert (8, 7) == (len(media.requests), len(running.renewals))
+    assert 400 == is_kept(target)
+
+
+@pytest.mark.parametrize("code", [404, 422])
+async def test_file_that_the_service_has_no_more_has_expired(media, target, code) -> None:
+    """Where the service has no other link the file has expired, and it is not asked twice."""
+    url = media.put("/a.wav", BODY, refusal(404))
+    async with downloading(refused(code)) as running:
+        with pytest.raises(DownloadError, match="a new charge") as caught:
+            await running.download(url, target)
+        assert [str(url)] == running.renewals
+        assert [] == running.clock.slept
+    assert ("expired", "t1", TRACK) == (
+        caught.value.reason,
+        caught.value.task_id,
+        caught.value.track,
+    )
+    assert [] == [*target.parent.iterdir()]
+
+
+# --- attempts ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sample", [0.0, 0.5, 1.0])
+async def test_eight_attempts_with_full_jitter(media, target, sample) -> None:
+    """Eight attempts are made, after waits of a share of 1, 2, 4, ... up to 60 seconds."""
+    url = media.put("/a.wav", BODY, refusal(503))
+    async with downloading() as running:
+        running.session._desk.chance = lambda: sample
+        with pytest.raises(DownloadError, match="8 of 8 attempts") as caught:
+            await running.download(url, target)
+    assert [sample * longest for longest in (1, 2, 4, 8, 16, 32, 60)] == running.clock.slept
+    assert running.clock.slept == [one.delay_s for one in running.retries]
+    assert (8, "unavailable") == (len(media.requests), caught.value.reason)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [("0", 0.0), ("7", 7.0), ("300", 300.0), ("301", 300.0), ("9999", 300.0), ("-1", 0.5)],
+)
+async def test_host_may_ask_for_a_wait(media, target, asked, expected) -> None:
+    """What the host asks for goes before our own wait, up to five minutes."""
+    url = media.put("/a.wav", BODY, [refusal(503, ("Retry-After", asked)), HONEST])
+    async with downloading() as running:
+        running.session._desk.chance = lambda: 0.5
+        assert is_saved(await running.download(url, target), target)
+    assert [expected] == running.clock.slept
+
+
+async def test_part_that_has_all_is_not_asked_for(media, target) -> None:
+    """A part to which nothing is missing gets its name without a request."""
+    part = _part_file.PartFile(target, "t1")
+    part.open()
+    part.restart('"v1"', len(BODY))
+    part.write([BODY])
+    part.close(keep=True)
+    async with downloading() as running:
+        download = await running.download(media.put("/a.wav", BODY), target)
+    assert is_saved(download, target, resumed=True)
+    assert [] == media.requests
+
+
+async def test_part_of_another_task_is_not_gone_on_with(media, target) -> None:
+    """What an earlier download left of another task's file is thrown away."""
+    gate = Gate()
+    url = media.put("/a.wav", BODY, gate.after(500))
+    other = wav_bytes(len(BODY), seed=9)
+    async with downloading() as running:
+        task = asyncio.create_task(running.download(url, target))
+        await has_come(target)
+        task.cancel()
+        await asyncio.wait([task])
+        assert 500 == is_kept(target)
+        download = await running.download(media.put("/b.wav", other), target, task_id="t2")
+    assert is_saved(download, target, other)
+    assert [None, None] == [request.start for request in media.requests]
+
+
+# --- the way out ------------------------------------------------------------------------------
+
+
+async def test_proxy_of_the_transport_is_used(target) -> None:
+    """Files are fetched through the proxy of the session's transport."""
+    async with MediaServer() as media, Proxy(f"http://127.0.0.1:{media.port}") as proxy:
+        link_to = "http://media.example/a.wav"
+        media.put(link_to, BODY)  # A proxy is asked for the whole address.
+        async with WavSession(
+            KEY,
+            transport=AiohttpTransport(proxy=proxy.base_url),
+            clock=HastyClock(),
+            insecure_hosts=["media.example"],
+        ) as session:
+            assert is_saved(await session.download(wav_of(link_to), target), target)
+        assert 1 == len(proxy.requests) == len(media.requests)
+        assert KEY.encode() not in proxy.requests[0]
+
+
+@pytest.mark.parametrize("is_trusted", [True, False])
+async def test_certificates_of_the_transport_are_used(target, is_trusted) -> None:
+    """A host's certificate is checked against what the session's transport trusts."""
+    transport = AiohttpTransport(
+        **({"ssl": ssl.create_default_context(cafile=PEM)} if is_trusted else {})
+    )
+    async with (
+        MediaServer(host="localhost", is_tls=True) as media,
+        WavSession(
+            KEY, transport=transport, clock=HastyClock(), insecure_hosts=["localhost"]
+        ) as session,
+    ):
+        call = session.download(wav_of(media.put("/a.wav", BODY)), target)
+        if is_trusted:
+            assert is_saved(await call, target)
+        else:
+            with pytest.raises(DownloadError, match="CERTIFICATE_VERIFY_FAILED") as caught:
+                await call
+            assert isinstance(caught.value.__cause__, ssl.SSLError)
+            assert [] == media.requests
+
+
+# --- the disk ---------------------------------------------------------------------------------
+
+
+async def test_slow_disk_is_not_the_hosts_fault(media, target, disk) -> None:
+    """A disk slower than the least rate does not end an attempt: the host is not to blame."""
+    url = media.put("/a.wav", BIG)
+
+    def take_long(point) -> None:
+        if point == "write part":
+            running.clock._monotonic_s += 1_000.0
+
+    async with downloading() as running:
+        running.session._downloader._executor = InlineExecutor()
+        disk.before = take_long
+        assert is_saved(await running.download(url, target), target, BIG)
+        assert [] == running.retries
+        assert 3_000 <= running.clock.monotonic() - FakeClock().monotonic()
+
+
+@attrs.define
+class Hang:
+    """A disk whose writes into one file do not return before they are released."""
+
+    released: threading.Event = attrs.field(factory=threading.Event)
+    hanging: int = 0
+
+    def __call__(self, point) -> None:
+        if point == "write part" and not self.released.is_set():
+            self.hanging += 1
+            assert self.released.wait(PATIENCE_S)
+
+
+async def test_hanging_disk_does_not_stop_the_loop(media, target, disk, tmp_path_factory) -> None:
+    """While one disk does not answer, a download to another one goes on and ends."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "b.wav"
+    disk.before = hang = Hang()
+    async with downloading() as running:
+        task = asyncio.create_task(running.download(media.put("/a.wav", BODY), target))
+        await until(lambda: hang.hanging)
+        other = await running.download(media.put("/b.wav", BODY), elsewhere, task_id="t2")
+        assert is_saved(other, elsewhere)
+        assert not task.done()
+        hang.released.set()
+        assert is_saved(await task, target)
+
+
+async def test_cancelled_download_waits_for_the_disk(media, target, disk) -> None:
+    """A download that is cancelled ends once the disk has taken what came."""
+    disk.before = hang = Hang()
+    async with downloading() as running:
+        task = asyncio.create_task(running.download(media.put("/a.wav", BODY), target))
+        await until(lambda: hang.hanging)
+        task.cancel()
+        await turns(500)
+        assert not task.done()
+        hang.released.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert len(BODY) == is_kept(target)
+
+
+async def test_twice_cancelled_download_waits_for_no_disk(media, target, disk) -> None:
+    """A download that is cancelled a second time ends at once; the disk is done with it later."""
+    disk.before = hang = Hang()
+    async with downloading() as running:
+        task = asyncio.create_task(running.download(media.put("/a.wav", BODY), target))
+        await until(lambda: hang.hanging)
+        task.cancel()
+        await turns()
+        task.cancel()
+        await turns()
+        assert task.cancelled()
+        assert {} == running.session._downloader._places
+        hang.released.set()
+    for thread in disk_threads():
+        await asyncio.to_thread(thread.join, PATIENCE_S)
+    assert len(BODY) == is_kept(target)
+    async with downloading() as running:
+        assert is_saved(await running.download(media.url("/a.wav"), target), target, resumed=True)
+
+
+async def test_hanging_disk_does_not_hold_up_closing(media, target, disk, caplog) -> None:
+    """A session closes within 25 s though a disk does not answer, which is done with it later."""
+    disk.before = hang = Hang()
+    clock = FakeClock()
+    session = WavSession(
+        KEY, transport=ScriptedTransport([]), clock=clock, insecure_hosts=["127.0.0.1"]
+    )
+    async with session:
+        task = asyncio.create_task(session.download(wav_of(media.put("/a.wav", BODY)), target))
+        await until(lambda: hang.hanging)
+        began = clock.monotonic()
+        closing = asyncio.create_task(session.aclose())
+        while not closing.done():
+            await clock.advance(1.0)
+        assert 26.0 >= clock.monotonic() - began
+        assert not hang.released.is_set()
+        with pytest.raises(SessionClosedError):
+            await task
+    assert [] == caplog.records
+    hang.released.set()
+    for thread in disk_threads():
+        await asyncio.to_thread(thread.join, PATIENCE_S)
+    assert len(BODY) == is_kept(target)
+
+
+async def test_cancellation_is_not_lost_on_a_broken_disk(media, target, disk) -> None:
+    """Who is cancelled while the disk fails is cancelled."""
+    disk.before = hang = Hang()
+    async with downloading() as running:
+        task = asyncio.create_task(running.download(media.put("/a.wav", BODY), target))
+        await until(lambda: hang.hanging)
+        task.cancel()
+        await turns()
+        disk.before = Fault(1, lasts=True)
+        disk.after = Fault(1, lasts=True)
+        hang.released.set()
+        await asyncio.wait([task])
+        assert task.cancelled()
+
+
+async def test_disk_full_for_a_moment_costs_no_byte(media, target, disk, monkeypatch) -> None:
+    """A disk that was full for one write, half way through, leads to no wrong byte ever."""
+    monkeypatch.setattr(_part_file, "SYNC_EVERY", MIB)
+    url = media.put("/a.wav", BIG)
+    writes = []
+
+    def be_full(point) -> int | None:
+        if point != "write part":
+            return None
+        writes.append(point)
+        if len(writes) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return 1_000 if len(writes) == 2 else None
+
+    disk.before = be_full
+    async with downloading() as running:
+        with pytest.raises(DownloadError, match="No space left") as caught:
+            await running.download(url, target)
+        assert "disk" == caught.value.reason
+        assert not target.exists()
+        assert is_saved(await running.download(url, target), target, BIG)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="these are the calls on POSIX")
+@pytest.mark.parametrize("lasts", [False, True], ids=["once", "for good"])
+async def test_disk_may_fail_at_any_call(media, tmp_path, disk, lasts) -> None:
+    """Whatever call to the disk fails, the reason says so, and the next download ends well."""
+    async with downloading() as running:
+        for number in range(1, 1_000):
+            target = tmp_path / f"{number}.wav"
+            url = media.put(f"/{number}.wav", BODY, [Manner(cut=400), HONEST])
+            disk.before = fault = Fault(number, lasts=lasts)
+            (end,) = await asyncio.gather(running.download(url, target), return_exceptions=True)
+            if isinstance(end, BaseException):
+                assert isinstance(end, DownloadError)
+                assert "disk" == end.reason
+                assert str(target) in str(end)
+            disk.before = lambda _: None
+            assert not target.exists() or BODY == target.read_bytes(), fault.point
+            assert BODY == (await running.download(url, target)).path.read_bytes()
+            # A disk that fails for good lets nobody clean up.
+            left = {path for path in tmp_path.iterdir() if not lasts or path.name[0] != "."}
+            assert {target} == left, fault.point
+            target.unlink()
+            if fault.point is None:
+                break
+    assert number > 30
+
+
+async def test_disk_without_room_is_told_before_anything_is_fetched(
+    media, target, monkeypatch
+) -> None:
+    """A file for which there is no room is not begun, and the error says how much is wanted."""
+    monkeypatch.setattr(
+        _part_file.shutil, "disk_usage", lambda _: _part_file.shutil._ntuple_diskusage(1, 1, 0)
+    )
+    gate = Gate()
+    url = media.put("/a.wav", BODY, gate.after(0))
+    async with downloading() as running:
+        with pytest.raises(DownloadError, match="67 MB are wanted") as caught:
+            await running.download(url, target)
+    assert "disk" == caught.value.reason
+    assert [] == [*target.parent.iterdir()]
+    gate.open()
