@@ -513,6 +513,14 @@ RANGES: Final[Mapping[str, Case]] = {
     "206: beyond the end": ranged(part("bytes {start}-2000/{size}")),
     "206: backwards": ranged(part("bytes 999-400/{size}")),
     "206: of unknown length": ranged(part("bytes {start}-{last}/*")),
+    "206: of unknown length, as before": Case(
+        manner=[
+            Manner(framing="chunked", cut=400),
+            part("bytes {start}-{last}/*"),
+            HONEST,
+        ],
+        requests=3,
+    ),
     "206: without Content-Range": ranged(part(None)),
     "206: two Content-Ranges": ranged(part(headers=(("Content-Range", "bytes 0-599/1000"),))),
     "206: in other units": ranged(part("samples {start}-{last}/{size}")),

@@ -263,8 +263,8 @@ async def test_cancelled_download_is_gone_on_with(media, folder):
 
 
 async def test_closed_session_leaves_what_came(media, folder):
-    """Closing ends a download with its own error at once, and the part stays."""
-    async with half_way(media, folder) as (body, _, task):
+    """Closing ends a download with its own error, and what came is there for the next session."""
+    async with half_way(media, folder) as (body, url, task):
         pass
     with pytest.raises(SessionClosedError):
         await task
@@ -272,6 +272,11 @@ async def test_closed_session_leaves_what_came(media, folder):
     kept = (folder / "a.wav.part").read_bytes()
     assert kept
     assert body[: len(kept)] == kept
+    async with downloading() as running:
+        download = await running.download(url, folder / "a.wav")
+
+    assert (sha256_of(folder / "a.wav"), True) == (download.sha256, download.resumed)
+    assert [None, len(kept)] == [request.start for request in media.requests]
 
 
 async def test_part_of_another_task_is_not_gone_on_with(media, folder):
