@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import pty
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,12 +19,15 @@ from kie_wav_async.cli import main
 from kie_wav_async.ledger import SqliteLedger, TrackState
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pytest
 
     from kie_wav_async.simulator import Simulator
 
 SAVING = ("--rate", "1000/1", "--poll", "0.01,0.01,1000")
 HASTY = (*SAVING, "--no-download")
+LONG_S = 60  # Far more than anything here takes.
 OUT = Path("out")
 LEDGER = OUT / "kie-wav.sqlite3"
 
@@ -131,3 +139,78 @@ async def standing_of(audio_id: str) -> object:
 def resume_command(err: str) -> str:
     """Return the command that *err* says to go on with."""
     return re.search(r"Go on with:\s+(kie-wav bulk .*)\n", err)[1]
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+def environment(kie: Simulator, **more: str) -> dict[str, str]:
+    """Return our environment, pointed at *kie*."""
+    given = {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "default", **more}
+    return {**os.environ, "KIE_BASE_URL": kie.base_url, "KIE_API_KEY": KEY, **given}
+
+
+async def start(
+    kie: Simulator, *words: str, stdin: int | None = None, **more: str
+) -> asyncio.subprocess.Process:
+    """Start ``kie-wav`` with *words*, and *more* in its environment."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "kie_wav_async", *words),
+        env=environment(kie, **more),
+        stdin=stdin,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def end(process: asyncio.subprocess.Process, given: bytes | None = None) -> Done:
+    """Return what became of a process."""
+    async with asyncio.timeout(LONG_S):
+        out, err = await process.communicate(given)
+    await see_off()
+    return Done(process.returncode, out.decode(), err.decode())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return once *condition* holds."""
+    async with asyncio.timeout(LONG_S):
+        while not condition():  # noqa: ASYNC110 - another process makes it hold
+            await asyncio.sleep(0.005)
+
+
+async def said(process: asyncio.subprocess.Process, words: str) -> None:
+    """Return once a line of stderr has *words* in it."""
+    async with asyncio.timeout(LONG_S):
+        while words not in (line := (await process.stderr.readline()).decode()):
+            assert line, f"{words!r} was never said"
+
+
+async def on_terminal(kie: Simulator, *words: str, out: int | None = None) -> tuple[int, str]:
+    """Return the exit code of ``kie-wav`` on a terminal of 80 columns, and all it wrote there."""
+    ours, theirs = pty.openpty()
+
+    def watch() -> tuple[int, str]:
+        with subprocess.Popen(  # noqa: S603 - our own interpreter
+            [sys.executable, "-m", "kie_wav_async", *words],
+            env=environment(kie, COLUMNS="80", TERM="xterm"),
+            stdin=theirs,
+            stdout=theirs if out is None else out,
+            stderr=theirs,
+        ) as process:
+            os.close(theirs)
+            shown = b""
+            with contextlib.suppress(OSError):  # Linux says EIO when the other side has gone.
+                while chunk := os.read(ours, 65_536):
+                    shown += chunk
+        return process.returncode, shown.decode()
+
+    try:
+        return await asyncio.to_thread(watch)
+    finally:
+        os.close(ours)
+        await see_off()
+
+
+def visible(shown: str) -> list[str]:
+    """Return the lines of *shown* without what rich does to the terminal."""
+    return re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown))

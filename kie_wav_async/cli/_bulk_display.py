@@ -17,7 +17,7 @@ from rich.text import Text
 from kie_wav_async import events
 from kie_wav_async.cli._display import Display
 from kie_wav_async.cli._estimate import Tally, bytes_words, count_words, duration_words
-from kie_wav_async.cli._output import clean, plain
+from kie_wav_async.cli._output import clean, plain, without_advice
 from kie_wav_async.errors import MaintenanceError, RateLimitedError
 
 if TYPE_CHECKING:
@@ -287,7 +287,8 @@ class BulkDisplay(Display):
         # Once for each reason: the next file is likely to meet it too.
         if error.reason not in self._put_back:
             self._put_back.add(error.reason)
-            self.say(f"not saved yet, and tried again in {duration_words(pause_s)}: {error}")
+            why = without_advice(error)
+            self.say(f"not saved yet, and tried again in {duration_words(pause_s)}: {why}")
 
     def say_moving(self) -> None:
         """Say as a line what would move on a terminal."""

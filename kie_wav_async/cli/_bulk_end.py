@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import shlex
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +26,7 @@ from kie_wav_async.cli._output import (
     CliError,
     failure_of,
     print_json,
+    without_advice,
 )
 from kie_wav_async.cli._output import FAILED as SOME_FAILED
 from kie_wav_async.cli._survey import resolve_commands
@@ -139,9 +141,10 @@ def _tell_saved(ending: Ending, tally: Tally, display: BulkDisplay) -> None:
     now = size = 0
     if saver is not None:
         now, size = saver.files, saver.bytes
+    sizes = f" ({bytes_words(size)})" if now else ""
     say(
         f"{count_words(tally.saved, 'WAV')} saved in {ending.order.folder}, {now:,} of them in "
-        f"this run ({bytes_words(size)})."
+        f"this run{sizes}."
     )
     unsaved = _unsaved(ending)
     if unsaved:
@@ -292,11 +295,20 @@ def _stop(ending: Ending, error: errors.KieWavError, books: Books | None) -> Cli
             if track is not None:
                 sentence += f" to {track.music_task_id} {track.audio_id}, which was not charged"
             rest += ". Top up credits or raise the key's limit, and run it again"
+        case errors.DownloadError():
+            sentence = without_advice(error)
+            rest += f". {_mend(error)}, and run it again"
         case _:
             pass
     facts = {name: fact for name, fact in told.facts.items() if name != "message"}
     facts.pop("exit_code")
     return CliError(code, f"stopped: {sentence}; {rest}", **facts)
+
+
+def _mend(error: errors.DownloadError) -> str:
+    cause = error.__cause__
+    is_full = isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT}
+    return "Make room" if is_full else "See to it that files can be written there"
 
 
 def _cap_words(max_charges: int) -> str:
@@ -311,14 +323,15 @@ def _rest(ending: Ending, books: Books | None) -> str:
     if books is None:
         return "the same command goes on"
     tally = books.tally
-    left = count_words(tally.planned, "track is", "tracks are")
-    parts = [f"{left} left"]
+    parts: list[str] = []
     if tally.in_flight:
         flying = count_words(tally.in_flight, "conversion goes", "conversions go")
-        parts.insert(0, f"{flying} on at KIE")
+        parts.append(f"{flying} on at KIE")
     if tally.unsaved and not ending.order.is_saving_off:
-        parts[-1] += f", {count_words(tally.unsaved, 'WAV is', 'WAVs are')} to be saved"
-    return " and ".join(parts)
+        parts.append(f"{count_words(tally.unsaved, 'WAV waits', 'WAVs wait')} to be saved")
+    parts.append(count_words(tally.planned, "track is", "tracks are") + " left")
+    *others, last = parts
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 # --- as JSON ------------------------------------------------------------------------------------

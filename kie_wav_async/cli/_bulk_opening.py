@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import errno
 import shutil
 from typing import TYPE_CHECKING, Final
 
@@ -118,7 +119,7 @@ async def _verify_room(folder: Path, files: int, display: BulkDisplay) -> None:
         raise DownloadError(msg, reason="disk") from error
     if free < _LEAST_FREE:
         msg = f"{folder}: {bytes_words(free)} are free, and {bytes_words(_LEAST_FREE)} are wanted"
-        raise DownloadError(msg, reason="disk")
+        raise DownloadError(msg, reason="disk") from OSError(errno.ENOSPC, "no room")
     if free < BYTES_PER_TRACK * files:
         display.say(
             f"Only {bytes_words(free)} are free in {folder}, and what is to be saved takes about "

@@ -41,6 +41,8 @@ BAD_LINES: Final = "kie-wav-bad-lines.txt"
 _SLICE: Final = 1_000
 # So many music tasks are looked up at the same time.
 _PARALLEL: Final = 8
+# What a thread takes to end that has done its work, and much more.
+_PARTING_S: Final = 0.5
 # So many bad lines are shown; more would push each other off the screen.
 _SHOWN: Final = 50
 
@@ -88,7 +90,11 @@ class Planner:
     @property
     def is_stuck(self) -> bool:
         """Whether the catalog is still being read: a stdin that says nothing cannot be left."""
-        return self._thread is not None and self._thread.is_alive()
+        if self._thread is None:
+            return False
+        # It may have given all it had, and be about to end.
+        self._thread.join(_PARTING_S)
+        return self._thread.is_alive()
 
     async def plan(self, catalog: str, *, skip_bad: bool) -> Plan:
         """

@@ -10,6 +10,7 @@ import attrs
 
 from kie_wav_async import Track, WavFile, errors, events
 from kie_wav_async.cli._estimate import BYTES_PER_TRACK, Tally, count_words
+from kie_wav_async.cli._output import without_advice
 from kie_wav_async.cli._pages import pages
 from kie_wav_async.cli._places import Places
 from kie_wav_async.cli._saving_queue import SavingQueue
@@ -129,7 +130,7 @@ class Saver:
         self._parts: dict[Path, int] = {}
         self._unsaved: dict[str, Unsaved] = {}
         self._failed_in_a_row = 0
-        self._last_failure: errors.DownloadError | None = None
+        self._last_failure = ""
 
     # --- what is told it --------------------------------------------------------------------
 
@@ -340,8 +341,8 @@ class Saver:
             return
         self.given_up += 1
         self._failed_in_a_row += 1
-        self._last_failure = error
-        entry = self._unsaved.setdefault(reason, Unsaved(reason, str(error), track))
+        self._last_failure = without_advice(error)
+        entry = self._unsaved.setdefault(reason, Unsaved(reason, self._last_failure, track))
         entry.count += 1
 
     def _put_back(self, standing: Standing, error: errors.DownloadError, pause_s: float) -> None:

@@ -1,0 +1,430 @@
+"""The saving stage of `kie-wav bulk`, with time and files that are not real."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import errno
+from typing import TYPE_CHECKING
+
+import pytest
+from yarl import URL
+
+from kie_wav_async import Download, Track, WavFile, events
+from kie_wav_async.cli._bulk_watch import Watch
+from kie_wav_async.cli._estimate import Tally
+from kie_wav_async.cli._saver import Saver, UnsavableError, run_together
+from kie_wav_async.errors import DownloadError, LedgerError
+from kie_wav_async.ledger import AttemptOutcome, TrackState
+from kie_wav_async.testing import FakeClock, MemoryLedger
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+DAY_S = 86_400.0
+
+
+def track(number: int) -> Track:
+    """Return one of many tracks."""
+    return Track("m", f"a{number}", title=f"Song {number}")
+
+
+def failure(reason: str, number: int = 0) -> DownloadError:
+    """Return why a file was not saved, as the disk put it if *number* is the disk's."""
+    error = DownloadError(f"why: {reason}", reason=reason)
+    error.__cause__ = OSError(number, "the disk") if number else None
+    return error
+
+
+class Files:
+    """A session that downloads nothing, at any speed."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+        self.takes_s = 0.0
+        self.fails: Callable[[Track, int], DownloadError | None] = lambda _, __: None
+        self.asked: list[tuple[str, float]] = []
+        self.at_once = self.most_at_once = 0
+        self.tell: Callable[[events.Event], object] = lambda _: None
+        self.open: tuple[object, ...] = ()
+
+    def conversions(self) -> tuple[object, ...]:
+        """Return what is in flight."""
+        return self.open
+
+    async def download(self, wav: WavFile, path: Path) -> Download:
+        """Take a while for a file, and tell of it."""
+        name = wav.track.audio_id
+        self.asked.append((name, self.clock.monotonic() - 1_000.0))
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            self._tell(wav, path, 0)
+            if self.takes_s:
+                await self.clock.sleep(self.takes_s)
+            tries = sum(asked == name for asked, _ in self.asked)
+            if (error := self.fails(wav.track, tries)) is not None:
+                raise error
+            self._tell(wav, path, 1_000)
+        finally:
+            self.at_once -= 1
+        return Download(path, 1_000, "0" * 64, resumed=False)
+
+    def _tell(self, wav: WavFile, path: Path, size: int) -> None:
+        at = dt.datetime.fromtimestamp(self.clock.time(), dt.UTC)
+        event = events.DownloadProgress(at=at, wav=wav, path=path, bytes=size, total=1_000)
+        self.tell(event)
+
+
+class Stage:
+    """A saver, and what is around it."""
+
+    def __init__(self, folder: Path, downloads: int = 2) -> None:
+        self.clock = FakeClock()
+        self.ledger = MemoryLedger()
+        self.files = Files(self.clock)
+        self.saved: list[str] = []
+        self.put_back: list[float] = []
+        self.saver = Saver(
+            self.files,
+            self.ledger,
+            self.clock,
+            folder=folder,
+            template="{audio_id}",
+            downloads=downloads,
+            on_saved=lambda _, place: self.saved.append(place),
+            on_put_back=lambda _, pause_s: self.put_back.append(pause_s),
+        )
+        self.files.tell = self.saver.tell
+
+    async def convert(self, number: int, *, days_ago: float = 0.0, is_told: bool = False) -> None:
+        """Have a track converted, by an earlier run or by this one."""
+        then, name = self.clock.time() - days_ago * DAY_S, f"{number:032x}"
+        await self.ledger.begin(track(number), name, then)
+        # Looking for a free place takes a thread, which knows nothing of this clock.
+        await self.ledger.reserve(track(number), path=f"a{number}.wav", key=f"a{number}.wav")
+        await self.ledger.end(name, AttemptOutcome.ACCEPTED, then, task_id=f"t{number}")
+        url = URL(f"https://files.example/{number}.wav")
+        await self.ledger.settle(f"t{number}", then, wav_url=url)
+        if is_told:
+            standing = await self.ledger.find(track(number))
+            at = dt.datetime.fromtimestamp(self.clock.time(), dt.UTC)
+            wav = WavFile(f"t{number}", url, track(number), "poll", standing.expires_at)
+            self.saver.tell(events.Settled(at=at, wav=wav))
+
+    async def tally(self) -> Tally:
+        """Return where the tracks stand."""
+        return Tally(await self.ledger.count())
+
+    async def look(self) -> None:
+        """Have the saver look at how far it has come."""
+        self.saver.look(await self.tally())
+
+
+@pytest.fixture
+async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
+    """Return a stage with nothing on it."""
+    stage = Stage(tmp_path)
+    await stage.ledger.open(stage.clock.time())
+    yield stage
+    await stage.ledger.aclose()
+
+
+async def test_what_there_is_and_what_comes(stage: Stage) -> None:
+    """It saves what an earlier run left, what comes meanwhile, and ends when no more will."""
+    for number in range(3):
+        await stage.convert(number)
+    running = asyncio.create_task(stage.saver.run())
+    await stage.clock.settle()
+    await stage.convert(3, is_told=True)
+    await stage.clock.settle()
+
+    assert ["a0.wav", "a1.wav", "a2.wav", "a3.wav"] == stage.saved
+    assert not running.done()
+    stage.saver.finish()
+    await stage.clock.run(running)
+    assert (4, 4_000, 4_000) == (stage.saver.files, stage.saver.bytes, stage.saver.received)
+    assert 4 == (await stage.tally()).saved
+
+
+async def test_so_many_at_a_time(stage: Stage) -> None:
+    """No more files are fetched at a time than asked for, and no fewer if there are enough."""
+    stage.files.takes_s = 5.0
+    for number in range(9):
+        await stage.convert(number)
+    stage.saver.finish()
+    await stage.clock.run(stage.saver.run())
+
+    assert (2, 9) == (stage.files.most_at_once, len(stage.saved))
+
+
+async def test_more_than_are_held(stage: Stage) -> None:
+    """What does not fit into memory is saved all the same, the oldest first, and only once."""
+    stage.saver._queue.most = 3
+    stage.files.takes_s = 1.0
+    for number in range(20):
+        await stage.convert(number, days_ago=number % 7)
+    stage.saver.finish()
+    await stage.clock.run(stage.saver.run())
+
+    asked = [int(name[1:]) % 7 for name, _ in stage.files.asked]
+    assert sorted(asked, reverse=True) == asked
+    assert 20 == len(set(stage.saved)) == len(stage.saved)
+
+
+@pytest.mark.parametrize("reason", ["unavailable", "truncated", "too-slow"])
+async def test_three_rounds(stage: Stage, reason: str) -> None:
+    """A trouble that may pass is tried again after a minute and after two, and then given up."""
+    await stage.convert(0)
+    stage.files.fails = lambda _, __: failure(reason)
+    stage.saver.finish()
+    await stage.clock.run(stage.saver.run())
+
+    assert [0.0, 60.0, 180.0] == [at for _, at in stage.files.asked]
+    assert [60.0, 120.0] == stage.put_back
+    (entry,) = stage.saver.unsaved
+    assert (reason, 1, track(0), "why") == (
+        *(entry.reason, entry.count, entry.example),
+        entry.message.partition(":")[0],
+    )
+    assert 1 == (await stage.tally()).unsaved
+
+
+@pytest.mark.parametrize("reason", ["not-a-wav", "too-large", "refused-url", "encoded"])
+async def test_a_trouble_that_stays(stage: Stage, reason: str) -> None:
+    """What would be the same another time is tried once in a run."""
+    await stage.convert(0)
+    stage.files.fails = lambda _, __: failure(reason)
+    stage.saver.finish()
+    await stage.clock.run(stage.saver.run())
+
+    assert [("a0", 0.0)] == stage.files.asked
+    assert 1 == stage.saver.given_up
+
+
+async def test_others_go_on_meanwhile(stage: Stage) -> None:
+    """A file that is tried again later keeps no other from being saved."""
+    for number in range(5):
+        await stage.convert(number)
+    stage.files.fails = lambda one, tries: (
+        failure("unavailable") if one == track(0) and tries == 1 else None
+    )
+    running = asyncio.create_task(stage.saver.run())
+    await stage.clock.settle()
+
+    assert (4, 1) == (len(stage.saved), stage.saver.waiting)
+    stage.saver.finish()
+    await stage.clock.run(running)
+    assert "a0.wav" == stage.saved[-1]
+    assert (0, []) == (stage.saver.waiting, stage.saver.unsaved)
+
+
+async def test_expired(stage: Stage) -> None:
+    """What KIE has no longer is expired in the ledger, whatever its age, and is not tried again."""
+    await stage.convert(0)
+    stage.files.fails = lambda _, __: failure("expired")
+    stage.saver.finish()
+    await stage.clock.run(stage.saver.run())
+
+    assert 1 == (await stage.tally()).expired == len(stage.files.asked)
+    assert [] == stage.saver.unsaved
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EACCES])
+async def test_the_disk_says_no(stage: Stage, number: int) -> None:
+    """What a disk says of every file ends the saving at once, and no other file is begun."""
+    for one in range(50):
+        await stage.convert(one)
+    stage.files.fails = lambda _, __: failure("disk", number)
+
+    with pytest.raises(DownloadError) as caught:
+        await stage.clock.run(stage.saver.run())
+    assert "disk" == caught.value.reason
+    assert len(stage.files.asked) <= 2
+    assert 50 == (await stage.tally()).unsaved
+
+
+@pytest.mark.parametrize("number", [errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG])
+async def test_the_disk_refuses_a_name(stage: Stage, number: int) -> None:
+    """What a disk says of one name is about that one file."""
+    for one in range(3):
+        await stage.convert(one)
+    stage.files.fails = lambda one, _: failure("disk", number) if one == track(1) else None
+    stage.saver.finish()
+    await stage.clock.run(stage.saver.run())
+
+    assert ["a0.wav", "a2.wav"] == stage.saved
+
+
+async def test_a_ledger_that_fails(stage: Stage) -> None:
+    """A ledger that cannot be written ends the saving with its error."""
+    await stage.convert(0)
+    stage.ledger.fail_with = {"store": LedgerError("full")}
+
+    with pytest.raises(LedgerError):
+        await stage.clock.run(stage.saver.run())
+
+
+async def test_cancelled_while_it_is_written_down(stage: Stage) -> None:
+    """A file that the ledger is hearing of when the run is stopped is counted and told."""
+    await stage.convert(0)
+    go_on = asyncio.Event()
+    store = stage.ledger.store
+
+    async def slowly(*args: object, **named: object) -> None:
+        await go_on.wait()
+        await store(*args, **named)
+
+    stage.ledger.store = slowly
+    running = asyncio.create_task(stage.saver.run())
+    await stage.clock.settle()
+    running.cancel()
+    await stage.clock.settle()
+    assert not running.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+    assert ["a0.wav"] == stage.saved
+    assert 1 == (await stage.tally()).saved
+
+
+# --- who waits for it ---------------------------------------------------------------------------
+
+
+def is_free(waiting: asyncio.Task[None]) -> bool:
+    """Return whether a submit got its turn."""
+    return waiting.done() and waiting.exception() is None
+
+
+async def test_a_backlog_that_takes_too_long(tmp_path: Path) -> None:
+    """With more than a week's work no submit has its turn until enough of it is done."""
+    stage = Stage(tmp_path)
+    await stage.ledger.open(stage.clock.time())
+    await stage.convert(0)
+    stage.files.takes_s = 1e9
+    running = asyncio.create_task(stage.saver.run())
+    await stage.clock.settle()
+    backlog = [100_000]
+
+    def look() -> None:
+        stage.saver.received += 10_000_000  # 5 MB a second: 94,500 files a week.
+        stage.saver.look(Tally({TrackState.SUCCEEDED: backlog[0]}))
+
+    for _ in range(40):
+        look()
+        await stage.clock.advance(2.0)
+    waiting = asyncio.create_task(stage.saver.wait_turn())
+    await stage.clock.advance(10.0)
+    assert stage.saver.throttle.is_on
+    assert not waiting.done()
+    backlog[0] = 50_000
+    look()
+    await stage.clock.settle()
+    assert is_free(waiting)
+
+    running.cancel()
+    await stage.ledger.aclose()
+
+
+async def test_the_throttle_is_told_once(tmp_path: Path) -> None:
+    """That submits wait is said when it begins and when it is over, however long it lasts."""
+    stage = Stage(tmp_path)
+    watch = Watch(None, stage.ledger, Lines(), stage.clock)
+    for is_on in (False, True, True, True, False, False):
+        stage.saver.throttle.is_on = is_on
+        watch._tell_throttle(stage.saver)
+
+    first, second = watch._display.lines
+    assert "New submits wait until it is less" in first
+    assert "new submits go on" in second
+
+
+class Lines:
+    """A display that keeps what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        """Keep a line."""
+        self.lines.append(text)
+
+
+async def test_nothing_comes_at_all(stage: Stage) -> None:
+    """If nothing comes for ten minutes submits wait, but not once there is nothing to wait for."""
+    stage.files.takes_s = 1e6
+    await stage.convert(0)
+    stage.files.fails = lambda _, __: failure("not-a-wav")
+    running = asyncio.create_task(stage.saver.run())
+    held = []
+    for _ in range(62):
+        await stage.look()
+        held.append(stage.saver.throttle.is_on)
+        await stage.clock.advance(10.0)
+    assert [False] * 60 == held[:60]
+    assert held[61]
+    await stage.clock.advance(1e6)
+    await stage.look()
+
+    assert not stage.saver.throttle.is_on
+    assert stage.saver.is_idle
+    stage.saver.finish()
+    await stage.clock.run(running)
+
+
+async def test_file_after_file(stage: Stage) -> None:
+    """After twenty files in a row that cannot be saved submits wait for one that can."""
+    stage.files.fails = lambda one, _: None if one == track(20) else failure("not-a-wav")
+    stage.files.open = ("a conversion",)
+    for number in range(20):
+        await stage.convert(number)
+    running = asyncio.create_task(stage.saver.run())
+    await stage.clock.settle()
+    waiting = asyncio.create_task(stage.saver.wait_turn())
+    await stage.clock.settle()
+    await stage.look()
+    await stage.clock.settle()
+    assert not waiting.done()
+    await stage.convert(20, is_told=True)
+    await stage.clock.settle()
+
+    assert is_free(waiting)
+    stage.saver.finish()
+    await stage.clock.run(running)
+
+
+async def test_no_file_can_be_saved(stage: Stage) -> None:
+    """If none can be saved, and nothing else is to come, that ends the submits."""
+    stage.files.fails = lambda _, __: failure("refused-url")
+    for number in range(25):
+        await stage.convert(number)
+    running = asyncio.create_task(stage.saver.run())
+    await stage.clock.settle()
+
+    with pytest.raises(UnsavableError, match="25 files in a row could not be saved") as caught:
+        await stage.saver.wait_turn()
+    assert "refused-url" in str(caught.value)
+    stage.saver.finish()
+    await stage.clock.run(running)
+
+
+async def test_the_others_end_with_one_that_fails() -> None:
+    """Of works that run together the error of one ends all, and is raised."""
+    ended: list[str] = []
+
+    async def wait() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("waiting")
+
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        msg = "no"
+        raise LedgerError(msg)
+
+    with pytest.raises(LedgerError, match="no"):
+        await run_together(wait(), fail())
+    assert ["waiting"] == ended
