@@ -120,7 +120,8 @@ async def test_a_run(bulk: Bulk) -> None:
     assert (0, 12, 0) == (done.code, charges, keys), done
     assert {"stored": 12} == await states()
     assert sorted(expected.values()) == wavs()
-    assert {"kie-wav.sqlite3", "kie-wav.sqlite3.lock"} == set(names(OUT)) - set(wavs())
+    others = {"kie-wav.sqlite3", "kie-wav.sqlite3.lock", "manifest.jsonl"}
+    assert others == set(names(OUT)) - set(wavs())
     assert sorted(expected) == sorted(row[1] for row in done.results)
     for music_task_id, audio_id, task_id, name in done.results:
         one = await standing_of(audio_id)
@@ -188,7 +189,7 @@ async def test_a_place_of_its_own(bulk: Bulk) -> None:
         )
 
     assert 0 == done.code, done
-    assert ["001 m One.wav", "002 m Two.wav"] == names(OUT)
+    assert ["001 m One.wav", "002 m Two.wav", "manifest.jsonl"] == names(OUT)
 
 
 @pytest.mark.parametrize(
