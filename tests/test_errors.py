@@ -5,6 +5,7 @@ import datetime as dt
 import pickle
 import re
 from functools import partial
+from typing import get_args
 
 import pytest
 from yarl import URL
@@ -148,6 +149,26 @@ SAMPLES: list[tuple[partial[KieWavError], dict[str, object], str]] = [
         {"task_id": "task-1", "track": TRACK},
         "not of the shape the service documents",
     ),
+    *(
+        (
+            partial(
+                errors.DownloadError, "it went wrong", reason=reason, task_id="task-1", track=TRACK
+            ),
+            {"reason": reason, "task_id": "task-1", "track": TRACK},
+            f"it went wrong: {advice}",
+        )
+        for reason, advice in {
+            "expired": "the service has deleted the file; convert the track again",
+            "truncated": "download it again to go on where it stopped",
+            "not-a-wav": "nothing of it was kept; look at what the link shows",
+            "too-large": "nothing of it was kept; look at what the link shows",
+            "refused-url": "nothing was fetched",
+            "encoded": "nothing of it was kept; is there a proxy in between?",
+            "too-slow": "download it again to go on where it stopped",
+            "unavailable": "download it again to go on where it stopped",
+            "disk": "make room or choose another folder",
+        }.items()
+    ),
     (
         partial(errors.SessionClosedError, open_task_ids=("a", "b"), task_id="task-1", track=TRACK),
         {"open_task_ids": ("a", "b"), "task_id": "task-1", "track": TRACK},
@@ -156,7 +177,12 @@ SAMPLES: list[tuple[partial[KieWavError], dict[str, object], str]] = [
 ]
 
 every_sample = pytest.mark.parametrize(
-    ("make", "fields", "advice"), SAMPLES, ids=[make.func.__name__ for make, _, _ in SAMPLES]
+    ("make", "fields", "advice"),
+    SAMPLES,
+    ids=[
+        "-".join(filter(None, (make.func.__name__, make.keywords.get("reason"))))
+        for make, _, _ in SAMPLES
+    ],
 )
 
 
@@ -194,6 +220,13 @@ def test_every_error_class_is_exported():
 def test_the_samples_cover_every_class():
     """No error class escapes the tests of this file."""
     assert {make.func.__name__ for make, _, _ in SAMPLES} == set(errors.__all__)
+
+
+def test_the_samples_cover_every_reason_of_a_download():
+    """No reason for which a file is not saved escapes the tests of this file."""
+    downloads = [make for make, _, _ in SAMPLES if make.func is errors.DownloadError]
+    reasons = [make.keywords["reason"] for make in downloads]
+    assert reasons == [*get_args(errors.DownloadReason)]
 
 
 @pytest.mark.parametrize("name", errors.__all__)

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import datetime as dt
 import pickle
+from pathlib import Path
 
 import attrs
 import pytest
 from yarl import URL
 
 from kie_wav_async import errors, events
-from kie_wav_async._models import CallbackVerdict, Track, WavFile
+from kie_wav_async._models import CallbackVerdict, Download, Track, WavFile
 
 AT = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
 TRACK = Track("music-1", "audio-1")
@@ -16,6 +17,7 @@ WAV = WavFile(
     task_id="task-1", url=URL("https://h/a.wav"), track=TRACK, settled_by="poll", expires_at=None
 )
 ERROR = errors.TransportError("no answer")
+PATH = Path("a.wav")
 SAMPLES = [
     events.Event(at=AT),
     events.Submitted(at=AT, task_id="task-1", track=TRACK, attempt_id="ab"),
@@ -29,6 +31,17 @@ SAMPLES = [
         at=AT, task_id="task-1", verdict=CallbackVerdict.SETTLED, is_authentic=True
     ),
     events.CallbackRefused(at=AT, error=errors.SignatureError(reason="stale")),
+    events.DownloadProgress(at=AT, wav=WAV, path=PATH, bytes=44, total=None),
+    events.DownloadRetried(
+        at=AT,
+        wav=WAV,
+        path=PATH,
+        error=errors.DownloadError("it broke", reason="truncated"),
+        delay_s=1.5,
+    ),
+    events.Downloaded(
+        at=AT, wav=WAV, download=Download(path=PATH, bytes=44, sha256="ab", resumed=False)
+    ),
 ]
 every_event = pytest.mark.parametrize(
     "event", SAMPLES, ids=[type(event).__name__ for event in SAMPLES]

@@ -4,6 +4,7 @@ import datetime as dt
 import pickle
 import sys
 import unicodedata
+from pathlib import Path
 
 import attrs
 import pytest
@@ -15,6 +16,7 @@ import strategies
 from kie_wav_async import _models, errors
 from kie_wav_async._limiter import RateLimit
 from kie_wav_async._models import (
+    Download,
     OnUnknown,
     Outcome,
     Statistics,
@@ -415,6 +417,7 @@ def test_an_outcome_is_a_file_or_an_error(fields):
 VALUES = [
     TRACK,
     WAV,
+    Download(path=Path("a.wav"), bytes=44, sha256="ab12", resumed=True),
     TaskRecord(task_id="t", state=TaskState.PENDING, raw={"a": [1]}),
     Outcome(index=0, track=TRACK, wav=WAV),
     UnknownSubmit(track=TRACK, attempt_id="ab", at=dt.datetime(2025, 1, 1, tzinfo=dt.UTC)),
@@ -427,7 +430,7 @@ every_value = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.parametrize("value", VALUES[1:5], ids=[type(value).__name__ for value in VALUES[1:5]])
+@pytest.mark.parametrize("value", VALUES[1:6], ids=[type(value).__name__ for value in VALUES[1:6]])
 def test_values_are_made_by_position_too(value):
     """The fields of a value may be given in order, without their names."""
     fields = [getattr(value, field.name) for field in attrs.fields(type(value))]
@@ -457,7 +460,7 @@ def test_values_can_be_keys(value):
 
 def test_a_request_shows_no_headers():
     """The key in a request's headers is not in its repr."""
-    assert "key" not in repr(VALUES[6])
+    assert "key" not in repr(VALUES[7])
 
 
 def test_a_record_shows_no_raw_fields():
