@@ -1,8 +1,7 @@
 """
 Everything that answers callbacks, as real servers on loopback, and a client on a bare socket.
 
-All serve a session in the loop of the test. Uvicorn looks ten times a second
-whether it shall stop, so a test that runs it takes that long to leave.
+All serve a session in the loop of the test.
 """
 
 from __future__ import annotations
@@ -10,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import types
 from typing import TYPE_CHECKING, Any, Self
 
 import attrs
-import uvicorn
+import uvicorn.server
 from aiohttp import web
 from fastapi import FastAPI
 from starlette.applications import Starlette
@@ -75,6 +75,14 @@ async def run_aiohttp(
         yield Served(runner.addresses[0][1], path)
     finally:
         await runner.cleanup()
+
+
+async def _nap(delay: float) -> None:
+    await asyncio.sleep(delay / 20)
+
+
+# Uvicorn looks ten times a second whether it shall stop, and as long again whether it can.
+uvicorn.server.asyncio = types.SimpleNamespace(**{**vars(asyncio), "sleep": _nap})
 
 
 class Uvicorn(uvicorn.Server):
