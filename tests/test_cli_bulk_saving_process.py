@@ -202,7 +202,7 @@ async def test_bars() -> None:
     for pattern in (
         rf"converted +{bar} +6/6",
         rf"saved +{bar} +5/6",
-        rf"bytes +{bar} +[\d.]+ MB, .*B/s$",
+        rf"bytes +{bar} +[\d.]+ [kM]B, .*/s$",
     ):
         assert [line for line in text if re.search(pattern, line)], shown
     assert [line for line in text if "1 not saved" in line]

@@ -210,9 +210,10 @@ class _Run:
         under_way = self._session.statistics() if self._session else None
         if under_way is None or not under_way.submitted:
             return
+        kept = "" if self.saver is None else "what has come of files is kept; "
         self._display.say(
             "stopping: nothing more is submitted, and submits under way get up to 25 s for "
-            "their answer; Ctrl-C again leaves at once"
+            f"their answer; {kept}Ctrl-C again leaves at once"
         )
 
     def leave(self) -> None:

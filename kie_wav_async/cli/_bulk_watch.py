@@ -73,7 +73,6 @@ class Watch:
     def begin(self, tally: Tally) -> None:
         """Take it that a run begins here."""
         self._submits.note(self._clock.monotonic(), tally.submitted)
-        self._received.note(self._clock.monotonic(), 0)
 
     @contextlib.asynccontextmanager
     async def while_planning(self) -> AsyncGenerator[None]:
@@ -113,7 +112,8 @@ class Watch:
             tally = Tally(await self._ledger.count())
             self._submits.note(began_s, tally.submitted)
             if self.saver is not None:
-                self._received.note(began_s, self.saver.received)
+                if self.saver.received:  # Before the first files come there is no speed.
+                    self._received.note(began_s, self.saver.received)
                 self.saver.look(tally)
                 self._tell_throttle(self.saver)
             self._display.show(self._figures(tally))
@@ -137,11 +137,12 @@ class Watch:
         saving = None
         if saver is not None:
             done, total = saver.progress(tally)
-            left_s = max(left_s, saver.time_left_s(tally) or 0.0)
+            per_s = self._received.per_s
+            left_s = max(left_s, (total - done) / per_s if per_s else 0.0)
             saving = SavingFigures(
                 done=done,
                 total=total,
-                per_s=self._received.per_s,
+                per_s=per_s,
                 waiting=saver.waiting,
                 given_up=saver.given_up,
                 is_holding=saver.throttle.is_on,

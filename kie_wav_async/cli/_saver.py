@@ -126,6 +126,8 @@ class Saver:
         self._under_way = 0
         self._rounds: dict[Track, int] = {}
         self._waiting: dict[Track, Any] = {}
+        # Those whose next attempt is waited for.
+        self._troubled: set[Path] = set()
         # How much of each file has come.
         self._parts: dict[Path, int] = {}
         self._unsaved: dict[str, Unsaved] = {}
@@ -140,7 +142,10 @@ class Saver:
             case events.Settled(wav=WavFile(track=Track() as track, expires_at=expires_at)):
                 self._queue.put(expires_at, track)
                 self._changed.set()
+            case events.DownloadRetried():
+                self._troubled.add(event.path)
             case events.DownloadProgress():
+                self._troubled.discard(event.path)
                 before = self._parts.get(event.path)
                 if before is not None:
                     self.received += max(0, event.bytes - before)
@@ -170,7 +175,7 @@ class Saver:
     @property
     def waiting(self) -> int:
         """How many are tried again after a pause."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._troubled)
 
     @property
     def unsaved(self) -> list[Unsaved]:
@@ -187,12 +192,6 @@ class Saver:
         done = self.bytes + sum(self._parts.values())
         files = self.backlog(tally) + tally.of(TrackState.PLANNED, TrackState.SUBMITTING)
         return done, max(done, self.bytes + round(self._mean * files))
-
-    def time_left_s(self, tally: Tally) -> float | None:
-        """Return how long it takes to save all that is to come; `None`: nobody knows."""
-        per_s = self.throttle.bytes_per_s
-        done, total = self.progress(tally)
-        return (total - done) / per_s if per_s else None
 
     # --- who waits for it -------------------------------------------------------------------
 
@@ -299,6 +298,7 @@ class Saver:
         finally:
             if path is not None:
                 _ = self._parts.pop(path, None)
+                self._troubled.discard(path)
 
     async def _store(self, standing: Standing, place: str, download: Download) -> None:
         """Have the ledger know of a file; whoever is cancelled meanwhile still tells of it."""
