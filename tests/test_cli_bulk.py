@@ -699,6 +699,24 @@ async def test_a_line_every_ten_seconds(fast) -> None:
     ), lines[0]
 
 
+async def test_lines_tell_of_files(fast) -> None:
+    """Where files are saved such a line tells how many, how much of them came, and how fast."""
+    write_catalog(*rows_of(60))
+    slow = Fault(kind="slow", on="media", delay_s=20.0)
+    async with service(slow, median_s=10.0, time_scale=200) as kie:
+        code, err = await fast(kie, is_saving_off=False)
+
+    lines = re.findall(r"^submitted \d.*$", err, re.MULTILINE)
+    pattern = (
+        r"submitted \d+ of 60, converted \d+, saved \d+ \([\d.]+ ([kM]B|bytes), "
+        r"[\d.]+ ([kM]B|bytes)/s\), failed 0, unknown 0, .* in flight.*"
+    )
+    assert 0 == code, err
+    assert len(lines) >= 3
+    assert [] == [line for line in lines if not re.fullmatch(pattern, line)]
+    assert [line for line in lines if re.search(r"saved [1-9]\d* \([1-9]", line)]
+
+
 async def test_maintenance(fast) -> None:
     """455 holds the submits, is told once, and is over when what was held is taken."""
     write_catalog(*rows_of(12))

@@ -28,7 +28,7 @@ from bulk_runs import (
 )
 from cli_runs import is_wav, names, service
 from kie_wav_async import file_names
-from kie_wav_async.cli import _bulk, _bulk_opening, _saver
+from kie_wav_async.cli import _bulk, _bulk_opening, _bulk_watch, _saver, _throttle
 from kie_wav_async.errors import LedgerError
 from kie_wav_async.ledger import AttemptOutcome, SqliteLedger, TrackState
 from kie_wav_async.simulator import Fault, Simulator
@@ -552,6 +552,31 @@ async def test_only_the_last_files_are_read(bulk: Bulk, monkeypatch: pytest.Monk
 
     assert "Of 4 files saved before 2 damaged, kept as out/" in done.err
     assert {"a2", "a3"} == {row[1] for row in done.results}
+
+
+# --- files that come too slowly -----------------------------------------------------------------
+
+
+async def test_submits_wait_for_files(bulk: Bulk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If files come too slowly submits wait, which is told, and go on once there is less to do."""
+    monkeypatch.setattr(_throttle, "_LEAST_S", 0.1)
+    monkeypatch.setattr(_throttle, "_STEP_S", 0.0)
+    monkeypatch.setattr(_throttle, "LONGEST_S", 0.5)
+    monkeypatch.setattr(_bulk_watch, "_LINES_S", 0.02)
+    write_catalog(*rows_of(60))
+    async with kie_of(media("slow", delay_s=0.05), wav_s=0.1) as kie:
+        done = await bulk(kie, "--downloads", "1", "--max-in-flight", "3")
+
+        assert (0, 60, 60) == (done.code, kie.charges, len(wavs())), done
+    assert "WAVs are saved too slowly" in done.err
+    assert "New submits wait until it is less" in done.err
+    assert "WAVs are saved in time again: new submits go on" in done.err
+    assert "holding for the files" in done.err
+    backlogs = [
+        int(converted) - int(saved)
+        for converted, saved in re.findall(r"converted (\d+), saved (\d+)", done.err)
+    ]
+    assert max(backlogs) < 30
 
 
 # --- the disk -----------------------------------------------------------------------------------

@@ -278,8 +278,8 @@ class BulkDisplay(Display):
         self._refresh()
 
     def tell_checked(self, done: int, total: int) -> None:
-        """Show how many files of earlier runs were looked at."""
-        self._footer = f"checking files: {done:,} of {total:,}"
+        """Show how far the check of the files of earlier runs has come."""
+        self._footer = f"checking the files of earlier runs: {done:,} of {total:,}"
         self._refresh()
 
     def tell_put_back(self, error: DownloadError, pause_s: float) -> None:

@@ -17,7 +17,7 @@ from kie_wav_async.cli._estimate import (
     most_charges,
     time_left_s,
 )
-from kie_wav_async.cli._recheck import recheck
+from kie_wav_async.cli._recheck import recheck, steps
 from kie_wav_async.errors import DownloadError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ async def recheck_files(
         return []
 
     def tell(done: int) -> None:
-        display.tell_checked(done, total)
+        display.tell_checked(done, steps(total))
 
     tell(0)
     now = dt.datetime.fromtimestamp(clock.time(), dt.UTC)

@@ -81,6 +81,8 @@ class _Checker:
             done += len(page)
             self.tell(done)
         for _, _, standing in recent:
+            done += 1
+            self.tell(done)
             if await asyncio.to_thread(_digest, self._path(standing)) != standing.sha256:
                 await self._take_damaged(standing)
         return self.found
@@ -112,6 +114,11 @@ class _Checker:
         await self.ledger.unstore(standing.track)
 
 
+def steps(files: int) -> int:
+    """Return how many looks it takes to recheck so many *files*."""
+    return files + min(files, _RECENT)
+
+
 async def recheck(
     ledger: Ledger, folder: Path, now: dt.datetime, tell: Callable[[int], object]
 ) -> Recheck:
@@ -125,7 +132,7 @@ async def recheck(
 
         now: The time; aware.
 
-        tell: Called with how many were looked at.
+        tell: Called with how many were looked at, or read, which comes on top: see `steps`.
 
     Raises:
         DownloadError: One cannot be looked at, or not be moved.
