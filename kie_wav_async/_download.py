@@ -54,6 +54,9 @@ RETRY: Final = RetryPolicy(attempts=8, base_s=1.0, cap_s=60.0)
 
 # So much is given to the disk at a time.
 _BLOCK: Final = 1 << 20
+# So much more than a file declares is taken of a host that does not tell where it
+# ends: enough to see whether it does.
+_SURPLUS: Final = 1 << 16
 # How often is told how far it has come.
 _TELL_S: Final = 0.25
 
@@ -315,8 +318,7 @@ class FileDownload:
 
     async def _too_long(self, part: PartFile, answer: MediaAnswer, most: int) -> Exception:
         if part.total is None:
-            reason: DownloadReason = "too-large" if most == MAX_BYTES else "not-a-wav"
-            return self._spoilt(f"{answer.host} sends more than {most:,} bytes", reason)
+            return self._spoilt(f"{answer.host} sends more than {most:,} bytes", "too-large")
         # Of such a host not even the beginning is to be believed.
         await self._on_disk(part.restart, None, None)
         msg = f"{answer.host} sends more than it announced"
@@ -336,7 +338,7 @@ class FileDownload:
         declared = self._declared(part)
         self._verify_size(declared, str(self.wav.url.host))
         if part.total is None:
-            return MAX_BYTES if declared is None else declared + 1  # It may be filled up.
+            return MAX_BYTES if declared is None else min(declared + _SURPLUS, MAX_BYTES)
         if declared is not None:
             self._verify_declared(part.total, declared)
         return part.total

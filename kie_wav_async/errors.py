@@ -467,7 +467,7 @@ class DownloadError(KieWavError):
             ``"expired"``: the link is refused, and so is a fresh one.
             ``"truncated"``: less came than was announced. ``"not-a-wav"``: it is no
             WAV file, or not the length it declares. ``"too-large"``: more than 1
-            GiB. ``"refused-url"``: not https, not a public address, not an allowed
+            GiB, or no end to it. ``"refused-url"``: not https, not a public address, not an allowed
             host, or it redirects to such. ``"encoded"``: it came compressed.
             ``"too-slow"``: under 16 KiB a second. ``"unavailable"``: the host gave
             no usable answer. ``"disk"``: it cannot be written.

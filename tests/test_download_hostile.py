@@ -195,11 +195,47 @@ async def test_versions_are_never_mixed(media, folder, seed):
 # Slow
 
 
-async def test_trickle_is_left_in_the_end(media, folder):
+class Waiting:
+    """Time that passes only while a download has nothing to do but to wait for its host."""
+
+    def __init__(self, monkeypatch):
+        self._reads = 0
+        self._changed = asyncio.Event()
+        self._is_reading = False
+        read = _media.MediaAnswer.read
+
+        async def watched(answer):
+            self._is_reading = True
+            self._changed.set()
+            piece = None
+            try:
+                piece = await read(answer)
+            finally:
+                self._reads += 1
+                # After the end there is nobody to wait for.
+                self._is_reading = piece == b""
+            return piece
+
+        monkeypatch.setattr(_media.MediaAnswer, "read", watched)
+
+    async def pass_time(self, clock, seconds):
+        calm = 0
+        while calm < 10:  # What was just sent is on its way for a turn or two.
+            while not self._is_reading:
+                self._changed.clear()
+                await self._changed.wait()
+            reads = self._reads
+            await asyncio.sleep(0)
+            calm = calm + 1 if reads == self._reads else 0
+        await clock.advance(seconds)
+
+
+async def test_trickle_is_left_in_the_end(media, folder, monkeypatch):
     """A host under 16 KiB/s is left after a minute, each attempt, and what it sent is kept."""
     body = wav_bytes(MIB)
+    waiting = Waiting(monkeypatch)
     async with downloading() as running:
-        manner = Manner(piece=10_000, tick=lambda: running.clock.advance(10.0))
+        manner = Manner(piece=10_000, tick=lambda: waiting.pass_time(running.clock, 10.0))
         url = media.put("/a.wav", body, manner)
         with pytest.raises(DownloadError) as caught:
             await running.download(url, folder / "a.wav")
@@ -214,11 +250,12 @@ async def test_trickle_is_left_in_the_end(media, folder):
     assert len(kept) > starts[-1]
 
 
-async def test_slow_but_not_too_slow(media, folder):
+async def test_slow_but_not_too_slow(media, folder, monkeypatch):
     """A host of 20 KiB/s has all the time that it needs, here some minutes."""
     body = wav_bytes(3 * MIB)
+    waiting = Waiting(monkeypatch)
     async with downloading() as running:
-        manner = Manner(piece=200 << 10, tick=lambda: running.clock.advance(10.0))
+        manner = Manner(piece=200 << 10, tick=lambda: waiting.pass_time(running.clock, 10.0))
         download = await running.download(media.put("/a.wav", body, manner), folder / "a.wav")
 
     assert hashlib.sha256(body).hexdigest() == download.sha256
