@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import errno
+import os
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 from yarl import URL
 
 from kie_wav_async import Download, Track, WavFile, events
+from kie_wav_async.cli import _places
 from kie_wav_async.cli._bulk_watch import Watch
 from kie_wav_async.cli._estimate import Tally
+from kie_wav_async.cli._places import Places
+from kie_wav_async.cli._recheck import Recheck
 from kie_wav_async.cli._saver import Saver, UnsavableError, run_together
 from kie_wav_async.errors import DownloadError, LedgerError
-from kie_wav_async.ledger import AttemptOutcome, TrackState
+from kie_wav_async.file_names import DEFAULT_TEMPLATE, file_name, fold, suffix_of
+from kie_wav_async.ledger import AttemptOutcome, SqliteLedger, TrackState
 from kie_wav_async.testing import FakeClock, MemoryLedger
 
 if TYPE_CHECKING:
@@ -81,7 +87,7 @@ class Files:
 class Stage:
     """A saver, and what is around it."""
 
-    def __init__(self, folder: Path, downloads: int = 2) -> None:
+    def __init__(self, folder: Path, *, earlier: int = 5_000) -> None:
         self.clock = FakeClock()
         self.ledger = MemoryLedger()
         self.files = Files(self.clock)
@@ -93,7 +99,8 @@ class Stage:
             self.clock,
             folder=folder,
             template="{audio_id}",
-            downloads=downloads,
+            downloads=2,
+            earlier=Recheck(files=1, bytes=earlier),
             on_saved=lambda _, place: self.saved.append(place),
             on_put_back=lambda _, pause_s: self.put_back.append(pause_s),
         )
@@ -147,6 +154,37 @@ async def test_what_there_is_and_what_comes(stage: Stage) -> None:
     await stage.clock.run(running)
     assert (4, 4_000, 2_800) == (stage.saver.files, stage.saver.bytes, stage.saver.received)
     assert 4 == (await stage.tally()).saved
+
+
+async def test_saved_once(stage: Stage) -> None:
+    """What comes of a second task of a track that has its file is not fetched."""
+    await stage.convert(0)
+    running = asyncio.create_task(stage.saver.run())
+    await stage.clock.settle()
+    standing = await stage.ledger.find(track(0))
+    wav = WavFile("t9", standing.wav_url, track(0), "poll", standing.expires_at)
+    stage.saver.tell(events.Settled(at=standing.settled_at, wav=wav))
+    stage.saver.finish()
+    await stage.clock.run(running)
+
+    assert (["a0.wav"], 1) == (stage.saved, len(stage.files.asked))
+
+
+async def test_how_far_it_has_come(stage: Stage) -> None:
+    """What is here counts with what has come of files, and what is to come by what files take."""
+    stage.files.takes_s = 10.0
+    for number in range(3):
+        await stage.convert(number)
+    running = asyncio.create_task(stage.saver.run())
+    await stage.clock.advance(5.0)
+
+    assert (5_600, 20_000) == stage.saver.progress(await stage.tally())
+    await stage.clock.advance(10.0)
+    tally = Tally({**(await stage.tally()).counts, TrackState.PLANNED: 10})
+    # A file takes 7,000 bytes / 3, and 11 are missing.
+    assert (7_300, 7_000 + 25_667) == stage.saver.progress(tally)
+    stage.saver.finish()
+    await stage.clock.run(running)
 
 
 async def test_so_many_at_a_time(stage: Stage) -> None:
@@ -291,6 +329,51 @@ async def test_cancelled_while_it_is_written_down(stage: Stage) -> None:
     assert 1 == (await stage.tally()).saved
 
 
+# --- places -------------------------------------------------------------------------------------
+
+
+async def test_a_place_outside(tmp_path: Path) -> None:
+    """A place that is not in the folder, whatever ledger it comes from, is not gone to."""
+    async with SqliteLedger(tmp_path / "books.db") as ledger:
+        for number, path in enumerate(("../x.wav", "/x.wav", "a/../../x.wav", "x\0.wav")):
+            await ledger.plan([track(number)])
+            assert await ledger.reserve(track(number), path=path, key=path)
+            standing = await ledger.find(track(number))
+            place = await Places(tmp_path, ledger, "{audio_id}").find(standing)
+
+            assert f"a{number}.wav" == place == (await ledger.find(track(number))).path
+
+
+async def test_a_name_that_the_system_cannot_spell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where file names are of an encoding that lacks a letter, that is about one file."""
+    system = SimpleNamespace(path=os.path, fsencode=lambda name: name.encode("latin-1"))
+    monkeypatch.setattr(_places, "os", system)
+    hard = Track("m", "a0", title="\u97f3")
+    async with SqliteLedger(tmp_path / "books.db") as ledger:
+        await ledger.plan([hard])
+        with pytest.raises(DownloadError, match=r"no '.u97f3'") as caught:
+            await Places(tmp_path, ledger, "{title}").find(await ledger.find(hard))
+
+        assert ("disk", errno.EILSEQ) == (caught.value.reason, caught.value.__cause__.errno)
+        assert (await ledger.find(hard)).path is None
+
+
+async def test_every_name_is_taken(tmp_path: Path) -> None:
+    """If all its names are others', a track has no place, and that is about one file."""
+    async with SqliteLedger(tmp_path / "books.db") as ledger:
+        await ledger.plan([track(number) for number in range(5)])
+        for number, length in enumerate((0, 8, 16, 64), start=1):
+            suffix = suffix_of(track(0), length) if length else ""
+            name = file_name(track(0), suffix=suffix)
+            assert await ledger.reserve(track(number), path=name, key=fold(name))
+        with pytest.raises(DownloadError, match="another file under every name") as caught:
+            await Places(tmp_path, ledger, DEFAULT_TEMPLATE).find(await ledger.find(track(0)))
+
+        assert errno.EEXIST == caught.value.__cause__.errno
+
+
 # --- who waits for it ---------------------------------------------------------------------------
 
 
@@ -301,7 +384,7 @@ def is_free(waiting: asyncio.Task[None]) -> bool:
 
 async def test_a_backlog_that_takes_too_long(tmp_path: Path) -> None:
     """With more than a week's work no submit has its turn until enough of it is done."""
-    stage = Stage(tmp_path)
+    stage = Stage(tmp_path, earlier=32_000_000)
     await stage.ledger.open(stage.clock.time())
     await stage.convert(0)
     stage.files.takes_s = 1e9
@@ -367,7 +450,8 @@ async def test_nothing_comes_at_all(stage: Stage) -> None:
     assert [False] * 60 == held[:60]
     assert held[61]
     await stage.clock.advance(1e6)
-    await stage.look()
+    # A conversion that does not end is not to keep submits waiting for ever.
+    stage.saver.look(Tally({**(await stage.tally()).counts, TrackState.ACCEPTED: 1}))
 
     assert not stage.saver.throttle.is_on
     assert stage.saver.is_idle

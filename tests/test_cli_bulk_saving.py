@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import hashlib
 import os
@@ -17,6 +18,7 @@ import pytest
 
 from bulk_runs import (
     LEDGER,
+    LONG_S,
     OUT,
     SAVING,
     Bulk,
@@ -408,6 +410,28 @@ async def test_the_cap_is_reached(bulk: Bulk) -> None:
     assert {"stored": 2, "planned": 4} == await states()
 
 
+async def test_the_ledger_fails_meanwhile(bulk: Bulk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the ledger fails a submit the run ends at once, whatever files are on their way."""
+
+    class Failing(SqliteLedger):
+        submits = 0
+
+        async def begin(self, *args: object, **named: object) -> object:
+            self.submits += 1
+            if self.submits > 8:
+                msg = "cannot write: no space left"
+                raise LedgerError(msg)
+            return await super().begin(*args, **named)
+
+    monkeypatch.setattr(_bulk, "SqliteLedger", Failing)
+    write_catalog(*rows_of(50))
+    async with kie_of(media("stall")) as kie, asyncio.timeout(LONG_S / 2):
+        done = await bulk(kie, "--max-in-flight", "2")
+
+        assert (3, 8) == (done.code, kie.charges), done
+    assert 1 == done.err.count("no space left")
+
+
 # --- the oldest first ---------------------------------------------------------------------------
 
 
@@ -546,12 +570,12 @@ async def test_only_the_last_files_are_read(bulk: Bulk, monkeypatch: pytest.Monk
         await bulk(kie)
         for number in range(4):
             name = f"Song {number} [a{number}].wav"
-            spoil(name)
+            spoil(name, None if number else b"RIFF")
             os.utime(OUT / name, (number, number))
         done = await bulk(kie)
 
-    assert "Of 4 files saved before 2 damaged, kept as out/" in done.err
-    assert {"a2", "a3"} == {row[1] for row in done.results}
+    assert "Of 4 files saved before 3 damaged, kept as out/" in done.err
+    assert {"a0", "a2", "a3"} == {row[1] for row in done.results}
 
 
 # --- files that come too slowly -----------------------------------------------------------------
@@ -595,10 +619,11 @@ async def test_a_full_disk(bulk: Bulk, monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patched:
             give(130_000_000, patched)
             done = await bulk(kie)
-        charges = kie.charges
+            charges = kie.charges
+            unsaved = await bulk(kie, "--no-download")
         again = await bulk(kie)
 
-        assert (3, 0, 0) == (done.code, charges, again.code), done
+        assert (3, 0, 0, 0) == (done.code, charges, unsaved.code, again.code), done
     assert "out: 130 MB are free, and 131 MB are wanted" in done.err
     assert "3 tracks are left" in done.err
     assert resume_command(done.err)

@@ -183,7 +183,7 @@ async def test_file_names_that_stdout_cannot_spell() -> None:
     """A path is told as the bytes that the file is found under, whatever stdout can spell."""
     write_catalog("m,a0,\u4f60\u597d \u3000caf\u00e9 \U0001f3b5")
     async with service(window=None) as kie:
-        done = await end(await start(kie, *BULK, PYTHONIOENCODING="ascii", PYTHONUTF8="1"))
+        done = await end(await start(kie, *BULK, PYTHONIOENCODING="latin-1", PYTHONUTF8="1"))
 
     assert 0 == done.code, done
     assert (OUT / done.results[0][3]).is_file()

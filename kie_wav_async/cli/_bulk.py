@@ -31,11 +31,12 @@ from kie_wav_async.cli._listen import Listening, listen, read_listening
 from kie_wav_async.cli._manifest import MANIFEST, write_manifest
 from kie_wav_async.cli._output import USAGE, CliError, clean
 from kie_wav_async.cli._pages import pages
+from kie_wav_async.cli._recheck import Recheck
 from kie_wav_async.cli._saver import Saver, run_together
 from kie_wav_async.ledger import SqliteLedger, TrackState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator
     from decimal import Decimal
     from pathlib import Path
 
@@ -128,7 +129,7 @@ async def run_bulk(
                 seconds=time.monotonic() - began_s,
                 now_unix_s=clock.time(),
                 saver=run.saver,
-                lost=run.lost,
+                lost=run.earlier.lost,
             )
             code = await tell_ending(ending, display, as_json=as_json)
         finally:
@@ -169,7 +170,7 @@ class _Run:
 
         saver: What saves the files; `None` before it begins, and if nothing does.
 
-        lost: Files of earlier runs that are damaged, and that the service has no longer.
+        earlier: The files of earlier runs.
     """
 
     def __init__(
@@ -178,7 +179,7 @@ class _Run:
         """Begin with nothing done."""
         self.plan: Plan | None = None
         self.saver: Saver | None = None
-        self.lost: Sequence[Standing] = ()
+        self.earlier = Recheck()
         self._order = order
         self._ledger = ledger
         self._display = display
@@ -276,7 +277,7 @@ class _Run:
         async with self._watch.while_planning():
             plan = await self._planner.plan(order.catalog, skip_bad=order.skip_bad)
             if not order.is_saving_off:
-                self.lost = await recheck_files(order, self._ledger, self._display, self._clock)
+                self.earlier = await recheck_files(order, self._ledger, self._display, self._clock)
         retried = await self._ledger.retry(order.retried) if order.retried else 0
         _ = await self._ledger.expire(self._clock.time())
         self.plan = plan
@@ -304,6 +305,7 @@ class _Run:
             folder=order.folder,
             template=order.template,
             downloads=order.downloads,
+            earlier=self.earlier,
             on_saved=self._take_saved,
             on_put_back=self._display.tell_put_back,
         )

@@ -43,7 +43,7 @@ class SavingFigures:
     How far the saving of files has come.
 
     Attributes:
-        done: Bytes that were saved in this run, or have come of files.
+        done: Bytes that are here, those of files that are not whole too.
 
         total: What they are expected to become.
 

@@ -17,7 +17,7 @@ from kie_wav_async.cli._estimate import (
     most_charges,
     time_left_s,
 )
-from kie_wav_async.cli._recheck import recheck, steps
+from kie_wav_async.cli._recheck import Recheck, recheck, steps
 from kie_wav_async.errors import DownloadError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kie_wav_async import Clock
     from kie_wav_async.cli._bulk_display import BulkDisplay
     from kie_wav_async.cli._bulk_order import Order
-    from kie_wav_async.ledger import Ledger, Standing
+    from kie_wav_async.ledger import Ledger
 
 # What has to be free on the disk before anything is paid: two files, and some more.
 _LEAST_FREE: Final = 2 * BYTES_PER_TRACK + (64 << 20)
@@ -34,11 +34,9 @@ _LEAST_FREE: Final = 2 * BYTES_PER_TRACK + (64 << 20)
 
 async def recheck_files(
     order: Order, ledger: Ledger, display: BulkDisplay, clock: Clock
-) -> list[Standing]:
+) -> Recheck:
     """
     Look at the files of earlier runs, and have the ledger know which are to be saved again.
-
-    Returns those that are damaged and that the service has no longer.
 
     Raises:
         DownloadError: The disk says no.
@@ -47,7 +45,7 @@ async def recheck_files(
     """
     total = Tally(await ledger.count()).saved
     if not total:
-        return []
+        return Recheck()
 
     def tell(done: int) -> None:
         display.tell_checked(done, steps(total))
@@ -65,7 +63,7 @@ async def recheck_files(
     if parts:
         words = " and ".join(parts)
         display.say(f"Of {count_words(total, 'file')} saved before {words}: to be saved again.")
-    return found.lost
+    return found
 
 
 async def announce(order: Order, ledger: Ledger, display: BulkDisplay, clock: Clock) -> Tally:

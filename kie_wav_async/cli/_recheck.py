@@ -37,6 +37,10 @@ class Recheck:
     What became of the files of earlier runs.
 
     Attributes:
+        files: How many are as they were.
+
+        bytes: What those take.
+
         missing: How many are not there, and are to be saved again.
 
         aside: Those that were not what they were, are under another name now, and are
@@ -48,6 +52,8 @@ class Recheck:
             they were left as they are.
     """
 
+    files: int = 0
+    bytes: int = 0
     missing: int = 0
     damaged: int = 0
     aside: Path | None = None
@@ -75,6 +81,8 @@ class _Checker:
                 elif size != standing.bytes:
                     await self._take_damaged(standing)
                 else:
+                    self.found.files += 1
+                    self.found.bytes += size
                     heapq.heappush(recent, (changed_s, standing.index, standing))
                     if len(recent) > _RECENT:
                         _ = heapq.heappop(recent)
@@ -84,6 +92,8 @@ class _Checker:
             done += 1
             self.tell(done)
             if await asyncio.to_thread(_digest, self._path(standing)) != standing.sha256:
+                self.found.files -= 1
+                self.found.bytes -= standing.bytes or 0
                 await self._take_damaged(standing)
         return self.found
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kie_wav_async import Clock, Download, WavSession
+    from kie_wav_async.cli._recheck import Recheck
     from kie_wav_async.ledger import Ledger, Standing
 
 # What may be otherwise another time.
@@ -79,6 +80,7 @@ class Saver:
         folder: Path,
         template: str,
         downloads: int,
+        earlier: Recheck,
         on_saved: Callable[[Standing, str], object],
         on_put_back: Callable[[errors.DownloadError, float], object],
     ) -> None:
@@ -97,6 +99,8 @@ class Saver:
             template: What they are called.
 
             downloads: How many at a time.
+
+            earlier: What was saved before.
 
             on_saved: Called with where a track stood, and its place in the folder,
                 once its file is there and the ledger has it.
@@ -117,6 +121,7 @@ class Saver:
         self._folder = folder
         self._places = Places(folder, ledger, template)
         self._downloads = downloads
+        self._earlier = earlier
         self._on_saved = on_saved
         self._on_put_back = on_put_back
         self._queue = SavingQueue()
@@ -185,13 +190,15 @@ class Saver:
     @property
     def _mean(self) -> float:
         """Bytes of a file."""
-        return self.bytes / self.files if self.files else float(BYTES_PER_TRACK)
+        files = self._earlier.files + self.files
+        return (self._earlier.bytes + self.bytes) / files if files else float(BYTES_PER_TRACK)
 
     def progress(self, tally: Tally) -> tuple[int, int]:
-        """Return the bytes that this run has saved, and those that it is expected to save."""
-        done = self.bytes + sum(self._parts.values())
+        """Return the bytes that are here, and those that it is expected to become."""
+        whole = self._earlier.bytes + self.bytes
+        done = whole + sum(self._parts.values())
         files = self.backlog(tally) + tally.of(TrackState.PLANNED, TrackState.SUBMITTING)
-        return done, max(done, self.bytes + round(self._mean * files))
+        return done, max(done, whole + round(self._mean * files))
 
     # --- who waits for it -------------------------------------------------------------------
 
