@@ -549,13 +549,19 @@ async def test_damaged_and_expired(bulk: Bulk) -> None:
         bad = spoil(name_of(page[1]))
         (OUT / name_of(page[0])).unlink()
         done = await bulk(kie, "--ledger", "older.db", "--json")
+        left = (wavs(), (OUT / name_of(page[1])).read_bytes())
+        kie.reset()
+        (OUT / name_of(page[1])).unlink()
+        again = await bulk(kie, "--ledger", "older.db", "--retry-expired")
 
-    assert 1 == done.code
+        assert (1, 0, 2) == (done.code, again.code, kie.charges), again
     assert "1 file is damaged, and KIE has the WAV no longer (out/Song 1 [a1].wav)" in done.err
     assert "1 WAV expired at KIE" in done.err
     assert "2 WAVs are not saved" in done.err
-    assert ["Song 1 [a1].wav"] == wavs() == done.json()["saving"]["damaged"]
-    assert bad == (OUT / "Song 1 [a1].wav").read_bytes()
+    assert (["Song 1 [a1].wav"], bad) == left
+    assert ["Song 1 [a1].wav"] == done.json()["saving"]["damaged"]
+    assert "Of 1 file saved before 1 missing: to be saved again.\n" in again.err
+    assert ["Song 0 [a0].wav", "Song 1 [a1].wav"] == wavs()
 
 
 def name_of(one: Standing) -> str:

@@ -278,8 +278,8 @@ class _Run:
             plan = await self._planner.plan(order.catalog, skip_bad=order.skip_bad)
             if not order.is_saving_off:
                 self.earlier = await recheck_files(order, self._ledger, self._display, self._clock)
-        retried = await self._ledger.retry(order.retried) if order.retried else 0
         _ = await self._ledger.expire(self._clock.time())
+        retried = await self._ledger.retry(order.retried) if order.retried else 0
         self.plan = plan
         known = plan.tracks - plan.new
         parts = [f"{plan.new:,} new"]
