@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kie_wav_async import _ledger_thread, _owner_lock
+from kie_wav_async import _ledger_thread, _owner_lock, _part_file
 from kie_wav_async._desk import Desk
 from kie_wav_async._ledger_sql import LedgerTables
 from kie_wav_async._ledger_thread import LedgerThread
 from kie_wav_async._submitter import Submitter
+from kie_wav_async.cli import _manifest, _places
+from kie_wav_async.cli._places import Places
+from kie_wav_async.cli._saver import Saver
+from kie_wav_async.cli._saving_queue import SavingQueue
+from kie_wav_async.file_names import file_name
 from kie_wav_async.ledger import AttemptOutcome, SqliteLedger, TrackState
 
 if TYPE_CHECKING:
@@ -182,6 +187,60 @@ def wait_for_no_disk() -> None:
     _ledger_thread.connect_to_write = careless
 
 
+def store_before_it_is_there() -> None:
+    """Have the ledger know of a file that is whole, and give it its name afterwards."""
+    replace, store = Path.replace, Saver._store
+    held: dict[Path, Path] = {}
+
+    def hold(self, target):
+        if target.suffix == ".wav":
+            held[target] = self
+            return target
+        return replace(self, target)
+
+    async def store_and_name(self, standing, place, download):
+        await store(self, standing, place, download)
+        if (part := held.pop(download.path, None)) is not None:
+            replace(part, download.path)
+
+    Path.replace, Saver._store = hold, store_and_name
+
+
+def reserve_nothing() -> None:
+    """Give a file the name that its title makes, whoever else has that."""
+
+    async def find(self, standing):
+        return file_name(standing.track, template=self.template, index=standing.index)
+
+    Places.find = find
+
+
+def reserve_as_it_is_written() -> None:
+    """Take names for different that some file systems take for one."""
+    _places.fold = lambda name: name
+
+
+def write_in_place() -> None:
+    """Have the bytes under the file's name while they come."""
+    _part_file.part_path = lambda target: target
+
+
+def list_in_place() -> None:
+    """Write the manifest over the one that is there."""
+    open_part = _manifest._open_part
+
+    def open_over(part):
+        (part.parent / _manifest.MANIFEST).write_bytes(b"")
+        return open_part(part)
+
+    _manifest._open_part = open_over
+
+
+def save_only_what_is_told() -> None:
+    """Leave the files of what an earlier life converted."""
+    SavingQueue.is_short = property(lambda _: False)
+
+
 #: What a death, or the life after it, brings to light.
 BUGS: dict[str, Callable[[], None]] = {
     "the intent is written after the submit": write_intent_behind,
@@ -197,6 +256,16 @@ BUGS: dict[str, Callable[[], None]] = {
     "what is in flight is not followed": leave_what_is_in_flight,
 }
 
+#: What a death while files are saved brings to light, and a pattern of what is said of it.
+BUGS_OF_FILES: dict[str, tuple[Callable[[], None], str]] = {
+    "a file is stored before it is there": (store_before_it_is_there, "stored, and is not there"),
+    "names are not reserved": (reserve_nothing, "is the place of|the WAV of another task"),
+    "names are reserved by their case": (reserve_as_it_is_written, "is the place of"),
+    "a file is written in its place": (write_in_place, "bytes are not the file of"),
+    "the manifest is written in its place": (list_in_place, "has forgotten"),
+    "what is converted is not saved": (save_only_what_is_told, "stuck"),
+}
+
 #: What a second process brings to light.
 BUGS_OF_TWO: dict[str, Callable[[], None]] = {
     "the file is not locked": lock_nothing,
@@ -206,4 +275,6 @@ BUGS_OF_TWO: dict[str, Callable[[], None]] = {
 #: What only a look at the system's calls brings to light.
 BUGS_OF_DISK: dict[str, Callable[[], None]] = {"nothing waits for the disk": wait_for_no_disk}
 
-ALL_BUGS = BUGS | BUGS_OF_TWO | BUGS_OF_DISK
+ALL_BUGS = (
+    BUGS | BUGS_OF_TWO | BUGS_OF_DISK | {name: bug for name, (bug, _) in BUGS_OF_FILES.items()}
+)

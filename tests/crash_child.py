@@ -15,7 +15,8 @@ committed  COMMIT has returned, whoever asked has not been told
 told       whoever asked goes on
 =========  ==========================================================
 
-Those of a submit on the wire are in `WIRE`, those of the file in `FILE`.
+Those of a submit on the wire are in `WIRE`, those of the ledger's file in `FILE`, and
+those of the files that are saved in `crash_files`.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ import signal
 import socket
 import sqlite3
 import sys
+import threading
 import time
 import weakref
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import crash_bugs
+from crash_files import watch_files
 from fastclock import FastClock
 from kie_wav_async import _ledger_file, cli, events
 from kie_wav_async._desk import Desk
@@ -41,6 +45,9 @@ from kie_wav_async._owner_lock import OwnerLock
 from kie_wav_async._transport import AiohttpTransport
 from kie_wav_async.cli import _bulk, _bulk_plan
 from kie_wav_async.ledger import AttemptOutcome, SqliteLedger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: What is written, in words of the moments below.
 WRITES = (
@@ -103,6 +110,8 @@ class Reaper:
         self._point = point
         self._hit = hit
         self._signal = number
+        # Files are written in threads.
+        self._lock = threading.Lock()
 
     def is_next(self, point: str) -> bool:
         """Return whether this life is to end when it comes to *point* next."""
@@ -110,10 +119,11 @@ class Reaper:
 
     def at(self, point: str) -> None:
         """Come to *point*."""
-        is_end = self.is_next(point)
-        self.seen[point] += 1
-        if is_end:
-            os.kill(os.getpid(), self._signal)
+        with self._lock:
+            is_end = self.is_next(point)
+            self.seen[point] += 1
+            if is_end:
+                os.kill(os.getpid(), self._signal)
 
 
 class WorldClock(FastClock):
@@ -144,7 +154,8 @@ def watch_calls(reaper: Reaper) -> None:
 
         setattr(SqliteLedger, name, watched)
 
-    for name in ("open", "plan", "retry", "expire", "begin", "hear", "settle"):
+    names = ("open", "plan", "retry", "expire", "begin", "hear", "settle", "reserve", "store")
+    for name in names:
         watch(name, lambda _, name=name: name)
     watch("aclose", lambda _: "close")
     watch("end", lambda args: f"end {AttemptOutcome(args[1]).value}")
@@ -160,7 +171,18 @@ class Transactions:
 
     def watch(self) -> None:
         """Watch all of them."""
-        for name in ("recover", "plan", "retry", "expire", "begin", "hear", "settle"):
+        names = (
+            "recover",
+            "plan",
+            "retry",
+            "expire",
+            "begin",
+            "hear",
+            "settle",
+            "reserve",
+            "store",
+        )
+        for name in names:
             self._watch(LedgerTables, name, lambda _, name=name: name)
         self._watch(LedgerTables, "end", lambda args: f"end {AttemptOutcome(args[2]).value}")
         self._watch(_ledger_file, "create_tables", lambda _: "schema")
@@ -293,6 +315,10 @@ def watch_events(reaper: Reaper, told: Path) -> None:
         elif kind is events.Settled:
             os.write(fd, f"url {fields['wav'].task_id} {fields['wav'].url}\n".encode())
             reaper.at("settled: told")
+        elif kind is events.Downloaded:
+            download = fields["download"]
+            os.write(fd, f"file {download.sha256} {download.path.name}\n".encode())
+            reaper.at("downloaded: told")
 
     Desk.emit = watched
 
@@ -308,6 +334,8 @@ def live(order: dict) -> int:
     watch_lock(reaper)
     watch_wire(reaper)
     watch_events(reaper, Path(order["told"]))
+    if order["saves_to"] is not None:
+        watch_files(Path(order["saves_to"]), reaper.at)
     clock = FastClock(order["speed"])
     if order["born_unix_s"] is not None:
         clock = WorldClock(order["speed"], order["born_unix_s"])
@@ -330,7 +358,7 @@ def redirect(order: dict) -> None:
         os.close(fd)
 
 
-def serve() -> None:
+def serve(live: Callable[[dict], int] = live) -> None:
     """Run the lives that are ordered, each in a process forked from this one."""
     from kie_wav_async.cli import _commands  # noqa: F401, PLC0415 - once for all lives
 

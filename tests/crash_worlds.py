@@ -12,6 +12,7 @@ from typing import Any
 
 import attrs
 
+from crash_files import WAV_S, Place, read_places
 from kie_wav_async.simulator import Fault
 
 
@@ -36,6 +37,8 @@ class World:
         is_retrying: Whether what failed is tried again by the next life.
 
         is_listening: Whether the command is called back.
+
+        is_saving: Whether files are saved, of tracks that have all the same title.
     """
 
     name: str
@@ -46,6 +49,7 @@ class World:
     is_charged_once: bool = True
     is_retrying: bool = False
     is_listening: bool = False
+    is_saving: bool = False
 
 
 # What befalls submits in all worlds: one was charged and its answer is lost, one was not and
@@ -57,6 +61,12 @@ LOST = (
 )
 BAD = "refused"  # An audio id that the service does not know.
 FAILING = Fault(kind="fail", on="conversion", every=9)
+# And files: some hosts let go half way, or refuse a link that is fresh, or take their time.
+LOOSE = (
+    Fault(kind="cut", on="media", every=5, size=9_000),
+    Fault(kind="expired", on="media", at=1, per_task=True, chance=0.2),
+    Fault(kind="slow", on="media", every=3, delay_s=(0.0, 20.0)),
+)
 
 KNOWS = World(
     name="409 with id, resubmit",
@@ -94,21 +104,31 @@ CALLS = World(
     faults=(*CHARGES.faults, Fault(kind="lost", on="callback", every=3)),
     is_listening=True,
 )
+SAVES = World(
+    name="409 with id, saves",
+    on_unknown="resubmit",
+    ends=frozenset({"stored"}),
+    service={"wav_s": WAV_S},
+    faults=(*LOST, *LOOSE),
+    is_saving=True,
+)
 # One world that comes to every moment.
 MIXED = World(
     name="409, at times without id",
     on_unknown="resubmit",
-    ends=frozenset({"succeeded", "refused", "unknown", "exists"}),
-    service={"unknown_audio_ids": [BAD]},
+    ends=frozenset({"stored", "refused", "unknown", "exists"}),
+    service={"unknown_audio_ids": [BAD], "wav_s": WAV_S},
     faults=(
         *LOST,
+        *LOOSE,
         Fault(kind="no-data", verdict="repeated", every=2),
         Fault(kind="lost", on="callback", every=2),
     ),
     is_retrying=True,
     is_listening=True,
+    is_saving=True,
 )
-WORLDS = (KNOWS, CHARGES, HIDES, CALLS, RISKS)
+WORLDS = (KNOWS, CHARGES, HIDES, CALLS, RISKS, SAVES)
 
 
 @attrs.frozen
@@ -122,6 +142,7 @@ class Books:
     unknown: Counter[tuple[str, str]]
     open: int
     tasks: dict[str, tuple[tuple[str, str], str]]
+    places: dict[tuple[str, str], Place]
 
     @classmethod
     def read(cls, path: Path) -> Books:
@@ -134,7 +155,7 @@ class Books:
             with contextlib.closing(sqlite3.connect(copy)) as db:
                 assert [("ok",)] == db.execute("PRAGMA quick_check").fetchall()
                 if not db.execute("SELECT 1 FROM sqlite_master").fetchone():
-                    return cls({}, {}, Counter(), Counter(), Counter(), 0, {})
+                    return cls({}, {}, Counter(), Counter(), Counter(), 0, {}, {})
                 return cls._of(db)
 
     @classmethod
@@ -166,4 +187,5 @@ class Books:
             unknown=unknown,
             open=counted["open"].total(),
             tasks=tasks,
+            places=read_places(db),
         )

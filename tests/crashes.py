@@ -7,7 +7,8 @@ as the dead left it. After every life, however it ended::
 
     accepted <= charged <= accepted + unknown
 
-for each track and in total; and what the session had told, the ledger knows.
+for each track and in total; and what the session had told, the ledger knows. Where
+files are saved, what has a file's name is the file, and what is stored is there.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 
-from crash_worlds import BAD, KNOWS, Books, World
+from crash_files import Shelf
+from crash_worlds import BAD, KNOWS, SAVES, Books, World
 from kie_wav_async.simulator import SimulatorProcess, SimulatorState
 
 if TYPE_CHECKING:
@@ -63,6 +65,22 @@ TELLING = (
     "settled: told",
 )
 
+#: Between what is done with a file and what is written of it.
+SAVING_TELLING = (
+    "reserve: told",
+    "write part: done",
+    "write file: done",  # None does that, but for a bug.
+    "replace part: next",
+    "downloaded: told",
+    "store: committed",
+    "store: told",
+    "open list: done",
+    "replace list: next",
+)
+
+#: Titles that some file systems take for one.
+TITLES = ("Song", "SONG", "\uff33ong", "song ")
+
 #: Ends of the command that say that it came to the end of its catalog.
 FINISHED = frozenset({0, 1, 4})
 
@@ -87,6 +105,7 @@ class Score:
     charged: int = 0
     accepted: int = 0
     unknown: int = 0
+    saved: int = 0
     charged_twice: int = 0
     reached: Counter[str] = attrs.field(factory=Counter)
     violations: list[str] = attrs.field(factory=list)
@@ -94,16 +113,17 @@ class Score:
     def line(self) -> str:
         """Return it as a line."""
         cells = (self.worlds, self.lives, self.kills, self.tracks, self.converted, self.charged)
-        cells += (self.accepted, self.unknown, self.charged_twice, len(self.violations))
+        cells += (self.accepted, self.unknown, self.charged_twice)
+        cells += (self.saved, len(self.violations))
         numbers = " | ".join(f"{cell:>6}" for cell in cells)
         return f"| {self.world:<26} | {self.kills_by:<7} | {numbers} |"
 
 
 HEAD = (
     "| world                      | killed  | worlds |  lives |  kills | tracks | conver | charge "
-    "| accept | unkno. |  twice | violat |\n"
+    "| accept | unkno. |  twice |  saved | violat |\n"
     "|----------------------------|---------|-------:|-------:|-------:|-------:|-------:|-------:"
-    "|-------:|-------:|-------:|-------:|"
+    "|-------:|-------:|-------:|-------:|-------:|"
 )
 
 
@@ -122,16 +142,17 @@ class Life:
 
 
 class Nursery:
-    """A process that brings forth lives of the command, one at a time."""
+    """A process that brings forth lives of the command, or of *child*, one at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, child: Path = CHILD) -> None:
+        self._child = child
         self._process: asyncio.subprocess.Process | None = None
         self._pid: int | None = None
 
     async def __aenter__(self) -> Self:
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
-            CHILD,
+            self._child,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
@@ -202,6 +223,7 @@ class Bench:
         self._tracks: list[tuple[str, str]] = []
         self._born_unix_s = 0.0
         self._where = ""
+        self._shelf = Shelf(self.out)
         # For all lives: so that the callbacks of the dead find their heirs.
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -238,6 +260,7 @@ class Bench:
         self._folder = self._root / f"{next(self._numbers)}"
         self._folder.mkdir(parents=True)
         self._tracks = []
+        self._shelf = Shelf(self.out)
         self._born_unix_s = time.time()
         score.worlds += 1
         self.grow(tracks)
@@ -248,10 +271,9 @@ class Bench:
         self._tracks += [("m", f"a{first + n:03}") for n in range(tracks)]
         if not first and BAD in self.world.service.get("unknown_audio_ids", ()):
             self._tracks[1] = ("m", BAD)
-        rows = "".join(
-            f"{music},{audio}\n" for music, audio in self._tracks[-max(tracks, MOST_ROWS) :]
-        )
-        self.catalog.write_text(f"music_task_id,audio_id\n{rows}", "utf-8")
+        last = list(enumerate(self._tracks))[-max(tracks, MOST_ROWS) :]
+        rows = "".join(f"{music},{audio},{TITLES[n % len(TITLES)]}\n" for n, (music, audio) in last)
+        self.catalog.write_text(f"music_task_id,audio_id,title\n{rows}", "utf-8")
 
     @property
     def catalog(self) -> Path:
@@ -259,17 +281,22 @@ class Bench:
         return self._folder / "catalog.csv"
 
     @property
+    def out(self) -> Path:
+        """Where the files go, and the ledger."""
+        return self._folder / "out"
+
+    @property
     def ledger(self) -> Path:
         """The ledger's file."""
-        return self._folder / "out" / "kie-wav.sqlite3"
+        return self.out / "kie-wav.sqlite3"
 
     def order(self, point: str | None = None, hit: int = 1, bug: str | None = None) -> dict:
         """Return the order for a life in this world."""
-        out = self._folder / "out"
-        arguments = ["bulk", str(self.catalog), "--out", str(out), "--base-url", self.kie.base_url]
+        out = str(self.out)
+        arguments = ["bulk", str(self.catalog), "--out", out, "--base-url", self.kie.base_url]
         arguments += ["--on-unknown", self.world.on_unknown, "--poll", "5,5,1000"]
-        # What is saved, and when, is told elsewhere.
-        arguments += ["--no-download"]
+        # One that tells no track from another by itself.
+        arguments += ["--name", "{title}"] if self.world.is_saving else ["--no-download"]
         arguments += ["--retry-failed"] * self.world.is_retrying
         if self.world.is_listening:
             address = f"127.0.0.1:{self._port}"
@@ -285,6 +312,7 @@ class Bench:
             "speed": SPEED,
             # Callbacks are signed by the machine's own date.
             "born_unix_s": None if self.world.is_listening else self._born_unix_s,
+            "saves_to": out if self.world.is_saving else None,
             "point": point,
             "hit": hit,
             "signal": signal.SIGKILL,
@@ -374,14 +402,19 @@ class Bench:
         books, state = Books.read(self.ledger), await self.settled_state()
         score = self.score
         score.tracks += len(self._tracks)
-        score.converted += Counter(books.states.values())["succeeded"]
+        states = Counter(books.states.values())
+        score.converted += states["succeeded"] + states["stored"]
+        score.saved += sum(place.is_stored for place in books.places.values())
         score.charged += state.charges
         score.accepted += books.accepted.total()
         score.unknown += books.unknown.total()
         score.charged_twice += sum(n > 1 for n in state.charges_by_track.values())
         if len(books.states) != len(self._tracks):
             self.wrong(f"{len(self._tracks)} tracks, {len(books.states)} in the ledger")
-        if self.world is KNOWS and set(state.charges_by_track.values()) != {1}:
+        if self.world.is_saving:
+            for what in self._shelf.judge_end(books.places):
+                self.wrong(what)
+        if self.world in (KNOWS, SAVES) and set(state.charges_by_track.values()) != {1}:
             self.wrong(f"not each charged once: {state.charges_by_track}")
 
     # --- the judge --------------------------------------------------------------------------
@@ -422,6 +455,9 @@ class Bench:
             if (task_id, track) not in created:
                 self.wrong(f"task {task_id} of {track} is none that the service created")
         self._judge_told(books)
+        if self.world.is_saving:
+            for what in self._shelf.judge(books.places):
+                self.wrong(what)
         if not life.was_killed:
             self._judge_end(life, books)
 
@@ -441,15 +477,21 @@ class Bench:
         """Compare what was told, by the session and on stdout, with what the ledger says."""
         told, stdout = self._folder / "told", self._folder / "stdout"
         # The last line may be cut off in its middle.
-        for line in told.read_text().split("\n")[:-1] if told.exists() else ():
-            what, task_id, *url = line.split(" ")
+        for line in told.read_text("utf-8").split("\n")[:-1] if told.exists() else ():
+            what, task_id, *url = line.split(" ", 2)
+            if what == "file":
+                if not (self.out / url[0]).exists():
+                    self.wrong(f"{url[0]!r} was told to be there, and is not")
+                continue
             if task_id not in books.tasks:
                 self.wrong(f"task {task_id} was told, and is not in the ledger")
             if what == "url" and books.urls.get(task_id) != url[0]:
                 self.wrong(f"the WAV of task {task_id} was told, and is not in the ledger")
-        for line in stdout.read_text().split("\n")[:-1] if stdout.exists() else ():
-            *_, task_id, url = line.split("\t")
-            if books.urls.get(task_id) != url:
+        places = {(one.task_id, one.path) for one in books.places.values() if one.is_stored}
+        shown = places if self.world.is_saving else {*books.urls.items()}
+        for line in stdout.read_text("utf-8").split("\n")[:-1] if stdout.exists() else ():
+            *_, task_id, where = line.split("\t")
+            if (task_id, where) not in shown:
                 self.wrong(f"{line!r} was printed, and is not in the ledger")
 
 
@@ -534,10 +576,10 @@ async def is_found(bench: Bench, bug: str | None) -> str:
     """Live with a bug, if any, dying where that tells most; return what was found."""
     score = Score(bench.world.name, "point")
     await bench.make(score, 8)
-    for point in TELLING:
+    for point in SAVING_TELLING if bench.world.is_saving else TELLING:
         _ = await bench.live(point, bug=bug)
         bench.grow(8)
         if score.violations:
-            return score.violations[0]
+            return "\n".join(score.violations)
     await bench.finish(bug=bug)
-    return "".join(score.violations[:1])
+    return "\n".join(score.violations)

@@ -1,5 +1,5 @@
 """
-``kie-wav bulk`` survives SIGKILL at any moment: nothing is paid twice, nothing is paid unseen.
+``kie-wav bulk`` survives SIGKILL at any moment: the bill is right, and every file is whole.
 
 The command runs in a process that dies at named moments, or at random ones, and is
 run again. The service runs in another process, which counts the charges. By default
@@ -11,14 +11,17 @@ a few lives of each kind are tried. All of them, with the table::
 from __future__ import annotations
 
 import asyncio
+import re
+from collections import Counter
 
 import pytest
 
 import crash_bugs
 import syncs
-from crash_bugs import BUGS, BUGS_OF_TWO
+from crash_bugs import BUGS, BUGS_OF_FILES, BUGS_OF_TWO
 from crash_child import POINTS
-from crash_worlds import CHARGES, KNOWS, MIXED, RISKS, WORLDS
+from crash_files import SAVING
+from crash_worlds import CHARGES, KNOWS, MIXED, RISKS, SAVES, WORLDS
 from crashes import HEAD, Bench, Score, die_at_random, die_everywhere, die_in_turn, is_found
 
 # One for each core of a small machine.
@@ -31,23 +34,24 @@ def judge(*scores):
 
 
 async def test_death_at_each_named_moment(tmp_path):
-    """Whatever moment the command dies at, the bill is bounded and nothing told is forgotten."""
-    score = await die_in_turn(MIXED, tmp_path, POINTS, tracks=4, benches=BENCHES)
+    """Whatever moment the command dies at, bill and files are right, and nothing is forgotten."""
+    points = (*POINTS, *SAVING)
+    score = await die_in_turn(MIXED, tmp_path, points, tracks=4, benches=BENCHES)
 
     judge(score)
-    assert len(POINTS) == score.kills
+    assert len(points) == score.kills
     assert 0 == score.charged_twice
 
 
-@pytest.mark.parametrize("world", [KNOWS, CHARGES], ids=lambda world: world.name)
+@pytest.mark.parametrize("world", [SAVES, CHARGES], ids=lambda world: world.name)
 async def test_death_at_random_moments(world, tmp_path):
     """However often the command dies, it comes to the end, and no track is paid twice."""
     score = await die_at_random(world, tmp_path, kills=5, per_world=5, tracks=40, benches=1)
 
     judge(score)
     assert 0 == score.charged_twice
-    if world is KNOWS:
-        assert score.tracks == score.converted == score.charged
+    if world is SAVES:
+        assert score.tracks == score.converted == score.charged == score.saved
 
 
 async def test_two_at_once(tmp_path):
@@ -87,9 +91,10 @@ async def test_the_disk_has_it_first(tmp_path, record_property):
 
 
 @pytest.mark.campaign
-async def test_no_bug_is_found_where_there_is_none(tmp_path):
+@pytest.mark.parametrize("world", [CHARGES, SAVES], ids=lambda world: world.name)
+async def test_no_bug_is_found_where_there_is_none(world, tmp_path):
     """The deaths that bring bugs to light find nothing in what is there."""
-    async with Bench(CHARGES, tmp_path) as bench:
+    async with Bench(world, tmp_path) as bench:
         assert "" == await is_found(bench, None)
 
 
@@ -101,6 +106,16 @@ async def test_a_planted_bug_is_found(bug, tmp_path):
         found = await is_found(bench, bug)
 
     assert "" != found
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("bug", BUGS_OF_FILES)
+async def test_a_bug_of_files_is_found(bug, tmp_path):
+    """A file that is there too early, or in another's place, is seen for what it is."""
+    async with Bench(SAVES, tmp_path) as bench:
+        found = await is_found(bench, bug)
+
+    assert re.search(BUGS_OF_FILES[bug][1], found)
 
 
 @pytest.mark.campaign
@@ -143,19 +158,23 @@ async def test_death_at_every_moment(tmp_path, capsys):
     show(f"\n{HEAD}")
     for world in WORLDS:
         folder = tmp_path / world.name
+        points = (*POINTS, *SAVING) if world.is_saving else POINTS
         everywhere = {"hits": 5, "tracks": 30, "benches": BENCHES}
         at_random = {"kills": 50, "per_world": 12, "tracks": 100, "benches": BENCHES}
         for score in (
-            await die_everywhere(world, folder / "points", POINTS, **everywhere),
+            await die_everywhere(world, folder / "points", points, **everywhere),
             await die_at_random(world, folder / "chance", **at_random),
         ):
             scores.append(score)
             show("\n".join([score.line(), *score.violations[:5]]))
 
     judge(*scores)
-    assert [] == [point for point in POINTS if not sum(score.reached[point] for score in scores)]
+    reached = sum((score.reached for score in scores), Counter())
+    assert {*POINTS, *SAVING} <= {*reached}
     for score in scores:
         if score.world != RISKS.name:
             assert 0 == score.charged_twice
-        if score.world == KNOWS.name:
+        if score.world in {KNOWS.name, SAVES.name}:
             assert score.tracks == score.converted == score.charged
+        if score.world == SAVES.name:
+            assert score.tracks == score.saved
