@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ import secrets
 import shutil
 import stat
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
 import attrs
@@ -29,10 +31,14 @@ from kie_wav_async._wav_header import HEAD_LENGTH, is_whole, parse_wav_header
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
-    from pathlib import Path
 
-#: What is synced reaches so far at least: less is lost by a process that is killed.
+#: What is synced reaches so far at least: more is not lost with the machine.
 SYNC_EVERY: Final = 16 << 20
+
+#: What a disk says that is full, and otherwise sound.
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+#: What a file system says that cannot sync a folder, or does not let us open it.
+_UNSYNCABLE: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM})
 
 # What is left free on the disk besides the file itself.
 _SPARE: Final = 64 << 20
@@ -49,36 +55,76 @@ _FLAGS: Final = (
 
 @attrs.define
 class _Note:
-    """What is written beside a part: what its bytes are bytes of, and how many are synced."""
+    """
+    What is written beside a part: what its bytes are bytes of, and how many are good.
+
+    Attributes:
+        task_id: The conversion task.
+
+        etag: The strong tag of the version.
+
+        total: Its length; `None` if it is not told.
+
+        written: How many bytes there are for as long as the machine runs.
+
+        synced: How many there are whatever becomes of it; at most *written*.
+
+        boot_id: Names the run of the machine; ``""`` where that has no name.
+    """
 
     task_id: str
     etag: str
     total: int | None
+    written: int
     synced: int
+    boot_id: str
 
     def encode(self) -> bytes:
         return json.dumps(attrs.asdict(self)).encode() + b"\n"
+
+    @property
+    def good(self) -> int:
+        """How many bytes can be gone on with."""
+        return self.written if self.boot_id and self.boot_id == _boot_id() else self.synced
 
 
 def _parse_note(found: object) -> _Note | None:
     fields = cast("dict[str, object]", found) if isinstance(found, dict) else {}
     match fields:
-        case {"task_id": str(task_id), "etag": str(etag), "total": total, "synced": int(synced)}:
+        case {
+            "task_id": str(task_id),
+            "etag": str(etag),
+            "total": total,
+            "written": int(written),
+            "synced": int(synced),
+            "boot_id": str(boot_id),
+        }:
             pass
         case _:
             return None
     # A bool is an int, and no count.
-    if not (total is None or type(total) is int) or type(synced) is not int:
+    if not (total is None or type(total) is int) or {type(written), type(synced)} != {int}:
         return None
-    if synced < 1 or strong_etag(etag) is None:
+    if not 0 <= synced <= written or strong_etag(etag) is None:
         return None
-    return None if total is not None and synced > total else _Note(task_id, etag, total, synced)
+    if total is not None and written > total:
+        return None
+    return _Note(task_id, etag, total, written, synced, boot_id)
+
+
+@functools.cache
+def _boot_id() -> str:
+    # Source: the manual page proc(5), "/proc/sys/kernel/random/boot_id".
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def part_path(target: Path) -> Path:
     """Return where the bytes of *target* are kept until it is whole."""
     name = f"{target.name}.part"
-    if len(os.fsencode(name)) + len(".json") > _NAME_BYTES:
+    if len(os.fsencode(name)) + len("..json") > _NAME_BYTES:
         name = f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:32]}.part"
     return target.with_name(name)
 
@@ -106,6 +152,16 @@ def find_whole(target: Path) -> Download | None:
             return Download(target, size, digest.hexdigest(), resumed=False)
     except FileNotFoundError:
         return None
+
+
+def remove_leftovers(target: Path, task_id: str) -> None:
+    """Remove what a process that was killed has left of a file that is whole, if it did."""
+    part = part_path(target)
+    if os.path.lexists(part) or os.path.lexists(f"{part}.json"):
+        left = PartFile(target, task_id)
+        with contextlib.suppress(OSError):
+            left.open()
+        left.close(keep=False)
 
 
 def _declares(head: bytes, size: int) -> bool:
@@ -181,6 +237,9 @@ class PartFile:
                 yield
             except OSError as error:
                 self._fault = (error.errno, error.strerror or type(error).__name__)
+                if self._is_taken_in and self._note_fd >= 0:
+                    with contextlib.suppress(OSError):
+                        self._write_note()
                 raise
 
     @property
@@ -230,7 +289,9 @@ class PartFile:
 
     def _open_note(self, note: _Note | None) -> None:
         """Put a note of ours in the place of what is there, in one step, and open it."""
-        fresh = self.path.with_name(f".{secrets.token_hex(16)}.part.json")
+        # A name of its own, not any: who finds it after our death takes it for his.
+        fresh = self.path.with_name(f".{self.path.name}.json")
+        fresh.unlink(missing_ok=True)
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o666)
         try:
             try:
@@ -249,15 +310,15 @@ class PartFile:
         self._note_fd = os.open(self._note_path, os.O_WRONLY | _FLAGS)
 
     def _load(self, note: _Note) -> None:
-        """Take in what an earlier process has synced; what it wrote after that may be anything."""
-        os.ftruncate(self._fd, min(note.synced, os.fstat(self._fd).st_size))
+        """Take in what an earlier process has vouched for; what comes after may be anything."""
+        os.ftruncate(self._fd, min(note.good, os.fstat(self._fd).st_size))
         os.lseek(self._fd, 0, os.SEEK_SET)
         while piece := os.read(self._fd, _PIECE):
             self._take(piece)
-        self._synced = self.length
+        self._synced = min(note.synced, self.length)
         self.etag, self.total = note.etag, note.total
         self.is_resumed = self.length > 0
-        if self._synced != note.synced:
+        if self.length != note.written:
             self._write_note()
 
     def _take(self, piece: bytes) -> None:
@@ -267,10 +328,12 @@ class PartFile:
         self.length += len(piece)
 
     def _write_note(self) -> None:
-        """Write down what is synced, or that nothing can be gone on with."""
+        """Write down what is there, or that nothing can be gone on with."""
         text = b""
         if self.etag is not None and self.is_shared:
-            text = _Note(self._task_id, self.etag, self.total, self._synced).encode()
+            written = self.length if self._fault is None else self._synced
+            counts = (self.total, written, self._synced)
+            text = _Note(self._task_id, self.etag, *counts, _boot_id()).encode()
         os.lseek(self._note_fd, 0, os.SEEK_SET)
         _write_all(self._note_fd, text)
         # Not first: killed in between, we would have nothing to go on by.
@@ -317,12 +380,26 @@ class PartFile:
         Raises:
             OSError: The disk says no.
         """
+        full: OSError | None = None
         with self._careful():
             for piece in pieces:
-                _write_all(self._fd, piece)
+                try:
+                    _write_all(self._fd, piece)
+                except OSError as error:
+                    if error.errno not in _FULL:
+                        raise
+                    full = error
+                    # The disk is sound, and what came before is as good as it was.
+                    os.ftruncate(self._fd, self.length)
+                    os.lseek(self._fd, self.length, os.SEEK_SET)
+                    break
                 self._take(piece)
-            if self.length - self._synced >= SYNC_EVERY:
+            if full is None and self.length - self._synced >= SYNC_EVERY:
                 self._sync()
+            elif self.is_resumable:
+                self._write_note()
+        if full is not None:
+            raise full
 
     def _sync(self) -> None:
         os.fsync(self._fd)
@@ -344,12 +421,14 @@ class PartFile:
             if os.name == "nt":  # pragma: no cover - the tests run on POSIX
                 self._close()  # Nothing that is open can be renamed there.
             try:
-                self._note_path.unlink(missing_ok=True)
                 self.path.replace(self._target)
             except OSError:
                 with contextlib.suppress(OSError):
                     _narrow(self._fd, 0o600)
                 raise
+            # Not first: a part without a note is somebody else's file.
+            with contextlib.suppress(OSError):
+                self._note_path.unlink()
             _sync_folder(self._target.parent)
             self._close()
             return Download(
@@ -373,8 +452,8 @@ class PartFile:
                 elif not self._is_taken_in and os.fstat(self._fd).st_size:
                     pass  # It could not even be looked at, and may be gone on with.
                 elif _is_at(self._fd, self.path):
-                    self._note_path.unlink(missing_ok=True)
                     self.path.unlink()
+                    self._note_path.unlink(missing_ok=True)
             finally:
                 self._close()
 
@@ -409,6 +488,9 @@ def _open_locked(path: Path) -> tuple[int, Path]:
                 break
             # Whoever had the lock may have given the file its name, or removed it.
             if _is_at(fd, path):
+                # Each part of ours has a note before its first byte, and as long as it lives.
+                if os.fstat(fd).st_size and not os.path.lexists(f"{path}.json"):
+                    break
                 return fd, path
         except BaseException:
             os.close(fd)
@@ -447,8 +529,12 @@ def _write_all(fd: int, data: bytes) -> None:
 def _sync_folder(folder: Path) -> None:
     if os.name == "nt":  # pragma: no cover - the tests run on POSIX
         return  # There a folder cannot be opened.
-    fd = os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        fd = os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if error.errno not in _UNSYNCABLE:
+            raise

@@ -104,7 +104,8 @@ def note_path(target):
 
 def write_note(target, **changes):
     """Write an honest note beside a part, changed; what is `...` is left out."""
-    honest = {"task_id": TASK, "etag": ETAG, "total": len(BODY), "synced": 5_000}
+    honest = {"task_id": TASK, "etag": ETAG, "total": len(BODY), "written": 5_000}
+    honest |= {"synced": 5_000, "boot_id": ""}
     said = {name: value for name, value in {**honest, **changes}.items() if value is not ...}
     note_path(target).write_text(json.dumps(said), encoding="utf-8")
 
@@ -456,7 +457,10 @@ NOTES = {
     "deep": DEEP,
     "long": b'{"task_id": "' + b"x" * 1_000_000 + b'"}',
     "long, then right": b" " * 20_000
-    + json.dumps({"task_id": TASK, "etag": ETAG, "total": 10_000, "synced": 5_000}).encode(),
+    + json.dumps(
+        {"task_id": TASK, "etag": ETAG, "total": 10_000, "written": 5_000, "synced": 5_000}
+        | {"boot_id": ""}
+    ).encode(),
     "a number of 5,000 digits": b'{"synced": ' + b"9" * 5_000 + b"}",
     "null": b"null",
     "list": b"[]",
@@ -508,8 +512,15 @@ def test_a_note_that_makes_no_sense_is_none(target, text):
         {"synced": 5_000.0},
         {"synced": float("nan")},
         {"synced": float("inf")},
-        {"synced": 10_001},
+        {"synced": 5_001},
         {"synced": [5_000]},
+        {"written": ...},
+        {"written": 4_999},
+        {"written": 10_001},
+        {"written": True},
+        {"written": 5_000.0},
+        {"boot_id": ...},
+        {"boot_id": None},
     ],
     ids=str,
 )
@@ -530,13 +541,72 @@ def test_a_note_need_not_know_the_length(target, total):
         assert (5_000, total) == (part.length, part.total)
 
 
-def test_a_part_without_a_note_is_begun_anew(target):
-    """Bytes of which nobody knows whose they are are cut off."""
+def test_a_part_without_a_note_is_somebody_elses(target):
+    """A file that only has the name of a part stays what it is, and the download has another."""
     part_path(target).write_bytes(OTHER)
     with opened(target) as part:
-        assert 0 == part.length == part_path(target).stat().st_size
+        assert not part.is_shared
+        assert OTHER == part_path(target).read_bytes()
         fill(part)
         part.finish()
+    assert BODY == target.read_bytes()
+    assert OTHER == part_path(target).read_bytes()
+
+
+def test_an_empty_part_without_a_note_is_ours(target):
+    """A process that was killed before it wrote anything leaves nothing in the way."""
+    part_path(target).touch()
+    with opened(target) as part:
+        assert part.is_shared
+
+
+def test_what_was_written_is_gone_on_with_while_the_machine_runs(target):
+    """A process that is killed leaves all that it wrote, synced or not."""
+    part = PartFile(target, TASK)
+    part.open()
+    fill(part, stop=5_000)
+    note = json.loads(note_path(target).read_bytes())
+    assert (5_000, 4_000) == (note["written"], note["synced"])
+    os.close(part._fd)  # As death does; the lock goes with it.
+    part._fd = -1
+    with opened(target) as second:
+        assert 5_000 == second.length
+    part.close(keep=False)
+
+
+@pytest.mark.parametrize("boot_id", ["", "another"])
+def test_what_was_synced_is_gone_on_with_after_the_machine_stopped(target, boot_id):
+    """Of what was written before the machine stopped only what was synced is believed."""
+    leave(target)
+    write_note(target, synced=3_000, boot_id=boot_id)
+    with opened(target) as part:
+        assert 3_000 == part.length == part_path(target).stat().st_size
+        fill(part)
+        part.finish()
+    assert BODY == target.read_bytes()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_takes_nothing_away(target, disk, code):
+    """What was written before the disk was full is kept and gone on with, and no more than that."""
+    with opened(target) as part:
+        fill(part, stop=5_000)
+
+        def half(point):
+            if point == "write part":
+                disk.before = lambda point: full(point) if point == "write part" else None
+                return 250
+            return None
+
+        full = Fault(1, code)
+        disk.before = half
+        with pytest.raises(OSError, match=os.strerror(code)):
+            part.write([BODY[5_000:6_000]])
+        disk.before = lambda _: None
+    assert full.point
+    assert BODY[:5_000] == part_path(target).read_bytes()
+    assert 5_000 == json.loads(note_path(target).read_bytes())["synced"]
+    assert save(target).resumed
     assert BODY == target.read_bytes()
 
 
@@ -691,7 +761,7 @@ def test_a_part_that_went_away_before_it_was_locked_is_opened_anew(target, monke
             else:
                 first.close(keep=False)
             if end == "replace":
-                part_path(target).write_bytes(OTHER)
+                part_path(target).touch()
         return try_lock(fd)
 
     monkeypatch.setattr(_part_file, "_try_lock", ends_first)
@@ -876,16 +946,15 @@ def test_a_file_gets_its_name_in_this_order(target, disk):
 
 
 def test_bytes_are_synced_before_they_are_noted(target, disk):
-    """A note of more bytes is written after a sync, and nothing is written between the two."""
+    """A note is written after each write, and after the sync where there is one."""
     with opened(target) as part:
         part.restart(ETAG, len(BODY))
         disk.calls.clear()
         for start in range(0, 7_000, BLOCK):
             part.write([BODY[start : start + BLOCK]])
     calls = [call for call in disk.calls if call.split()[0] in {"write", "fsync"}]
-    noted = [number for number, call in enumerate(calls) if call == "write note"]
-    assert 4 == len(noted)
-    assert {"fsync part"} == {calls[number - 1] for number in noted}
+    plain, synced = ["write part", "write note"], ["write part", "fsync part", "write note"]
+    assert [*(plain + synced) * 3, *plain, *synced[1:]] == calls
 
 
 def open_fds():
@@ -959,7 +1028,7 @@ def test_a_write_that_failed_half_way_is_the_last(target, disk, written):
     """Nothing is written or synced after a write that failed, since nobody knows what is there."""
     with opened(target) as part:
         fill(part, stop=5_000)
-        full = Fault(2, errno.ENOSPC)
+        full = Fault(2)
 
         def half(point):
             if point == "write part":
@@ -968,13 +1037,13 @@ def test_a_write_that_failed_half_way_is_the_last(target, disk, written):
             return None
 
         disk.before = half
-        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
             part.write([BODY[5_000:6_000]])
         disk.before = lambda _: None
         for _ in range(4):
-            with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            with pytest.raises(OSError, match=os.strerror(errno.EIO)):
                 part.write([BODY[6_000:7_000]])
-        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
             part.finish()
     assert not target.exists()
     assert 4_000 == json.loads(note_path(target).read_bytes())["synced"]
@@ -1088,5 +1157,4 @@ def test_the_system_is_asked_in_that_order(target):
     after = [kind for kind in seen[last_write + 1 :] if kind != "note"]
     assert ["sync", "sync", "mode", "name", "sync folder"] == after
     notes = [number for number, kind in enumerate(seen) if kind == "note"]
-    assert 6 == len(notes)
-    assert {"sync"} == {seen[number - 1] for number in notes[1:]}
+    assert {"write", "sync"} == {seen[number - 1] for number in notes[1:]}
