@@ -128,10 +128,11 @@ def _spend(name: str, by: str, count: int) -> dict[str, float]:
 def measure(*, quick: bool) -> list[Figure]:
     """Return KiB per conversion, and tasks."""
     count = 100 if quick else 10_000
+    baseline = {by: _spend("bare", by, count) for by in ("tracemalloc", "rss")}
     figures = []
     for name in ("accepted", "queued"):
         for by, target in (("tracemalloc", TARGET_KIB), ("rss", None)):
-            bare, ours = _spend("bare", by, count), _spend(name, by, count)
+            bare, ours = baseline[by], _spend(name, by, count)
             figures.append(
                 Figure(
                     f"memory, {name}, {by}",
