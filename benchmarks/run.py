@@ -5,6 +5,7 @@ from __future__ import annotations
 import bench_callbacks
 import bench_client_cpu
 import bench_codec
+import bench_download
 import bench_ledger
 import bench_memory
 import bench_settle
@@ -20,4 +21,5 @@ if __name__ == "__main__":
         bench_client_cpu.measure,
         bench_callbacks.measure,
         bench_ledger.measure,
+        bench_download.measure,
     )
