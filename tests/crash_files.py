@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 #: How long a file plays: some are a block, some are a few.
-WAV_S = (0.05, 0.4)
+WAV_S = (0.02, 0.2)
 
 #: So much is written at a time, and so much is synced, in these lives.
 BLOCK = 1 << 13
@@ -62,8 +62,11 @@ SAVING = (
     "downloaded: told",  # To whoever listens, and not to the ledger yet.
 )
 
-#: Left for good by a death between the making of a file and its renaming: nobody knows its name.
-NAMELESS = re.compile(r"\.[0-9a-f]{32}\.part\.json|\.manifest\.jsonl\.[0-9a-f]{16}\.part")
+#: Those that leave nothing behind that another one does not.
+SAVING_NEXT = tuple(f"{what}: next" for what in CHANGES)
+
+#: Left for good by a death before a manifest has its name: nobody knows what it was called.
+NAMELESS = re.compile(r"\.manifest\.jsonl\.[0-9a-f]{16}\.part")
 
 MANIFEST = "manifest.jsonl"
 LEDGER = frozenset(f"kie-wav.sqlite3{suffix}" for suffix in ("", "-wal", "-shm", ".lock"))
@@ -157,6 +160,8 @@ class Shelf:
             elif (found := _look(path)) != sound_of(*tracks[name]):
                 wrong.append(f"{name!r}: {found[0]} bytes are not the file of {tracks[name]}")
         for track, place in places.items():
+            if place.key != fold(place.path):
+                wrong.append(f"{place.path!r} is reserved as {place.key!r}")
             if place.is_stored and place.path not in there:
                 wrong.append(f"{place.path!r} is stored, and is not there")
             if place.is_stored and (place.size, place.sha256) != sound_of(*track):

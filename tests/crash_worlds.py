@@ -63,7 +63,7 @@ BAD = "refused"  # An audio id that the service does not know.
 FAILING = Fault(kind="fail", on="conversion", every=9)
 # And files: some hosts let go half way, or refuse a link that is fresh, or take their time.
 LOOSE = (
-    Fault(kind="cut", on="media", every=5, size=9_000),
+    Fault(kind="cut", on="media", every=5, size=5_000),
     Fault(kind="expired", on="media", at=1, per_task=True, chance=0.2),
     Fault(kind="slow", on="media", every=3, delay_s=(0.0, 20.0)),
 )
