@@ -27,7 +27,13 @@ from kie_wav_async._envelope import parse_retry_after
 from kie_wav_async._media import Media, MediaError
 from kie_wav_async._models import WavFile
 from kie_wav_async._pace import Pace
-from kie_wav_async._part_file import PartFile, find_whole
+from kie_wav_async._part_file import (
+    PartFile,
+    find_untold,
+    find_whole,
+    remove_leftovers,
+    take_as_whole,
+)
 from kie_wav_async._ranges import parse_content_range, parse_length, strong_etag
 from kie_wav_async._schedule import RetryPolicy, retry_delay_s
 from kie_wav_async._wav_header import HEAD_LENGTH, LEAST_LENGTH, is_whole, parse_wav_header
@@ -35,8 +41,13 @@ from kie_wav_async.errors import (
     DownloadError,
     InvalidRequestError,
     KieWavError,
+    MaintenanceError,
     NotFoundError,
+    RateLimitedError,
+    ServerError,
     SessionClosedError,
+    TransportError,
+    WireFormatError,
 )
 
 if TYPE_CHECKING:
@@ -62,12 +73,24 @@ _TELL_S: Final = 0.25
 
 # What a host says of a link that it does not let us have, any more or at all.
 _REFUSALS: Final = frozenset({401, 403, 404, 410})
+# What may keep KIE from giving another link, and may not another time.
+_TRANSIENT: Final = (
+    TransportError,
+    WireFormatError,
+    ServerError,
+    RateLimitedError,
+    MaintenanceError,
+)
 # What it may say otherwise another time; every 5xx besides.
 _PASSING: Final = frozenset({408, 425, 429})
 
 
 class _LinkRefusedError(Exception):
     """The host does not let us have the file under this link."""
+
+
+class _AlreadyThereError(Exception):
+    """What is there is as long as what the host has."""
 
 
 @attrs.define
@@ -105,6 +128,16 @@ class _Writer:
             await self._finish(writing)
 
 
+def _has_all(part: PartFile) -> bool:
+    """Return whether all has come, as far as anybody tells how much that is."""
+    if not part.length or part.total is not None:
+        return part.length > 0 and part.length == part.total
+    try:
+        return part.length == parse_wav_header(part.head)
+    except ValueError:
+        return False
+
+
 @attrs.define(kw_only=True)
 class FileDownload:
     """
@@ -113,7 +146,9 @@ class FileDownload:
     Attributes:
         wav: What is wanted.
 
-        target: Where it is wanted.
+        path: Where it is wanted, as that was said.
+
+        target: The same, wherever we are.
 
         media: The way to the host.
 
@@ -129,6 +164,7 @@ class FileDownload:
     """
 
     wav: WavFile
+    path: Path
     target: Path
     media: Media
     clock: Clock
@@ -137,6 +173,8 @@ class FileDownload:
     chance: Callable[[], float]
     emit: Callable[..., None]
     _is_renewed: bool = attrs.field(default=False, init=False)
+    # How long a file is that is there, is a WAV file, and does not tell how long it is.
+    _untold: int | None = attrs.field(default=None, init=False)
     # Whether what is there is of no use to anybody.
     _is_spoilt: bool = attrs.field(default=False, init=False)
     _told_mono_s: float = attrs.field(default=-math.inf, init=False)
@@ -148,10 +186,16 @@ class FileDownload:
         Raises:
             DownloadError: It is not there.
         """
+        download = await self._save()
+        return attrs.evolve(download, path=self.path)
+
+    async def _save(self) -> Download:
         found = await self._on_disk(find_whole, self.target)
         if found is not None:
+            await self._on_disk(remove_leftovers, self.target, self.wav.task_id)
             return found
         self.media.verify(self.wav.url)
+        self._untold = await self._on_disk(find_untold, self.target)
         part = PartFile(self.target, self.wav.task_id)
         try:
             await self._on_disk(part.open)
@@ -162,6 +206,9 @@ class FileDownload:
                 return found
             await self._fetch(part)
             return await self._on_disk(part.finish)
+        except _AlreadyThereError:
+            self._is_spoilt = True
+            return await self._on_disk(take_as_whole, self.target)
         finally:
             await self._on_disk(lambda: part.close(keep=not self._is_spoilt))
 
@@ -213,7 +260,9 @@ class FileDownload:
             raise
         except KieWavError as error:
             msg = f"{refusal}, and KIE gave no other ({error})"
-            raise MediaError(msg) from error
+            if isinstance(error, _TRANSIENT):
+                raise MediaError(msg) from error
+            raise self._failed(msg, "unavailable") from error
         self._is_renewed = True
         self.media.verify(fresh)
         return fresh
@@ -221,17 +270,41 @@ class FileDownload:
     async def _attempt(self, part: PartFile, url: URL) -> None:
         if part.length and not part.is_resumable:
             await self._on_disk(part.restart, None, None)
-        if part.length == 0 or part.length != part.total:
+        if not _has_all(part):
             headers: dict[str, str] = {}
             if part.is_resumable:
                 headers = {"Range": f"bytes={part.length}-", "If-Range": str(part.etag)}
             async with self.media.open(url, headers) as answer:
-                await self._begin(part, answer, is_range=bool(headers))
-                await self._copy(part, answer)
+                await self._take(part, answer, is_range=bool(headers))
         await self._verify_whole(part)
 
-    async def _begin(self, part: PartFile, answer: MediaAnswer, *, is_range: bool) -> None:
-        """Make *part* ready for the body of *answer*."""
+    async def _take(self, part: PartFile, answer: MediaAnswer, *, is_range: bool) -> None:
+        """Put what *answer* brings into *part*, unless it is none of the file."""
+        pace = Pace()
+        self._verify_answer(answer)
+        match answer.status:
+            case HTTPStatus.OK:
+                pieces, most = await self._begin(part, answer, pace, is_range=is_range)
+            case HTTPStatus.PARTIAL_CONTENT:
+                pieces = list[bytes]()
+                most = await self._go_on(part, answer, is_range=is_range)
+            case HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE if is_range:
+                await self._on_disk(part.restart, None, None)
+                msg = f"{answer.host} has no more of the file, which has changed"
+                raise MediaError(msg, "truncated")
+            case status:
+                msg = f"{answer.host} answered {status}"
+                raise self._failed(msg, "unavailable")
+        self._tell_progress(part)
+        try:
+            await self._copy(part, answer, pace, pieces, most)
+        except MediaError:
+            # An end that did not come, after everything else.
+            if not _has_all(part):
+                raise
+
+    def _verify_answer(self, answer: MediaAnswer) -> None:
+        """Return if *answer* may be the file, or a part of it, by its head."""
         status, host = answer.status, answer.host
         if status in _REFUSALS:
             msg = f"{host} refuses the link ({status})"
@@ -240,38 +313,62 @@ class FileDownload:
             retry_after = answer.header("Retry-After")
             msg = f"{host} answered {status}"
             raise MediaError(msg, retry_after=retry_after)
-        if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and is_range:
-            await self._on_disk(part.restart, None, None)
-            msg = f"{host} has no more of the file, which has changed"
-            raise MediaError(msg, "truncated")
-        if status not in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT}:
-            msg = f"{host} answered {status}"
-            raise self._failed(msg, "unavailable")
-        if answer.has("Content-Encoding"):
+        is_file = status in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT}
+        if is_file and answer.has("Content-Encoding"):
             # aiohttp would unpack what was cut off without a word, and any bomb.
             msg = f"{host} sent the file compressed, unasked"
-            raise self._spoilt(msg, "encoded")
-        if status == HTTPStatus.PARTIAL_CONTENT:
-            await self._verify_range(part, answer, is_range=is_range)
-        else:
-            length = answer.header("Content-Length")
-            total = None if length is None else parse_length(length)
-            self._verify_size(total, host)
-            await self._on_disk(part.restart, strong_etag(answer.header("ETag")), total)
-        if part.total is not None:
-            await self._on_disk(part.verify_room, part.total - part.length)
-        self._tell_progress(part)
+            raise self._failed(msg, "encoded")
 
-    async def _verify_range(self, part: PartFile, answer: MediaAnswer, *, is_range: bool) -> None:
-        """Return if *answer* is the rest of what is there; else nothing is there any more."""
+    async def _read_head(self, answer: MediaAnswer, pace: Pace) -> list[bytes]:
+        """Return the first pieces of a body: enough to see what it is, if there is as much."""
+        pieces: list[bytes] = []
+        with contextlib.suppress(MediaError):  # The next read meets it again.
+            while sum(map(len, pieces)) < HEAD_LENGTH:
+                piece = await self._read(answer, pace)
+                if not piece:
+                    break
+                pieces.append(piece)
+        return pieces
+
+    async def _begin(
+        self, part: PartFile, answer: MediaAnswer, pace: Pace, *, is_range: bool
+    ) -> tuple[list[bytes], int]:
+        """Make *part* ready for a whole file; return its first pieces, and its greatest length."""
+        length = answer.header("Content-Length")
+        total = None if length is None else parse_length(length)
+        self._verify_size(total, answer.host)
+        pieces = await self._read_head(answer, pace)
+        head = b"".join(pieces)
+        most, declared = (MAX_BYTES if total is None else total), None
+        if len(head) >= HEAD_LENGTH:  # Else it is judged when there is no more of it.
+            declared = self._declared(head)
+            self._verify_size(declared, answer.host)
+            if declared is not None and total is not None:
+                self._verify_declared(total, declared)
+            elif declared is not None:
+                most = min(declared + _SURPLUS, MAX_BYTES)
+            elif total is not None and total == self._untold and not is_range:
+                raise _AlreadyThereError
+        await self._on_disk(part.restart, strong_etag(answer.header("ETag")), total)
+        await self._on_disk(part.verify_room, total or declared or 0)
+        return pieces, most
+
+    async def _go_on(self, part: PartFile, answer: MediaAnswer, *, is_range: bool) -> int:
+        """
+        Return how long *part* becomes by *answer*, if that goes on where it ends.
+
+        Else nothing is there any more.
+        """
         found = parse_content_range(answer.header("Content-Range") or "")
+        # One that is missing says nothing: If-Range was asked for.
+        is_same = not answer.has("ETag") or strong_etag(answer.header("ETag")) == part.etag
         is_rest = (
             is_range
             and found is not None
             and found.first == part.length
             and found.total is not None
             and part.total in {None, found.total}
-            and strong_etag(answer.header("ETag")) == part.etag
+            and is_same
         )
         if found is None or not is_rest:
             await self._on_disk(part.restart, None, None)
@@ -280,27 +377,28 @@ class FileDownload:
         self._verify_size(found.total, answer.host)
         part.total = found.total
         part.is_resumed = True
+        await self._on_disk(part.verify_room, (found.total or 0) - part.length)
+        return found.last + 1
 
     def _verify_size(self, size: int | None, host: str) -> None:
         if size is not None and size > MAX_BYTES:
             msg = f"{host} has a file of {size:,} bytes, and {MAX_BYTES:,} are taken at most"
-            raise self._spoilt(msg, "too-large")
+            raise self._failed(msg, "too-large")
 
-    async def _copy(self, part: PartFile, answer: MediaAnswer) -> None:
-        """Append the body of *answer* to *part*."""
-        pace, length = Pace(), part.length
-        most = MAX_BYTES if part.total is None else part.total
-        is_checked = len(part.head) >= HEAD_LENGTH
+    async def _copy(
+        self, part: PartFile, answer: MediaAnswer, pace: Pace, pieces: list[bytes], most: int
+    ) -> None:
+        """Append *pieces* and the rest of the body of *answer* to *part*."""
+        length = part.length
         writer = _Writer(lambda pieces: self._start(part.write, pieces), self._finish)
         try:
-            while piece := await self._read(answer, pace):
+            while piece := pieces.pop(0) if pieces else await self._read(answer, pace):
                 length += len(piece)
                 if length > most:
                     raise await self._too_long(part, answer, most)
                 await writer.push(piece)
-                if not is_checked and length >= HEAD_LENGTH:
-                    await writer.flush()
-                    is_checked, most = True, self._most_of(part)
+                if not part.length:
+                    await writer.flush()  # Something to go on with, should the next not come.
                 self._tell_progress(part)
         finally:
             # What has come is worth keeping, whatever ended the attempt.
@@ -308,17 +406,18 @@ class FileDownload:
             self._tell_progress(part, is_last=True)
 
     async def _read(self, answer: MediaAnswer, pace: Pace) -> bytes:
+        if pace.is_too_slow:  # Asked first: what has come is never lost.
+            msg = f"{answer.host} sends the file too slowly"
+            raise MediaError(msg, "too-slow")
         began_s = self.clock.monotonic()
         piece = await answer.read()
         pace.note(self.clock.monotonic() - began_s, len(piece))
-        if piece and pace.is_too_slow:
-            msg = f"{answer.host} sends the file too slowly"
-            raise MediaError(msg, "too-slow")
         return piece
 
     async def _too_long(self, part: PartFile, answer: MediaAnswer, most: int) -> Exception:
         if part.total is None:
-            return self._spoilt(f"{answer.host} sends more than {most:,} bytes", "too-large")
+            self._is_spoilt = True
+            return self._failed(f"{answer.host} sends more than {most:,} bytes", "too-large")
         # Of such a host not even the beginning is to be believed.
         await self._on_disk(part.restart, None, None)
         msg = f"{answer.host} sends more than it announced"
@@ -326,58 +425,45 @@ class FileDownload:
 
     # --- what it has to be ------------------------------------------------------------------
 
-    def _declared(self, part: PartFile) -> int | None:
+    def _declared(self, head: bytes) -> int | None:
         try:
-            return parse_wav_header(part.head)
+            return parse_wav_header(head)
         except ValueError as error:
             msg = f"what {self.wav.url.host} sent {error}"
-            raise self._spoilt(msg, "not-a-wav") from None
-
-    def _most_of(self, part: PartFile) -> int:
-        """Return how long *part* may become if it is to be a whole WAV file, by its beginning."""
-        declared = self._declared(part)
-        self._verify_size(declared, str(self.wav.url.host))
-        if part.total is None:
-            return MAX_BYTES if declared is None else min(declared + _SURPLUS, MAX_BYTES)
-        if declared is not None:
-            self._verify_declared(part.total, declared)
-        return part.total
+            raise self._failed(msg, "not-a-wav") from None
 
     async def _verify_whole(self, part: PartFile) -> None:
-        """Return if *part* is a whole WAV file."""
+        """Return if *part* is a whole WAV file; if not, nothing of it is worth keeping."""
         if part.total is not None and part.length != part.total:
             msg = f"{part.length:,} of {part.total:,} bytes came"
             raise MediaError(msg, "truncated")
         if part.total is None and part.length < LEAST_LENGTH:
             msg = f"{part.length:,} bytes came"
             raise MediaError(msg, "truncated")
-        declared = self._declared(part)
-        if declared is None:
-            if part.total is None:
-                msg = "neither the file nor its host tells how long it is, so it may be cut off"
-                raise self._spoilt(msg, "truncated")
-            return
-        if part.total is None and part.length < declared:
-            msg = f"{part.length:,} of the {declared:,} bytes came that the file declares"
-            raise MediaError(msg, "truncated")
-        self._verify_declared(part.length, declared)
+        self._is_spoilt = True
+        declared = self._declared(part.head)
+        if declared is None and part.total is None:
+            msg = "neither the file nor its host tells how long it is, so it may be cut off"
+            raise self._failed(msg, "truncated")
+        if declared is not None:
+            if part.total is None and part.length < declared:
+                self._is_spoilt = False
+                msg = f"{part.length:,} of the {declared:,} bytes came that the file declares"
+                raise MediaError(msg, "truncated")
+            self._verify_declared(part.length, declared)
+        self._is_spoilt = False
 
     def _verify_declared(self, length: int, declared: int) -> None:
         if is_whole(length, declared):
             return
         # Asked for again it would be the same: that is how the host has it.
         msg = f"the file is {length:,} bytes long and declares {declared:,}"
-        raise self._spoilt(msg, "truncated" if length < declared else "not-a-wav")
+        raise self._failed(msg, "truncated" if length < declared else "not-a-wav")
 
     # --- helpers ----------------------------------------------------------------------------
 
     def _failed(self, message: str, reason: DownloadReason) -> DownloadError:
         return DownloadError(message, reason=reason, task_id=self.wav.task_id, track=self.wav.track)
-
-    def _spoilt(self, message: str, reason: DownloadReason) -> DownloadError:
-        """Make an error after which nothing is kept: asked again, the host would send the same."""
-        self._is_spoilt = True
-        return self._failed(message, reason)
 
     def _tell_progress(self, part: PartFile, *, is_last: bool = False) -> None:
         now = self.clock.monotonic()
@@ -386,7 +472,7 @@ class FileDownload:
             self._tell(events.DownloadProgress, bytes=part.length, total=part.total)
 
     def _tell(self, kind: type[events.Event], **fields: object) -> None:
-        self.emit(kind, wav=self.wav, path=self.target, **fields)
+        self.emit(kind, wav=self.wav, path=self.path, **fields)
 
     async def _on_disk(self, work: Callable[..., T], *args: object) -> T:
         """
@@ -424,5 +510,5 @@ class FileDownload:
         try:
             return working.result()
         except OSError as error:
-            msg = f"{self.target}: {error.strerror or type(error).__name__}"
+            msg = f"{self.path}: {error.strerror or type(error).__name__}"
             raise self._failed(msg, "disk") from error

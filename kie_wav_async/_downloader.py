@@ -75,10 +75,12 @@ class Downloader:
         self._desk.emit(events.Downloaded, wav=wav, download=download)
         return download
 
-    async def _save(self, wav: WavFile, target: Path) -> Download:
-        async with self._place(wav, _key(target)), self._turns:
+    async def _save(self, wav: WavFile, path: Path) -> Download:
+        target = await self._resolve(wav, path)
+        async with self._place(wav, target), self._turns:
             work = FileDownload(
                 wav=wav,
+                path=path,
                 target=target,
                 media=self._media,
                 clock=self._desk.clock,
@@ -92,6 +94,16 @@ class Downloader:
             except DownloadError as error:
                 # What the way to the host raises does not know what was wanted of it.
                 raise error.about(task_id=wav.task_id, track=wav.track) from error.__cause__
+
+    async def _resolve(self, wav: WavFile, path: Path) -> Path:
+        """Return what names *path* wherever we are, and however its folder was spelled."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._executor, _resolve_folder, path)
+        except OSError as error:
+            msg = f"{path}: {error.strerror or type(error).__name__}"
+            failure = DownloadError(msg, reason="disk", task_id=wav.task_id, track=wav.track)
+            raise failure from error
 
     @contextlib.asynccontextmanager
     async def _place(self, wav: WavFile, key: Path) -> AsyncGenerator[None]:
@@ -116,7 +128,8 @@ class Downloader:
     def close(self) -> None:
         """Let nobody wait any more; what has come of files is kept; see `under_way`."""
         for task in self._tasks:
-            task.cancel()
+            if not task.cancelling():  # Cancelled twice, it would not wait for the disk.
+                task.cancel()
 
     async def aclose(self) -> None:
         """Close the connections, once nothing is under way."""
@@ -124,9 +137,9 @@ class Downloader:
         self._executor.shutdown(wait=False)
 
 
-def _key(target: Path) -> Path:
-    """Return what names *target* wherever we are; a link at the end of it stays one."""
-    return target.absolute()
+def _resolve_folder(path: Path) -> Path:
+    # Not the name itself: a link of that name is replaced, not followed.
+    return Path(os.path.realpath(path.parent), path.name)
 
 
 def _parse_path(path: str | os.PathLike[str]) -> Path:

@@ -228,7 +228,10 @@ class Media:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # ValueError: yarl and aiohttp raise it for what they cannot send or read.
             raise _failure(url, error) from presentable(error)
-        msg = f"{_host(url)} leads to an address that is not public"
+        msg = (
+            f"{_host(url)} leads to an address that is not public; name the host in "
+            "insecure_hosts if that is what you want"
+        )
         raise DownloadError(msg, reason="refused-url")
 
     def _client(self, *, is_guarded: bool) -> aiohttp.ClientSession:

@@ -136,22 +136,47 @@ def find_whole(target: Path) -> Download | None:
     Raises:
         OSError: It cannot be read, or what is there is no file.
     """
+    declared, size = _look_at(target)
+    return take_as_whole(target) if declared and is_whole(size, declared) else None
+
+
+def find_untold(target: Path) -> int | None:
+    """
+    Return the length of a WAV file at *target* that does not tell its own; `None` if there is none.
+
+    Raises:
+        OSError: It cannot be read, or what is there is no file.
+    """
+    declared, size = _look_at(target)
+    return size if declared is None else None
+
+
+def take_as_whole(target: Path) -> Download:
+    """
+    Return what is at *target*, whatever it is.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    digest, size = hashlib.sha256(), 0
+    with target.open("rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+            size += len(piece)
+    return Download(target, size, digest.hexdigest(), resumed=False)
+
+
+def _look_at(target: Path) -> tuple[int | None, int]:
+    """Return what a WAV file declares, `None` if it does not tell, and its size; else zeros."""
     try:
         # Not opened before it is known to be a file: a pipe would have us wait.
-        if not stat.S_ISREG(target.stat().st_mode):
+        found = target.stat()
+        if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EEXIST, "there is something else of that name")
         with target.open("rb") as file:
-            digest = hashlib.sha256()
-            head = file.read(HEAD_LENGTH)
-            size = os.fstat(file.fileno()).st_size
-            if not _declares(head, size):
-                return None
-            digest.update(head)
-            while piece := file.read(_PIECE):
-                digest.update(piece)
-            return Download(target, size, digest.hexdigest(), resumed=False)
-    except FileNotFoundError:
-        return None
+            return parse_wav_header(file.read(HEAD_LENGTH)), found.st_size
+    except (FileNotFoundError, ValueError):
+        return 0, 0
 
 
 def remove_leftovers(target: Path, task_id: str) -> None:
@@ -162,14 +187,6 @@ def remove_leftovers(target: Path, task_id: str) -> None:
         with contextlib.suppress(OSError):
             left.open()
         left.close(keep=False)
-
-
-def _declares(head: bytes, size: int) -> bool:
-    try:
-        declared = parse_wav_header(head)
-    except ValueError:
-        return False
-    return declared is not None and is_whole(size, declared)
 
 
 class PartFile:
@@ -208,6 +225,8 @@ class PartFile:
         self._is_taken_in = False
         # After a fault nobody knows what is on the disk, whatever the next call says.
         self._fault: tuple[int | None, str] | None = None
+        # The same of a disk that is full, where what is there stays good.
+        self._filled: tuple[int | None, str] | None = None
         self._begin()
 
     def open(self) -> None:
@@ -380,7 +399,7 @@ class PartFile:
         Raises:
             OSError: The disk says no.
         """
-        full: OSError | None = None
+        self._verify_unfilled()
         with self._careful():
             for piece in pieces:
                 try:
@@ -388,18 +407,21 @@ class PartFile:
                 except OSError as error:
                     if error.errno not in _FULL:
                         raise
-                    full = error
                     # The disk is sound, and what came before is as good as it was.
                     os.ftruncate(self._fd, self.length)
-                    os.lseek(self._fd, self.length, os.SEEK_SET)
+                    self._filled = (error.errno, error.strerror or type(error).__name__)
                     break
                 self._take(piece)
-            if full is None and self.length - self._synced >= SYNC_EVERY:
+            if self._filled is None and self.length - self._synced >= SYNC_EVERY:
                 self._sync()
             elif self.is_resumable:
                 self._write_note()
-        if full is not None:
-            raise full
+        self._verify_unfilled()
+
+    def _verify_unfilled(self) -> None:
+        # What comes after a piece that found no room must not take its place.
+        if self._filled is not None:
+            raise OSError(*self._filled)
 
     def _sync(self) -> None:
         os.fsync(self._fd)
@@ -413,6 +435,7 @@ class PartFile:
         Raises:
             OSError: The disk says no, or somebody has moved the part.
         """
+        self._verify_unfilled()
         with self._careful():
             os.fsync(self._fd)
             if not _is_at(self._fd, self.path):

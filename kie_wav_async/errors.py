@@ -441,17 +441,18 @@ DownloadReason: TypeAlias = Literal[
     "disk",
 ]
 
-_GO_ON: Final = "download it again to go on where it stopped"
+_AGAIN: Final = "download it again later"
+_LOOK: Final = "look at what the link shows, then ask KIE's support"
 _ADVICE: Final[Mapping[DownloadReason, str]] = {
     "expired": "the service has deleted the file; convert the track again, which is a new charge",
-    "truncated": _GO_ON,
-    "not-a-wav": "nothing of it was kept; look at what the link shows, then ask KIE's support",
-    "too-large": "nothing of it was kept; look at what the link shows",
-    "refused-url": "nothing was fetched. If the host is one of your own, name it in insecure_hosts",
-    "encoded": "nothing of it was kept; is there a proxy in between?",
-    "too-slow": _GO_ON,
-    "unavailable": _GO_ON,
-    "disk": "make room or choose another folder, then download it again",
+    "truncated": _AGAIN,
+    "not-a-wav": _LOOK,
+    "too-large": _LOOK,
+    "refused-url": "look at where the link leads",
+    "encoded": "is there a proxy in between?",
+    "too-slow": _AGAIN,
+    "unavailable": _AGAIN,
+    "disk": "look at the disk and the folder, then download it again",
 }
 
 

@@ -545,15 +545,18 @@ async def test_closing_ends_downloads(media, tmp_path) -> None:
         tasks.append(
             asyncio.create_task(running.download(media.url("/9.wav"), tmp_path / "9.wav", "t9"))
         )
-        for n in range(8):
-            await has_come(tmp_path / f"{n}.wav")
+        places = [tmp_path / f"{n}.wav" for n in range(10)]
+        await until(lambda: sum(part_path(place).exists() for place in places) == 8)
+        for place in places:
+            if part_path(place).exists():
+                await has_come(place)
         await running.session.aclose()
         await asyncio.wait(tasks)
         errors = [task.exception() for task in tasks]
         assert {SessionClosedError} == {type(error) for error in errors}
         assert [*(f"t{n}" for n in range(10)), "t9"] == [error.task_id for error in errors]
         assert 11 == len({id(error) for error in errors})
-        assert [500] * 8 + [0] * 2 == [is_kept(tmp_path / f"{n}.wav") for n in range(10)]
+        assert [0] * 2 + [500] * 8 == sorted(map(is_kept, places))
     for thread in disk_threads():
         thread.join(PATIENCE_S)
     assert [] == disk_threads()
@@ -900,7 +903,7 @@ async def test_disk_full_for_a_moment_costs_no_byte(media, target, disk, monkeyp
             await running.download(url, target)
         assert "disk" == caught.value.reason
         assert not target.exists()
-        assert is_saved(await running.download(url, target), target, BIG)
+        assert is_saved(await running.download(url, target), target, BIG, resumed=True)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="these are the calls on POSIX")
@@ -944,3 +947,91 @@ async def test_disk_without_room_is_told_before_anything_is_fetched(
     assert "disk" == caught.value.reason
     assert [] == [*target.parent.iterdir()]
     gate.open()
+
+
+# --- what is somebody else's, and what is whole already ---------------------------------------
+
+
+UNTOLD = wav_bytes(10_000, declared=0xFFFF_FFFF)
+
+
+async def test_file_that_does_not_tell_its_length_is_left_alone(media, target) -> None:
+    """A WAV file without a length of its own stays if it is as long as what the host has."""
+    url = media.put("/a.wav", UNTOLD)
+    async with downloading() as running:
+        assert is_saved(await running.download(url, target), target, UNTOLD)
+        before = target.stat()
+        assert is_saved(await running.download(url, target), target, UNTOLD)
+    assert (before.st_ino, before.st_mtime_ns) == (target.stat().st_ino, target.stat().st_mtime_ns)
+
+
+async def test_file_that_does_not_tell_its_length_may_be_too_short(media, target) -> None:
+    """A WAV file without a length of its own is replaced if the host has more of it."""
+    target.write_bytes(UNTOLD[:5_000])
+    url = media.put("/a.wav", UNTOLD)
+    async with downloading() as running:
+        assert is_saved(await running.download(url, target), target, UNTOLD)
+
+
+async def test_finished_file_is_nobodys_part(media, target) -> None:
+    """A file that was saved as ``x.wav.part`` outlives a download to ``x.wav``."""
+    other = target.with_name(f"{target.name}.part")
+    async with downloading() as running:
+        await running.download(media.put("/b.wav", BIG), other)
+        await running.download(media.put("/a.wav", BODY), target)
+    assert BIG == other.read_bytes()
+    assert BODY == target.read_bytes()
+
+
+async def test_place_is_one_however_it_is_spelled(media, target, monkeypatch) -> None:
+    """One place by several spellings is fetched once, and the answer has the spelling asked for."""
+    monkeypatch.chdir(target.parent)
+    (target.parent / "sub").mkdir()
+    gate = Gate()
+    url = media.put("/a.wav", BODY, gate.after(500))
+    spelled = [target, Path(target.name), Path("sub", "..", target.name)]
+    async with downloading() as running:
+        tasks = [asyncio.create_task(running.download(url, path)) for path in spelled]
+        await until(lambda: gate.waiting)
+        gate.open()
+        ends = await asyncio.gather(*tasks)
+    assert spelled == [end.path for end in ends]
+    assert 1 == len(media.requests)
+
+
+async def test_folder_may_change_meanwhile(media, target, monkeypatch) -> None:
+    """A download to a relative path ends where it began, wherever the process has gone."""
+    monkeypatch.chdir(target.parent)
+    gate = Gate()
+    url = media.put("/a.wav", BODY, gate.after(500))
+    async with downloading() as running:
+        task = asyncio.create_task(running.download(url, target.name))
+        await until(lambda: gate.waiting)
+        monkeypatch.chdir("/")
+        gate.open()
+        assert Path(target.name) == (await task).path
+    assert BODY == target.read_bytes()
+
+
+async def test_cancelled_and_closed_at_once_leaves_no_lock(media, target) -> None:
+    """A download that was cancelled when the session closed is let go of before that is closed."""
+    gate = Gate()
+    url = media.put("/a.wav", BODY, [gate.after(500), HONEST])
+    async with downloading() as running:
+        task = asyncio.create_task(running.download(url, target))
+        await has_come(target)
+        task.cancel()
+    async with downloading() as running:
+        assert is_saved(await running.download(url, target), target, resumed=True)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_what_a_dead_process_left_beside_a_whole_file_goes(media, target) -> None:
+    """A note that outlived its part is removed when the file is asked for again."""
+    target.write_bytes(BODY)
+    note = target.with_name(f"{target.name}.part.json")
+    note.write_text("{}")
+    async with downloading() as running:
+        assert is_saved(await running.download(media.put("/a.wav", BODY), target), target)
+    assert not note.exists()

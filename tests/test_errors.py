@@ -159,14 +159,14 @@ SAMPLES: list[tuple[partial[KieWavError], dict[str, object], str]] = [
         )
         for reason, advice in {
             "expired": "the service has deleted the file; convert the track again",
-            "truncated": "download it again to go on where it stopped",
-            "not-a-wav": "nothing of it was kept; look at what the link shows",
-            "too-large": "nothing of it was kept; look at what the link shows",
-            "refused-url": "nothing was fetched",
-            "encoded": "nothing of it was kept; is there a proxy in between?",
-            "too-slow": "download it again to go on where it stopped",
-            "unavailable": "download it again to go on where it stopped",
-            "disk": "make room or choose another folder",
+            "truncated": "download it again later",
+            "not-a-wav": "look at what the link shows, then ask KIE's support",
+            "too-large": "look at what the link shows, then ask KIE's support",
+            "refused-url": "look at where the link leads",
+            "encoded": "is there a proxy in between?",
+            "too-slow": "download it again later",
+            "unavailable": "download it again later",
+            "disk": "look at the disk and the folder, then download it again",
         }.items()
     ),
     (

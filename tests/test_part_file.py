@@ -603,6 +603,11 @@ def test_a_full_disk_takes_nothing_away(target, disk, code):
         with pytest.raises(OSError, match=os.strerror(code)):
             part.write([BODY[5_000:6_000]])
         disk.before = lambda _: None
+        # Nothing takes the place of what found no room.
+        with pytest.raises(OSError, match=os.strerror(code)):
+            part.write([BODY[6_000:7_000]])
+        with pytest.raises(OSError, match=os.strerror(code)):
+            part.finish()
     assert full.point
     assert BODY[:5_000] == part_path(target).read_bytes()
     assert 5_000 == json.loads(note_path(target).read_bytes())["synced"]
