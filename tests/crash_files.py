@@ -114,7 +114,6 @@ class Place:
     """Where a ledger has the file of a track; without a size it is not there yet."""
 
     path: str
-    key: str | None
     size: int | None
     sha256: str | None
     task_id: str | None
@@ -130,7 +129,7 @@ def read_places(db: sqlite3.Connection) -> dict[tuple[str, str], Place]:
     return {
         (music, audio): Place(*cells)
         for music, audio, *cells in db.execute(
-            "SELECT music_task_id, audio_id, path, path_key, bytes, sha256, task_id FROM track"
+            "SELECT music_task_id, audio_id, path, bytes, sha256, task_id FROM track"
             " LEFT JOIN attempt ON attempt.n = followed WHERE path IS NOT NULL"
         )
     }
@@ -160,8 +159,6 @@ class Shelf:
             elif (found := _look(path)) != sound_of(*tracks[name]):
                 wrong.append(f"{name!r}: {found[0]} bytes are not the file of {tracks[name]}")
         for track, place in places.items():
-            if place.key != fold(place.path):
-                wrong.append(f"{place.path!r} is reserved as {place.key!r}")
             if place.is_stored and place.path not in there:
                 wrong.append(f"{place.path!r} is stored, and is not there")
             if place.is_stored and (place.size, place.sha256) != sound_of(*track):
