@@ -36,6 +36,13 @@ from kie_wav_async.testing import (
     succeeded,
 )
 
+
+@pytest.fixture(autouse=True)
+def as_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the clock as users have it, without the short cut of conftest.py."""
+    monkeypatch.setattr(FakeClock, "settle", FakeClock.settle.__wrapped__)
+
+
 # --- the example of the module ------------------------------------------------------------
 
 
