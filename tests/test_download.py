@@ -271,6 +271,19 @@ async def test_place_that_cannot_be_written_to_is_told(media, tmp_path, name, wo
     assert ["file", "folder"] == sorted(path.name for path in tmp_path.iterdir())
 
 
+async def test_folder_that_is_gone_is_told(media, tmp_path, monkeypatch) -> None:
+    """A relative path is nowhere when the folder we are in was removed, and the reason says so."""
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    async with downloading() as running:
+        with pytest.raises(DownloadError, match="No such file or directory") as caught:
+            await running.download(media.put("/a.wav", BODY), Path("a.wav"))
+    assert ("disk", "t1", TRACK) == (caught.value.reason, caught.value.task_id, caught.value.track)
+    assert [] == media.requests
+
+
 async def test_whole_file_is_left_alone(media, target) -> None:
     """A whole file that is there is told and not touched, and nobody is asked for it."""
     target.write_bytes(BODY)
@@ -392,6 +405,21 @@ async def test_who_waits_can_be_cancelled(media, target) -> None:
             await second
         gate.open()
         assert is_saved(await first, target)
+
+
+async def test_file_that_came_meanwhile_is_taken(media, target, monkeypatch) -> None:
+    """A file that another process finished, just before its part could be had, is not fetched."""
+    take_up = _part_file.PartFile.open
+
+    def late(part) -> None:
+        take_up(part)
+        target.write_bytes(BODY)
+
+    monkeypatch.setattr(_part_file.PartFile, "open", late)
+    async with downloading() as running:
+        assert is_saved(await running.download(media.put("/a.wav", BODY), target), target)
+    assert [] == media.requests
+    assert [target] == [*target.parent.iterdir()]
 
 
 async def test_two_sessions_do_not_meet(media, target) -> None:
@@ -663,6 +691,19 @@ async def test_file_that_the_service_has_no_more_has_expired(media, target, code
     assert [] == [*target.parent.iterdir()]
 
 
+@pytest.mark.parametrize("code", [401, 402])
+async def test_service_that_will_not_answer_is_not_asked_again(media, target, code) -> None:
+    """Where asking again would not help, a link that is refused ends the download at once."""
+    url = media.put("/a.wav", BODY, [Manner(cut=400), refusal(403)])
+    async with downloading(refused(code)) as running:
+        with pytest.raises(DownloadError, match="KIE gave no other") as caught:
+            await running.download(url, target)
+        assert [str(url)] == running.renewals
+    assert "unavailable" == caught.value.reason
+    assert code == caught.value.__cause__.code
+    assert 400 == is_kept(target)
+
+
 # --- attempts ---------------------------------------------------------------------------------
 
 
@@ -703,6 +744,21 @@ async def test_part_that_has_all_is_not_asked_for(media, target) -> None:
         download = await running.download(media.put("/a.wav", BODY), target)
     assert is_saved(download, target, resumed=True)
     assert [] == media.requests
+
+
+async def test_part_that_is_no_wav_is_not_believed(media, target) -> None:
+    """A part that is said to be of the file, and is none, leads to no file and does not stay."""
+    part = _part_file.PartFile(target, "t1")
+    part.open()
+    part.restart('"v1"', None)
+    part.write([b"<!DOCTYPE html>" * 20])
+    part.close(keep=True)
+    async with downloading() as running:
+        with pytest.raises(DownloadError, match="DOCTYPE") as caught:
+            await running.download(media.put("/a.wav", BODY), target)
+        assert "not-a-wav" == caught.value.reason
+        assert [] == [*target.parent.iterdir()]
+        assert is_saved(await running.download(media.url("/a.wav"), target), target)
 
 
 async def test_part_of_another_task_is_not_gone_on_with(media, target) -> None:
@@ -932,15 +988,13 @@ async def test_disk_may_fail_at_any_call(media, tmp_path, disk, lasts) -> None:
     assert number > 30
 
 
-async def test_disk_without_room_is_told_before_anything_is_fetched(
-    media, target, monkeypatch
-) -> None:
+async def test_disk_without_room_is_told_before_more_is_fetched(media, target, monkeypatch) -> None:
     """A file for which there is no room is not begun, and the error says how much is wanted."""
     monkeypatch.setattr(
         _part_file.shutil, "disk_usage", lambda _: _part_file.shutil._ntuple_diskusage(1, 1, 0)
     )
     gate = Gate()
-    url = media.put("/a.wav", BODY, gate.after(0))
+    url = media.put("/a.wav", BODY, gate.after(100))
     async with downloading() as running:
         with pytest.raises(DownloadError, match="67 MB are wanted") as caught:
             await running.download(url, target)

@@ -1093,6 +1093,37 @@ def test_a_part_that_got_no_name_is_its_owners_only(target, disk):
     assert 0o600 == mode_of(part_path(target))
 
 
+@pytest.mark.parametrize("call", ["open folder", "fsync folder"])
+@pytest.mark.parametrize(
+    ("code", "is_error"),
+    [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EACCES, False), (errno.EIO, True)],
+    ids=["EINVAL", "ENOTSUP", "EACCES", "EIO"],
+)
+def test_a_folder_that_cannot_be_synced_is_no_fault(target, disk, call, code, is_error):
+    """Where a folder cannot be synced a file is saved all the same; where it fails, it is told."""
+    failing = Fault(1, code)
+    disk.before = lambda point: failing(point) if point == call else None
+    if is_error:
+        with pytest.raises(OSError, match=os.strerror(code)):
+            save(target)
+    else:
+        assert hashlib.sha256(BODY).hexdigest() == save(target).sha256
+    disk.before = lambda _: None
+    assert call == failing.point
+    assert BODY == target.read_bytes()
+    assert [target.name] == names(target)
+
+
+def test_a_machine_without_a_name_for_its_run_has_none(monkeypatch):
+    """Where nobody tells the run of the machine, it is not guessed."""
+
+    def refuse(*_, **__):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert not _part_file._boot_id.__wrapped__()
+
+
 def test_closing_twice_is_closing(target):
     """A part that was closed, or never opened, is closed without a word."""
     part = PartFile(target, TASK)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+from yarl import URL
+
+from kie_wav_async._network import Network
+
+PROXY = "http://127.0.0.1:3128"
+NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch):
+    """Keep the developer's own proxies out."""
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.mark.parametrize(
+    ("environment", "url", "expected"),
+    [
+        ({}, "https://h.example/", None),
+        ({"https_proxy": PROXY}, "https://h.example/", PROXY),
+        ({"https_proxy": "127.0.0.1:3128"}, "https://h.example/", PROXY),
+        ({"http_proxy": PROXY}, "https://h.example/", None),
+        ({"https_proxy": PROXY}, "http://h.example/", None),
+        ({"https_proxy": PROXY, "no_proxy": "h.example"}, "https://h.example/", None),
+        ({"https_proxy": PROXY, "no_proxy": "H.EXAMPLE"}, "https://h.example/", None),
+        ({"https_proxy": PROXY, "no_proxy": "x, .example"}, "https://h.example/", None),
+        ({"https_proxy": PROXY, "no_proxy": "h.example:443"}, "https://h.example/", None),
+        ({"https_proxy": PROXY, "no_proxy": "h.example:80"}, "https://h.example/", PROXY),
+        ({"https_proxy": PROXY, "no_proxy": "*"}, "https://h.example/", None),
+        ({"https_proxy": PROXY, "no_proxy": "xample"}, "https://h.example/", PROXY),
+        ({"https_proxy": PROXY, "no_proxy": ", ,"}, "https://h.example/", PROXY),
+    ],
+)
+def test_each_scheme_has_its_proxy(monkeypatch, environment, url, expected):
+    """The environment's proxy for a scheme is taken for that one, but for the hosts excepted."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    proxy = Network(trust_env=True).proxy_for(URL(url))
+    assert (None if expected is None else URL(expected)) == proxy
+    assert Network().proxy_for(URL(url)) is None
+
+
+def test_a_proxy_that_was_named_goes_before_the_environment(monkeypatch):
+    """With a proxy of its own, a way out does not look at the environment."""
+    monkeypatch.setenv("https_proxy", "http://other.example:1")
+    monkeypatch.setenv("no_proxy", "*")
+    network = Network(proxy=PROXY, trust_env=True)
+    assert URL(PROXY) == network.proxy_for(URL("https://h.example/"))
