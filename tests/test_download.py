@@ -733,6 +733,16 @@ async def test_host_may_ask_for_a_wait(media, target, asked, expected) -> None:
     assert [expected] == running.clock.slept
 
 
+@pytest.mark.parametrize("count", [1, 11, 19])
+async def test_beginning_that_is_none_yet_is_gone_on_with(media, target, count) -> None:
+    """A few bytes of a file of unknown length are no file, and are not fetched again."""
+    url = media.put("/a.wav", BODY, [Manner(framing="close", cut=count), HONEST])
+    async with downloading() as running:
+        assert is_saved(await running.download(url, target), target, resumed=True)
+    assert [None, count] == [request.start for request in media.requests]
+    assert f"{count} bytes came" in str(running.retries[0].error)
+
+
 async def test_part_that_has_all_is_not_asked_for(media, target) -> None:
     """A part to which nothing is missing gets its name without a request."""
     part = _part_file.PartFile(target, "t1")
