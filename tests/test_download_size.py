@@ -161,7 +161,7 @@ def waits(calls):
         (HONEST, b"", {"write", "update", "fsync", "replace"}),
         (HONEST, wav_bytes(3 * MIB), {"open", "read", "update"}),
         ([Manner(cut=2 * MIB, end="rst"), HONEST], b"", {"write", "update", "fsync", "replace"}),
-        (page(), b"", {"write", "unlink"}),
+        (page(), b"", {"open", "unlink"}),
     ],
     ids=["new", "there already", "gone on with", "no WAV file"],
 )
