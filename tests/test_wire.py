@@ -270,13 +270,15 @@ def outcome(parse, *arguments: object) -> object:
         return type(error)
 
 
+# Every seventh has each place and spelling with each other one, only not all three together.
+@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.campaign)])
 @pytest.mark.parametrize(("code", "meaning", "_"), list(CODES.values()), ids=list(CODES))
-def test_a_record_is_read_wherever_things_are_and_however_spelled(code, meaning, _):
+def test_a_record_is_read_wherever_things_are_and_however_spelled(code, meaning, _, step):
     """For every id place, URL place and state spelling the record says the same."""
     # A refusal is not read further, so that two states will do.
     states = list(STATES.items())[: None if meaning == "yes" else 2]
     product = itertools.product(IDS.items(), URLS.items(), states)
-    for id_row, url_row, state_row in product:
+    for id_row, url_row, state_row in itertools.islice(product, 0, None, step):
         rows = (id_row[0], url_row[0], state_row[0])
         id_data, id_root, id_meaning = id_row[1]
         url_data, url_root, url = url_row[1]
