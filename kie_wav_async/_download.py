@@ -36,7 +36,13 @@ from kie_wav_async._part_file import (
 )
 from kie_wav_async._ranges import parse_content_range, parse_length, strong_etag
 from kie_wav_async._schedule import RetryPolicy, retry_delay_s
-from kie_wav_async._wav_header import HEAD_LENGTH, LEAST_LENGTH, is_whole, parse_wav_header
+from kie_wav_async._wav_header import (
+    HEAD_LENGTH,
+    LEAST_LENGTH,
+    is_whole,
+    may_begin,
+    parse_wav_header,
+)
 from kie_wav_async.errors import (
     DownloadError,
     InvalidRequestError,
@@ -437,7 +443,7 @@ class FileDownload:
         if part.total is not None and part.length != part.total:
             msg = f"{part.length:,} of {part.total:,} bytes came"
             raise MediaError(msg, "truncated")
-        if part.total is None and part.length < LEAST_LENGTH:
+        if part.total is None and part.length < LEAST_LENGTH and may_begin(part.head):
             msg = f"{part.length:,} bytes came"
             raise MediaError(msg, "truncated")
         self._is_spoilt = True

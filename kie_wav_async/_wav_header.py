@@ -78,6 +78,11 @@ def parse_wav_header(head: bytes) -> int | None:
     return declared
 
 
+def may_begin(head: bytes) -> bool:
+    """Return whether *head*, however short, may be the beginning of a WAV file."""
+    return any(kind.startswith(head[:4]) for kind in {b"RIFF", *_LONG_KINDS})
+
+
 def is_whole(length: int, declared: int) -> bool:
     """
     Return whether a file of *length* bytes is all that its header declares, and no more.

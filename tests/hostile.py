@@ -483,6 +483,9 @@ CONTENTS: Final[Mapping[str, Case]] = {
     "HTML with 200, chunked": Case(
         manner=attrs.evolve(page(), framing="chunked"), expected="not-a-wav"
     ),
+    "a word with 200, chunked": Case(
+        manner=Manner(body=b"Forbidden", framing="chunked"), expected="not-a-wav"
+    ),
     "HTML with 200, after a part": Case(
         manner=[CUT, page()], expected="not-a-wav", requests=2, kept=400
     ),

@@ -529,7 +529,7 @@ async def test_files_that_are_damaged(bulk: Bulk, *, is_short: bool) -> None:
 
 
 async def test_damaged_and_expired(bulk: Bulk) -> None:
-    """A damaged file that KIE has no longer is left as it is, and told of in every run."""
+    """What is missing or damaged, and KIE has no longer, stays on the books till it is given up."""
     write_catalog(*rows_of(2))
     async with kie_of() as kie:
         await bulk(kie, "--no-download")
@@ -555,12 +555,13 @@ async def test_damaged_and_expired(bulk: Bulk) -> None:
         again = await bulk(kie, "--ledger", "older.db", "--retry-expired")
 
         assert (1, 0, 2) == (done.code, again.code, kie.charges), again
-    assert "1 file is damaged, and KIE has the WAV no longer (out/Song 1 [a1].wav)" in done.err
-    assert "1 WAV expired at KIE" in done.err
+    told = "2 files are missing or damaged, and KIE has the WAV no longer (out/Song 0 [a0].wav)"
+    assert told in done.err
+    assert "expired at KIE" not in done.err
     assert "2 WAVs are not saved" in done.err
     assert (["Song 1 [a1].wav"], bad) == left
-    assert ["Song 1 [a1].wav"] == done.json()["saving"]["damaged"]
-    assert "Of 1 file saved before 1 missing: to be saved again.\n" in again.err
+    assert ["Song 0 [a0].wav", "Song 1 [a1].wav"] == done.json()["saving"]["damaged"]
+    assert "Of 2 files saved before 2 missing: to be saved again.\n" in again.err
     assert ["Song 0 [a0].wav", "Song 1 [a1].wav"] == wavs()
 
 

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_wav_async._wav_header import HEAD_LENGTH, LEAST_LENGTH, is_whole, parse_wav_header
+from kie_wav_async._wav_header import (
+    HEAD_LENGTH,
+    LEAST_LENGTH,
+    is_whole,
+    may_begin,
+    parse_wav_header,
+)
 
 ALL_ONES = 0xFFFF_FFFF
 ALL_ONES_LONG = 0xFFFF_FFFF_FFFF_FFFF
@@ -198,6 +204,23 @@ def test_any_bytes_are_a_header_or_none(head):
 
     assert declared is None or declared >= LEAST_LENGTH
     assert declared == parse_wav_header(head[:HEAD_LENGTH])
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        *((riff(36)[:count], True) for count in range(12)),
+        *(
+            (long_riff(36, kind=kind)[:count], True)
+            for kind in (b"RF64", b"BW64")
+            for count in (2, 4)
+        ),
+        *((head, False) for head in (b"<html>no", b"Forbidden", b"R!", b"RIFX", b"\0", b"riff")),
+    ],
+)
+def test_few_bytes_may_begin_a_file_or_cannot(head, expected):
+    """What is too short to be judged is a beginning, unless it begins otherwise."""
+    assert expected is may_begin(head)
 
 
 # --- whether all is there -------------------------------------------------------------------

@@ -112,26 +112,16 @@ async def run_bulk(
         _ = await ledger.open(clock.time())
         try:
             stopped_by = await run.convert(session, listening)
-            try:
-                run.print_results()
-            except BrokenPipeError as error:
-                stopped_by = stopped_by or error
-            if run.saver is not None:
-                await _list_files(order, ledger, display)
-            ending = Ending(
-                ledger=ledger,
-                order=order,
-                stopped_by=stopped_by,
-                counted=session.statistics(),
-                open_tasks=session.conversions(),
-                plan=run.plan,
-                credits=run.credits,
-                seconds=time.monotonic() - began_s,
-                now_unix_s=clock.time(),
-                saver=run.saver,
-                lost=run.earlier.lost,
+            ending = asyncio.ensure_future(
+                run.end(session, stopped_by, seconds=time.monotonic() - began_s, as_json=as_json)
             )
-            code = await tell_ending(ending, display, as_json=as_json)
+            try:
+                code, stopped_by = await asyncio.shield(ending)
+            except asyncio.CancelledError:
+                # Ctrl-C comes too late to stop anything, and a second one leaves at once.
+                if (task := asyncio.current_task()) is not None:
+                    task.uncancel()
+                code, stopped_by = await ending
         finally:
             await ledger.aclose()
         if isinstance(stopped_by, BrokenPipeError):
@@ -140,17 +130,6 @@ async def run_bulk(
             sys.stdout.flush()
             end_at_once(code)
     return code
-
-
-async def _list_files(order: Order, ledger: Ledger, display: BulkDisplay) -> None:
-    """Write the manifest; a run that has saved its files does not fail for it."""
-    try:
-        _ = await write_manifest(ledger, order.folder)
-    except OSError as error:
-        why = error.strerror or type(error).__name__
-        display.say(f"cannot write {order.folder / MANIFEST}: {why}; the ledger has all of it")
-    except errors.LedgerError:
-        pass  # The ending says so.
 
 
 def _open_folder(folder: Path) -> None:
@@ -270,6 +249,47 @@ class _Run:
             return error
         except BrokenPipeError as error:
             return error
+
+    async def end(
+        self,
+        session: WavSession,
+        stopped_by: BaseException | None,
+        *,
+        seconds: float,
+        as_json: bool,
+    ) -> tuple[int, BaseException | None]:
+        """Tell how it ended; return the exit code, and what stopped it, if anything did."""
+        try:
+            self.print_results()
+        except BrokenPipeError as error:
+            stopped_by = stopped_by or error
+        if self.saver is not None:
+            await self._list_files()
+        ending = Ending(
+            ledger=self._ledger,
+            order=self._order,
+            stopped_by=stopped_by,
+            counted=session.statistics(),
+            open_tasks=session.conversions(),
+            plan=self.plan,
+            credits=self.credits,
+            seconds=seconds,
+            now_unix_s=self._clock.time(),
+            saver=self.saver,
+            lost=self.earlier.lost,
+        )
+        return await tell_ending(ending, self._display, as_json=as_json), stopped_by
+
+    async def _list_files(self) -> None:
+        """Write the manifest; a run that has saved its files does not fail for it."""
+        folder = self._order.folder
+        try:
+            _ = await write_manifest(self._ledger, folder)
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+            self._display.say(f"cannot write {folder / MANIFEST}: {why}; the ledger has all of it")
+        except errors.LedgerError:
+            pass  # The ending says so.
 
     async def _plan(self, session: WavSession) -> None:
         order = self._order

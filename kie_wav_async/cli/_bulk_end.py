@@ -159,9 +159,10 @@ def _tell_saved(ending: Ending, tally: Tally, display: BulkDisplay) -> None:
     if ending.lost:
         one = ending.lost[0]
         say(
-            f"{count_words(len(ending.lost), 'file is', 'files are')} damaged, and KIE has the WAV "
-            f"no longer ({ending.order.folder / str(one.path)}). Delete it, and say "
-            "--retry-expired, to have it converted again, which is charged again."
+            f"{count_words(len(ending.lost), 'file is', 'files are')} missing or damaged, and KIE "
+            f"has the WAV no longer ({ending.order.folder / str(one.path)}). Put it back; or "
+            "delete it, and say --retry-expired, to have it converted again, which is charged "
+            "again."
         )
 
 

@@ -19,6 +19,7 @@ from kie_wav_async.cli._estimate import (
 )
 from kie_wav_async.cli._recheck import Recheck, recheck, steps
 from kie_wav_async.errors import DownloadError
+from kie_wav_async.ledger import TrackState
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,8 +40,6 @@ async def recheck_files(
     Look at the files of earlier runs, and have the ledger know which are to be saved again.
 
     Raises:
-        DownloadError: The disk says no.
-
         LedgerError: The ledger cannot be read or written.
     """
     total = Tally(await ledger.count()).saved
@@ -52,7 +51,8 @@ async def recheck_files(
 
     tell(0)
     now = dt.datetime.fromtimestamp(clock.time(), dt.UTC)
-    found = await recheck(ledger, order.folder, now, tell)
+    gives_up = TrackState.EXPIRED in order.retried
+    found = await recheck(ledger, order.folder, now, tell, gives_up=gives_up)
     display.clear()
     parts: list[str] = []
     if found.missing:

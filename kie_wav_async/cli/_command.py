@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kie_wav_async.cli._output import CliError, failure_of, print_json
+from kie_wav_async.cli._output import INTERRUPTED, CliError, failure_of, print_json
 from kie_wav_async.errors import KieWavError
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ def run_command(work: Coroutine[Any, Any, int], *, as_json: bool) -> int:
         failure = failure_of(error)
     except CliError as error:
         failure = error
+    except asyncio.CancelledError:
+        failure = CliError(INTERRUPTED, "interrupted")
     except BrokenPipeError as error:  # click would call it a failure of the command.
         raise ReaderGoneError from error
     if as_json:

@@ -50,7 +50,7 @@ class Places:
 
             LedgerError: The ledger cannot be asked.
         """
-        if standing.path is not None and _is_inside(standing.path):
+        if standing.path is not None and is_inside(standing.path):
             return standing.path
         track = standing.track
         for length in (0, *_SUFFIXES):
@@ -66,7 +66,7 @@ class Places:
         raise _failed(msg, standing) from FileExistsError(errno.EEXIST, "taken")
 
 
-def _is_inside(path: str) -> bool:
+def is_inside(path: str) -> bool:
     """Whether a path, as a ledger has it, stays in the folder."""
     pure = PurePath(path)
     return not pure.is_absolute() and ".." not in pure.parts and "\0" not in path

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import errno
 import hashlib
 import heapq
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from kie_wav_async.cli._pages import pages
-from kie_wav_async.errors import DownloadError
+from kie_wav_async.cli._places import is_inside
 from kie_wav_async.ledger import Ledger, Standing, TrackState
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 # So many files are read, those written last.
 _RECENT: Final = 256
 _PIECE: Final = 1 << 20
+# What no file has: there is something, and nobody can say what.
+_NO_SIZE: Final = -1
 
 
 @attrs.define
@@ -48,8 +52,8 @@ class Recheck:
 
         damaged: How many there are of those.
 
-        lost: Those that are not what they were, and that the service has no longer:
-            they were left as they are.
+        lost: Those that are not there or not what they were, and that the service has no
+            longer: they were left as they are, and the ledger keeps what they were.
     """
 
     files: int = 0
@@ -66,6 +70,7 @@ class _Checker:
     folder: Path
     now: dt.datetime
     tell: Callable[[int], object]
+    gives_up: bool
     found: Recheck = attrs.field(factory=Recheck, init=False)
 
     async def check(self) -> Recheck:
@@ -76,8 +81,7 @@ class _Checker:
             looked = await asyncio.to_thread(self._look, page)
             for standing, (size, changed_s) in zip(page, looked, strict=True):
                 if size is None:
-                    self.found.missing += 1
-                    await self.ledger.unstore(standing.track)
+                    await self._take_missing(standing)
                 elif size != standing.bytes:
                     await self._take_damaged(standing)
                 else:
@@ -98,27 +102,56 @@ class _Checker:
         return self.found
 
     def _path(self, standing: Standing) -> Path:
-        return self.folder / str(standing.path)
+        """
+        Return where a file should be.
+
+        Raises:
+            FileNotFoundError: In none of our folders: the ledger was tampered with.
+        """
+        place = str(standing.path)
+        if not is_inside(place):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return self.folder / place
 
     def _look(self, page: Sequence[Standing]) -> list[tuple[int | None, float]]:
-        """Return the size of each file, `None` if it is not there, and when it was changed."""
+        """Return the size of each file, and when it was changed; `None` if it is not there."""
         found: list[tuple[int | None, float]] = []
         for standing in page:
             try:
                 status = self._path(standing).stat()
             except (FileNotFoundError, NotADirectoryError):
                 found.append((None, 0.0))
+            except OSError:
+                found.append((_NO_SIZE, 0.0))
             else:
-                found.append((status.st_size, status.st_mtime))
+                is_file = stat.S_ISREG(status.st_mode)
+                found.append((status.st_size if is_file else _NO_SIZE, status.st_mtime))
         return found
 
-    async def _take_damaged(self, standing: Standing) -> None:
+    def _is_gone(self, standing: Standing) -> bool:
+        """Whether the service has the WAV no longer."""
         expires_at = standing.expires_at
-        if expires_at is not None and expires_at <= self.now:
+        return expires_at is not None and expires_at <= self.now
+
+    async def _take_missing(self, standing: Standing) -> None:
+        # It may be found again, and nobody else knows what it was: the folder may be the
+        # wrong one, or its disk not there.
+        if self._is_gone(standing) and not self.gives_up:
+            self.found.lost.append(standing)
+            return
+        self.found.missing += 1
+        await self.ledger.unstore(standing.track)
+
+    async def _take_damaged(self, standing: Standing) -> None:
+        if self._is_gone(standing):
             self.found.lost.append(standing)
             return
         path = self._path(standing)
-        aside = await asyncio.to_thread(_move_aside, path)
+        try:
+            aside = await asyncio.to_thread(_move_aside, path)
+        except OSError:  # One file that cannot be moved is no reason to leave all others.
+            self.found.lost.append(standing)
+            return
         self.found.damaged += 1
         self.found.aside = self.found.aside or aside
         await self.ledger.unstore(standing.track)
@@ -130,7 +163,12 @@ def steps(files: int) -> int:
 
 
 async def recheck(
-    ledger: Ledger, folder: Path, now: dt.datetime, tell: Callable[[int], object]
+    ledger: Ledger,
+    folder: Path,
+    now: dt.datetime,
+    tell: Callable[[int], object],
+    *,
+    gives_up: bool,
 ) -> Recheck:
     """
     Check the files that a ledger has as stored, and have it know which are not good.
@@ -144,26 +182,23 @@ async def recheck(
 
         tell: Called with how many were looked at, or read, which comes on top: see `steps`.
 
-    Raises:
-        DownloadError: One cannot be looked at, or not be moved.
+        gives_up: Whether files that are missing, and that the service has no longer, are
+            not to be waited for.
 
+    Raises:
         LedgerError: The ledger cannot be read or written.
     """
-    try:
-        return await _Checker(ledger, folder, now, tell).check()
-    except OSError as error:
-        msg = f"{error.filename or folder}: {error.strerror or type(error).__name__}"
-        raise DownloadError(msg, reason="disk") from error
+    return await _Checker(ledger, folder, now, tell, gives_up).check()
 
 
 def _digest(path: Path) -> str | None:
-    """Return the SHA-256 of a file; `None` if it is gone."""
+    """Return the SHA-256 of a file; `None` if it cannot be read."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
             while piece := file.read(_PIECE):
                 digest.update(piece)
-    except FileNotFoundError:
+    except OSError:
         return None
     return digest.hexdigest()
 

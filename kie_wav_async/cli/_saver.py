@@ -165,9 +165,7 @@ class Saver:
 
     def look(self, tally: Tally) -> None:
         """Look, every now and then, at how far it has come, and decide who waits for whom."""
-        self.throttle.note(
-            self._clock.monotonic(), self.received, is_busy=bool(self._under_way or self._waiting)
-        )
+        self.throttle.note(self._clock.monotonic(), self.received, is_busy=bool(self._under_way))
         _ = self.throttle.decide(0.0 if self.is_idle else self._mean * self.backlog(tally))
         self._changed.set()
 

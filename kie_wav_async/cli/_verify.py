@@ -121,7 +121,11 @@ async def run_verify(path: Path, folder: Path | None, *, as_json: bool) -> int:
         except asyncio.CancelledError:
             raise CliError(INTERRUPTED, f"interrupted: {found.sentence()}") from None
     display.say(found.sentence())
-    if found.count and not found.is_good and source.is_ledger:
+    if found.has_none and source.is_ledger and folder is None:
+        display.say(
+            f"No file is in {found.folder}: if they are elsewhere, name the folder by --out."
+        )
+    elif found.count and not found.is_good and source.is_ledger:
         display.say(
             "Remove what is damaged: the same `kie-wav bulk` command saves what is missing, for as "
             "long as KIE has it, which is 14 days."
@@ -239,6 +243,11 @@ class _Found:
         """Whether nothing is wrong; a manifest without a line is, as it has lost all of them."""
         is_empty = not self.count and not self.source.is_ledger
         return not is_empty and not self.bad_lines and self._results[Result.OK] == self.count
+
+    @property
+    def has_none(self) -> bool:
+        """Whether there are files, and none of them is where it should be."""
+        return 0 < self.count == self._results[Result.MISSING]
 
     def sentence(self) -> str:
         """Say it to a person."""
