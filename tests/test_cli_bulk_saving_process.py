@@ -208,3 +208,40 @@ async def test_bars() -> None:
     assert [line for line in text if "1 not saved" in line]
     assert not [line for line in text if len(line) > 80]
     assert "Song" not in shown
+
+
+LATE = """
+import os, signal, sys
+from kie_wav_async.cli import _bulk, _bulk_end, main
+
+module, name = {"manifest": (_bulk, "write_manifest"), "books": (_bulk_end, "read_books")}[
+    sys.argv.pop(1)
+]
+work = getattr(module, name)
+
+async def interrupted(*arguments):
+    os.kill(os.getpid(), signal.SIGINT)
+    return await work(*arguments)
+
+setattr(module, name, interrupted)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("moment", ["manifest", "books"])
+async def test_stopped_at_the_end(moment: str) -> None:
+    """Ctrl-C after the last file comes too late to stop anything: the run tells how it ended."""
+    write_catalog(*rows_of(2))
+    async with service() as kie:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", LATE, moment, *BULK, "--json"),
+            env=environment(kie),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        done = await end(process)
+
+    assert 0 == done.code, done.err
+    assert "2 WAVs saved in out" in done.err
+    assert 2 == done.json()["saving"]["saved"]
+    assert (OUT / "manifest.jsonl").read_text().count("\n") == 2
