@@ -697,3 +697,63 @@ async def test_a_name_that_the_disk_refuses(bulk: Bulk) -> None:
     assert 1 == done.code
     assert ["Song 0 [a0].wav"] == [row[3] for row in done.results]
     assert re.search(r"^  1 x disk: .*\(m a1\)$", done.err, re.MULTILINE), done.err
+
+
+def made(path: Path, data: bytes) -> Path:
+    """Write a file."""
+    path.write_bytes(data)
+    return path
+
+
+async def test_file_that_cannot_be_looked_at(bulk: Bulk) -> None:
+    """One file that the system cannot look at is damaged, and stops nothing."""
+    write_catalog(*rows_of(3))
+    async with kie_of() as kie:
+        await bulk(kie)
+        path = OUT / "Song 1 [a1].wav"
+        path.unlink()
+        path.symlink_to(path.name)
+        done = await bulk(kie)
+
+    assert 0 == done.code, done.err
+    assert "Of 3 files saved before 1 damaged" in done.err
+    assert path.is_file()
+    assert not path.is_symlink()
+
+
+async def test_ledger_that_leads_out_of_the_folder(bulk: Bulk) -> None:
+    """A path in a ledger that leads out of the folder is not gone to, and the track saved anew."""
+    write_catalog(*rows_of(2))
+    async with kie_of() as kie:
+        await bulk(kie)
+        victim = made(Path("victim.wav"), b"somebody else's")
+        async with SqliteLedger(LEDGER) as ledger:
+            one = (await ledger.page(TrackState))[0]
+            await ledger.store(one.track, path="../victim.wav", size=7, sha256="0" * 64)
+        done = await bulk(kie)
+
+    assert 0 == done.code, done.err
+    assert b"somebody else's" == victim.read_bytes()
+    # What is under its first name is nobody's by now.
+    assert 3 == len(wavs())
+
+
+async def test_missing_file_is_put_back(bulk: Bulk) -> None:
+    """A file that is missing while KIE has it no longer is as it was once it is back."""
+    write_catalog(*rows_of(1))
+    async with kie_of() as kie:
+        await bulk(kie)
+        path = OUT / "Song 0 [a0].wav"
+        async with SqliteLedger("older.db") as ledger:
+            async with SqliteLedger(LEDGER) as new:
+                (one,) = await new.page(TrackState)
+            await rewrite(ledger, one, 15)
+            size, sha256 = file_of(path)
+            await ledger.store(one.track, path=path.name, size=size, sha256=sha256)
+        away = path.rename("elsewhere.wav")
+        gone = await bulk(kie, "--ledger", "older.db")
+        away.rename(path)
+        done = await bulk(kie, "--ledger", "older.db")
+
+        assert (1, 0, 1) == (gone.code, done.code, kie.charges), (gone.err, done.err)
+    assert "1 file is missing or damaged" in gone.err
