@@ -11,26 +11,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import hashlib
-import json
 import os
 import secrets
 import shutil
 import stat
 import threading
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast
-
-import attrs
+from typing import TYPE_CHECKING, Final
 
 from kie_wav_async._file_lock import try_lock, unlock
 from kie_wav_async._models import Download
-from kie_wav_async._ranges import strong_etag
+from kie_wav_async._part_note import PartNote, parse_note, this_boot
 from kie_wav_async._wav_header import HEAD_LENGTH, is_whole, parse_wav_header
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
+    from pathlib import Path
 
 #: What is synced reaches so far at least: more is not lost with the machine.
 SYNC_EVERY: Final = 16 << 20
@@ -51,74 +47,6 @@ _NOTE_BYTES: Final = 16_384
 _FLAGS: Final = (
     getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 )
-
-
-@attrs.define
-class _Note:
-    """
-    What is written beside a part: what its bytes are bytes of, and how many are good.
-
-    Attributes:
-        task_id: The conversion task.
-
-        etag: The strong tag of the version.
-
-        total: Its length; `None` if it is not told.
-
-        written: How many bytes there are for as long as the machine runs.
-
-        synced: How many there are whatever becomes of it; at most *written*.
-
-        boot_id: Names the run of the machine; ``""`` where that has no name.
-    """
-
-    task_id: str
-    etag: str
-    total: int | None
-    written: int
-    synced: int
-    boot_id: str
-
-    def encode(self) -> bytes:
-        return json.dumps(attrs.asdict(self)).encode() + b"\n"
-
-    @property
-    def good(self) -> int:
-        """How many bytes can be gone on with."""
-        return self.written if self.boot_id and self.boot_id == _boot_id() else self.synced
-
-
-def _parse_note(found: object) -> _Note | None:
-    fields = cast("dict[str, object]", found) if isinstance(found, dict) else {}
-    match fields:
-        case {
-            "task_id": str(task_id),
-            "etag": str(etag),
-            "total": total,
-            "written": int(written),
-            "synced": int(synced),
-            "boot_id": str(boot_id),
-        }:
-            pass
-        case _:
-            return None
-    # A bool is an int, and no count.
-    if not (total is None or type(total) is int) or {type(written), type(synced)} != {int}:
-        return None
-    if not 0 <= synced <= written or strong_etag(etag) is None:
-        return None
-    if total is not None and written > total:
-        return None
-    return _Note(task_id, etag, total, written, synced, boot_id)
-
-
-@functools.cache
-def _boot_id() -> str:
-    # Source: the manual page proc(5), "/proc/sys/kernel/random/boot_id".
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
-        return ""
 
 
 def part_path(target: Path) -> Path:
@@ -283,7 +211,7 @@ class PartFile:
     def _note_path(self) -> Path:
         return self.path.with_name(f"{self.path.name}.json")
 
-    def _read_note(self) -> _Note | None:
+    def _read_note(self) -> PartNote | None:
         """
         Return what an earlier process wrote beside its part, if that makes sense.
 
@@ -300,13 +228,10 @@ class PartFile:
             text = os.read(fd, _NOTE_BYTES)
         finally:
             os.close(fd)
-        try:
-            note = _parse_note(json.loads(text))
-        except (ValueError, RecursionError):
-            return None
+        note = parse_note(text)
         return note if note is not None and note.task_id == self._task_id else None
 
-    def _open_note(self, note: _Note | None) -> None:
+    def _open_note(self, note: PartNote | None) -> None:
         """Put a note of ours in the place of what is there, in one step, and open it."""
         # A name of its own, not any: who finds it after our death takes it for his.
         fresh = self.path.with_name(f".{self.path.name}.json")
@@ -328,7 +253,7 @@ class PartFile:
             raise
         self._note_fd = os.open(self._note_path, os.O_WRONLY | _FLAGS)
 
-    def _load(self, note: _Note) -> None:
+    def _load(self, note: PartNote) -> None:
         """Take in what an earlier process has vouched for; what comes after may be anything."""
         os.ftruncate(self._fd, min(note.good, os.fstat(self._fd).st_size))
         os.lseek(self._fd, 0, os.SEEK_SET)
@@ -352,7 +277,7 @@ class PartFile:
         if self.etag is not None and self.is_shared:
             written = self.length if self._fault is None else self._synced
             counts = (self.total, written, self._synced)
-            text = _Note(self._task_id, self.etag, *counts, _boot_id()).encode()
+            text = PartNote(self._task_id, self.etag, *counts, this_boot()).encode()
         os.lseek(self._note_fd, 0, os.SEEK_SET)
         _write_all(self._note_fd, text)
         # Not first: killed in between, we would have nothing to go on by.

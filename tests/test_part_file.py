@@ -22,7 +22,7 @@ import pytest
 
 import syncs
 from disk import Disk, Fault
-from kie_wav_async import Download, _part_file
+from kie_wav_async import Download, _part_file, _part_note
 from kie_wav_async._part_file import PartFile, find_whole, part_path
 from kie_wav_async._wav_header import HEAD_LENGTH
 from media import wav_bytes
@@ -1121,7 +1121,7 @@ def test_a_machine_without_a_name_for_its_run_has_none(monkeypatch):
         raise FileNotFoundError
 
     monkeypatch.setattr(Path, "read_text", refuse)
-    assert not _part_file._boot_id.__wrapped__()
+    assert not _part_note.this_boot.__wrapped__()
 
 
 def test_closing_twice_is_closing(target):
