@@ -5,6 +5,7 @@ import datetime as dt
 import pytest
 
 from kie_wav_async import Track
+from kie_wav_async._ledger_models import verify_place
 from kie_wav_async.ledger import Standing, TrackState
 
 AT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -24,3 +25,25 @@ def test_a_wav_of_our_submit_expires_14_days_after_it() -> None:
 def test_a_wav_of_unknown_age_has_no_known_end(fields: dict[str, object]) -> None:
     """Without a submit of ours, or where the task existed before it, no date is promised."""
     assert standing(**fields).expires_at is None
+
+
+def test_a_place_is_two_texts() -> None:
+    """A path and its key are texts that say something."""
+    verify_place("song.wav", "song.wav")
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "expected", "complaint"),
+    [
+        ("", "k", ValueError, "path must not be empty"),
+        ("p", "", ValueError, "key must not be empty"),
+        (None, "k", TypeError, "path must be a str"),
+        ("p", b"k", TypeError, "key must be a str"),
+    ],
+)
+def test_what_is_no_place_is_refused(
+    path: object, key: object, expected: type[Exception], complaint: str
+) -> None:
+    """What cannot be a place is refused before anything is written."""
+    with pytest.raises(expected, match=complaint):
+        verify_place(path, key)
