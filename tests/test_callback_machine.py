@@ -401,7 +401,7 @@ class CallbackMachine(RuleBasedStateMachine):
 
 
 TestCallbackMachine = CallbackMachine.TestCase
-TestCallbackMachine.settings = hypothesis.settings(max_examples=300, stateful_step_count=30)
+TestCallbackMachine.settings = hypothesis.settings(max_examples=150, stateful_step_count=30)
 
 
 @pytest.mark.campaign

@@ -523,4 +523,11 @@ class BooksMachine(RuleBasedStateMachine):
 
 
 TestBooks = BooksMachine.TestCase
-TestBooks.settings = settings(max_examples=200, stateful_step_count=40)
+TestBooks.settings = settings(max_examples=100, stateful_step_count=40)
+
+
+@pytest.mark.campaign
+class TestBooksForLong(BooksMachine.TestCase):
+    settings = settings(
+        max_examples=3_000, stateful_step_count=60, derandomize=False, database=None
+    )

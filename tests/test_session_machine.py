@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import hypothesis
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
@@ -251,4 +252,11 @@ class SessionMachine(RuleBasedStateMachine):
 
 
 TestSessionMachine = SessionMachine.TestCase
-TestSessionMachine.settings = hypothesis.settings(max_examples=150, stateful_step_count=30)
+TestSessionMachine.settings = hypothesis.settings(max_examples=75, stateful_step_count=30)
+
+
+@pytest.mark.campaign
+class TestSessionMachineForLong(SessionMachine.TestCase):
+    settings = hypothesis.settings(
+        max_examples=1_000, stateful_step_count=60, derandomize=False, database=None
+    )
