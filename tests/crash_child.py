@@ -22,8 +22,10 @@ those of the files that are saved in `crash_files`.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -38,11 +40,7 @@ from typing import TYPE_CHECKING
 import crash_bugs
 from crash_files import watch_files
 from fastclock import FastClock
-from kie_wav_async import _ledger_file, cli, events
-from kie_wav_async._desk import Desk
-from kie_wav_async._ledger_sql import LedgerTables
-from kie_wav_async._owner_lock import OwnerLock
-from kie_wav_async._transport import AiohttpTransport
+from kie_wav_async import AiohttpTransport, WavSession, cli, events
 from kie_wav_async.cli import _bulk, _bulk_plan
 from kie_wav_async.ledger import AttemptOutcome, SqliteLedger
 
@@ -161,6 +159,25 @@ def watch_calls(reaper: Reaper) -> None:
     watch("end", lambda args: f"end {AttemptOutcome(args[1]).value}")
 
 
+#: What each of the statements that write is for.
+STATEMENTS = {
+    name: re.compile(pattern)
+    for name, pattern in {
+        "schema": r"CREATE TABLE",
+        "recover": r"UPDATE attempt SET outcome = \?, ended = \? WHERE outcome",
+        "plan": r"INSERT INTO track",
+        "retry": r"UPDATE track SET state = 'planned'",
+        "expire": r"UPDATE track SET state = 'expired'",
+        "begin": r"INSERT INTO attempt",
+        "end": r"UPDATE attempt SET outcome = \?, ended = coalesce",
+        "hear": r"UPDATE attempt SET named_task",
+        "settle": r"UPDATE attempt SET task_end",
+        "reserve": r"UPDATE track SET path = \?, path_key",
+        "store": r"UPDATE track SET rest = \?, path_key",
+    }.items()
+}
+
+
 class Transactions:
     """Comes to what a transaction wrote, before and after its COMMIT."""
 
@@ -171,21 +188,6 @@ class Transactions:
 
     def watch(self) -> None:
         """Watch all of them."""
-        names = (
-            "recover",
-            "plan",
-            "retry",
-            "expire",
-            "begin",
-            "hear",
-            "settle",
-            "reserve",
-            "store",
-        )
-        for name in names:
-            self._watch(LedgerTables, name, lambda _, name=name: name)
-        self._watch(LedgerTables, "end", lambda args: f"end {AttemptOutcome(args[2]).value}")
-        self._watch(_ledger_file, "create_tables", lambda _: "schema")
         connect = sqlite3.connect
 
         def watched(database, **settings):
@@ -197,26 +199,23 @@ class Transactions:
 
         sqlite3.connect = watched
 
-    def _watch(self, owner, name, point_of) -> None:
-        function = getattr(owner, name)
-
-        def watched(*args, **kwargs):
-            result = function(*args, **kwargs)
-            self._written[point_of(args)] = None
-            return result
-
-        setattr(owner, name, watched)
-
     def _connection(self) -> type[sqlite3.Connection]:
         transactions = self
 
         class Connection(sqlite3.Connection):
-            def execute(self, sql, *parameters):
+            def execute(self, sql, values=()):
                 if sql == "COMMIT":
                     return transactions.commit(lambda: super(Connection, self).execute(sql))
                 if sql.startswith("BEGIN"):
                     transactions.begin()
-                return super().execute(sql, *parameters)
+                result = super().execute(sql, values)
+                transactions.write(sql, values)
+                return result
+
+            def executemany(self, sql, rows):
+                result = super().executemany(sql, rows)
+                transactions.write(sql, ())
+                return result
 
             def close(self):
                 transactions.close(super().close)
@@ -226,6 +225,13 @@ class Transactions:
     def begin(self) -> None:
         """Have written nothing."""
         self._written.clear()
+
+    def write(self, sql, values) -> None:
+        """Have carried out a statement."""
+        for name, pattern in STATEMENTS.items():
+            if pattern.search(sql):
+                what = f"end {AttemptOutcome(values[0]).value}" if name == "end" else name
+                self._written[what] = None
 
     def commit(self, do):
         """Carry out a COMMIT."""
@@ -245,19 +251,18 @@ class Transactions:
 
 def watch_lock(reaper: Reaper) -> None:
     """Come to the taking and giving back of the file."""
-    acquire, release = OwnerLock.acquire, OwnerLock.release
+    flock = fcntl.flock
 
-    def watched_acquire(self):
-        reaper.at("lock: next")
-        acquire(self)
-        reaper.at("lock: taken")
+    def watched(fd, operation):
+        if not Path(f"/proc/self/fd/{fd}").readlink().name.endswith(".sqlite3.lock"):
+            return flock(fd, operation)
+        taken = operation & fcntl.LOCK_EX
+        reaper.at("lock: next" if taken else "unlock: next")
+        flock(fd, operation)
+        reaper.at("lock: taken" if taken else "unlock: done")
+        return None
 
-    def watched_release(self):
-        reaper.at("unlock: next")
-        release(self)
-        reaper.at("unlock: done")
-
-    OwnerLock.acquire, OwnerLock.release = watched_acquire, watched_release
+    fcntl.flock = watched
 
 
 def watch_wire(reaper: Reaper) -> None:
@@ -305,22 +310,29 @@ def watch_wire(reaper: Reaper) -> None:
 def watch_events(reaper: Reaper, told: Path) -> None:
     """Write down what the session tells, as it tells it: that much has to be in the ledger."""
     fd = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    emit = Desk.emit
 
-    def watched(self, kind, **fields):
-        emit(self, kind, **fields)
-        if kind is events.Submitted:
-            os.write(fd, f"task {fields['task_id']}\n".encode())
-            reaper.at("submitted: told")
-        elif kind is events.Settled:
-            os.write(fd, f"url {fields['wav'].task_id} {fields['wav'].url}\n".encode())
-            reaper.at("settled: told")
-        elif kind is events.Downloaded:
-            download = fields["download"]
-            os.write(fd, f"file {download.sha256} {download.path.name}\n".encode())
-            reaper.at("downloaded: told")
+    def note(event):
+        match event:
+            case events.Submitted(task_id=task_id):
+                os.write(fd, f"task {task_id}\n".encode())
+                reaper.at("submitted: told")
+            case events.Settled(wav=wav):
+                os.write(fd, f"url {wav.task_id} {wav.url}\n".encode())
+                reaper.at("settled: told")
+            case events.Downloaded(download=download):
+                os.write(fd, f"file {download.sha256} {download.path.name}\n".encode())
+                reaper.at("downloaded: told")
 
-    Desk.emit = watched
+    make = WavSession.__init__
+
+    def watched(self, *args, on_event=lambda _: None, **settings):
+        def tell(event):
+            on_event(event)
+            note(event)
+
+        make(self, *args, on_event=tell, **settings)
+
+    WavSession.__init__ = watched
 
 
 def live(order: dict) -> int:

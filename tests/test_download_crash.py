@@ -334,7 +334,7 @@ async def test_death_at_random_moments(tmp_path):
 async def test_a_planted_bug_is_found(tmp_path, bug):
     """A download that breaks the promise is seen to do so by these tests."""
     world, point = {
-        "take_the_name_early": (NEW, "write file: done"),
+        "write_in_place": (NEW, "write part: done"),
         "ask_without_version": (CHANGED, "open part: next"),
     }[bug]
     async with bench_in(tmp_path) as bench:
