@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from fakes import KEY, FakeService, counted, track
-from kie_wav_async import WavSession, _capped_server, _gate, webhook
+from kie_wav_async import WavSession, _capped_server, _gate
 from kie_wav_async.errors import CallbackFormatError, SessionClosedError, SignatureError
 from kie_wav_async.testing import FakeClock, ScriptedTransport
 from kie_wav_async.webhook import CallbackServer, add_callback_route, asgi_app
