@@ -36,6 +36,10 @@ MIN_CONNECTIONS: Final = 8
 #: How long a connection may stay idle, or hold back its headers.
 IDLE_TIMEOUT_S = 30.0
 
+#: Most headers of a request, each of 8 KB at most: a proxy adds some. Incomplete ones
+#: are kept in memory, for each connection.
+MAX_HEADERS: Final = 64
+
 #: How long requests in progress may take when the server stops; twice.
 SHUTDOWN_TIMEOUT_S = 0.5
 
@@ -163,6 +167,7 @@ class _Server(web.Server):
             auto_decompress=False,
             keepalive_timeout=IDLE_TIMEOUT_S,
             logger=_silent_logger(),
+            max_headers=MAX_HEADERS,
         )
         self._handle = handle
         self.opened: dict[web.RequestHandler, asyncio.Transport] = {}
