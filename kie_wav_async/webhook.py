@@ -4,15 +4,17 @@ Where callbacks arrive: a route for aiohttp, an ASGI application, a server of ou
 All three answer alike. 200 and a small JSON for everything authentic, duplicates
 and unknown tasks too, so that the answer tells a peer nothing; 401 with an empty
 body for whatever is not authentic, 400 for what cannot be read; 405 for all but
-POST, 413 over 64 KiB, 415 for any ``Content-Encoding``, 408 when a body takes
-more than 10 s, 503 while the session is closing, when its ledger cannot be
-written, and to whoever comes while 64 bodies are being read. Whoever is refused
-before the body was read loses the connection: nothing is drained.
+POST, 413 over 64 KiB, 415 for any ``Content-Encoding``, 503 while the session is
+closing and when its ledger cannot be written. 408 if a body takes more than 10 s,
+or if 64 bodies are incomplete, another one comes, and it is the oldest; a complete
+body waits for nothing. Every answer but 200 closes the connection, and nothing is
+drained.
 
 The session has to be entered in the loop that serves; for WSGI programs there is
 `kie_wav_async.parse_callback`. TLS, and peers that take their time over headers,
-are the reverse proxy's. Nothing of a request is logged here; the access logs of
-your own server are yours.
+are the reverse proxy's. Nothing of a request is logged here, and what anybody can
+cause to be logged is logged once a minute at most; the access logs of your own
+server are yours.
 
 Source: docs.kie.ai, "Convert to WAV Callbacks".
 """
@@ -183,6 +185,9 @@ def asgi_app(session: WavSession) -> _AsgiApp:
     to be mounted, or to be run alone. Mounted at ``/kie/callback`` it is reached
     at ``/kie/callback/``: the path without the slash is answered with a redirect,
     which no sender of callbacks can be expected to follow.
+
+    A connection is closed with the eighth callback: there are servers that keep
+    reading requests while earlier ones are answered, however many there are.
 
     Args:
         session: It has to be entered in the loop that serves.
