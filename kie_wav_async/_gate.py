@@ -25,7 +25,7 @@ from kie_wav_async.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
     from contextlib import AbstractContextManager
 
 #: Most bodies waited for at a time: nobody has proved anything before the end of one.
@@ -135,7 +135,7 @@ class Gate:
         return bytes(body) if len(body) <= MAX_BODY_LENGTH else _TOO_LONG
 
     @contextlib.contextmanager
-    def _waiting(self, timeout: asyncio.Timeout) -> Iterator[None]:
+    def _waiting(self, timeout: asyncio.Timeout) -> Generator[None]:
         """Count a body as waited for, in place of the oldest if there are too many."""
         if len(self._reads) >= MAX_READS:
             self.drop_oldest()

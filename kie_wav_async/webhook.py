@@ -205,7 +205,7 @@ class _AsgiApp:
 
     def __init__(self, session: WavSession) -> None:
         self._gate = Gate(session)
-        self._counts: Counter[object] = Counter()
+        self._counts: Counter[str] = Counter()
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         match scope["type"]:
@@ -248,11 +248,11 @@ class _AsgiApp:
         if len(counts) >= _MAX_COUNTED:
             counts.clear()
         # A list in some servers and a tuple in others; `None` on a Unix socket.
-        client = tuple(client) if isinstance(client, list) else client
-        counts[client] += 1
-        if counts[client] < _MAX_REQUESTS:
+        name = str(client)
+        counts[name] += 1
+        if counts[name] < _MAX_REQUESTS:
             return False
-        del counts[client]
+        del counts[name]
         return True
 
 

@@ -14,8 +14,9 @@ import pytest
 from aiohttp import web
 
 from fakes import FakeService
-from kie_wav_async import _capped_server
+from kie_wav_async import WavSession, _capped_server
 from kie_wav_async.testing import FakeClock
+from kie_wav_async.webhook import CallbackServer
 from receivers import Served, Wire, own_server, request, until
 
 CAP = 12
@@ -201,3 +202,49 @@ async def test_no_descriptor_is_left(caplog) -> None:
         assert ("kie_wav_async", logging.ERROR) == (record.name, record.levelno)
         assert os.strerror(errno.EMFILE) in record.getMessage()
         assert await is_served(service, await connect())
+
+
+async def test_a_connection_that_was_aborted_is_passed_over(monkeypatch) -> None:
+    """A peer that is gone before it is accepted ends nothing, and is no line in the log."""
+    loop = asyncio.get_running_loop()
+    accept, aborted = loop.sock_accept, []
+
+    async def abort_first(listener: socket.socket):
+        if not aborted:
+            aborted.append(1)
+            raise ConnectionAbortedError(errno.ECONNABORTED, "aborted")
+        return await accept(listener)
+
+    monkeypatch.setattr(loop, "sock_accept", abort_first)
+    async with serving() as (service, _, connect):
+        assert await is_served(service, await connect())
+    assert aborted
+
+
+async def test_a_socket_that_cannot_listen_is_closed() -> None:
+    """A socket that was given belongs to the server, also if it cannot be listened on."""
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        server = CallbackServer(WavSession("key"), sock=sock)
+        with pytest.raises(OSError, match="not supported"):
+            await server.__aenter__()
+        assert sock.fileno() == -1
+        await server.aclose()
+
+
+async def test_an_address_that_is_not_here_is_passed_over(monkeypatch) -> None:
+    """A host of several addresses is listened on at those that this machine has."""
+
+    async def resolve(_host, port, **_: object):
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
+            for address in ("192.0.2.1", "127.0.0.1", "127.0.0.1")
+        ]
+
+    service = FakeService(FakeClock())
+    async with service.listening() as session:
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+        server = CallbackServer(session, "some.host")
+        async with server, contextlib.AsyncExitStack() as stack:
+            wire = await stack.enter_async_context(Wire(Served(server.port)))
+            assert await is_served(service, wire)
