@@ -36,9 +36,10 @@ MIN_CONNECTIONS: Final = 8
 #: How long a connection may stay idle, or hold back its headers.
 IDLE_TIMEOUT_S = 30.0
 
-#: Most headers of a request, each of 8 KB at most: a proxy adds some. Incomplete ones
-#: are kept in memory, for each connection.
+#: Most headers of a request, and the most bytes of one: KIE sends a few short ones, and
+#: a proxy adds some. Those of all incomplete requests together are 64 MiB at most.
 MAX_HEADERS: Final = 64
+MAX_HEADER_LENGTH: Final = 4_096
 
 #: How long requests in progress may take when the server stops; twice.
 SHUTDOWN_TIMEOUT_S = 0.5
@@ -168,6 +169,7 @@ class _Server(web.Server):
             keepalive_timeout=IDLE_TIMEOUT_S,
             logger=_silent_logger(),
             max_headers=MAX_HEADERS,
+            max_field_size=MAX_HEADER_LENGTH,
         )
         self._handle = handle
         self.opened: dict[web.RequestHandler, asyncio.Transport] = {}

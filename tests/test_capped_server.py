@@ -9,12 +9,13 @@ import logging
 import os
 import resource
 import socket
+from pathlib import Path
 
 import pytest
 from aiohttp import web
 
 from fakes import FakeService
-from kie_wav_async import WavSession, _capped_server
+from kie_wav_async import WavSession, _capped_server, _gate, webhook
 from kie_wav_async.testing import FakeClock
 from kie_wav_async.webhook import CallbackServer
 from receivers import Served, Wire, own_server, request, until
@@ -248,3 +249,18 @@ async def test_an_address_that_is_not_here_is_passed_over(monkeypatch) -> None:
         async with server, contextlib.AsyncExitStack() as stack:
             wire = await stack.enter_async_context(Wire(Served(server.port)))
             assert await is_served(service, wire)
+
+
+def test_the_page_on_callbacks_names_the_limits() -> None:
+    """The numbers of docs/callbacks.md are those of the code."""
+    page = (Path(__file__).resolve().parent.parent / "docs" / "callbacks.md").read_text("utf-8")
+    limits = page[page.index("## Limits") :]
+
+    assert f"at most {_capped_server.MAX_CONNECTIONS} connections" in limits
+    assert f"at least {_capped_server.MIN_CONNECTIONS}." in limits
+    assert f"{_capped_server.IDLE_TIMEOUT_S:g} s for the headers" in limits
+    assert f"{_capped_server.MAX_HEADERS} headers of at most" in limits
+    assert f"at most {_capped_server.MAX_HEADER_LENGTH // 1024} KiB each" in limits
+    assert f"wait for {_gate.MAX_READS} incomplete bodies" in limits
+    assert 8 == webhook._MAX_REQUESTS
+    assert "with its eighth callback" in limits
