@@ -135,8 +135,8 @@ class CappedServer:
             except ConnectionError:
                 continue  # The peer has left already.
             except OSError as error:
-                # Who comes meanwhile waits in the queue of the system.
-                server.drop_idle()
+                # New connections wait in the system's queue meanwhile.
+                self._make_room(server)
                 text = f"cannot accept connections of callbacks: {os.strerror(error.errno or 0)}"
                 self._log.error("accept", text)
                 await asyncio.sleep(ACCEPT_PAUSE_S)
@@ -155,6 +155,10 @@ class CappedServer:
         is_short = connection.fileno() >= self._limit - self._limit // 4
         if count < self._cap and not (is_short and count >= MIN_CONNECTIONS):
             return True
+        return self._make_room(server)
+
+    def _make_room(self, server: _Server) -> bool:
+        """Close the connection that is worth least; return whether there was one."""
         return server.drop_idle() or self._drop_reader()
 
 
