@@ -486,6 +486,23 @@ async def test_a_body_that_ends_as_it_is_dropped(dropped_first, rest) -> None:
         assert not gate.drop_oldest()
 
 
+@every_parser
+async def test_a_loop_that_was_held_up(receiver, monkeypatch) -> None:
+    """A body that came while the loop was held up is taken, although its time is over by then."""
+    loop = asyncio.get_running_loop()
+    async with serving(receiver) as (service, session, served), Wire(served) as wire:
+        genuine = service.callback("genuine")
+        await asking(wire, genuine)
+        for _ in range(50):  # Until it is being read; nothing is to be seen of that.
+            await asyncio.sleep(0)
+        wire._socket.send(genuine.body)
+        late = 10 * _gate.READ_TIMEOUT_S
+        monkeypatch.setattr(loop, "time", lambda: time.monotonic() + late)
+
+        assert 200 == (await wire.answer()).status
+        assert {"orphans": 1} == counted(session)
+
+
 # --- asking first, one after the other ------------------------------------------------------
 
 
