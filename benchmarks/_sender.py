@@ -6,7 +6,7 @@ round is read from its input: the receiver's port and the requests. Once it has
 connected it says ``ready`` and waits for a word; it sends one request per
 connection and the next when the answer is there, so that the receiver is never
 without work, and says in the end which statuses it was answered, as JSON.
-Connections stay open from round to round.
+Connections stay open from round to round, unless the receiver announces that it closes one.
 
     python benchmarks/_sender.py
 """
@@ -79,9 +79,13 @@ class _Connection:
     """One connection; one request is under way at a time."""
 
     def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port))
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._port = port
+        self._connect()
         self.is_waiting = False
+
+    def _connect(self) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", self._port))
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def send(self, request: bytes) -> None:
         self._socket.sendall(request)
@@ -100,6 +104,9 @@ class _Connection:
             length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
             if len(body) >= length:
                 self.is_waiting = False
+                if b"connection: close" in head.lower():
+                    self._socket.close()
+                    self._connect()
                 return int(head.split(b" ", 2)[1])
 
 

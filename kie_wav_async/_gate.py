@@ -7,12 +7,13 @@ It knows no server. What carries the bytes to and fro is in `webhook`.
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
 import traceback
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from kie_wav_async._bounded_log import BoundedLog
 from kie_wav_async._callback import MAX_BODY_LENGTH
 from kie_wav_async._models import verify_type
 from kie_wav_async._session import WavSession
@@ -25,8 +26,10 @@ from kie_wav_async.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+    from contextlib import AbstractContextManager
 
-#: Most bodies being read at a time: nobody has proved anything before the end of one.
+#: Most bodies waited for at a time: nobody has proved anything before the end of one.
+#: A body that is there takes no place, and a newcomer takes that of the oldest.
 MAX_READS: Final = 64
 
 #: How long a body may take. The service's have some hundred bytes.
@@ -34,8 +37,6 @@ READ_TIMEOUT_S = 10.0
 
 #: How long the session may take after that. The service waits 15 s for an answer.
 TAKE_TIMEOUT_S = 2.0
-
-_logger = logging.getLogger("kie_wav_async")
 
 
 @attrs.frozen
@@ -45,6 +46,11 @@ class Answer:
     status: int
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def is_rejection(self) -> bool:
+        """Whether the connection ends with it, so that a flood pays for each."""
+        return self is not _RECEIVED
 
 
 # One object for all that is authentic: it must not show what became of it.
@@ -70,7 +76,7 @@ class Gate:
     `judge` sees the head of a request, `read` its body, and `take` the whole.
     """
 
-    __slots__ = ("_reads", "_session")
+    __slots__ = ("_log", "_reads", "_session")
 
     def __init__(self, session: WavSession) -> None:
         """
@@ -81,7 +87,9 @@ class Gate:
         """
         verify_type(session, WavSession, "session")
         self._session = session
-        self._reads = 0
+        self._log = BoundedLog()
+        # The time limits of the bodies that are waited for, the oldest first.
+        self._reads: dict[asyncio.Timeout, None] = {}
 
     def judge(self, method: str, *, is_encoded: bool, length: int | None) -> Answer | None:
         """
@@ -100,8 +108,6 @@ class Gate:
             return _ENCODED
         if length is not None and length > MAX_BODY_LENGTH:
             return _TOO_LONG
-        if self._reads >= MAX_READS:
-            return _UNAVAILABLE
         return None
 
     async def read(self, next_part: Callable[[], Awaitable[bytes | None]]) -> bytes | Answer:
@@ -111,21 +117,43 @@ class Gate:
         Raises:
             GoneError: By *next_part*.
         """
-        parts: list[bytes] = []
-        length = 0
-        self._reads += 1
+        body = bytearray()
+
+        async def collect() -> None:
+            while len(body) <= MAX_BODY_LENGTH and (part := await next_part()) is not None:
+                body.extend(part)
+
         try:
-            async with asyncio.timeout(READ_TIMEOUT_S):
-                while (part := await next_part()) is not None:
-                    length += len(part)
-                    if length > MAX_BODY_LENGTH:
-                        return _TOO_LONG
-                    parts.append(part)
+            await _within(READ_TIMEOUT_S, collect(), self._waiting)
         except TimeoutError:
-            return _TOO_SLOW
+            # The rest may have come in the very turn in which the time was over.
+            try:
+                async with asyncio.timeout(0.0):
+                    await collect()
+            except TimeoutError:
+                return _TOO_SLOW
+        return bytes(body) if len(body) <= MAX_BODY_LENGTH else _TOO_LONG
+
+    @contextlib.contextmanager
+    def _waiting(self, timeout: asyncio.Timeout) -> Generator[None]:
+        """Count a body as waited for, in place of the oldest if there are too many."""
+        if len(self._reads) >= MAX_READS:
+            self.drop_oldest()
+        self._reads[timeout] = None
+        try:
+            yield
         finally:
-            self._reads -= 1
-        return b"".join(parts)
+            self._reads.pop(timeout, None)
+
+    def drop_oldest(self) -> bool:
+        """End the wait for the body that is waited for longest; return whether there was one."""
+        oldest = next(iter(self._reads), None)
+        if oldest is None:
+            return False
+        del self._reads[oldest]
+        if not oldest.expired():
+            oldest.reschedule(0.0)
+        return True
 
     async def take(
         self, headers: Iterable[tuple[bytes, bytes]], body: bytes, query: str | bytes
@@ -141,26 +169,39 @@ class Gate:
         except (LedgerError, SessionClosedError):
             answer = _UNAVAILABLE
         except TimeoutError:
-            _logger.error("the session took too long over a callback: answered 503")  # noqa: TRY400 - a traceback would tell nothing
+            text = "the session took too long over a callback: answered 503"
+            self._log.error("slow", text)
             answer = _UNAVAILABLE
         except Exception as error:  # noqa: BLE001 - a route answers whatever happens
-            _log(error)
+            self._log.error(type(error).__name__, _describe(error))
             answer = _BROKEN
         return answer
 
 
-async def _within(timeout_s: float, coroutine: Coroutine[Any, Any, object]) -> None:
+async def _within(
+    timeout_s: float,
+    coroutine: Coroutine[Any, Any, object],
+    waiting: Callable[[asyncio.Timeout], AbstractContextManager[object]] = contextlib.nullcontext,
+) -> None:
     """
     Await *coroutine*, which mostly ends without waiting: then no timer is set.
 
     A timer per request would cost a tenth of what all of the request does.
+
+    Args:
+        timeout_s: Time limit in seconds.
+
+        coroutine: Not begun yet.
+
+        waiting: Makes the context of the wait, if there is one, from its time limit.
     """
     try:
         waited: object = coroutine.send(None)
     except StopIteration:
         return
-    async with asyncio.timeout(timeout_s):
-        await _Rest(coroutine, waited)
+    async with asyncio.timeout(timeout_s) as timeout:
+        with waiting(timeout):
+            await _Rest(coroutine, waited)
 
 
 class _Rest:
@@ -190,13 +231,10 @@ class _Rest:
                 return
 
 
-def _log(error: Exception) -> None:
-    """Log where *error* was raised, and not its text, which may quote the request."""
+def _describe(error: Exception) -> str:
+    """Say where *error* was raised, without its text, which may quote the request."""
     # A plain RuntimeError is a session not entered, or in another loop, and says so.
     text = f": {error}" if type(error) is RuntimeError else ""
-    _logger.error(
-        "a callback could not be taken and was answered 500: %s%s\n%s",
-        type(error).__name__,
-        text,
-        "".join(traceback.format_tb(error.__traceback__)),
-    )
+    places = "".join(traceback.format_tb(error.__traceback__))
+    name = type(error).__name__
+    return f"a callback could not be taken and was answered 500: {name}{text}\n{places}"

@@ -14,6 +14,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from kie_wav_async import events
+from kie_wav_async._budget import Budget
 from kie_wav_async._callback import authenticate, find_wav_url, read_body
 from kie_wav_async._callback_url import (
     find_attempt,
@@ -42,6 +43,11 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("kie_wav_async")
 
+#: Most events a minute about callbacks that were refused, and about those of each
+#: verdict but SETTLED: anybody who has seen one callback can repeat it without end.
+_REFUSED_A_MINUTE = 100
+_RECEIVED_A_MINUTE = 600
+
 
 class Receiver:
     """Takes deliveries, and brings what they say to the books and the poller."""
@@ -66,6 +72,8 @@ class Receiver:
         self._insecure_hosts = insecure_hosts
         self._inbox = Inbox()
         self._warned: set[str] = set()
+        self._refused = Budget(_REFUSED_A_MINUTE, 60.0)
+        self._received = {verdict: Budget(_RECEIVED_A_MINUTE, 60.0) for verdict in CallbackVerdict}
         desk.on_followed = self._look_for_early
         desk.on_lost = self._look_for_lost
 
@@ -95,12 +103,15 @@ class Receiver:
             self._refuse(error)
             raise
         verdict = self._take(task_id, root, attempt_id)
-        self._desk.emit(
-            events.CallbackReceived,
-            task_id=task_id,
-            verdict=verdict,
-            is_authentic=bool(self._keys),
-        )
+        budget = self._received[verdict]
+        # A callback settles once.
+        if verdict is CallbackVerdict.SETTLED or self._admits(budget):
+            self._desk.emit(
+                events.CallbackReceived,
+                task_id=task_id,
+                verdict=verdict,
+                is_authentic=bool(self._keys),
+            )
         await self._desk.journal.flush(task_id)
         return verdict
 
@@ -111,7 +122,11 @@ class Receiver:
         if reason not in self._warned:
             self._warned.add(reason)
             _logger.warning("refused a callback, and will not log the next: %s", error)
-        self._desk.emit(events.CallbackRefused, error=error.about())
+        if self._admits(self._refused):
+            self._desk.emit(events.CallbackRefused, error=error.about())
+
+    def _admits(self, budget: Budget) -> bool:
+        return budget.admit(self._desk.clock.monotonic()) is not None
 
     def _notice_of(self, task_id: str, root: JsonObject, attempt_id: str | None) -> Notice:
         """Return what may be believed of a callback, wherever it is looked at."""

@@ -174,6 +174,10 @@ class CallbackReceived(Event):
     """
     A callback was delivered and not refused.
 
+    At most 600 a minute are sent for each verdict other than ``SETTLED``, because
+    authentic callbacks can be repeated by whoever has seen them.
+    ``WavSession.statistics()`` counts all of them.
+
     Attributes:
         task_id: The conversion task it names.
 
@@ -192,7 +196,8 @@ class CallbackRefused(Event):
     """
     A callback was delivered that is not authentic or not readable: nothing was done.
 
-    Anybody who knows the address can cause this, as often as he likes.
+    Anybody who knows the address can cause this, so at most 100 a minute are sent.
+    ``WavSession.statistics().refused_callbacks`` counts all of them.
 
     Attributes:
         error: Why.

@@ -4,30 +4,34 @@ Where callbacks arrive: a route for aiohttp, an ASGI application, a server of ou
 All three answer alike. 200 and a small JSON for everything authentic, duplicates
 and unknown tasks too, so that the answer tells a peer nothing; 401 with an empty
 body for whatever is not authentic, 400 for what cannot be read; 405 for all but
-POST, 413 over 64 KiB, 415 for any ``Content-Encoding``, 408 when a body takes
-more than 10 s, 503 while the session is closing, when its ledger cannot be
-written, and to whoever comes while 64 bodies are being read. Whoever is refused
-before the body was read loses the connection: nothing is drained.
+POST, 413 over 64 KiB, 415 for any ``Content-Encoding``, 503 while the session is
+closing and when its ledger cannot be written. 408 if a body takes more than 10 s,
+or if 64 bodies are incomplete, another one comes, and it is the oldest; a complete
+body waits for nothing. Every answer but 200 closes the connection, and nothing is
+drained.
 
 The session has to be entered in the loop that serves; for WSGI programs there is
 `kie_wav_async.parse_callback`. TLS, and peers that take their time over headers,
-are the reverse proxy's. Nothing of a request is logged here; the access logs of
-your own server are yours.
+are the reverse proxy's. Nothing of a request is logged here, and what anybody can
+cause to be logged is logged once a minute at most; the access logs of your own
+server are yours.
 
 Source: docs.kie.ai, "Convert to WAV Callbacks".
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import logging
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 
 from aiohttp import HttpVersion11, hdrs, web
+from aiohttp.log import server_logger
 
+from kie_wav_async._bounded_log import MalformedRequestFilter
+from kie_wav_async._capped_server import CappedServer
 from kie_wav_async._gate import UNREADABLE, Answer, Gate, GoneError
 from kie_wav_async._models import verify_type
 
@@ -38,13 +42,17 @@ if TYPE_CHECKING:
 
 __all__ = ["CallbackServer", "add_callback_route", "asgi_app"]
 
-#: How long a connection to our own server may stay idle, or hold back its headers.
-_IDLE_TIMEOUT_S = 30.0
-
-#: How long our own server, when it stops, waits for requests under way; twice.
-_SHUTDOWN_TIMEOUT_S = 0.5
-
 _MAX_PORT: Final = 65_535
+
+#: A connection to an ASGI server is closed after so many callbacks. Some servers (uvicorn
+#: with httptools) go on reading requests while earlier ones are answered, without a limit.
+_MAX_REQUESTS: Final = 8
+
+#: As many connections to an ASGI server are counted.
+_MAX_COUNTED: Final = 1_000
+
+#: One for the process, as its logger is.
+_FILTER: Final = MalformedRequestFilter()
 
 _Scope: TypeAlias = MutableMapping[str, Any]
 _Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -65,6 +73,9 @@ def add_callback_route(
     by ``web.AppRunner(app, auto_decompress=False)``, or the reverse proxy refuses
     such requests; `CallbackServer` does not decompress.
 
+    aiohttp logs a traceback for every request that is not HTTP. Its logger
+    ``aiohttp.server`` gets a filter that leaves one line of them a minute.
+
     Args:
         app: Not started yet.
 
@@ -82,7 +93,9 @@ def add_callback_route(
     verify_type(app, web.Application, "app")
     verify_type(path, str, "path")
     # All methods, so that the refusal of the others is ours too.
-    app.router.add_route("*", path, _AiohttpHandler(session).handle, expect_handler=_expect_nothing)
+    handler = _AiohttpHandler(Gate(session))
+    app.router.add_route("*", path, handler.handle, expect_handler=_expect_nothing)
+    server_logger.addFilter(_FILTER)
 
 
 async def _expect_nothing(request: web.Request) -> None:
@@ -92,8 +105,8 @@ async def _expect_nothing(request: web.Request) -> None:
 class _AiohttpHandler:
     __slots__ = ("_gate",)
 
-    def __init__(self, session: WavSession) -> None:
-        self._gate = Gate(session)
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         gate, content = self._gate, request.content
@@ -141,7 +154,10 @@ async def _continue(request: web.BaseRequest) -> None:
 
 
 def _respond(answer: Answer) -> web.Response:
-    return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
+    response = web.Response(status=answer.status, body=answer.body, headers=answer.headers)
+    if answer.is_rejection:
+        response.force_close()
+    return response
 
 
 async def _refuse(request: web.BaseRequest, answer: Answer) -> web.StreamResponse:
@@ -149,7 +165,6 @@ async def _refuse(request: web.BaseRequest, answer: Answer) -> web.StreamRespons
     response = _respond(answer)
     if request.content.is_eof():
         return response
-    response.force_close()
     # The peer may be gone; aiohttp finds that out for itself, and says nothing.
     with contextlib.suppress(ConnectionError):
         await response.prepare(request)
@@ -171,6 +186,9 @@ def asgi_app(session: WavSession) -> _AsgiApp:
     at ``/kie/callback/``: the path without the slash is answered with a redirect,
     which no sender of callbacks can be expected to follow.
 
+    A connection is closed with the eighth callback: there are servers that keep
+    reading requests while earlier ones are answered, however many there are.
+
     Args:
         session: It has to be entered in the loop that serves.
 
@@ -183,10 +201,11 @@ def asgi_app(session: WavSession) -> _AsgiApp:
 class _AsgiApp:
     """An instance and not a function, which Starlette would call with a request."""
 
-    __slots__ = ("_gate",)
+    __slots__ = ("_counts", "_gate")
 
     def __init__(self, session: WavSession) -> None:
         self._gate = Gate(session)
+        self._counts: Counter[str] = Counter()
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         match scope["type"]:
@@ -212,16 +231,29 @@ class _AsgiApp:
                 answer = await self._gate.read(_parts_from(receive))
             except GoneError:
                 return
-        is_read = isinstance(answer, bytes)
         if isinstance(answer, bytes):
             answer = await self._gate.take(headers, answer, scope["query_string"])
         sent = [(name.lower().encode(), value.encode()) for name, value in answer.headers]
         sent.append((b"content-length", b"%d" % len(answer.body)))
         # Later versions of HTTP have no such header, and no connection to lose.
-        if not is_read and scope["http_version"].startswith("1"):
+        is_last = self._is_last(scope.get("client")) or answer.is_rejection
+        if is_last and scope["http_version"].startswith("1"):
             sent.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": answer.status, "headers": sent})
         await send({"type": "http.response.body", "body": answer.body})
+
+    def _is_last(self, client: object) -> bool:
+        """Count a request of *client*'s, and return whether it has had enough of them."""
+        counts = self._counts
+        if len(counts) >= _MAX_COUNTED:
+            counts.clear()
+        # A list in some servers and a tuple in others; `None` on a Unix socket.
+        name = str(client)
+        counts[name] += 1
+        if counts[name] < _MAX_REQUESTS:
+            return False
+        del counts[name]
+        return True
 
 
 def _read_head(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bool, int | None]:
@@ -278,7 +310,9 @@ class CallbackServer:
 
     It speaks plain HTTP: let a reverse proxy or a tunnel bring the callbacks
     here. It decompresses nothing, writes no access log, and drops connections
-    that stay idle or hold back their headers for 30 s.
+    that stay idle or hold back their headers for 30 s. It has at most 256
+    connections (a quarter of the file descriptors that the process may have, if
+    that is less) and closes idle ones for new ones.
 
     Args:
         session: It has to be entered in the same loop.
@@ -316,12 +350,13 @@ class CallbackServer:
         if not 0 <= port <= _MAX_PORT:
             msg = f"port must be 0 to {_MAX_PORT}, not {port}"
             raise ValueError(msg)
-        self._handler = _AiohttpHandler(session)
+        gate = Gate(session)
+        self._server = CappedServer(_AiohttpHandler(gate).handle, gate.drop_oldest)
         self._host = host
         self._port = port
         self._sock = sock
         self._is_entered = False
-        self._runner: web.ServerRunner | None = None
+        self._is_running = False
 
     @property
     def port(self) -> int:
@@ -331,10 +366,10 @@ class CallbackServer:
         Raises:
             RuntimeError: The server does not run.
         """
-        if self._runner is None:
+        if not self._is_running:
             msg = "the server does not run: use `async with`"
             raise RuntimeError(msg)
-        return int(self._runner.addresses[0][1])
+        return self._server.port
 
     async def __aenter__(self) -> Self:
         """Listen."""
@@ -342,25 +377,8 @@ class CallbackServer:
             msg = "a CallbackServer is entered once: make a new one"
             raise RuntimeError(msg)
         self._is_entered = True
-        server = web.Server(
-            self._handler.handle,
-            access_log=None,
-            auto_decompress=False,
-            keepalive_timeout=_IDLE_TIMEOUT_S,
-            logger=_silent_logger(),
-        )
-        runner = web.ServerRunner(server, shutdown_timeout=_SHUTDOWN_TIMEOUT_S)
-        await runner.setup()
-        try:
-            await _start(
-                web.TCPSite(runner, self._host, self._port)
-                if self._sock is None
-                else web.SockSite(runner, self._sock)
-            )
-        except BaseException:
-            await runner.cleanup()
-            raise
-        self._runner = runner
+        await self._server.start(self._host, self._port, self._sock)
+        self._is_running = True
         return self
 
     async def __aexit__(
@@ -378,23 +396,6 @@ class CallbackServer:
 
         Closing twice, or a server never entered, does nothing.
         """
-        if self._runner is not None:
-            runner, self._runner = self._runner, None
-            await runner.cleanup()
-
-
-async def _start(site: web.BaseSite) -> None:
-    """Start a site; if cancelled, wait until it can be stopped: asyncio listens already."""
-    starting = asyncio.ensure_future(site.start())
-    try:
-        await asyncio.shield(starting)
-    except asyncio.CancelledError:
-        await asyncio.wait([starting])
-        raise
-
-
-def _silent_logger() -> logging.Logger:
-    """Return a logger that says nothing: aiohttp quotes what it cannot parse."""
-    logger = logging.Logger("kie_wav_async.webhook")  # noqa: LOG001 - nobody shall configure it
-    logger.addHandler(logging.NullHandler())
-    return logger
+        if self._is_running:
+            self._is_running = False
+            await self._server.stop()

@@ -5,9 +5,11 @@ Started by `test_download_size`: writes what there is to judge into JUDGED, as J
 
     download_child.py JUDGED session ADDRESS FOLDER COUNT
     download_child.py JUDGED bulk ARGUMENT...
+    download_child.py JUDGED careless
 
-In the first, what waits for the disk on the loop's thread and is known to blockbuster
-ends the run. A command may do that before it begins: nobody shares its loop.
+In all but the second, what waits for the disk on the loop's thread is noted, as far as
+the interpreter has audit events for it. A command may do that before it begins: nobody
+shares its loop. The third does so on purpose.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ from collections import deque
 from pathlib import Path
 
 import psutil
-from blockbuster import blockbuster_ctx
 from yarl import URL
 
 from kie_wav_async import WavFile, WavSession
@@ -31,6 +32,11 @@ from kie_wav_async.cli import main
 
 AT_ONCE = 4
 STEP_S = 0.005
+# Audit events of what may wait. They need no function to be replaced: replacing methods of
+# built-in types, while other threads run, is under suspicion of one crash.
+WAITS = {"open", "sqlite3.connect", "fcntl.flock", "os.listdir", "os.scandir"} | {
+    f"os.{name}" for name in ("rename", "remove", "link", "symlink", "mkdir", "rmdir", "truncate")
+}
 # How often the most memory of a command is noted, whose files are not seen from here.
 NOTE_S = 0.1
 
@@ -51,6 +57,23 @@ def waiting_for_a_processor():
         yield lambda: int(os.pread(file.fileno(), 100, 0).split()[1]) / 1e9
 
 
+def note_waits(noted):
+    """Note what waits on this thread while it runs a loop; there is no way to end that."""
+    ours = threading.get_ident()
+
+    def hook(event, _):
+        if (
+            event in WAITS
+            and threading.get_ident() == ours
+            and asyncio._get_running_loop() is not None
+            # An import is made once.
+            and not sys._getframe(1).f_code.co_filename.startswith("<frozen importlib")
+        ):
+            noted.append(event)
+
+    sys.addaudithook(hook)
+
+
 class Watch:
     """
     What is seen of this process.
@@ -62,9 +85,11 @@ class Watch:
         peaks: The most memory, in bytes, between one note and the next.
         late_s: How late the loop was, each time it was looked at.
         blocked_s: The same less the time in which its thread had no processor.
+        waits: What may have waited for the disk on the loop's thread.
     """
 
     def __init__(self, *, notes):
+        self.waits = []
         self.peaks = []
         self.late_s = []
         self.blocked_s = []
@@ -81,7 +106,10 @@ class Watch:
         def run_watched(loop):
             with waiting_for_a_processor() as waited_s:
                 self._look_at(loop, loop.time(), waited_s, waited_s())
-                run(loop)
+                try:
+                    run(loop)
+                finally:
+                    self._next.cancel()  # The loop may run again, and be looked at anew.
 
         asyncio.BaseEventLoop.run_forever = run_watched
         thread = threading.Thread(target=self._look_at_memory)
@@ -106,7 +134,7 @@ class Watch:
         self.late_s.append(late_s)
         self.blocked_s.append(max(0.0, late_s - (after_s - before_s)))
         due = loop.time() + STEP_S
-        loop.call_at(due, self._look_at, loop, due, waited_s, after_s)
+        self._next = loop.call_at(due, self._look_at, loop, due, waited_s, after_s)
 
     def _look_at_memory(self):
         noted_s = time.monotonic()
@@ -131,12 +159,22 @@ async def save_all(watch, address, folder, count):
         await asyncio.gather(*(work() for _ in range(AT_ONCE)))
 
 
+async def be_careless():
+    """Open a file and look into a folder."""
+    with open(os.devnull, "rb"):  # noqa: ASYNC230, PTH123 - to be noted
+        os.listdir()  # noqa: PTH208 - to be noted
+
+
 def run(watch, kind, *arguments):
     """Do what is asked for; return the exit code."""
     if kind == "bulk":
         return main(["bulk", *arguments])
-    address, folder, count = arguments
-    with blockbuster_ctx():
+    note_waits(watch.waits)
+    if kind == "careless":
+        asyncio.run(be_careless())
+        watch.note()
+    else:
+        address, folder, count = arguments
         asyncio.run(save_all(watch, address, Path(folder), int(count)))
     return 0
 
@@ -149,6 +187,7 @@ if __name__ == "__main__":
         "peaks": watch.peaks,
         "late_s": watch.late_s,
         "blocked_s": watch.blocked_s,
+        "waits": watch.waits,
         "seconds": time.monotonic() - began_s,
     }
     Path(sys.argv[1]).write_text(json.dumps(judged), "utf-8")

@@ -20,7 +20,8 @@ ROWS: list[tuple[int, frozenset[str]]] = [
     (5, frozenset({"__main__"})),
     (5, frozenset({"cli"})),
     (4, frozenset({"ledger_conformance", "testing", "webhook"})),
-    (4, frozenset({"_gate", "_memory_ledger"})),
+    (4, frozenset({"_gate", "_capped_server", "_memory_ledger"})),
+    (4, frozenset({"_bounded_log"})),
     (3, frozenset({"__init__"})),
     (3, frozenset({"_session"})),
     (3, frozenset({"_batch", "_receiver"})),
@@ -48,7 +49,7 @@ ROWS: list[tuple[int, frozenset[str]]] = [
         frozenset(
             {"_wire", "_schedule", "_limiter", "_registry", "_requests"}
             | {"_signature", "_inbox", "_health", "_hint_limiter"}
-            | {"_wav_header", "_ranges", "_addresses", "_pace", "file_names"}
+            | {"_wav_header", "_ranges", "_addresses", "_budget", "_pace", "file_names"}
         ),
     ),
     (1, frozenset({"_envelope", "_lifecycle"})),

@@ -14,7 +14,7 @@ import pytest
 
 from deliveries import QUIET, SECRET, World, file_of, query_of, signed_body
 from fakes import LOST_CHARGED, track
-from kie_wav_async import CallbackTrust, CallbackVerdict, PollSchedule
+from kie_wav_async import CallbackTrust, CallbackVerdict, PollSchedule, events
 from kie_wav_async._inbox import MAX_KEPT
 from kie_wav_async.errors import CallbackFormatError, SignatureError
 from kie_wav_async.testing import refused
@@ -377,3 +377,65 @@ def test_a_flood_while_polling_rests_is_answered_by_few_polls():
         assert world.waiters[0].done()
         world.advance(30.0)
         assert world.waiters[1].done()
+
+
+# --- events -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["forged", "stale", "headers", "format"])
+def test_events_of_refusals_are_bounded(kind):
+    """5,000 refused callbacks in two minutes have at most 100 events a minute; all are counted."""
+    seen: list[events.Event] = []
+    with World(on_event=seen.append) as world:
+        now = world.clock.time()
+        callback = {
+            "forged": world.callback("task0001", key="whsec-of-somebody-else"),
+            "stale": world.callback("task0001", now_unix_s=now - 301),
+            "headers": ([], b"{}"),
+            "format": signed_body("task0001", b"[" * 200, now),
+        }[kind]
+        for minute in range(2):
+            _bring(world, callback, count=2_500)
+            assert [events.CallbackRefused] * 100 * (minute + 1) == [type(event) for event in seen]
+            world.advance(60.0)
+        assert world.figures()["refused_callbacks"] == 5_000
+
+
+@pytest.mark.parametrize("keys", [SECRET, ()], ids=["with keys", "without"])
+@pytest.mark.parametrize("verdict", ["ORPHAN", "DUPLICATE", "CONFIRMING"])
+def test_events_of_what_can_be_repeated_are_bounded(verdict, keys):
+    """5,000 callbacks that settle nothing have at most 600 events a minute, of each verdict."""
+    seen: list[events.Event] = []
+    with World(
+        service={"conversion_s": 5.0 if verdict == "DUPLICATE" else 900.0},
+        poll=QUIET,
+        callback_trust=CallbackTrust.HINT,
+        webhook_keys=keys,
+        on_event=seen.append,
+    ) as world:
+        world.start(world.session.convert(track(1)))
+        callback = world.callback("nobody" if verdict == "ORPHAN" else "task0001")
+        if verdict == "DUPLICATE":
+            world.advance(6.0)
+            _bring(world, callback, count=1)
+            world.advance(20.0)
+            assert world.waiters[0].done()
+        seen.clear()
+        verdicts = _bring(world, callback, count=5_000)
+        assert verdicts == {CallbackVerdict[verdict]: 5_000}
+        assert 600 == len([event for event in seen if isinstance(event, events.CallbackReceived)])
+        counted = {"ORPHAN": ("orphans",), "DUPLICATE": ("duplicates",), "CONFIRMING": ()}[verdict]
+        assert [5_000] * len(counted) == [world.figures()[name] for name in counted]
+
+
+def test_every_result_has_its_event():
+    """However many callbacks were repeated, each one that settles has an event."""
+    seen: list[events.Event] = []
+    with World(poll=QUIET, max_in_flight=5_000, on_event=seen.append) as world:
+        _bring(world, world.callback("nobody"), count=2_000)
+        for number in range(1, 21):
+            world.start(world.session.convert(track(number)))
+            task_id = f"task{number:04d}"
+            _bring(world, [world.callback(task_id)], query_of(world.service.tasks[task_id]))
+        settled = [e for e in seen if getattr(e, "verdict", None) is CallbackVerdict.SETTLED]
+        assert 20 == len(settled)

@@ -47,12 +47,14 @@ class Run:
         peaks: The most memory in bytes, between the ends of two files or each 0.1 s.
         late_s: How late the loop was, each 5 ms.
         blocked_s: The same less the time in which its thread had no processor.
+        waits: What may have waited for the disk on the loop's thread.
         told: What it said for people.
     """
 
     peaks: list[int]
     late_s: list[float]
     blocked_s: list[float]
+    waits: list[str]
     seconds: float
     told: str
 
@@ -104,6 +106,7 @@ def save_all(folder: Path, files: int, size: int) -> Run:
         finally:
             server.stdin.close()
     assert [size] * files == sizes(folder)
+    assert [] == run.waits
     return run
 
 
@@ -120,6 +123,13 @@ def test_memory_knows_neither_how_many_files_nor_how_long(tmp_path) -> None:
     # 32 MB came after the first four.
     assert many.rise_after(4) < 16_000_000, many
     assert max(one.peaks) < max(many.peaks) + 32_000_000, (one, many)
+
+
+def test_what_waits_on_the_loop_is_noted(tmp_path) -> None:
+    """What opens a file or lists a folder on the loop's thread is seen by the run that looks."""
+    run = run_child(tmp_path / "judged.json", "careless")
+
+    assert ["open", "os.listdir"] == run.waits
 
 
 # --- which thread does what -------------------------------------------------------------------

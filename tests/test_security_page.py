@@ -15,8 +15,10 @@ import pytest
 from kie_wav_async import (
     WavSession,
     _callback,
+    _gate,
     _hint_limiter,
     _inbox,
+    _receiver,
     _signature,
     errors,
     webhook,
@@ -50,6 +52,10 @@ def test_it_promises_no_more_than_the_limits() -> None:
     assert f"at most {_inbox.MAX_KEPT:,} callbacks" in PAGE
     assert f"one per {_hint_limiter.HINT_TASK_GAP_S:g} s for a task" in PAGE
     assert f"{1 / _hint_limiter.HINT_GAP_S:g} per second in all" in PAGE
+    assert f"at most {_receiver._REFUSED_A_MINUTE} `CallbackRefused` a minute" in PAGE
+    assert f"at most {_receiver._RECEIVED_A_MINUTE} `CallbackReceived` a minute" in PAGE
+    assert f"oldest of {_gate.MAX_READS} incomplete bodies" in PAGE
+    assert f"did not arrive within {_gate.READ_TIMEOUT_S:g} s" in PAGE
     assert webhook.__doc__ is not None
     answered = re.findall(r"^\| (\d{3}) \|", PAGE, re.MULTILINE)
     assert ["200", "400", "401", "405", "408", "413", "415", "500", "503"] == answered

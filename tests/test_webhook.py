@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from fakes import KEY, FakeService, counted, track
-from kie_wav_async import WavSession, _gate, webhook
+from kie_wav_async import WavSession, _capped_server, _gate
 from kie_wav_async.errors import CallbackFormatError, SessionClosedError, SignatureError
 from kie_wav_async.testing import FakeClock, ScriptedTransport
 from kie_wav_async.webhook import CallbackServer, add_callback_route, asgi_app
@@ -210,8 +210,8 @@ async def test_all_that_is_not_authentic_looks_the_same(receiver) -> None:
             service.callback("nobody", at_s=-400).headers,
         ]
         answers = []
-        async with Wire(served) as wire:
-            for headers in tampered:
+        for headers in tampered:
+            async with Wire(served) as wire:
                 await wire.post(headers, genuine.body)
                 answers.append(await wire.answer())
 
@@ -350,18 +350,19 @@ async def test_a_session_that_waits_a_little_is_waited_for() -> None:
         if (error := outcomes.pop(0)) is not None:
             raise error
 
-    async with own_server(Ear(wait)) as served, Wire(served) as wire:
+    async with own_server(Ear(wait)) as served:
         statuses = []
         for _ in range(4):
-            await wire.post({}, b"{}")
-            statuses.append((await wire.answer()).status)
+            async with Wire(served) as wire:
+                await wire.post({}, b"{}")
+                statuses.append((await wire.answer()).status)
 
     assert [200, 401, 400, 200] == statuses
 
 
 async def test_the_session_is_told_when_its_server_is_stopped(monkeypatch) -> None:
     """A delivery that waits when the server stops is cancelled, and not forgotten."""
-    monkeypatch.setattr(webhook, "_SHUTDOWN_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(_capped_server, "SHUTDOWN_TIMEOUT_S", 0.01)
     told = []
 
     async def wait(_: bytes) -> None:

@@ -172,15 +172,42 @@ async def test_later_versions_of_http_have_no_connection_header(version: str) ->
     assert all(name == name.lower() for name in names)
 
 
-async def test_a_taken_body_keeps_the_connection() -> None:
-    """After a body was read to its end the peer may go on, whatever the answer."""
+async def test_only_what_is_accepted_keeps_the_connection() -> None:
+    """After a callback that was accepted the peer may go on, and after no other."""
     for change in (b"", b"x"):
         async with staged() as (stage, _, genuine):
             stage.script.append(part(genuine.body + change))
             sent = await stage.play(**scope_of(genuine))
 
         assert (400 if change else 200) == status_of(sent)
-        assert b"connection" not in [name for name, _ in sent[0]["headers"]]
+        assert bool(change) is ((b"connection", b"close") in sent[0]["headers"])
+
+
+@pytest.mark.parametrize("client", [("192.0.2.1", 4711), ["192.0.2.1", 4711], None])
+async def test_a_connection_has_eight_callbacks(client) -> None:
+    """Every eighth callback of one connection closes it, genuine or not; others do not count."""
+    closed = []
+    async with staged() as (stage, _, genuine):
+        for number in range(17):
+            for asking in (client, ("192.0.2.2", number)):
+                stage.script.append(part(genuine.body))
+                stage.sent.clear()
+                sent = await stage.play(**scope_of(genuine, client=asking))
+                assert 200 == status_of(sent)
+                if (b"connection", b"close") in sent[0]["headers"]:
+                    closed.append((number, asking))
+
+    assert [(7, client), (15, client)] == closed
+
+
+async def test_many_connections_are_not_remembered() -> None:
+    """However many connections there are, a thousand of them are counted at most."""
+    async with staged() as (stage, _, genuine):
+        for port in range(2_500):
+            stage.script.append(part(genuine.body))
+            await stage.play(**scope_of(genuine, client=("192.0.2.1", port)))
+
+        assert len(stage.app._counts) <= 1_000
 
 
 async def test_the_lengths_are_true() -> None:

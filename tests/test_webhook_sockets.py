@@ -16,7 +16,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import TransferEncodingError
 
 from fakes import FakeService, counted
-from kie_wav_async import _gate, webhook
+from kie_wav_async import _capped_server, _gate, webhook
 from kie_wav_async.testing import FakeClock
 from receivers import (
     PARSERS,
@@ -28,7 +28,6 @@ from receivers import (
     own_server,
     request,
     run_aiohttp,
-    until,
 )
 
 LIMIT = 65_536
@@ -249,17 +248,22 @@ async def test_a_refusal_waits_for_no_body(receiver) -> None:
     assert [] == left_open
 
 
-@pytest.mark.parametrize("receiver", [embedded, own_server])
-async def test_a_refusal_of_what_is_complete_keeps_the_connection(receiver) -> None:
-    """Where the whole of a request is there nothing has to be cut off."""
-    async with serving(receiver) as (service, _, served), Wire(served) as wire:
-        genuine = service.callback("genuine")
-        statuses = []
-        for how in ({"method": "GET"}, {"method": "PUT", "body": b"x"}, {"body": genuine.body}):
-            await wire.post(genuine.headers, **how)
-            statuses.append((await wire.answer()).status)
-
-    assert [405, 405, 200] == statuses
+@every_parser
+async def test_every_rejection_closes_the_connection(receiver) -> None:
+    """What is rejected costs the peer its connection, also if the whole of it was read."""
+    async with serving(receiver) as (service, _, served):
+        genuine, forged = service.callback("genuine"), service.callback("x", key="z" * 20)
+        for status, delivery, how in (
+            (405, genuine, {"method": "GET"}),
+            (405, genuine, {"method": "PUT", "body": b"x"}),
+            (401, forged, {"body": forged.body}),
+            (400, genuine, {"body": b"x"}),
+        ):
+            async with Wire(served) as wire:
+                await wire.post(delivery.headers, **how)
+                answer = await wire.answer()
+                assert (status, "close") == (answer.status, answer.headers["connection"])
+                assert await wire.is_closed()
 
 
 @every_parser
@@ -392,37 +396,111 @@ async def asking(wire: Wire, delivery, **headers: str) -> None:
 # --- many at a time -------------------------------------------------------------------------
 
 
-@every_parser
-async def test_the_65th_reader(receiver) -> None:
-    """While 64 bodies are being read the next request is refused at once, and not after."""
+@contextlib.asynccontextmanager
+async def serving_slow_readers(receiver, count: int = 64):
+    """Serve *count* bodies that do not go on, and yield their connections too, the oldest first."""
     async with contextlib.AsyncExitStack() as stack:
         service, session, served = await stack.enter_async_context(serving(receiver))
-        genuine = service.callback("genuine")
         readers = []
-        for _ in range(64):
+        for _ in range(count):
             wire = await stack.enter_async_context(Wire(served))
-            await asking(wire, genuine)
+            await asking(wire, service.callback("genuine"))
             readers.append(wire)
+        yield service, session, served, readers
 
-        for body in (b"", genuine.body):
-            async with Wire(served) as wire:
-                await wire.post(genuine.headers, body, length=len(genuine.body))
-                answer = await wire.answer()
-                assert (503, b"") == (answer.status, answer.body)
-                if not body:
-                    assert await wire.is_closed()
+
+async def finishes(wire: Wire, service: FakeService) -> bool:
+    """Send the body that a connection owes; return whether it is taken."""
+    await wire.send(service.callback("genuine").body)
+    return 200 == (await wire.answer()).status
+
+
+@every_parser
+async def test_a_complete_body_needs_no_place(receiver) -> None:
+    """While 64 bodies are waited for complete callbacks are taken, and none of the 64 dropped."""
+    async with serving_slow_readers(receiver) as (service, session, served, readers):
+        for _ in range(70):
+            assert await is_served(service, served)
         async with Wire(served) as wire:
-            await wire.post(genuine.headers, method="GET")
+            await wire.post(service.callback("genuine").headers, method="GET")
             assert 405 == (await wire.answer()).status
-        assert {} == counted(session)
 
-        await readers[0].send(genuine.body)
-        assert 200 == (await readers[0].answer()).status
+        assert all([await finishes(wire, service) for wire in readers])
+        assert {"orphans": 134} == counted(session)
+
+
+@every_parser
+async def test_the_65th_reader(receiver) -> None:
+    """A body that is waited for takes the place of the oldest, which is answered 408."""
+    async with serving_slow_readers(receiver) as (service, session, served, readers):
+        async with Wire(served) as newcomer:
+            await asking(newcomer, service.callback("genuine"))
+            answer = await readers[0].answer()
+            assert (408, b"") == (answer.status, answer.body)
+            assert await readers[0].is_closed()
+            assert await finishes(newcomer, service)
+
+        # The place of the newcomer is free again.
         assert await is_served(service, served)
-        for wire in readers[1:]:
-            await wire.send(genuine.body)
-            assert 200 == (await wire.answer()).status
+        assert all([await finishes(wire, service) for wire in readers[1:]])
         assert {"orphans": 65} == counted(session)
+
+
+@every_parser
+async def test_many_slow_readers_lock_out_nobody(receiver) -> None:
+    """However many bodies do not go on, a callback in two pieces is taken, again and again."""
+    async with contextlib.AsyncExitStack() as stack:
+        service, _, served = await stack.enter_async_context(serving(receiver))
+        for _ in range(4):
+            for _ in range(50):
+                wire = await stack.enter_async_context(Wire(served))
+                await asking(wire, service.callback("genuine"))
+            async with Wire(served) as wire:
+                genuine = service.callback("genuine")
+                await wire.post(genuine.headers, genuine.body[:1], length=len(genuine.body))
+                for _ in range(50):  # Until it is waited for; nothing is to be seen of that.
+                    await asyncio.sleep(0)
+                await wire.send(genuine.body[1:])
+                assert 200 == (await wire.answer()).status
+
+
+@pytest.mark.parametrize("rest", [[b"b", None], [b"b"]], ids=["whole", "not whole"])
+@pytest.mark.parametrize("dropped_first", [True, False])
+async def test_a_body_that_ends_as_it_is_dropped(dropped_first, rest) -> None:
+    """A body whose rest has come before its reader knows that its time is over is taken."""
+    async with FakeService(FakeClock()).listening() as session:
+        gate, parts = _gate.Gate(session), asyncio.Queue[bytes | None]()
+        parts.put_nowait(b"a")
+        reading = asyncio.create_task(gate.read(parts.get))
+        await asyncio.sleep(0)
+
+        if dropped_first:
+            assert gate.drop_oldest()
+        for part in rest:
+            parts.put_nowait(part)
+        if not dropped_first:
+            assert gate.drop_oldest()
+
+        read = await reading
+        assert (b"ab" if None in rest else _gate.Answer(408)) == read
+        assert not gate.drop_oldest()
+
+
+@every_parser
+async def test_a_loop_that_was_held_up(receiver, monkeypatch) -> None:
+    """A body that came while the loop was held up is taken, although its time is over by then."""
+    loop = asyncio.get_running_loop()
+    async with serving(receiver) as (service, session, served), Wire(served) as wire:
+        genuine = service.callback("genuine")
+        await asking(wire, genuine)
+        for _ in range(50):  # Until it is being read; nothing is to be seen of that.
+            await asyncio.sleep(0)
+        wire._socket.send(genuine.body)
+        late = 10 * _gate.READ_TIMEOUT_S
+        monkeypatch.setattr(loop, "time", lambda: time.monotonic() + late)
+
+        assert 200 == (await wire.answer()).status
+        assert {"orphans": 1} == counted(session)
 
 
 # --- asking first, one after the other ------------------------------------------------------
@@ -477,17 +555,18 @@ async def test_an_old_client_asks_nothing(receiver) -> None:
 
 @every_parser
 async def test_one_after_the_other(receiver) -> None:
-    """Requests sent in one piece are answered each for itself, in order."""
+    """Requests sent in one piece are answered in order, up to one that is rejected."""
     async with serving(receiver) as (service, session, served), Wire(served) as wire:
         genuine, forged = service.callback("genuine"), service.callback("x", key="z" * 20)
         pieces = [
             request(served.path, delivery.headers, delivery.body)
-            for delivery in (genuine, forged, genuine, forged, genuine)
+            for delivery in (genuine, genuine, genuine, forged, genuine)
         ]
         await wire.send(b"".join(pieces))
 
-        assert [200, 401, 200, 401, 200] == [(await wire.answer()).status for _ in pieces]
-        assert {"orphans": 3, "refused_callbacks": 2} == counted(session)
+        assert [200, 200, 200, 401] == [(await wire.answer()).status for _ in range(4)]
+        assert await wire.is_closed()
+        assert {"orphans": 3, "refused_callbacks": 1} == counted(session)
 
 
 @every_parser
@@ -525,7 +604,7 @@ async def test_a_session_that_closes_half_way(receiver) -> None:
 
 async def test_a_server_that_stops_half_way(monkeypatch) -> None:
     """Our own server stops although a body is still to come, and drops its connection."""
-    monkeypatch.setattr(webhook, "_SHUTDOWN_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(_capped_server, "SHUTDOWN_TIMEOUT_S", 0.01)
     async with contextlib.AsyncExitStack() as stack:
         async with serving(own_server) as (service, session, served):
             genuine = service.callback("genuine")
@@ -543,7 +622,7 @@ async def test_a_server_that_stops_half_way(monkeypatch) -> None:
 
 async def test_headers_that_never_end(monkeypatch) -> None:
     """Our own server drops who holds back the end of the headers, or says nothing at all."""
-    monkeypatch.setattr(webhook, "_IDLE_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(_capped_server, "IDLE_TIMEOUT_S", 0.01)
     async with serving(own_server) as (_, _, served):
         for sent in (b"", b"POST / HTTP/1.1\r\nHost: h\r\nX-Slow: "):
             async with Wire(served) as wire:
@@ -659,14 +738,12 @@ async def test_an_application_of_ones_own_may_leave_bodies_as_they_are() -> None
 
 async def test_our_own_server_does_not_look_into_a_body() -> None:
     """What claims to be compressed and is not is refused like any other, and breaks nothing."""
-    async with serving(own_server) as (service, _, served), Wire(served) as wire:
-        genuine = service.callback("genuine")
+    async with serving(own_server) as (service, _, served):
         for encoding in ("gzip", "deflate", "br", "zstd", "nonsense"):
-            await wire.post({"Content-Encoding": encoding}, b"not compressed at all")
-            assert 415 == (await wire.answer()).status
-        # The connection goes on, as nothing in it was found to be wrong.
-        await wire.post(genuine.headers, genuine.body)
-        assert 200 == (await wire.answer()).status
+            async with Wire(served) as wire:
+                await wire.post({"Content-Encoding": encoding}, b"not compressed at all")
+                assert 415 == (await wire.answer()).status
+        assert await is_served(service, served)
 
 
 async def test_a_broken_encoding_is_refused_as_such() -> None:
@@ -680,13 +757,9 @@ async def test_a_broken_encoding_is_refused_as_such() -> None:
 
 async def test_readers_are_counted_per_route() -> None:
     """Two routes of one session each have their 64 readers."""
-    async with contextlib.AsyncExitStack() as stack:
-        service, session, served = await stack.enter_async_context(serving(own_server))
-        other = await stack.enter_async_context(own_server(session))
-        genuine = service.callback("genuine")
-        for _ in range(64):
-            await asking(await stack.enter_async_context(Wire(served)), genuine)
+    async with serving_slow_readers(own_server) as (service, session, _, readers):
+        async with own_server(session) as other, Wire(other) as wire:
+            await asking(wire, service.callback("genuine"))
+            assert await finishes(wire, service)
 
-        assert not await is_served(service, served)
-        assert await is_served(service, other)
-        await until(lambda: counted(session)["orphans"] == 1)
+        assert all([await finishes(reader, service) for reader in readers])
