@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
@@ -11,6 +10,7 @@ import attrs
 import click
 
 from kie_wav_async import OnUnknown, PollSchedule, RateLimit
+from kie_wav_async.cli._shell import join
 from kie_wav_async.file_names import verify_template
 from kie_wav_async.ledger import TrackState
 
@@ -91,7 +91,7 @@ class Order:
                     words[place + 1] = "N"
                 elif word.startswith(f"{_CAP}="):
                     words[place] = f"{_CAP}=N"
-        return shlex.join(["kie-wav", *words])
+        return join(["kie-wav", *words])
 
     @property
     def resubmits(self) -> bool:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from kie_wav_async import errors
+from kie_wav_async.cli._shell import status_command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,9 +71,10 @@ def print_line(*cells: object) -> None:
 
 
 def say(text: str, console: Console | None = None) -> None:
-    """Print a message on stderr: filled on a terminal, else on one line."""
+    """Print a message on stderr: filled on a terminal, else, and with a command, on one line."""
     console = console or Console(stderr=True)
-    console.print(plain(text), soft_wrap=not console.is_terminal)
+    # A command is to be copied: a line end of ours would be one to the shell as well.
+    console.print(plain(text), soft_wrap=not console.is_terminal or "`" in text)
 
 
 def stdout_console() -> Console:
@@ -99,7 +101,8 @@ def failure_of(error: errors.KieWavError) -> CliError:
             code = FAILED
             sentence = (
                 f"task {error.task_id} is not finished after {error.timeout_s:g} s but may still "
-                f"finish: ask with `kie-wav status {error.task_id}` instead of converting again"
+                f"finish: ask with `{status_command(str(error.task_id))}` instead of converting "
+                "again"
             )
         case errors.ConversionFailedError():
             code = FAILED
