@@ -142,8 +142,9 @@ def bulk(
     Convert a catalog, save its WAV files, and go on where the last run stopped.
 
     CATALOG is CSV with the header music_task_id,audio_id[,title], JSON lines with
-    the same keys, or - for stdin. A row without audio_id stands for every track
-    of its music task.
+    the same keys, or - for stdin. A row with an empty audio_id stands for every
+    track of its music task. KIE's own spellings (taskId, audioId) and its saved
+    answers for music tasks are read as well.
 
     All of it is written into the ledger first, and nothing is converted if a line
     is bad. The ledger knows what was submitted, so that no track is paid twice:
