@@ -46,8 +46,8 @@ def service_options(command: Callable[..., int]) -> Callable[..., int]:
         "insecure_hosts",
         multiple=True,
         metavar="HOST",
-        help="Accept plain http and addresses that are not public of this host; may be repeated. "
-        "A service on this machine needs none.",
+        help="Accept plain http and addresses that are not public of this host; may be repeated, "
+        "and is added to those of $KIE_INSECURE_HOSTS. A service on this machine needs none.",
     )(command)
     return click.option(
         "--base-url",

@@ -34,7 +34,6 @@ from kie_wav_async.simulator import Simulator
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kie_wav_async.simulator import Fault
 
 _BROKEN_PIPE: Final = 141  # What a shell shows for a command that SIGPIPE ended.
 
@@ -276,6 +275,13 @@ async def _credits(service: Service, *, as_json: bool) -> int:
 
 
 @cli.command()
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address or name of this machine to listen at; 0.0.0.0 is every address. Whoever gets "
+    "there may use it.",
+)
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port.  [default: any]")
 @click.option(
     "--median",
@@ -301,18 +307,15 @@ async def _credits(service: Service, *, as_json: bool) -> int:
     help="What goes wrong: a list of objects; see kie_wav_async.simulator.Fault.",
 )
 @json_option
-def simulate(
-    port: int, median_s: float, speed: float, seed: int, faults: tuple[Fault, ...], *, as_json: bool
-) -> int:
+def simulate(speed: float, *, as_json: bool, **settings: Any) -> int:  # noqa: ANN401 - as above
     """
     Run a local KIE until Ctrl-C.
 
-    Prints the environment that points kie-wav, or any program made with
-    kie_wav_async, at it. It calls back to addresses of this machine only.
+    Prints all the environment that kie-wav, or any program made with
+    kie_wav_async, needs to convert, be called back and save files there. It
+    calls back to addresses of this machine only.
     """
-    work = _simulate(
-        as_json=as_json, port=port, median_s=median_s, time_scale=speed, seed=seed, faults=faults
-    )
+    work = _simulate(as_json=as_json, time_scale=speed, **settings)
     return run_command(work, as_json=as_json)
 
 

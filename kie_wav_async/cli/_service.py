@@ -19,7 +19,7 @@ _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 # What the package's arguments are called here.
 _NAMES: Final = {
-    "insecure_hosts": "--insecure-host",
+    "insecure_hosts": "--insecure-host (KIE_INSECURE_HOSTS)",
     "callback_url": "--callback-url (KIE_CALLBACK_URL)",
 }
 
@@ -70,10 +70,15 @@ class Service:
             )
 
     def file_hosts(self) -> set[str]:
-        """Return the hosts from which a file may come by plain http: a local service's."""
+        """
+        Return the hosts from which a file may come by plain http.
+
+        They are those of the command line and of the environment, and a local service's.
+        """
         try:
             base = URL(self.base_url or os.environ.get("KIE_BASE_URL") or "")
         except ValueError:
             base = URL()  # The session will say so.
         is_local = base.scheme == "http" and base.host in _LOOPBACK
-        return {*self.insecure_hosts, *(_LOOPBACK if is_local else ())}
+        named = map(str.strip, os.environ.get("KIE_INSECURE_HOSTS", "").split(","))
+        return {*self.insecure_hosts, *filter(None, named), *(_LOOPBACK if is_local else ())}
