@@ -18,7 +18,7 @@ import aiohttp
 
 from kie_wav_async._addresses import is_public
 from kie_wav_async._link import is_trusted, join_link, verify_link
-from kie_wav_async._network import presentable, reason_of, user_agent
+from kie_wav_async._network import presentable, proxy_failure, reason_of, through, user_agent
 from kie_wav_async.errors import DownloadError
 
 if TYPE_CHECKING:
@@ -224,10 +224,10 @@ class Media:
                 return await client.get(url, headers=headers, allow_redirects=False, proxy=proxy)
         except aiohttp.ClientConnectorError as error:
             if not isinstance(error.os_error, _PrivateAddressError):
-                raise _failure(url, error) from presentable(error)
+                raise _failure(url, error, proxy=proxy) from presentable(error)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # ValueError: yarl and aiohttp raise it for what they cannot send or read.
-            raise _failure(url, error) from presentable(error)
+            raise _failure(url, error, proxy=proxy) from presentable(error)
         msg = (
             f"{_host(url)} leads to an address that is not public; name the host in "
             "insecure_hosts if that is what you want"
@@ -269,7 +269,15 @@ def _host(url: URL) -> str:
     return (url.host or "")[:80]
 
 
-def _failure(url: URL, error: Exception, reason: DownloadReason = "unavailable") -> MediaError:
+def _failure(
+    url: URL,
+    error: Exception,
+    reason: DownloadReason = "unavailable",
+    *,
+    proxy: URL | None = None,
+) -> MediaError:
+    if why := proxy_failure(error, proxy):
+        return MediaError(why, reason)
     if isinstance(error, TimeoutError):
-        return MediaError(f"{_host(url)} sent nothing for too long", reason)
+        return MediaError(f"{_host(url)} sent nothing for too long{through(proxy)}", reason)
     return MediaError(f"the connection to {_host(url)} broke: {reason_of(error)}", reason)

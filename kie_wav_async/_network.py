@@ -23,6 +23,12 @@ from kie_wav_async._models import verify_type
 # Looked up as the package is imported: it is in a file, and no loop is to wait for that.
 _VERSION: Final = metadata.version("kie-wav-async")
 
+#: The status of a proxy that wants to know who we are.
+AUTHENTICATION_REQUIRED: Final = 407
+
+# Those that name the host which they are about.
+_CONNECTION_ERRORS: Final = (aiohttp.ClientConnectorError, aiohttp.ClientConnectorCertificateError)
+
 
 class Network:
     """
@@ -56,15 +62,13 @@ class Network:
         self._environment: dict[str, str] = {}
         if trust_env and self._proxy is None:
             self._environment = urllib.request.getproxies_environment()
-            for name in self._environment.keys() & {"http", "https"}:
-                _ = self._environment_proxy(name)
+            for scheme in ("http", "https"):
+                _ = self._environment_proxy(scheme)
 
     def proxy_for(self, url: URL) -> URL | None:
         """Return the proxy for requests to *url*; `None` for none."""
         if not self._environment:
             return self._proxy
-        if url.scheme not in self._environment:
-            return None
         names = (f".{url.host}", f".{url.host}:{url.port}", ".*")
         for exception in self._environment.get("no", "").lower().split(","):
             suffix = exception.strip().lstrip(".")
@@ -72,10 +76,12 @@ class Network:
                 return None
         return self._environment_proxy(url.scheme)
 
-    def _environment_proxy(self, scheme: str) -> URL:
-        # Written without a scheme as often as with one.
-        value = self._environment[scheme]
-        return _parse_proxy(value if "//" in value else f"http://{value}", f"{scheme}_proxy")
+    def _environment_proxy(self, scheme: str) -> URL | None:
+        for name in (scheme, "all"):
+            if value := self._environment.get(name):
+                # Written without a scheme as often as with one.
+                return _parse_proxy(value if "//" in value else f"http://{value}", f"{name}_proxy")
+        return None
 
 
 def user_agent() -> str:
@@ -98,6 +104,33 @@ def _parse_proxy(value: str | URL, name: str) -> URL:
     return url
 
 
+def through(proxy: URL | None) -> str:
+    """Say through which proxy something went; empty without one. Its password stays unsaid."""
+    return "" if proxy is None else f" through the proxy {proxy.origin()}"
+
+
+def proxy_failure(error: Exception, proxy: URL | None) -> str | None:
+    """Say what went wrong with the proxy itself; `None` if it was something else."""
+    if proxy is None:
+        return None
+    name = f"the proxy {proxy.origin()}"
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return refused_by_proxy(error.status, proxy)
+    if not isinstance(error, _CONNECTION_ERRORS):
+        return None
+    if (error.host, error.port) != (proxy.host, proxy.port):
+        return None
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return f"the certificate of {name} does not hold"
+    return f"{name} cannot be reached: {reason_of(error)}"
+
+
+def refused_by_proxy(status: int, proxy: URL) -> str:
+    """Say what a proxy answered that does not let us through."""
+    wants = ": it wants another user and password" if status == AUTHENTICATION_REQUIRED else ""
+    return f"the proxy {proxy.origin()} answered HTTP {status}{wants}"
+
+
 def reason_of(error: Exception) -> str:
     """
     Name what went wrong in words of aiohttp, the system or OpenSSL, never of the peer.
@@ -105,8 +138,6 @@ def reason_of(error: Exception) -> str:
     A peer may repeat our headers, and the parsers quote what they cannot read.
     """
     name = type(error).__name__
-    if isinstance(error, aiohttp.ClientHttpProxyError):
-        return f"{name} (HTTP {error.status})"
     if isinstance(error, aiohttp.ClientResponseError):  # Its status is aiohttp's own.
         return f"{name} (cannot be read as HTTP)"
     if isinstance(error, aiohttp.ClientConnectorError):

@@ -17,7 +17,16 @@ import aiohttp
 from yarl import URL
 
 from kie_wav_async._models import WireResponse
-from kie_wav_async._network import Network, presentable, reason_of, user_agent
+from kie_wav_async._network import (
+    AUTHENTICATION_REQUIRED,
+    Network,
+    presentable,
+    proxy_failure,
+    reason_of,
+    refused_by_proxy,
+    through,
+    user_agent,
+)
 from kie_wav_async.errors import TransportError, TransportTimeoutError, WireFormatError
 
 if TYPE_CHECKING:
@@ -104,7 +113,8 @@ class AiohttpTransport:
 
         trust_env:
             Whether, without *proxy*, the proxies of the environment are used:
-            ``http_proxy``, ``https_proxy``, ``no_proxy``, as they are now.
+            ``http_proxy``, ``https_proxy``, ``all_proxy``, ``no_proxy``, as they are
+            now. ``.netrc`` is never read.
 
     Attributes:
         network: The same three for WAV files, which a session fetches the same way.
@@ -131,13 +141,14 @@ class AiohttpTransport:
     async def send(self, request: WireRequest) -> WireResponse:
         """Send *request*; see `Transport.send`."""
         self._verify_open()
+        proxy = self.network.proxy_for(URL(request.url, encoded=True))
         flight = _Flight()
         # Reads are not traced: they may be repeated, whatever became of them.
         flight.began = not request.is_submit
         kind = TransportError
         cause: Exception | None = None
         try:
-            return await self._exchange(request, flight)
+            return await self._exchange(request, flight, proxy)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if not self._is_closed or task is None or task.cancelling():
@@ -146,14 +157,16 @@ class AiohttpTransport:
             why = f"the transport was closed before an answer from {_origin(request)}"
         except TimeoutError as error:
             kind, cause = TransportTimeoutError, error
-            why = f"no answer from {_origin(request)} in time"
+            why = f"no answer from {_origin(request)}{through(proxy)} in time"
         except aiohttp.ClientConnectorCertificateError as error:
             cause = error
-            why = f"the certificate of {_origin(request)} does not hold"
+            certificate = f"the certificate of {_origin(request)} does not hold"
+            why = proxy_failure(error, proxy) or certificate
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # ValueError: yarl and aiohttp raise it for what they cannot send or read.
             cause = error
-            why = f"no answer from {_origin(request)}: {reason_of(error)}"
+            silence = f"no answer from {_origin(request)}{through(proxy)}: {reason_of(error)}"
+            why = proxy_failure(error, proxy) or silence
         # Out here, so that aiohttp's error is not its context: it may hold the key.
         fate = flight.tell(is_submit=request.is_submit)
         failure = kind(why + fate, maybe_sent=flight.began)
@@ -165,7 +178,9 @@ class AiohttpTransport:
             msg = "the transport is closed; no byte of the request has left"
             raise TransportError(msg, maybe_sent=False)
 
-    async def _exchange(self, request: WireRequest, flight: _Flight) -> WireResponse:
+    async def _exchange(
+        self, request: WireRequest, flight: _Flight, proxy: URL | None
+    ) -> WireResponse:
         if request.is_submit:
             http = self._submits = self._submits or self._open(is_submit=True)
         else:
@@ -177,9 +192,15 @@ class AiohttpTransport:
             data=request.body,
             headers=request.headers,
             allow_redirects=False,
-            proxy=self.network.proxy_for(url),
+            proxy=proxy,
             trace_request_ctx=flight,
         ) as answer:
+            if proxy is not None and answer.status == AUTHENTICATION_REQUIRED:
+                answer.close()
+                msg = refused_by_proxy(answer.status, proxy) + flight.tell(
+                    is_submit=request.is_submit
+                )
+                raise TransportError(msg, maybe_sent=flight.began)
             body = bytearray()
             # One byte too many tells a longer answer from a full one.
             while (room := MAX_ANSWER_BYTES + 1 - len(body)) and not answer.content.at_eof():

@@ -33,6 +33,14 @@ def no_environment(monkeypatch):
         ({"https_proxy": PROXY, "no_proxy": "*"}, "https://h.example/", None),
         ({"https_proxy": PROXY, "no_proxy": "xample"}, "https://h.example/", PROXY),
         ({"https_proxy": PROXY, "no_proxy": ", ,"}, "https://h.example/", PROXY),
+        ({"all_proxy": PROXY}, "https://h.example/", PROXY),
+        ({"ALL_PROXY": PROXY}, "http://h.example/", PROXY),
+        (
+            {"all_proxy": "socks5://h", "https_proxy": PROXY, "http_proxy": PROXY},
+            "http://h/",
+            PROXY,
+        ),
+        ({"all_proxy": PROXY, "no_proxy": "h.example"}, "https://h.example/", None),
     ],
 )
 def test_each_scheme_has_its_proxy(monkeypatch, environment, url, expected):

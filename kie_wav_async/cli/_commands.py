@@ -166,8 +166,7 @@ def convert(
     timeout_s: float,
     address: tuple[str, int] | None,
     callback_url: str | None,
-    base_url: str | None,
-    insecure_hosts: tuple[str, ...],
+    service: Service,
     as_json: bool,
 ) -> int:
     """
@@ -184,7 +183,7 @@ def convert(
     says.
     """
     work = run_convert(
-        Service(base_url, insecure_hosts),
+        service,
         (music_task_id, audio_id),
         output,
         timeout_s,
@@ -209,8 +208,7 @@ def status(
     task_id: str,
     *,
     output: Path | None,
-    base_url: str | None,
-    insecure_hosts: tuple[str, ...],
+    service: Service,
     as_json: bool,
 ) -> int:
     """
@@ -221,22 +219,20 @@ def status(
 
     What `kie-wav convert -o` or a former -o has left of FILE is gone on with.
     """
-    work = run_status(Service(base_url, insecure_hosts), task_id, output, as_json=as_json)
+    work = run_status(service, task_id, output, as_json=as_json)
     return run_command(work, as_json=as_json)
 
 
 @cli.command()
 @click.argument("music_task_id")
 @service_options
-def tracks(
-    music_task_id: str, base_url: str | None, insecure_hosts: tuple[str, ...], *, as_json: bool
-) -> int:
+def tracks(music_task_id: str, *, service: Service, as_json: bool) -> int:
     """
     List the tracks of a music task: audio id and title.
 
     They are apart by a tab where stdout is no terminal.
     """
-    work = _tracks(Service(base_url, insecure_hosts), music_task_id, as_json=as_json)
+    work = _tracks(service, music_task_id, as_json=as_json)
     return run_command(work, as_json=as_json)
 
 
@@ -257,11 +253,9 @@ async def _tracks(service: Service, music_task_id: str, *, as_json: bool) -> int
 
 @cli.command(name="credits")
 @service_options
-def credits_(base_url: str | None, insecure_hosts: tuple[str, ...], *, as_json: bool) -> int:
+def credits_(*, service: Service, as_json: bool) -> int:
     """Show the credits of the account."""
-    return run_command(
-        _credits(Service(base_url, insecure_hosts), as_json=as_json), as_json=as_json
-    )
+    return run_command(_credits(service, as_json=as_json), as_json=as_json)
 
 
 async def _credits(service: Service, *, as_json: bool) -> int:

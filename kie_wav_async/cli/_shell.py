@@ -82,6 +82,11 @@ def status_command(task_id: str, path: Path | None = None) -> str:
     return command_line("status", task_id, options=[*output, *_service_options()])
 
 
+def without_password(proxy: str) -> str:
+    """Return a proxy's URL with placeholders for its user and password."""
+    return re.sub(r"^([^/?#@]*//)?.*@", r"\1USER:PASSWORD@", proxy, flags=re.DOTALL)
+
+
 def _service_options() -> list[str]:
     """Return the options that say where the service of the running command is."""
     context = click.get_current_context(silent=True)
@@ -91,4 +96,6 @@ def _service_options() -> list[str]:
         words += ["--base-url", given["base_url"]]
     for host in given.get("insecure_hosts", ()):
         words += ["--insecure-host", host]
+    if given.get("proxy") is not None:
+        words += ["--proxy", without_password(given["proxy"])]
     return words
