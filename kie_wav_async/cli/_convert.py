@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 from kie_wav_async import Track
 from kie_wav_async.cli._display import WaitDisplay
 from kie_wav_async.cli._listen import listen, read_listening
-from kie_wav_async.cli._output import DONE, INTERRUPTED, CliError, print_json, print_line
+from kie_wav_async.cli._output import (
+    DONE,
+    INTERRUPTED,
+    CliError,
+    print_json,
+    print_line,
+    print_path,
+)
 from kie_wav_async.cli._service import as_usage
 from kie_wav_async.cli._shell import status_command
 from kie_wav_async.cli._target import (
@@ -87,8 +94,10 @@ async def run_convert(
         raise _interrupted(session, wav, output, download) from None
     if as_json:
         print_json({**facts_of(wav), **file_facts_of(output, download)})
+    elif output is not None:
+        print_path(output)
     else:
-        print_line(output or wav.url)
+        print_line(wav.url)
     return DONE
 
 

@@ -8,7 +8,10 @@ stripped of control characters, and never taken for markup.
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
+import unicodedata
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -20,6 +23,7 @@ from kie_wav_async.cli._shell import status_command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -27,6 +31,8 @@ USAGE: Final = 2
 SERVICE: Final = 3
 UNKNOWN: Final = 4
 INTERRUPTED: Final = 130
+
+_FORMULA: Final = re.compile(r"""'*\s*[=+\-@"]""")
 
 
 class CliError(Exception):
@@ -66,8 +72,28 @@ def print_json(value: Mapping[str, object]) -> None:
 
 
 def print_line(*cells: object) -> None:
-    """Print one line on stdout, cells apart by tabs."""
-    click.echo("\t".join(clean(cell) for cell in cells))
+    """Print one line on stdout, cells apart by tabs; one cell alone is printed as it is."""
+    one = len(cells) == 1
+    click.echo("\t".join(clean(c) if one else cell(clean(c)) for c in cells))
+
+
+def print_path(path: Path) -> None:
+    """Print a path on stdout for programs: byte for byte, unless it is a terminal that reads it."""
+    if sys.stdout.isatty():
+        print_line(path)
+    else:
+        click.echo(os.fsencode(path))
+
+
+def cell(text: str) -> str:
+    """
+    Return *text* for a line of cells apart by tabs: to a spreadsheet it is text, and no formula.
+
+    What begins with ``=``, ``+``, ``-``, ``@`` or a quotation mark has an apostrophe before
+    it. So has what begins with such an apostrophe, so that it can be taken off again.
+    """
+    # Without width or style, which some spreadsheets do not tell apart.
+    return f"'{text}" if _FORMULA.match(unicodedata.normalize("NFKC", text)) else text
 
 
 def say(text: str, console: Console | None = None) -> None:
