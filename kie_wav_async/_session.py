@@ -414,8 +414,9 @@ class WavSession:
         sent for a track in flight, whose conversion is returned, nor for one of
         the last 10,000 results, which is returned settled, nor for one whose
         submit is unknown, which raises again. Only successes are remembered: a
-        track that failed is sent again. A submit still queued is withdrawn when
-        its last waiter is cancelled; one on the wire is finished by the session.
+        track that failed is sent again. A submit that is still queued is cancelled
+        when its last waiter is: nothing was sent. One in progress is finished by
+        the session, and its conversion goes on.
 
         Args:
             track: What to convert.
@@ -456,6 +457,10 @@ class WavSession:
     async def convert(self, track: Track, *, again: bool = False) -> WavFile:
         """
         Submit a track, wait for its conversion, and return the file.
+
+        Cancelling the call ends this wait only; the conversion goes on, and the next
+        call for the track joins it. But a submit that is still queued is cancelled
+        with its last waiter, as in `submit`: nothing was sent.
 
         Args:
             track: What to convert.
