@@ -18,7 +18,15 @@ import aiohttp
 
 from kie_wav_async._addresses import is_public
 from kie_wav_async._link import is_trusted, join_link, verify_link
-from kie_wav_async._network import presentable, proxy_failure, reason_of, through, user_agent
+from kie_wav_async._network import (
+    AUTHENTICATION_REQUIRED,
+    presentable,
+    proxy_failure,
+    reason_of,
+    refused_by_proxy,
+    through,
+    user_agent,
+)
 from kie_wav_async.errors import DownloadError
 
 if TYPE_CHECKING:
@@ -221,7 +229,11 @@ class Media:
             client = self._clients[is_guarded] = self._client(is_guarded=is_guarded)
         try:
             async with asyncio.timeout(HEAD_TIMEOUT_S):
-                return await client.get(url, headers=headers, allow_redirects=False, proxy=proxy)
+                answer = await client.get(url, headers=headers, allow_redirects=False, proxy=proxy)
+            if proxy is None or answer.status != AUTHENTICATION_REQUIRED:
+                return answer
+            answer.close()
+            raise MediaError(refused_by_proxy(answer.status, proxy))
         except aiohttp.ClientConnectorError as error:
             if not isinstance(error.os_error, _PrivateAddressError):
                 raise _failure(url, error, proxy=proxy) from presentable(error)
