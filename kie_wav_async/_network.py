@@ -8,6 +8,7 @@ nothing but this.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import socket
 import ssl as ssl_module
@@ -69,10 +70,8 @@ class Network:
         """Return the proxy for requests to *url*; `None` for none."""
         if not self._environment:
             return self._proxy
-        names = (f".{url.host}", f".{url.host}:{url.port}", ".*")
         for exception in self._environment.get("no", "").lower().split(","):
-            suffix = exception.strip().lstrip(".")
-            if suffix and any(name.endswith(f".{suffix}") for name in names):
+            if _is_excepted(url, exception.strip()):
                 return None
         return self._environment_proxy(url.scheme)
 
@@ -82,6 +81,20 @@ class Network:
                 # Written without a scheme as often as with one.
                 return _parse_proxy(value if "//" in value else f"http://{value}", f"{name}_proxy")
         return None
+
+
+def _is_excepted(url: URL, exception: str) -> bool:
+    """Whether one name, address or network of ``no_proxy`` covers *url*."""
+    if exception == "*":
+        return True
+    if "/" in exception:
+        try:
+            return ipaddress.ip_address(url.host or "") in ipaddress.ip_network(exception, False)  # noqa: FBT003 - with host bits
+        except ValueError:
+            return False
+    suffix = exception.removeprefix("*").lstrip(".")
+    names = (f".{url.host}", f".{url.host}:{url.port}")
+    return bool(suffix) and any(name.endswith(f".{suffix}") for name in names)
 
 
 def user_agent() -> str:
