@@ -199,13 +199,13 @@ def _read_answer(pairs: Pairs) -> list[Named] | None:
     Raises:
         ValueError: It has none that are finished.
     """
-    root = _fields(pairs)
+    root = _fields(pairs) or {}
     if "audioid" in root:
         return None
-    data = root.get("data")
-    body = _fields(data) if isinstance(data, tuple) else root
-    response = body.get("response")
-    made = _fields(response) if isinstance(response, tuple) else body
+    data = _fields(root.get("data"))
+    body = root if data is None else data
+    response = _fields(body.get("response"))
+    made = body if response is None else response
     listed = made.get("sunodata") or made.get("data")
     is_bare = body is made is root and not isinstance(listed, list)
     if is_bare and "sunodata" not in root and not {"code", "data"} <= root.keys():
@@ -239,7 +239,7 @@ def _verify_finished(root: dict[str, object], body: dict[str, object]) -> None:
 
 
 def _read_track(music_task_id: str, item: object, number: int) -> Named:
-    fields = _fields(item) if isinstance(item, tuple) else {}
+    fields = _fields(item) or {}
     audio_id, title = fields.get("id") or fields.get("audioid"), fields.get("title")
     if not isinstance(audio_id, str):
         msg = f"track {number} of the answer has no id"
@@ -247,5 +247,8 @@ def _read_track(music_task_id: str, item: object, number: int) -> Named:
     return Named(music_task_id, audio_id, title if isinstance(title, str) else None)
 
 
-def _fields(pairs: object) -> dict[str, object]:
-    return {letters(key): value for key, value in cast("Pairs", pairs)}
+def _fields(value: object) -> dict[str, object] | None:
+    """Return an object by the letters of its keys; `None` of anything else."""
+    if type(value) is not tuple:
+        return None
+    return {letters(key): field for key, field in cast("Pairs", value)}

@@ -71,8 +71,9 @@ async def run_simulator(simulator: Simulator, *, as_json: bool) -> int:
             with contextlib.suppress(asyncio.CancelledError):
                 await stop.wait()
             state = kie.state()
-    except OSError as error:
-        sentence = f"cannot listen: {error.strerror or error}; choose another --host or --port"
+    except (OSError, UnicodeError) as error:  # A host may not even be a name.
+        why = getattr(error, "strerror", None) or error
+        sentence = f"cannot listen: {why}; choose another --host or --port"
         raise CliError(SERVICE, sentence) from error
     say(
         f"Stopped: {len(state.arrivals)} submits, {state.charges} charged, "

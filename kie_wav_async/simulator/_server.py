@@ -181,6 +181,9 @@ class Simulator:
         if window is not None and (window[0] < 1 or not 0 < window[1] < float("inf")):
             message = f"window is a count and a number of seconds, got {window!r}"
             raise ValueError(message)
+        if not host:  # To asyncio that is every address.
+            message = "host must be an address or a name"
+            raise ValueError(message)
         sound = check_seconds("wav_s", wav_s)
         settings = Settings(
             seed=seed,
