@@ -13,10 +13,10 @@ from yarl import URL
 from bulk_runs import see_off, write_catalog
 from cli_runs import KEY, is_wav, service, submit_before
 from kie_wav_async.cli import main
-from kie_wav_async.cli._bulk_order import Order
 from kie_wav_async.cli._commands import cli
 from kie_wav_async.cli._shell import without_password
 from proxy import Plan, Proxy, http
+from test_cli_shell import order_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -171,9 +171,8 @@ async def test_the_password_is_in_no_command(run: Run) -> None:
     assert 3 == code
     assert "hu@sh" not in out + err
     assert f"--proxy=http://USER:PASSWORD@{proxy.base_url.removeprefix('http://')}" in resume
-    order = Order.__new__(Order)
-    object.__setattr__(order, "given", ["bulk", "--proxy", "me:x@h:1", "--proxy=http://h:1"])
-    assert "kie-wav bulk --proxy USER:PASSWORD@h:1 --proxy=http://h:1" == order.resume(
+    order = order_of("c.csv", "--proxy", "me:x@h:1", "--proxy=http://h:1")
+    assert "kie-wav bulk c.csv --proxy USER:PASSWORD@h:1 --proxy=http://h:1" == order.resume(
         is_planned=True
     )
 

@@ -125,10 +125,25 @@ def test_the_program_takes_such_a_name(capsys, tmp_path, monkeypatch, name: str,
     assert f"there is no ledger {name}" in capsys.readouterr().err
 
 
+def order_of(catalog: str, *options: str) -> Order:
+    """Return an order of which no more is known than what was typed."""
+    order = Order.__new__(Order)
+    object.__setattr__(order, "catalog", catalog)
+    object.__setattr__(order, "given", ["bulk", catalog, *options])
+    return order
+
+
+def test_a_catalog_that_was_the_output_of_a_command() -> None:
+    """A name that means something else to the next command is not printed as if it did not."""
+    order = order_of("/dev/fd/63", "--out=x")
+
+    assert "kie-wav bulk CATALOG --out=x" == order.resume(is_planned=True)
+    assert "in place of CATALOG" in order.resume_words
+
+
 def test_a_cap_is_left_to_be_chosen() -> None:
     """In the command after a cap was reached every other word is as it was typed."""
-    order = Order.__new__(Order)
-    object.__setattr__(order, "given", ["bulk", "c\u00a0.csv", "--max-charges", "5", "--out=~/x"])
+    order = order_of("c\u00a0.csv", "--max-charges", "5", "--out=~/x")
 
     assert r"kie-wav bulk $'c\302\240.csv' --max-charges N '--out=~/x'" == order.resume(
         is_planned=True, is_capped=True

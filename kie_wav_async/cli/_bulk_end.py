@@ -314,7 +314,7 @@ def _mend(error: errors.DownloadError) -> str:
 
 def _cap_words(max_charges: int) -> str:
     return (
-        f"--max-charges {max_charges:,} is reached (accepted and unknown submits): a higher one "
+        f"--max-charges {max_charges} is reached (accepted and unknown submits): a higher one "
         "goes on"
     )
 

@@ -19,6 +19,9 @@ _ONCE: Final = frozenset({"--retry-failed", "--retry-expired"})
 _CAP: Final = "--max-charges"
 _PROXY: Final = "--proxy"
 
+# What a shell calls the output of a command: it is another one the next time.
+_PASSING: Final = ("/dev/fd/", "/proc/self/fd/")
+
 
 @attrs.frozen(kw_only=True)
 class Order:
@@ -88,6 +91,8 @@ class Order:
         What is not to be shown, or is not known, has a word in capitals in its place.
         """
         words = [word for word in self.given if not (is_planned and word in _ONCE)]
+        if self.catalog.startswith(_PASSING):
+            words = ["CATALOG" if word == self.catalog else word for word in words]
         if is_capped:
             words = _with_value(words, _CAP, lambda _: "N")
         return join(["kie-wav", *_with_value(words, _PROXY, without_password)])
@@ -102,6 +107,8 @@ class Order:
         """What is said before `resume`."""
         if self.catalog == "-":
             return "Give it the same catalog on stdin once more, and go on with"
+        if self.catalog.startswith(_PASSING):
+            return "Give it the same catalog once more in place of CATALOG, and go on with"
         return "Go on with"
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # An object as its pairs, in which a name given twice does not get lost.
 Pairs: TypeAlias = "Sequence[tuple[str, object]]"
 
-#: How a column may be spelled, without case and punctuation, the better spelling first.
+#: How a column may be spelled, as `letters` has it, the better spelling first.
 SPELLINGS: Final = {
     "music_task_id": ("musictaskid", "taskid"),
     "audio_id": ("audioid", "id"),
@@ -100,8 +100,8 @@ def depth_of(text: str) -> int:
 
 
 def letters(key: str) -> str:
-    """Return *key* without case and punctuation."""
-    return "".join(c for c in key.casefold() if c.isalnum())
+    """Return *key* without its case, and without what is between its words."""
+    return re.sub(r"[_\s-]", "", key.casefold())
 
 
 def read(pairs: Pairs) -> list[Named]:
@@ -156,10 +156,10 @@ def _find(pairs: Pairs, column: str) -> tuple[str | None, str | None]:
     for name in SPELLINGS[column]:
         given = [(key, value) for key, value in pairs if letters(key) == name]
         if len(given) > 1:
-            keys = list(dict.fromkeys(key for key, _ in given))
-            twice = "twice" if len(keys) == 1 else "in two spellings"
-            msg = f"{_listed(list(map(_cut, keys)))} is given {twice}"
-            raise ValueError(msg)
+            keys = list(dict.fromkeys(_cut(key) for key, _ in given))
+            raise ValueError(
+                f"{keys[0]} is given twice" if len(keys) == 1 else f"{_listed(keys)} are both given"
+            )
         for key, value in given:
             if not isinstance(value, str | None):
                 msg = f"{_cut(key)} must be a string, not {_KINDS[type(value)]}"
