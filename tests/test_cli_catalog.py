@@ -240,6 +240,19 @@ def test_an_answer_without_what_is_wanted(read, answer: dict, words: str) -> Non
     assert words in bad.why
 
 
+@pytest.mark.parametrize("size", [1, 20, 100, -1])
+def test_an_answer_that_was_cut_off(read, size: int) -> None:
+    """What is left of an answer that was not saved to its end is one bad line."""
+    content = json.dumps(ANSWERS["all of it"], indent=2).encode()[:size].rpartition(b"\n")
+    content = content[0] or content[2]
+    row = json_lines({"music_task_id": "m", "audio_id": "a"})
+    before, bad = read(row + content)
+
+    assert Row(1, "m", "a", None) == before
+    assert (2, content.count(b"\n") + 1) == (bad.line, bad.lines)
+    assert "the object that begins here has no end" == bad.why
+
+
 @pytest.mark.parametrize(
     "broken", ["{", '{"a": [', '{"music_task_id": "m",', '{"a":', '{"a": {"b": 1']
 )
@@ -509,6 +522,8 @@ _PIECES = [
     b"a", b"m,a,t\n", b"m,a\n", b'm,a,"t\nt"\n', b"\0", b"\xff", b"\xc3\xa4", b"\xef\xbb\xbf", b" ",
     b";", b"\t", b'{"music_task_id": "m"}\n', b'{"music_task_id":', b"{", b"}", b"[", b"]", b":",
     b'"music_task_id"', b'"audio_id"', b"\\ud800", b"NaN", b"null", b"\x1c", b"\xe2\x80\xa8",
+    b'"id"', b'"taskId"', b'"data"', b'"response"', b'"sunoData"', b'"status"', b'"code"', b"200",
+    b'{"taskId":"m","sunoData":[\n{"id":"a"}\n,{"id":"b"}]\n}\n',
 ]  # fmt: skip
 _contents = st.tuples(
     st.sampled_from([b"", HEADER, b'{"music_task_id": "m"}\n']),
@@ -589,8 +604,15 @@ def test_what_a_json_writer_wrote_is_read(tmp_path_factory, rows) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [b"m,%d,\n", b'a","b%d\n', b'm,%d,"x\n', b'{"music_task_id": "m%d"}\n'],
-    ids=["csv", "quotes", "open", "json"],
+    [
+        b"m,%d,\n",
+        b'a","b%d\n',
+        b'm,%d,"x\n',
+        b'{"music_task_id": "m%d"}\n',
+        b'{"a": [{"%d": [\n',
+        b'{"a": [%d\n',
+    ],
+    ids=["csv", "quotes", "open", "json", "deep", "broken"],
 )
 def test_memory_is_flat(tmp_path: Path, line: bytes) -> None:
     """Ten times as many lines take no more memory, good or bad."""

@@ -39,8 +39,10 @@ _MAX_LINE: Final = 1 << 18
 # How many lines one row may take: a quotation mark that is not closed does not
 # swallow the rest of the catalog.
 _MAX_SPAN: Final = 50
-# How long a JSON document of several lines may be: an answer has some kilobytes.
-_MAX_DOCUMENT: Final = 1 << 22
+# How many lines one JSON object may take, and how deep its beginning may be nested:
+# an answer has a hundred lines, and less than ten brackets open at a time.
+_MAX_DOCUMENT: Final = 1 << 15
+_MAX_DEPTH: Final = 50
 _SHOWN: Final = 120
 
 _IDS: Final = ("music_task_id", "audio_id")
@@ -359,7 +361,7 @@ def _document(taken: list[_Line], lines: _Lines) -> Pairs:
     Return the object that begins on a line, and ends there or on a later one.
 
     Raises:
-        ValueError: There is none. Only the first line is taken then.
+        ValueError: There is none. Only the first line is taken then, or all that is left.
     """
     first = taken[0]
     if first.why is not None:
@@ -368,35 +370,43 @@ def _document(taken: list[_Line], lines: _Lines) -> Pairs:
         return parse(first.text)
     except JsonError:
         if (document := _longer_document(taken, lines)) is None:
+            lines.unread(taken[1:])
+            del taken[1:]
             raise
         return document
 
 
 def _longer_document(taken: list[_Line], lines: _Lines) -> Pairs | None:
-    """Return the object that begins on one line and ends on a later one; `None` if none does."""
-    text = taken[0].text
-    depth, parts, size, next_look = depth_of(text), [text], len(text), 2
-    while depth > 0 and size < _MAX_DOCUMENT and (line := lines.take()) is not None:
-        taken.append(line)
-        if line.why is not None:
-            break
-        parts.append(line.text)
-        depth += depth_of(line.text)
-        size += len(line.text) + 1
-        # Looked at now and then as well: what is wrong already need not be read to its end.
-        if depth > 0 and len(parts) < next_look:
-            continue
-        next_look *= 2
-        text = "\n".join(parts)
+    """
+    Return the object that begins on one line and ends on a later one; `None` if none does.
+
+    Raises:
+        ValueError: It goes on to the end of the catalog, and does not end there.
+    """
+    parts = [taken[0].text]
+    depth, next_look = depth_of(parts[0]), 2
+    while 0 < depth <= _MAX_DEPTH and len(parts) < _MAX_DOCUMENT:
+        line = lines.take()
+        if line is not None:
+            taken.append(line)
+            parts.append(line.text)
+            depth += depth_of(line.text)
+            # Looked at now and then as well: what is wrong need not be read to its end.
+            if line.why is None and depth > 0 and len(parts) < next_look:
+                continue
+            next_look *= 2
+        text = "\n".join(parts).rstrip()
         try:
             return parse(text)
         except JsonError as error:
-            if error.at < len(text.rstrip()) - 1:
-                break
+            is_cut = error.at >= len(text) - 1
+            if is_cut and line is None:
+                msg = "the object that begins here has no end"
+                raise ValueError(msg) from error
+            if not is_cut or line is None or line.why is not None:
+                return None
         except ValueError:
-            break
-    lines.unread(taken[1:])
-    del taken[1:]
+            return None
     return None
 
 
