@@ -24,8 +24,8 @@ from kie_wav_async._models import verify_type
 # Looked up as the package is imported: it is in a file, and no loop is to wait for that.
 _VERSION: Final = metadata.version("kie-wav-async")
 
-#: The status of a proxy that wants to know who we are.
-AUTHENTICATION_REQUIRED: Final = 407
+# The status of a proxy that wants to know who we are.
+_AUTHENTICATION_REQUIRED: Final = 407
 
 # Those that name the host which they are about.
 _CONNECTION_ERRORS: Final = (aiohttp.ClientConnectorError, aiohttp.ClientConnectorCertificateError)
@@ -128,7 +128,7 @@ def proxy_failure(error: Exception, proxy: URL | None) -> str | None:
         return None
     name = f"the proxy {proxy.origin()}"
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        return refused_by_proxy(error.status, proxy)
+        return refusal_of_proxy(error.status, proxy) or f"{name} answered HTTP {error.status}"
     if not isinstance(error, _CONNECTION_ERRORS):
         return None
     if (error.host, error.port) != (proxy.host, proxy.port):
@@ -138,10 +138,11 @@ def proxy_failure(error: Exception, proxy: URL | None) -> str | None:
     return f"{name} cannot be reached: {reason_of(error)}"
 
 
-def refused_by_proxy(status: int, proxy: URL) -> str:
-    """Say what a proxy answered that does not let us through."""
-    wants = ": it wants another user and password" if status == AUTHENTICATION_REQUIRED else ""
-    return f"the proxy {proxy.origin()} answered HTTP {status}{wants}"
+def refusal_of_proxy(status: int, proxy: URL | None) -> str | None:
+    """Say so if a status is the proxy's own; `None` if it is of whoever was asked."""
+    if proxy is None or status != _AUTHENTICATION_REQUIRED:
+        return None
+    return f"the proxy {proxy.origin()} answered HTTP {status}: it wants another user and password"
 
 
 def reason_of(error: Exception) -> str:

@@ -18,12 +18,11 @@ from yarl import URL
 
 from kie_wav_async._models import WireResponse
 from kie_wav_async._network import (
-    AUTHENTICATION_REQUIRED,
     Network,
     presentable,
     proxy_failure,
     reason_of,
-    refused_by_proxy,
+    refusal_of_proxy,
     through,
     user_agent,
 )
@@ -141,14 +140,15 @@ class AiohttpTransport:
     async def send(self, request: WireRequest) -> WireResponse:
         """Send *request*; see `Transport.send`."""
         self._verify_open()
-        proxy = self.network.proxy_for(URL(request.url, encoded=True))
+        # Not the proxy itself: its password is nothing for a frame that an error carries.
+        route = through(self._proxy_for(request))
         flight = _Flight()
         # Reads are not traced: they may be repeated, whatever became of them.
         flight.began = not request.is_submit
         kind = TransportError
         cause: Exception | None = None
         try:
-            return await self._exchange(request, flight, proxy)
+            return await self._exchange(request, flight)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if not self._is_closed or task is None or task.cancelling():
@@ -156,21 +156,21 @@ class AiohttpTransport:
             # Nobody cancelled the caller: closing ends lookups of names this way.
             why = f"the transport was closed before an answer from {_origin(request)}"
         except TimeoutError as error:
-            kind, cause = TransportTimeoutError, error
-            why = f"no answer from {_origin(request)}{through(proxy)} in time"
+            kind, cause = TransportTimeoutError, presentable(error)
+            why = f"no answer from {_origin(request)}{route} in time"
         except aiohttp.ClientConnectorCertificateError as error:
-            cause = error
+            cause = presentable(error)
             certificate = f"the certificate of {_origin(request)} does not hold"
-            why = proxy_failure(error, proxy) or certificate
+            why = proxy_failure(error, self._proxy_for(request)) or certificate
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # ValueError: yarl and aiohttp raise it for what they cannot send or read.
-            cause = error
-            silence = f"no answer from {_origin(request)}{through(proxy)}: {reason_of(error)}"
-            why = proxy_failure(error, proxy) or silence
+            cause = presentable(error)
+            silence = f"no answer from {_origin(request)}{route}: {reason_of(error)}"
+            why = proxy_failure(error, self._proxy_for(request)) or silence
         # Out here, so that aiohttp's error is not its context: it may hold the key.
         fate = flight.tell(is_submit=request.is_submit)
         failure = kind(why + fate, maybe_sent=flight.began)
-        failure.__cause__ = None if cause is None else presentable(cause)
+        failure.__cause__ = cause
         raise failure
 
     def _verify_open(self) -> None:
@@ -178,9 +178,10 @@ class AiohttpTransport:
             msg = "the transport is closed; no byte of the request has left"
             raise TransportError(msg, maybe_sent=False)
 
-    async def _exchange(
-        self, request: WireRequest, flight: _Flight, proxy: URL | None
-    ) -> WireResponse:
+    def _proxy_for(self, request: WireRequest) -> URL | None:
+        return self.network.proxy_for(URL(request.url, encoded=True))
+
+    async def _exchange(self, request: WireRequest, flight: _Flight) -> WireResponse:
         if request.is_submit:
             http = self._submits = self._submits or self._open(is_submit=True)
         else:
@@ -192,14 +193,12 @@ class AiohttpTransport:
             data=request.body,
             headers=request.headers,
             allow_redirects=False,
-            proxy=proxy,
+            proxy=self._proxy_for(request),
             trace_request_ctx=flight,
         ) as answer:
-            if proxy is not None and answer.status == AUTHENTICATION_REQUIRED:
+            if refusal := refusal_of_proxy(answer.status, self._proxy_for(request)):
                 answer.close()
-                msg = refused_by_proxy(answer.status, proxy) + flight.tell(
-                    is_submit=request.is_submit
-                )
+                msg = refusal + flight.tell(is_submit=request.is_submit)
                 raise TransportError(msg, maybe_sent=flight.began)
             body = bytearray()
             # One byte too many tells a longer answer from a full one.

@@ -811,6 +811,21 @@ async def test_proxy_that_does_not_know_us(request_to):
     assert str(server.base_url) in str(caught.value)
 
 
+@REQUESTS
+@pytest.mark.parametrize("answer", [b"", http("407 Who are you"), http("502 No"), OK])
+async def test_password_of_the_proxy_is_in_no_frame(request_to, answer):
+    """What an error tracker sees of the frames of a failed request has no proxy's password."""
+    async with answering(answer) as server:
+        address = URL(server.base_url).with_user("me").with_password("hush")
+        async with transporting(proxy=address) as transport:
+            with pytest.raises(TransportError) as caught:
+                await transport.send(request_to("https://api.invalid"))
+
+    frames = [entry.frame.f_locals for entry in caught.traceback if "tests" not in str(entry.path)]
+    assert frames
+    assert not [values for values in frames if "hush" in repr(values)]
+
+
 async def test_proxy_that_hangs_up():
     """An answer that does not come is told with the proxy that it was asked for through."""
     async with answering(b"") as server:
