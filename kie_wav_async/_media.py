@@ -223,8 +223,8 @@ class Media:
             raise DownloadError(str(error), reason="refused-url") from error
 
     async def _get(self, url: URL, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
-        # Behind a proxy, it is that which looks names up and connects. It is in no
-        # variable: its password is nothing for a frame that an error carries.
+        # A proxy looks names up and connects itself. It is kept in no variable, because
+        # errors carry frames, and its URL may hold a password.
         is_direct = self._network.proxy_for(url) is None
         is_guarded = is_direct and not is_trusted(url, self._insecure_hosts)
         client = self._clients.get(is_guarded)
@@ -251,7 +251,7 @@ class Media:
         raise DownloadError(msg, reason="refused-url")
 
     def _failure_of(self, url: URL, error: Exception) -> MediaError:
-        """Tell what kept an answer away: the proxy, or the host and the way there."""
+        """Return why there is no response: the proxy, or the connection to the host."""
         why = proxy_failure(error, self._network.proxy_for(url))
         route = through(self._network.proxy_for(url))
         return MediaError(why) if why else _failure(url, error, route=route)

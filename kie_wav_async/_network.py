@@ -24,10 +24,10 @@ from kie_wav_async._models import verify_type
 # Looked up as the package is imported: it is in a file, and no loop is to wait for that.
 _VERSION: Final = metadata.version("kie-wav-async")
 
-# The status of a proxy that wants to know who we are.
+# What a proxy answers without a valid user and password.
 _AUTHENTICATION_REQUIRED: Final = 407
 
-# Those that name the host which they are about.
+# The errors that name the host they are about.
 _CONNECTION_ERRORS: Final = (aiohttp.ClientConnectorError, aiohttp.ClientConnectorCertificateError)
 
 
@@ -118,12 +118,12 @@ def _parse_proxy(value: str | URL, name: str) -> URL:
 
 
 def through(proxy: URL | None) -> str:
-    """Say through which proxy something went; empty without one. Its password stays unsaid."""
+    """Return words that name the proxy, without its password; empty without a proxy."""
     return "" if proxy is None else f" through the proxy {proxy.origin()}"
 
 
 def proxy_failure(error: Exception, proxy: URL | None) -> str | None:
-    """Say what went wrong with the proxy itself; `None` if it was something else."""
+    """Return what is wrong with the proxy itself; `None` if it is something else."""
     if proxy is None:
         return None
     name = f"the proxy {proxy.origin()}"
@@ -139,10 +139,11 @@ def proxy_failure(error: Exception, proxy: URL | None) -> str | None:
 
 
 def refusal_of_proxy(status: int, proxy: URL | None) -> str | None:
-    """Say so if a status is the proxy's own; `None` if it is of whoever was asked."""
+    """Return what is wrong if the status comes from the proxy; `None` if it does not."""
     if proxy is None or status != _AUTHENTICATION_REQUIRED:
         return None
-    return f"the proxy {proxy.origin()} answered HTTP {status}: it wants another user and password"
+    reason = "its user or password is missing or wrong"
+    return f"the proxy {proxy.origin()} answered HTTP {status}: {reason}"
 
 
 def reason_of(error: Exception) -> str:

@@ -140,7 +140,7 @@ class AiohttpTransport:
     async def send(self, request: WireRequest) -> WireResponse:
         """Send *request*; see `Transport.send`."""
         self._verify_open()
-        # Not the proxy itself: its password is nothing for a frame that an error carries.
+        # Not the proxy: errors carry frames, and its URL may hold a password.
         route = through(self._proxy_for(request))
         flight = _Flight()
         # Reads are not traced: they may be repeated, whatever became of them.

@@ -212,7 +212,7 @@ def test_answers_and_rows_one_after_another(read) -> None:
 
 NO_ANSWERS = [
     ({"code": 501, "msg": "failed\u001b[2J", "data": None}, "its code is 501 'failed"),
-    ({"code": 200, "msg": "success", "data": None}, "an answer without tracks"),
+    ({"code": 200, "msg": "success", "data": None}, "a response without tracks"),
     ({"code": 200, "data": {**DATA, "status": "FIRST_SUCCESS"}}, "its status is 'FIRST_SUCCESS'"),
     ({**DATA, "status": ["x"]}, "its status is \"['x']\""),
     ({"code": 200, "data": {"callbackType": "first", "task_id": "m", "data": TRACKS}}, "'first'"),
@@ -221,12 +221,12 @@ NO_ANSWERS = [
         {"code": 200, "data": {"taskId": "w", "musicId": "a", "response": {"audioWavUrl": "u"}}},
         "out",
     ),
-    ({"sunoData": TRACKS}, "an answer that names no music task"),
-    ({**DATA, "taskId": "n"}, "an answer of two music tasks"),
-    ({"taskId": ["m"], "sunoData": [{"id": 7}]}, "track 1 of the answer has no id"),
-    ({"taskId": "m", "sunoData": [*TRACKS, 7]}, "track 3 of the answer has no id"),
+    ({"sunoData": TRACKS}, "a response without its music task"),
+    ({**DATA, "taskId": "n"}, "a response of two music tasks"),
+    ({"taskId": ["m"], "sunoData": [{"id": 7}]}, "track 1 of the response has no id"),
+    ({"taskId": "m", "sunoData": [*TRACKS, 7]}, "track 3 of the response has no id"),
     ({"taskId": "m", "sunoData": [{"id": "a b"}]}, "audio_id must be 1 to 256 visible"),
-    ({"taskId": "m", "sunoData": {"id": "a"}}, "an answer without tracks"),
+    ({"taskId": "m", "sunoData": {"id": "a"}}, "a response without tracks"),
 ]
 
 
@@ -373,7 +373,7 @@ BAD_JSON = [
     (b'{"music_task_id": "m", "id": ""}', "no audio_id, and 'id' is not understood"),
     (b'{"music_task_id": "m", "id": null, "x": 1}', "'x' and 'id' are not understood"),
     (b'{"music_task_id": "m", "id": 17}', "id must be a string, not a number"),
-    (b'{"music_task_id": "m", "audio_id": null, "id": "a"}', "no audio_id, but 'id': leave one"),
+    (b'{"music_task_id": "m", "audio_id": null, "id": "a"}', "audio_id is empty, but 'id' is not"),
     (b'{"music_task_id": "m", "audio_id": "a", "audioId": "b"}', "audio_id and audioId are both"),
     (b'{"music_task_id": null, "task_id": "w", "audio_id": "a"}', "no music_task_id"),
     (b'{"music_task_id": "m", "audio_id": "a", "audio_id": "b"}', "audio_id is given twice"),
@@ -425,13 +425,13 @@ def test_a_stray_quotation_mark(read) -> None:
 # --- no catalog at all ----------------------------------------------------------------------
 
 NO_HEADER = [
-    (b"m1,a1,One\nm2,a2,Two\n", "found 'm1,a1,One' (the first line has to name"),
+    (b"m1,a1,One\nm2,a2,Two\n", "found 'm1,a1,One' (the first line must name"),
     (b"music_task_id\nm1\n", "found 'music_task_id' (it has no column audio_id, which may be"),
     (b"music_task_id,track\nm1,a\n", "found 'music_task_id,track' (it has no column audio_id"),
     (b"music_task_id,audio;id\nm1,a\n", "(it has no column audio_id, which"),
     (b"song,audio_id\nm1,a\n", "(it has no column music_task_id)"),
-    (b"music task;x,track\nm1,a\n", "(the first line has to name the columns)"),
-    (b"sep=;\nmusic_task_id;audio_id\n", "(it says that ';' is between its cells; commas are"),
+    (b"music task;x,track\nm1,a\n", "(the first line must name the columns)"),
+    (b"sep=;\nmusic_task_id;audio_id\n", "(it says that cells are separated by ';'; commas"),
     (b"music_task_id|audio_id\nm|a\n", "(it has vertical bars between its cells; commas are"),
     (b"music_task_id,taskId,task_id,audio_id\n", "(it has both taskId and task_id)"),
     (b"music_task_id;audio_id\nm;a\n", "(it has semicolons between its cells; commas are"),

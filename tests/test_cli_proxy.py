@@ -96,7 +96,7 @@ async def test_the_service_itself_is_behind_the_proxy(run: Run, name: str) -> No
         code, _, err = await run("credits", **{name: with_password(proxy)})
 
     assert 3 == code
-    assert f"the proxy {proxy.base_url} answered HTTP 407: it wants another user and pass" in err
+    assert f"the proxy {proxy.base_url} answered HTTP 407: its user or password is" in err
     assert "hu@sh" not in err
     assert all(request.startswith(b"CONNECT api.kie.ai:443 ") for request in proxy.requests)
     assert KEY.encode() not in b"".join(proxy.requests)

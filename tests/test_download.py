@@ -823,7 +823,7 @@ async def test_a_proxy_that_lets_nobody_through(target, link, is_there) -> None:
             with pytest.raises(DownloadError) as caught:
                 await session.download(wav_of(link), target)
 
-    does = "answered HTTP 407: it wants" if is_there else "cannot be reached: "
+    does = "answered HTTP 407: its user" if is_there else "cannot be reached: "
     assert f"the proxy {proxy.base_url} {does}" in str(caught.value)
     assert "unavailable" == caught.value.reason
     assert "hush" not in str(caught.value)

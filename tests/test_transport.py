@@ -804,7 +804,7 @@ async def test_proxy_that_does_not_know_us(request_to):
     async with answering(http("407 Who are you")) as server:
         address = URL(server.base_url).with_user("me").with_password("hush")
         async with transporting(proxy=address) as transport:
-            with pytest.raises(TransportError, match="answered HTTP 407: it wants") as caught:
+            with pytest.raises(TransportError, match="answered HTTP 407: its user") as caught:
                 await transport.send(request_to("http://api.invalid"))
 
     assert "hush" not in str(caught.value)

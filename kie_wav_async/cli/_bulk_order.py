@@ -19,7 +19,7 @@ _ONCE: Final = frozenset({"--retry-failed", "--retry-expired"})
 _CAP: Final = "--max-charges"
 _PROXY: Final = "--proxy"
 
-# What a shell calls the output of a command: it is another one the next time.
+# Names of open files, such as a shell's process substitution: not valid later.
 _PASSING: Final = ("/dev/fd/", "/proc/self/fd/")
 
 
@@ -88,7 +88,7 @@ class Order:
 
             is_capped: Whether the cap on charges was reached: it has to be another one.
 
-        What is not to be shown, or is not known, has a word in capitals in its place.
+        A placeholder in capitals stands for what is not known or must not be shown.
         """
         words = [word for word in self.given if not (is_planned and word in _ONCE)]
         if self.catalog.startswith(_PASSING):
@@ -113,7 +113,7 @@ class Order:
 
 
 def _with_value(words: Sequence[str], option: str, change: Callable[[str], str]) -> list[str]:
-    """Return *words* with what is given to an option changed."""
+    """Return *words* with the value of an option changed."""
     changed: list[str] = []
     for word in words:
         name, equals, value = word.partition("=")

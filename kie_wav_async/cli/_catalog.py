@@ -1,5 +1,5 @@
 """
-A catalog: the tracks to convert, as CSV with a header, as JSON lines, or as saved answers.
+A catalog: the tracks to convert, as CSV with a header, as JSON lines, or as saved responses.
 
 It is read as a stream, line by line, so that memory does not grow with it. What is
 wrong with one line costs that line alone: it is told with its number, and reading
@@ -40,7 +40,7 @@ _MAX_LINE: Final = 1 << 18
 # swallow the rest of the catalog.
 _MAX_SPAN: Final = 50
 # How many lines one JSON object may take, and how deep its beginning may be nested:
-# an answer has a hundred lines, and less than ten brackets open at a time.
+# a response has a hundred lines, and less than ten brackets open at a time.
 _MAX_DOCUMENT: Final = 1 << 15
 _MAX_DEPTH: Final = 50
 _SHOWN: Final = 120
@@ -67,7 +67,7 @@ class Row:
         title: For people to read; `None` without.
 
         lines: How many lines it takes; above 1 if a cell has line breaks, and 0 if
-            the row before has taken them: one answer has several tracks.
+            the row before has them: one response has several tracks.
     """
 
     line: int
@@ -105,7 +105,7 @@ class _Line(NamedTuple):
 
 def read_catalog(path_or_dash: str) -> Iterator[Row | BadLine]:
     """
-    Read a catalog: CSV; or JSON lines or saved answers if it begins with ``{``.
+    Read a catalog: CSV; or JSON lines or saved responses if it begins with ``{``.
 
     Nothing is opened before the first row is asked for, and no more is read than
     that row needs. Lines with nothing on them are left out.
@@ -248,7 +248,7 @@ def _csv_rows(lines: _Lines, name: str) -> Iterator[Row | BadLine]:
 
 def _header(lines: _Lines, name: str) -> list[str]:
     line = next(lines)
-    if line.why is None and line.text.strip().lower() == "sep=,":  # Of a spreadsheet, for itself.
+    if line.why is None and line.text.strip().lower() == "sep=,":  # Written by spreadsheets.
         line = next(lines, line)
     if line.why is not None:
         msg = f"{name} is no catalog: its line {line.number} is {line.why}"
@@ -284,7 +284,7 @@ def _wrong_columns(header: Sequence[str]) -> str:
         case [column]:
             return f"it has no column {column}"
         case _:
-            return "the first line has to name the columns"
+            return "the first line must name the columns"
 
 
 def _cells(taken: list[_Line], lines: _Lines) -> list[str]:
@@ -331,7 +331,7 @@ def _no_header(name: str, text: str, why: str) -> CliError:
     if "\r" in text.rstrip("\r"):
         why = "its lines end in carriage returns alone; save it with Unix or Windows line ends"
     elif separator := re.fullmatch(r"(?i)sep=(.?)", shown):
-        why = f"it says that {separator[1]!r} is between its cells; commas are expected"
+        why = f"it says that cells are separated by {separator[1]!r}; commas are expected"
     for mark, found in ((";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")):
         if not _wrong_columns([cell.strip(' "') for cell in shown.split(mark)]):
             why = f"it has {found} between its cells; commas are expected"
@@ -391,7 +391,7 @@ def _longer_document(taken: list[_Line], lines: _Lines) -> Pairs | None:
             taken.append(line)
             parts.append(line.text)
             depth += depth_of(line.text)
-            # Looked at now and then as well: what is wrong need not be read to its end.
+            # Parsed now and then too, so that an invalid object is not read to its end.
             if line.why is None and depth > 0 and len(parts) < next_look:
                 continue
             next_look *= 2

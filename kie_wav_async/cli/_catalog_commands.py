@@ -144,8 +144,8 @@ def bulk(
 
     CATALOG is CSV with the header music_task_id,audio_id[,title], JSON lines with
     the same keys, or - for stdin. A row with an empty audio_id stands for every
-    track of its music task. KIE's own spellings (taskId, audioId) and its saved
-    answers for music tasks are read as well.
+    track of its music task. KIE's own spellings (taskId, audioId) and saved
+    responses of KIE for music tasks are accepted too.
 
     All of it is written into the ledger first, and nothing is converted if a line
     is bad. The ledger knows what was submitted, so that no track is paid twice:

@@ -1,7 +1,7 @@
 """
-What one object of a catalog names: a row by its keys, or an answer of the service by its tracks.
+Reads one JSON object of a catalog: a row, or a saved response of the service.
 
-The keys of a row may be spelled as the service spells them. A saved answer is what
+The keys of a row may be spelled as the service spells them. A saved response is what
 ``/api/v1/generate/record-info`` returns, all of it or from ``data`` or ``response``
 on, or the body of the callback for the music.
 
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, cast
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# An object as its pairs, in which a name given twice does not get lost.
+# An object as pairs, so that a key that is given twice is not lost.
 Pairs: TypeAlias = "Sequence[tuple[str, object]]"
 
-#: How a column may be spelled, as `letters` has it, the better spelling first.
+#: The spellings of a column after `letters`; the first one that is there counts.
 SPELLINGS: Final = {
     "music_task_id": ("musictaskid", "taskid"),
     "audio_id": ("audioid", "id"),
@@ -100,18 +100,18 @@ def depth_of(text: str) -> int:
 
 
 def letters(key: str) -> str:
-    """Return *key* without its case, and without what is between its words."""
+    """Return *key* in lower case, without blanks, hyphens and underscores."""
     return re.sub(r"[_\s-]", "", key.casefold())
 
 
 def read(pairs: Pairs) -> list[Named]:
     """
-    Return what an object of a catalog names, a row or a saved answer.
+    Return what an object of a catalog names, a row or a saved response.
 
     Raises:
         ValueError: It is neither.
     """
-    tracks = _read_answer(pairs)
+    tracks = _read_response(pairs)
     return [read_row(pairs)] if tracks is None else tracks
 
 
@@ -122,8 +122,9 @@ def read_row(pairs: Pairs) -> Named:
     """
     Return what a row names.
 
-    Without an audio id every track is converted and paid. So a row has to say that: by
-    an ``audio_id`` with nothing in it, or by having no key that is not understood.
+    Without an audio id every track of the music task is converted and paid. A row must
+    ask for that: by an empty ``audio_id``, or by having no other key than those of
+    `SPELLINGS`.
 
     Raises:
         ValueError: Something is missing, given twice or of the wrong kind.
@@ -138,10 +139,14 @@ def read_row(pairs: Pairs) -> Named:
         other = SPELLINGS["audio_id"][-1]
         if name == other or (name is None and strange):
             empty = [key for key, _ in pairs if letters(key) == other]
-            raise ValueError("no audio_id" + _not_understood(strange + empty))
+            msg = (
+                f"no audio_id{_not_understood(strange + empty)}: name the track audio_id, or add "
+                "an empty audio_id to convert every track"
+            )
+            raise ValueError(msg)
         given = [key for key, value in pairs if value and letters(key) == other]
         if given:
-            msg = f"no audio_id, but {_shown(given)}: leave one of the two out"
+            msg = f"audio_id is empty, but {_shown(given)} is not: remove one of the two"
             raise ValueError(msg)
     return Named(music_task_id, audio_id or None, title)
 
@@ -189,12 +194,12 @@ def _cut(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-# --- an answer ------------------------------------------------------------------------------
+# --- a response ----------------------------------------------------------------------------
 
 
-def _read_answer(pairs: Pairs) -> list[Named] | None:
+def _read_response(pairs: Pairs) -> list[Named] | None:
     """
-    Return the tracks of a saved answer; `None` if it is none.
+    Return the tracks of a saved response; `None` if it is not one.
 
     Raises:
         ValueError: It has none that are finished.
@@ -212,11 +217,11 @@ def _read_answer(pairs: Pairs) -> list[Named] | None:
         return None
     _verify_finished(root, body)
     if not isinstance(listed, list) or not listed:
-        msg = "an answer without tracks"
+        msg = "a response without tracks"
         raise ValueError(msg)
     names = {str(one[key]) for one in (body, made) for key in _MUSIC if one.get(key)}
     if len(names) != 1:
-        msg = "an answer that names no music task" if not names else "an answer of two music tasks"
+        msg = "a response of two music tasks" if names else "a response without its music task's id"
         raise ValueError(msg)
     (music_task_id,) = names
     return [
@@ -229,12 +234,12 @@ def _verify_finished(root: dict[str, object], body: dict[str, object]) -> None:
     code, message = root.get("code"), root.get("msg")
     if code is not None and str(code) != "200":
         said = f" {_cut(message)!r}" if isinstance(message, str) else ""
-        msg = f"an answer without tracks: its code is {_cut(str(code))}{said}"
+        msg = f"a response without tracks: its code is {_cut(str(code))}{said}"
         raise ValueError(msg)
     for name, good in (("status", _FINISHED), ("callbackType", {"complete"})):
         word = body.get(name.lower())
         if word is not None and str(word) not in good:
-            msg = f"an answer that has not all tracks: its {name} is {_cut(str(word))!r}"
+            msg = f"a response without all tracks: its {name} is {_cut(str(word))!r}"
             raise ValueError(msg)
 
 
@@ -242,7 +247,7 @@ def _read_track(music_task_id: str, item: object, number: int) -> Named:
     fields = _fields(item) or {}
     audio_id, title = fields.get("id") or fields.get("audioid"), fields.get("title")
     if not isinstance(audio_id, str):
-        msg = f"track {number} of the answer has no id"
+        msg = f"track {number} of the response has no id"
         raise ValueError(msg)  # noqa: TRY004 - as above
     return Named(music_task_id, audio_id, title if isinstance(title, str) else None)
 

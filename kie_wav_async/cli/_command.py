@@ -41,7 +41,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print result
 
 
 def service_options(command: Callable[..., int]) -> Callable[..., int]:
-    """Add what every command that asks the service has, and give it as its *service*."""
+    """Add the options of commands that use the service, and pass them as *service*."""
 
     @functools.wraps(command)
     def with_service(
@@ -57,8 +57,8 @@ def service_options(command: Callable[..., int]) -> Callable[..., int]:
     given = click.option(
         "--proxy",
         metavar="URL",
-        help="HTTP proxy for all requests.  [default: $HTTPS_PROXY, $HTTP_PROXY or $ALL_PROXY, but "
-        "for $NO_PROXY and a service on this machine]",
+        help="HTTP proxy for all requests.  [default: $HTTPS_PROXY, $HTTP_PROXY or $ALL_PROXY, not "
+        "for $NO_PROXY or a service on this machine]",
     )(given)
     given = click.option(
         "--insecure-host",

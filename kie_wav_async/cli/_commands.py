@@ -273,8 +273,8 @@ async def _credits(service: Service, *, as_json: bool) -> int:
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Address or name of this machine to listen at; 0.0.0.0 is every address. Whoever gets "
-    "there may use it.",
+    help="Address or name of this machine to listen at; 0.0.0.0 is every address. Anybody "
+    "who can connect can use it.",
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port.  [default: any]")
 @click.option(

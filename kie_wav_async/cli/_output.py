@@ -72,13 +72,13 @@ def print_json(value: Mapping[str, object]) -> None:
 
 
 def print_line(*cells: object) -> None:
-    """Print one line on stdout, cells apart by tabs; one cell alone is printed as it is."""
+    """Print one line of tab-separated cells on stdout; a single cell is printed unchanged."""
     one = len(cells) == 1
     click.echo("\t".join(clean(c) if one else cell(clean(c)) for c in cells))
 
 
 def print_path(path: Path) -> None:
-    """Print a path on stdout for programs: byte for byte, unless it is a terminal that reads it."""
+    """Print a path on stdout, byte for byte unless stdout is a terminal."""
     if sys.stdout.isatty():
         print_line(path)
     else:
@@ -87,19 +87,20 @@ def print_path(path: Path) -> None:
 
 def cell(text: str) -> str:
     """
-    Return *text* for a line of cells apart by tabs: to a spreadsheet it is text, and no formula.
+    Return *text* as a cell of a tab-separated line that no spreadsheet takes for a formula.
 
-    What begins with ``=``, ``+``, ``-``, ``@`` or a quotation mark has an apostrophe before
-    it. So has what begins with such an apostrophe, so that it can be taken off again.
+    An apostrophe is put before ``=``, ``+``, ``-``, ``@`` or a quotation mark at the
+    beginning, and before apostrophes that one of these follows, so that it can be removed
+    again.
     """
-    # Without width or style, which some spreadsheets do not tell apart.
+    # Some spreadsheets take fullwidth forms for the same.
     return f"'{text}" if _FORMULA.match(unicodedata.normalize("NFKC", text)) else text
 
 
 def say(text: str, console: Console | None = None) -> None:
-    """Print a message on stderr: filled on a terminal, else, and with a command, on one line."""
+    """Print a message on stderr: on one line, or filled on a terminal if it has no command."""
     console = console or Console(stderr=True)
-    # A command is to be copied: a line end of ours would be one to the shell as well.
+    # A command is copied, and a shell would read a line end of ours.
     console.print(plain(text), soft_wrap=not console.is_terminal or "`" in text)
 
 

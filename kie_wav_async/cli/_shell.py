@@ -1,4 +1,4 @@
-"""Commands to type, written so that a shell reads exactly the words that are meant."""
+"""Quotes the commands that are printed, so that a shell reads exactly the same words."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-# A word that begins with = is the path of a program to zsh.
+# zsh replaces a word that begins with = by the path of a program.
 _BARE: Final = re.compile(r"(?!=)[A-Za-z0-9_@%+=:,./-]+")
-# A backtick would end the quotation of a command in a sentence of ours.
+# Without the backtick, which encloses commands in our messages.
 _QUOTABLE: Final = re.compile(r"[ -_a-~]*")
 _NAMED: Final = {ord("\n"): r"\n", ord("\r"): r"\r", ord("\t"): r"\t", ord("\\"): r"\\"}
 _ESCAPED: Final = frozenset(b"'`!")
@@ -23,11 +23,11 @@ _ESCAPED: Final = frozenset(b"'`!")
 
 def quote(word: str) -> str:
     r"""
-    Return *word* as a shell must be given it, in printable ASCII.
+    Return *word* quoted for a shell, in printable ASCII.
 
-    What is not printable ASCII is written as the bytes that the system has for it,
-    ``$'Mes\302\240titres'``, which bash, zsh, ksh and POSIX.1-2024 read. So neither
-    the encoding of the output nor a terminal, a mail or a clipboard changes them.
+    Other characters are written as the bytes that the system uses for them,
+    ``$'Mes\302\240titres'``, as bash, zsh, ksh and POSIX.1-2024 read it. So neither the
+    encoding of the output nor a terminal or a clipboard can change them.
     """
     if _BARE.fullmatch(word):
         return word
@@ -38,10 +38,10 @@ def quote(word: str) -> str:
 
 
 def _encode(word: str) -> bytes:
-    """Return the bytes of an argument as they came from the system."""
+    """Return the bytes that the system uses for an argument."""
     try:
         return os.fsencode(word)
-    except UnicodeEncodeError:  # Not from there, and nothing it has a name for.
+    except UnicodeEncodeError:  # Not from the command line, e.g. an id of the service.
         return word.encode("utf-8", "backslashreplace")
 
 
@@ -49,7 +49,7 @@ def _escape(byte: int) -> str:
     if byte in _NAMED:
         return _NAMED[byte]
     is_plain = 0x20 <= byte < 0x7F and byte not in _ESCAPED  # noqa: PLR2004 - printable ASCII
-    # Always three digits: what follows may be one.
+    # Always three digits: the next character may be a digit.
     return chr(byte) if is_plain else f"\\{byte:03o}"
 
 
@@ -60,14 +60,14 @@ def join(words: Sequence[str]) -> str:
 
 def command_line(name: str, *arguments: str | Path, options: Sequence[str] = ()) -> str:
     """
-    Return a command of ours as it must be typed.
+    Return a ``kie-wav`` command as it must be typed.
 
     Args:
         name: The command's, after ``kie-wav``.
 
-        arguments: What is no option, even if it begins with ``-``.
+        arguments: The positional ones; may begin with ``-``.
 
-        options: As they are given.
+        options: Options and their values.
     """
     given = [str(argument) for argument in arguments]
     words = [*given, *options]
@@ -77,7 +77,7 @@ def command_line(name: str, *arguments: str | Path, options: Sequence[str] = ())
 
 
 def status_command(task_id: str, path: Path | None = None) -> str:
-    """Return what shows a task at the same service, or saves its WAV at *path*, free of charge."""
+    """Return the command that shows a task, or saves its WAV at *path*, free of charge."""
     output = [] if path is None else ["-o", str(path)]
     return command_line("status", task_id, options=[*output, *_service_options()])
 
@@ -88,7 +88,7 @@ def without_password(proxy: str) -> str:
 
 
 def _service_options() -> list[str]:
-    """Return the options that say where the service of the running command is."""
+    """Return the options by which the running command reaches the service."""
     context = click.get_current_context(silent=True)
     given = {} if context is None else context.params
     words: list[str] = []

@@ -51,7 +51,7 @@ async def run_simulator(simulator: Simulator, *, as_json: bool) -> int:
             environment = {
                 "KIE_BASE_URL": kie.base_url,
                 "KIE_API_KEY": kie.api_key,
-                # Its files come by plain http, and callbacks name them.
+                # Its files have plain http URLs, in callbacks too.
                 "KIE_INSECURE_HOSTS": URL(kie.base_url).host or "",
                 "KIE_WEBHOOK_HMAC_KEY": kie.webhook_key,
             }
