@@ -147,8 +147,9 @@ class AiohttpTransport:
         flight.began = not request.is_submit
         kind = TransportError
         cause: Exception | None = None
+        why: str | None
         try:
-            return await self._exchange(request, flight)
+            response = await self._exchange(request, flight)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if not self._is_closed or task is None or task.cancelling():
@@ -167,6 +168,10 @@ class AiohttpTransport:
             cause = presentable(error)
             silence = f"no answer from {_origin(request)}{route}: {reason_of(error)}"
             why = proxy_failure(error, self._proxy_for(request)) or silence
+        else:
+            why = refusal_of_proxy(response.status, self._proxy_for(request))
+            if why is None:
+                return response
         # Out here, so that aiohttp's error is not its context: it may hold the key.
         fate = flight.tell(is_submit=request.is_submit)
         failure = kind(why + fate, maybe_sent=flight.began)
@@ -196,10 +201,6 @@ class AiohttpTransport:
             proxy=self._proxy_for(request),
             trace_request_ctx=flight,
         ) as answer:
-            if refusal := refusal_of_proxy(answer.status, self._proxy_for(request)):
-                answer.close()
-                msg = refusal + flight.tell(is_submit=request.is_submit)
-                raise TransportError(msg, maybe_sent=flight.began)
             body = bytearray()
             # One byte too many tells a longer answer from a full one.
             while (room := MAX_ANSWER_BYTES + 1 - len(body)) and not answer.content.at_eof():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -152,9 +153,11 @@ def test_a_cap_is_left_to_be_chosen() -> None:
 
 @pytest.mark.parametrize("module", sorted(CLI.glob("*.py")), ids=lambda path: path.name)
 def test_there_is_one_way_to_quote(module: Path) -> None:
-    """No module of the command line writes a command by other means."""
+    """No module of the command line writes a command with words of others by other means."""
+    source = module.read_text("utf-8")
     if module.name != "_shell.py":
-        assert "shlex" not in imports_of(module.read_text("utf-8"))
+        assert "shlex" not in imports_of(source)
+    assert [] == re.findall(r"kie-wav [a-z]+ \{.*", source)
 
 
 # --- from the process that prints it to the one that is started ---------------------------------
