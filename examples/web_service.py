@@ -6,7 +6,9 @@ With KIE_CALLBACK_URL, the address of POST /kie/callback as seen from outside,
 and KIE_WEBHOOK_HMAC_KEY as well, KIE posts the results; else they are polled for.
 
 A request waits 25 s at most. If the WAV is not there by then the answer is 202,
-and the same request made again joins the conversion that is under way.
+and the same request made again joins the conversion that is under way. If its
+submit was still queued, because the rate limit was reached, nothing was sent:
+it is cancelled, and the same request made again queues it anew.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ async def get_wav(request: web.Request) -> web.Response:
     except errors.KieWavError as error:
         return answer(status_of(error), error=str(error), task_id=error.task_id)
     except TimeoutError:
-        # Only this wait is over; the conversion goes on.
+        # Only this wait is over, and the conversion goes on, unless it was still queued.
         return answer(202, error="not finished yet: ask again")
     return answer(200, url=str(wav.url), task_id=wav.task_id)
 

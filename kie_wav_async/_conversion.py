@@ -111,8 +111,9 @@ class Conversion(Entry):
     ``await conversion`` returns the `WavFile` or raises how the wait ended:
     `ConversionFailedError`, `ConversionTimeoutError`, `NotFoundError`,
     `AuthenticationError` or `SessionClosedError`, each waiter an object of its
-    own. Cancelling a waiter touches neither the task nor other waiters; for a
-    limit of your own use `asyncio.timeout`.
+    own. Cancelling a waiter touches neither the task nor other waiters (but a
+    submit that is still queued is cancelled with the last of its callers, see
+    `WavSession.submit`); for a limit of your own use `asyncio.timeout`.
 
     Attributes:
         task_id: The service's id of the task.

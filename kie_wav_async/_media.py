@@ -18,7 +18,14 @@ import aiohttp
 
 from kie_wav_async._addresses import is_public
 from kie_wav_async._link import is_trusted, join_link, verify_link
-from kie_wav_async._network import presentable, reason_of, user_agent
+from kie_wav_async._network import (
+    presentable,
+    proxy_failure,
+    reason_of,
+    refusal_of_proxy,
+    through,
+    user_agent,
+)
 from kie_wav_async.errors import DownloadError
 
 if TYPE_CHECKING:
@@ -186,6 +193,9 @@ class Media:
         for _ in range(MAX_REDIRECTS + 1):
             self.verify(url)
             answer = await self._get(url, headers)
+            if refusal := refusal_of_proxy(answer.status, self._network.proxy_for(url)):
+                answer.close()
+                raise MediaError(refusal)
             location = answer.headers.get("Location")
             if answer.status not in _REDIRECTS or location is None:
                 return answer
@@ -213,26 +223,38 @@ class Media:
             raise DownloadError(str(error), reason="refused-url") from error
 
     async def _get(self, url: URL, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
-        proxy = self._network.proxy_for(url)
-        # Behind a proxy, it is that which looks names up and connects.
-        is_guarded = proxy is None and not is_trusted(url, self._insecure_hosts)
+        # A proxy looks names up and connects itself. It is kept in no variable, because
+        # errors carry frames, and its URL may hold a password.
+        is_direct = self._network.proxy_for(url) is None
+        is_guarded = is_direct and not is_trusted(url, self._insecure_hosts)
         client = self._clients.get(is_guarded)
         if client is None:
             client = self._clients[is_guarded] = self._client(is_guarded=is_guarded)
         try:
             async with asyncio.timeout(HEAD_TIMEOUT_S):
-                return await client.get(url, headers=headers, allow_redirects=False, proxy=proxy)
+                return await client.get(
+                    url,
+                    headers=headers,
+                    allow_redirects=False,
+                    proxy=self._network.proxy_for(url),
+                )
         except aiohttp.ClientConnectorError as error:
             if not isinstance(error.os_error, _PrivateAddressError):
-                raise _failure(url, error) from presentable(error)
+                raise self._failure_of(url, error) from presentable(error)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # ValueError: yarl and aiohttp raise it for what they cannot send or read.
-            raise _failure(url, error) from presentable(error)
+            raise self._failure_of(url, error) from presentable(error)
         msg = (
             f"{_host(url)} leads to an address that is not public; name the host in "
             "insecure_hosts if that is what you want"
         )
         raise DownloadError(msg, reason="refused-url")
+
+    def _failure_of(self, url: URL, error: Exception) -> MediaError:
+        """Return why there is no response: the proxy, or the connection to the host."""
+        why = proxy_failure(error, self._network.proxy_for(url))
+        route = through(self._network.proxy_for(url))
+        return MediaError(why) if why else _failure(url, error, route=route)
 
     def _client(self, *, is_guarded: bool) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
@@ -269,7 +291,9 @@ def _host(url: URL) -> str:
     return (url.host or "")[:80]
 
 
-def _failure(url: URL, error: Exception, reason: DownloadReason = "unavailable") -> MediaError:
+def _failure(
+    url: URL, error: Exception, reason: DownloadReason = "unavailable", *, route: str = ""
+) -> MediaError:
     if isinstance(error, TimeoutError):
-        return MediaError(f"{_host(url)} sent nothing for too long", reason)
-    return MediaError(f"the connection to {_host(url)} broke: {reason_of(error)}", reason)
+        return MediaError(f"{_host(url)} sent nothing for too long{route}", reason)
+    return MediaError(f"the connection to {_host(url)}{route} broke: {reason_of(error)}", reason)

@@ -8,6 +8,7 @@ nothing but this.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import socket
 import ssl as ssl_module
@@ -22,6 +23,12 @@ from kie_wav_async._models import verify_type
 
 # Looked up as the package is imported: it is in a file, and no loop is to wait for that.
 _VERSION: Final = metadata.version("kie-wav-async")
+
+# What a proxy answers without a valid user and password.
+_AUTHENTICATION_REQUIRED: Final = 407
+
+# The errors that name the host they are about.
+_CONNECTION_ERRORS: Final = (aiohttp.ClientConnectorError, aiohttp.ClientConnectorCertificateError)
 
 
 class Network:
@@ -56,26 +63,38 @@ class Network:
         self._environment: dict[str, str] = {}
         if trust_env and self._proxy is None:
             self._environment = urllib.request.getproxies_environment()
-            for name in self._environment.keys() & {"http", "https"}:
-                _ = self._environment_proxy(name)
+            for scheme in ("http", "https"):
+                _ = self._environment_proxy(scheme)
 
     def proxy_for(self, url: URL) -> URL | None:
         """Return the proxy for requests to *url*; `None` for none."""
         if not self._environment:
             return self._proxy
-        if url.scheme not in self._environment:
-            return None
-        names = (f".{url.host}", f".{url.host}:{url.port}", ".*")
         for exception in self._environment.get("no", "").lower().split(","):
-            suffix = exception.strip().lstrip(".")
-            if suffix and any(name.endswith(f".{suffix}") for name in names):
+            if _is_excepted(url, exception.strip()):
                 return None
         return self._environment_proxy(url.scheme)
 
-    def _environment_proxy(self, scheme: str) -> URL:
-        # Written without a scheme as often as with one.
-        value = self._environment[scheme]
-        return _parse_proxy(value if "//" in value else f"http://{value}", f"{scheme}_proxy")
+    def _environment_proxy(self, scheme: str) -> URL | None:
+        for name in (scheme, "all"):
+            if value := self._environment.get(name):
+                # Written without a scheme as often as with one.
+                return _parse_proxy(value if "//" in value else f"http://{value}", f"{name}_proxy")
+        return None
+
+
+def _is_excepted(url: URL, exception: str) -> bool:
+    """Whether one name, address or network of ``no_proxy`` covers *url*."""
+    if exception == "*":
+        return True
+    if "/" in exception:
+        try:
+            return ipaddress.ip_address(url.host or "") in ipaddress.ip_network(exception, False)  # noqa: FBT003 - with host bits
+        except ValueError:
+            return False
+    suffix = exception.removeprefix("*").lstrip(".")
+    names = (f".{url.host}", f".{url.host}:{url.port}")
+    return bool(suffix) and any(name.endswith(f".{suffix}") for name in names)
 
 
 def user_agent() -> str:
@@ -98,6 +117,35 @@ def _parse_proxy(value: str | URL, name: str) -> URL:
     return url
 
 
+def through(proxy: URL | None) -> str:
+    """Return words that name the proxy, without its password; empty without a proxy."""
+    return "" if proxy is None else f" through the proxy {proxy.origin()}"
+
+
+def proxy_failure(error: Exception, proxy: URL | None) -> str | None:
+    """Return what is wrong with the proxy itself; `None` if it is something else."""
+    if proxy is None:
+        return None
+    name = f"the proxy {proxy.origin()}"
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return refusal_of_proxy(error.status, proxy) or f"{name} answered HTTP {error.status}"
+    if not isinstance(error, _CONNECTION_ERRORS):
+        return None
+    if (error.host, error.port) != (proxy.host, proxy.port):
+        return None
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return f"the certificate of {name} does not hold"
+    return f"{name} cannot be reached: {reason_of(error)}"
+
+
+def refusal_of_proxy(status: int, proxy: URL | None) -> str | None:
+    """Return what is wrong if the status comes from the proxy; `None` if it does not."""
+    if proxy is None or status != _AUTHENTICATION_REQUIRED:
+        return None
+    reason = "its user or password is missing or wrong"
+    return f"the proxy {proxy.origin()} answered HTTP {status}: {reason}"
+
+
 def reason_of(error: Exception) -> str:
     """
     Name what went wrong in words of aiohttp, the system or OpenSSL, never of the peer.
@@ -105,8 +153,6 @@ def reason_of(error: Exception) -> str:
     A peer may repeat our headers, and the parsers quote what they cannot read.
     """
     name = type(error).__name__
-    if isinstance(error, aiohttp.ClientHttpProxyError):
-        return f"{name} (HTTP {error.status})"
     if isinstance(error, aiohttp.ClientResponseError):  # Its status is aiohttp's own.
         return f"{name} (cannot be read as HTTP)"
     if isinstance(error, aiohttp.ClientConnectorError):

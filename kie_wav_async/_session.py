@@ -162,8 +162,9 @@ class WavSession:
         insecure_hosts:
             Hosts from which plain http and addresses that are not public are
             accepted: a simulator, an internal mirror; names or IP literals, without
-            scheme or port. Nothing else relaxes this, but the service itself may
-            be at a loopback address.
+            scheme or port. `None`: ``KIE_INSECURE_HOSTS``, comma separated, else
+            none. Nothing else relaxes this, but the service itself may be at a
+            loopback address.
 
         download_hosts:
             If there are any, WAV files are fetched from these hosts only,
@@ -202,7 +203,7 @@ class WavSession:
         max_charges: int | None = None,
         ledger: Ledger | None = None,
         on_event: Callable[[events.Event], object] | None = None,
-        insecure_hosts: Iterable[str] = (),
+        insecure_hosts: Iterable[str] | None = None,
         download_hosts: Iterable[str] = (),
         transport: Transport | None = None,
         clock: Clock | None = None,
@@ -229,7 +230,7 @@ class WavSession:
         if any(map(inspect.iscoroutinefunction, (handler, type(handler).__call__))):
             msg = "on_event is called, not awaited: pass a plain function"
             raise TypeError(msg)
-        hosts = parse_hosts(insecure_hosts, "insecure_hosts")
+        hosts = _parse_insecure_hosts(insecure_hosts)
         key = os.environ.get("KIE_API_KEY") if api_key is None else api_key
         if key is None:
             msg = "no API key: pass api_key or set KIE_API_KEY"
@@ -413,8 +414,9 @@ class WavSession:
         sent for a track in flight, whose conversion is returned, nor for one of
         the last 10,000 results, which is returned settled, nor for one whose
         submit is unknown, which raises again. Only successes are remembered: a
-        track that failed is sent again. A submit still queued is withdrawn when
-        its last waiter is cancelled; one on the wire is finished by the session.
+        track that failed is sent again. A submit that is still queued is cancelled
+        when its last waiter is: nothing was sent. One in progress is finished by
+        the session, and its conversion goes on.
 
         Args:
             track: What to convert.
@@ -455,6 +457,10 @@ class WavSession:
     async def convert(self, track: Track, *, again: bool = False) -> WavFile:
         """
         Submit a track, wait for its conversion, and return the file.
+
+        Cancelling the call ends this wait only; the conversion goes on, and the next
+        call for the track joins it. But a submit that is still queued is cancelled
+        with its last waiter, as in `submit`: nothing was sent.
 
         Args:
             track: What to convert.
@@ -762,6 +768,13 @@ def _parse_webhook_keys(given: str | Iterable[str] | None) -> tuple[bytes, ...]:
         return parse_keys(given, "webhook_keys")
     value = os.environ.get("KIE_WEBHOOK_HMAC_KEY")
     return parse_keys(value.split(","), "KIE_WEBHOOK_HMAC_KEY") if value else ()
+
+
+def _parse_insecure_hosts(given: Iterable[str] | None) -> frozenset[str]:
+    if given is not None:
+        return parse_hosts(given, "insecure_hosts")
+    named = map(str.strip, os.environ.get("KIE_INSECURE_HOSTS", "").split(","))
+    return parse_hosts(filter(None, named), "KIE_INSECURE_HOSTS")
 
 
 def _verify_part(value: object, kind: type, name: str) -> None:

@@ -17,7 +17,15 @@ import aiohttp
 from yarl import URL
 
 from kie_wav_async._models import WireResponse
-from kie_wav_async._network import Network, presentable, reason_of, user_agent
+from kie_wav_async._network import (
+    Network,
+    presentable,
+    proxy_failure,
+    reason_of,
+    refusal_of_proxy,
+    through,
+    user_agent,
+)
 from kie_wav_async.errors import TransportError, TransportTimeoutError, WireFormatError
 
 if TYPE_CHECKING:
@@ -104,7 +112,8 @@ class AiohttpTransport:
 
         trust_env:
             Whether, without *proxy*, the proxies of the environment are used:
-            ``http_proxy``, ``https_proxy``, ``no_proxy``, as they are now.
+            ``http_proxy``, ``https_proxy``, ``all_proxy``, ``no_proxy``, as they are
+            now. ``.netrc`` is never read.
 
     Attributes:
         network: The same three for WAV files, which a session fetches the same way.
@@ -131,13 +140,16 @@ class AiohttpTransport:
     async def send(self, request: WireRequest) -> WireResponse:
         """Send *request*; see `Transport.send`."""
         self._verify_open()
+        # Not the proxy: errors carry frames, and its URL may hold a password.
+        route = through(self._proxy_for(request))
         flight = _Flight()
         # Reads are not traced: they may be repeated, whatever became of them.
         flight.began = not request.is_submit
         kind = TransportError
         cause: Exception | None = None
+        why: str | None
         try:
-            return await self._exchange(request, flight)
+            response = await self._exchange(request, flight)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if not self._is_closed or task is None or task.cancelling():
@@ -145,25 +157,34 @@ class AiohttpTransport:
             # Nobody cancelled the caller: closing ends lookups of names this way.
             why = f"the transport was closed before an answer from {_origin(request)}"
         except TimeoutError as error:
-            kind, cause = TransportTimeoutError, error
-            why = f"no answer from {_origin(request)} in time"
+            kind, cause = TransportTimeoutError, presentable(error)
+            why = f"no answer from {_origin(request)}{route} in time"
         except aiohttp.ClientConnectorCertificateError as error:
-            cause = error
-            why = f"the certificate of {_origin(request)} does not hold"
+            cause = presentable(error)
+            certificate = f"the certificate of {_origin(request)} does not hold"
+            why = proxy_failure(error, self._proxy_for(request)) or certificate
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # ValueError: yarl and aiohttp raise it for what they cannot send or read.
-            cause = error
-            why = f"no answer from {_origin(request)}: {reason_of(error)}"
+            cause = presentable(error)
+            silence = f"no answer from {_origin(request)}{route}: {reason_of(error)}"
+            why = proxy_failure(error, self._proxy_for(request)) or silence
+        else:
+            why = refusal_of_proxy(response.status, self._proxy_for(request))
+            if why is None:
+                return response
         # Out here, so that aiohttp's error is not its context: it may hold the key.
         fate = flight.tell(is_submit=request.is_submit)
         failure = kind(why + fate, maybe_sent=flight.began)
-        failure.__cause__ = None if cause is None else presentable(cause)
+        failure.__cause__ = cause
         raise failure
 
     def _verify_open(self) -> None:
         if self._is_closed:
             msg = "the transport is closed; no byte of the request has left"
             raise TransportError(msg, maybe_sent=False)
+
+    def _proxy_for(self, request: WireRequest) -> URL | None:
+        return self.network.proxy_for(URL(request.url, encoded=True))
 
     async def _exchange(self, request: WireRequest, flight: _Flight) -> WireResponse:
         if request.is_submit:
@@ -177,7 +198,7 @@ class AiohttpTransport:
             data=request.body,
             headers=request.headers,
             allow_redirects=False,
-            proxy=self.network.proxy_for(url),
+            proxy=self._proxy_for(request),
             trace_request_ctx=flight,
         ) as answer:
             body = bytearray()

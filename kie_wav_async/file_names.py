@@ -75,8 +75,9 @@ _DEVICES: Final = frozenset(
     | {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}
 )
 
-# Hidden, an option, a home folder; a blank is lost on Windows.
-_NOT_FIRST: Final = frozenset(".-~ ")
+# Hidden, an option, a home folder, a file of options, a formula of a spreadsheet; a
+# blank is lost on Windows.
+_NOT_FIRST: Final = frozenset(".-~ =+@")
 
 _FIELDS: Final = ("title", "music_task_id", "audio_id", "index")
 
@@ -158,7 +159,9 @@ def file_name(
     shown = "".join(words + (texts[field] if field else "") for words, field in parsed.pieces)
     # Once more, since what was apart may combine.
     name = unicodedata.normalize("NFC", shown + suffix)
-    is_first_bad = name[0] in _NOT_FIRST or unicodedata.category(name[0]).startswith("M")
+    # Without its width or style: some systems take one for the other.
+    first = unicodedata.normalize("NFKC", name[0])[0]
+    is_first_bad = first in _NOT_FIRST or unicodedata.category(name[0]).startswith("M")
     if is_first_bad or fold(name.partition(".")[0]) in _DEVICES:
         name = f"_{name}"
     return name + _EXTENSION

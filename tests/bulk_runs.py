@@ -65,6 +65,12 @@ def write_catalog(*rows: str, name: str = "c.csv") -> str:
     return name
 
 
+def write_lines(name: str, *values: object, indent: int | None = None) -> None:
+    """Write a catalog of JSON into the working folder."""
+    text = "".join(json.dumps(value, indent=indent) + "\n" for value in values)
+    Path(name).write_text(text, "utf-8")
+
+
 def rows_of(count: int) -> list[str]:
     """Return *count* rows of different tracks of music task ``m``."""
     return [f"m,a{number},Song {number}" for number in range(count)]

@@ -26,10 +26,11 @@ from bulk_runs import (
     standing_of,
     states,
     write_catalog,
+    write_lines,
 )
 from cli_runs import KEY, names, service, submit_before
 from fastclock import FastClock
-from kie_wav_async import OnUnknown, PollSchedule, RateLimit, Track, events
+from kie_wav_async import OnUnknown, PollSchedule, RateLimit, Track, WavSession, events
 from kie_wav_async.cli import _bulk, main
 from kie_wav_async.cli._bulk import run_bulk
 from kie_wav_async.cli._bulk_display import BulkDisplay
@@ -238,6 +239,35 @@ async def test_a_music_task_that_cannot_be_asked_for(bulk: Bulk) -> None:
     assert "KIE_API_KEY" in done.err
     assert "line 3" not in done.err
     assert {} == await states()
+
+
+async def test_rows_that_name_their_track_as_the_service_does(bulk: Bulk) -> None:
+    """A row with `id` is that track alone, and one with a key of another name costs nothing."""
+    rows = [{"music_task_id": f"m{number}", "id": "a1"} for number in range(3)]
+    write_lines("c.jsonl", *rows)
+    write_lines("bad.jsonl", *({"music_task_id": "m", key: "a1"} for key in ("track", "clipId")))
+    async with kie_of() as kie:
+        bad = await bulk(kie, catalog="bad.jsonl")
+        charges = kie.charges
+        done = await bulk(kie, catalog="c.jsonl")
+
+        assert (2, 0, 0, 3) == (bad.code, charges, done.code, kie.charges)
+    assert "line 1: no audio_id, and 'track' is not understood" in bad.err
+    assert [[f"m{number}", "a1"] for number in range(3)] == sorted(r[:2] for r in done.results)
+
+
+async def test_a_saved_answer_is_a_catalog(bulk: Bulk) -> None:
+    """What the service answered of a music task is converted, each of its tracks once."""
+    async with kie_of() as kie:
+        async with WavSession(KEY, base_url=kie.base_url) as session:
+            tracks = await session.tracks("m")
+        made = [{"id": track.audio_id, "title": track.title} for track in tracks]
+        data = {"taskId": "m", "status": "SUCCESS", "response": {"taskId": "m", "sunoData": made}}
+        write_lines("answer.json", {"code": 200, "msg": "", "data": data}, indent=2)
+        done = await bulk(kie, catalog="answer.json")
+
+        assert (0, len(tracks)) == (done.code, kie.charges)
+    assert sorted(["m", track.audio_id] for track in tracks) == sorted(r[:2] for r in done.results)
 
 
 async def test_very_many_bad_lines(bulk: Bulk) -> None:

@@ -386,7 +386,7 @@ async def test_what_simulate_prints_is_all_it_takes() -> None:
     simulator = await start("simulate", "--faults", early)
     try:
         async with asyncio.timeout(LONG_S):
-            lines = [(await simulator.stdout.readline()).decode() for _ in range(3)]
+            lines = [(await simulator.stdout.readline()).decode() for _ in range(4)]
             given = dict(re.fullmatch(r"export (\w+)=(\S+)\n", line).groups() for line in lines)
             process = await start(
                 *("convert", "m", "a", "--json", *AT_ONCE, "--listen", f"127.0.0.1:{port}"),

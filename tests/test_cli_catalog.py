@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import re
 import tracemalloc
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -122,6 +123,150 @@ def test_lines_with_nothing_on_them(read) -> None:
     )
 
 
+def test_rows_with_nothing_in_their_cells(read) -> None:
+    """Rows of empty cells, which spreadsheets leave, are left out, however many cells they have."""
+    assert [Row(2, "m", "a", None), Row(8, "m", "b", None)] == read(
+        HEADER + b'm,a,\n,,\n , ,\t\r\n,\n,,,,\n"","",""\nm,b,\n,,'
+    )
+
+
+def test_the_line_of_a_spreadsheet_for_itself(read) -> None:
+    """A first line that names the comma as what is between cells is not the header."""
+    assert [Row(3, "m", "a", None)] == read(b"sep=,\r\nmusic_task_id,audio_id\r\nm,a\r\n")
+
+
+# --- as the service spells it ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"music_task_id": "m", "id": "a"},
+        {"taskId": "m", "audioId": "a", "callBackUrl": "https://h.example/"},
+        {"task_id": "m", "audio_id": "a"},
+        {"musicTaskId": "m", "AudioID": "a"},
+        {"taskId": "m", "id": "a", "audioUrl": "https://h.example/", "duration": 1.5},
+        {"id": "17", "task_id": "the conversion's", "music_task_id": "m", "audio_id": "a"},
+    ],
+    ids=short,
+)
+@pytest.mark.parametrize("kind", ["json", "csv"])
+def test_the_spellings_of_the_service(read, row: dict, kind: str) -> None:
+    """A row may name its track as the service does, and then stands for that track alone."""
+    lines = f"{','.join(row)}\n{','.join(map(str, row.values()))}\n".encode()
+    (found,) = read(json_lines(row) if kind == "json" else lines)
+
+    assert ("m", "a") == (found.music_task_id, found.audio_id)
+
+
+TRACKS = [
+    {"id": "a1", "title": "One", "audioUrl": "https://h.example/1.mp3", "duration": 1.5},
+    {"id": "a2", "title": None, "prompt": '[verse] {\n"x"}'},
+]
+DATA = {
+    "taskId": "m",
+    "parentMusicId": "",
+    "status": "SUCCESS",
+    "response": {"taskId": "m", "sunoData": TRACKS},
+}
+ANSWERS = {
+    "all of it": {"code": 200, "msg": "success", "data": DATA},
+    "from data on": DATA,
+    "from response on": DATA["response"],
+    "the tracks as data": {"code": 200, "data": {**DATA, "response": {"data": TRACKS}}},
+    "the callback": {
+        "code": 200,
+        "msg": "ok",
+        "data": {"callbackType": "complete", "task_id": "m", "data": TRACKS},
+    },
+    "the callback from data on": {"callbackType": "complete", "task_id": "m", "data": TRACKS},
+    "tracks by audioId": {
+        "taskId": "m",
+        "sunoData": [{"audioId": "a1", "title": "One"}, TRACKS[1]],
+    },
+    "delivery failed": {"code": 200, "data": {**DATA, "status": "CALLBACK_EXCEPTION"}},
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=list(ANSWERS))
+@pytest.mark.parametrize("indent", [None, 0, 2, "\t"])
+def test_a_saved_answer(read, answer: dict, indent) -> None:
+    """An answer of the service is a catalog of its tracks, however it is laid out."""
+    content = json.dumps(answer, indent=indent).encode()
+    first, second = read(content)
+
+    assert Row(1, "m", "a1", "One", content.count(b"\n") + 1) == first
+    assert Row(1, "m", "a2", None, 0) == second
+
+
+def test_answers_and_rows_one_after_another(read) -> None:
+    """Several answers, on a line each or on many, and rows among them are one catalog."""
+    indented = json.dumps(ANSWERS["all of it"], indent=4).encode() + b"\n"
+    compact = json_lines(ANSWERS["the callback"], {"music_task_id": "m", "audio_id": "a3"})
+    found = read(indented + b"\n" + compact + indented)
+
+    lines = indented.count(b"\n")
+    assert [1, 1, *[lines + 2] * 2, lines + 3, *[lines + 4] * 2] == [one.line for one in found]
+    assert ["a1", "a2", "a1", "a2", "a3", "a1", "a2"] == [one.audio_id for one in found]
+
+
+NO_ANSWERS = [
+    ({"code": 501, "msg": "failed\u001b[2J", "data": None}, "its code is 501 'failed"),
+    ({"code": 200, "msg": "success", "data": None}, "a response without tracks"),
+    ({"code": 200, "data": {**DATA, "status": "FIRST_SUCCESS"}}, "its status is 'FIRST_SUCCESS'"),
+    ({**DATA, "status": ["x"]}, "its status is \"['x']\""),
+    ({"code": 200, "data": {"callbackType": "first", "task_id": "m", "data": TRACKS}}, "'first'"),
+    ({"code": 200, "data": {"callbackType": "complete", "task_id": "m", "data": []}}, "without tr"),
+    (
+        {"code": 200, "data": {"taskId": "w", "musicId": "a", "response": {"audioWavUrl": "u"}}},
+        "out",
+    ),
+    ({"sunoData": TRACKS}, "a response without its music task"),
+    ({**DATA, "taskId": "n"}, "a response of two music tasks"),
+    ({"taskId": ["m"], "sunoData": [{"id": 7}]}, "track 1 of the response has no id"),
+    ({"taskId": "m", "sunoData": [*TRACKS, 7]}, "track 3 of the response has no id"),
+    ({"taskId": "m", "sunoData": [{"id": "a b"}]}, "audio_id must be 1 to 256 visible"),
+    ({"taskId": "m", "sunoData": {"id": "a"}}, "a response without tracks"),
+]
+
+
+@pytest.mark.parametrize(("answer", "words"), NO_ANSWERS, ids=short)
+def test_an_answer_without_what_is_wanted(read, answer: dict, words: str) -> None:
+    """An answer that does not have all tracks is one bad line, whatever else it has."""
+    content = json.dumps(answer, indent=1).encode()
+    (bad,) = read(content)
+
+    assert (1, content.count(b"\n") + 1) == (bad.line, bad.lines)
+    assert words in bad.why
+
+
+@pytest.mark.parametrize("size", [1, 20, 100, -1])
+def test_an_answer_that_was_cut_off(read, size: int) -> None:
+    """What is left of an answer that was not saved to its end is one bad line."""
+    content = json.dumps(ANSWERS["all of it"], indent=2).encode()[:size].rpartition(b"\n")
+    content = content[0] or content[2]
+    row = json_lines({"music_task_id": "m", "audio_id": "a"})
+    before, bad = read(row + content)
+
+    assert Row(1, "m", "a", None) == before
+    assert (2, content.count(b"\n") + 1) == (bad.line, bad.lines)
+    assert "the object that begins here has no end" == bad.why
+
+
+@pytest.mark.parametrize(
+    "broken", ["{", '{"a": [', '{"music_task_id": "m",', '{"a":', '{"a": {"b": 1']
+)
+def test_an_object_without_its_end(read, broken: str) -> None:
+    """A line that breaks off costs itself alone, and is not looked for the end of for long."""
+    rows = [{"music_task_id": "m", "audio_id": str(number)} for number in range(300)]
+    found = read(json_lines(rows[0]) + f"{broken}\n".encode() + json_lines(*rows[1:]))
+
+    assert [2] == [one.line for one in found if isinstance(one, BadLine)]
+    assert [str(number) for number in range(300)] == [
+        one.audio_id for one in found if isinstance(one, Row)
+    ]
+
+
 def test_line_breaks_in_a_title(read) -> None:
     """A quoted cell may have line breaks, commas and quotation marks; its row is one."""
     assert [
@@ -174,7 +319,8 @@ BAD_CSV = [
     (b"m,a", "2 cells where the header has 3"),
     (b"m,a,t,", "4 cells where the header has 3"),
     (b"m;a;t", "1 cell where"),
-    (b",a,", "music_task_id must be 1 to 256 visible characters"),
+    (b",a,", "no music_task_id"),
+    (b" ,a,t", "no music_task_id"),
     (b"m m,a,", "music_task_id must be"),
     (b"m m,,", "music_task_id must be"),
     (b"m,a\xe2\x80\xaeb,", "audio_id must be"),
@@ -220,7 +366,16 @@ BAD_JSON = [
     (b'{"music_task_id": "m", "title": {"en": "x"}}', "title must be a string, not an object"),
     (b'{"music_task_id": "m", "audio_id": " a"}', "audio_id must be 1 to 256 visible"),
     (b'{"music_task_id": "\\ud800"}', "music_task_id must be 1 to 256 visible"),
-    (b'{"music_task_id": "m", "audioId": "a"}', "no audio_id, but 'audioId'"),
+    (b'{"music_task_id": "m", "track": "a"}', "no audio_id, and 'track' is not understood"),
+    (b'{"music_task_id": "m", "clip_id": "a", "x": 1}', "'clip_id' and 'x' are not understood"),
+    (b'{"task_id": "m", "musicId": "a"}', "no audio_id, and 'musicId' is not understood"),
+    (b'{"song": "m", "track": "a"}', "no music_task_id, and 'song' and 'track' are not underst"),
+    (b'{"music_task_id": "m", "id": ""}', "no audio_id, and 'id' is not understood"),
+    (b'{"music_task_id": "m", "id": null, "x": 1}', "'x' and 'id' are not understood"),
+    (b'{"music_task_id": "m", "id": 17}', "id must be a string, not a number"),
+    (b'{"music_task_id": "m", "audio_id": null, "id": "a"}', "audio_id is empty, but 'id' is not"),
+    (b'{"music_task_id": "m", "audio_id": "a", "audioId": "b"}', "audio_id and audioId are both"),
+    (b'{"music_task_id": null, "task_id": "w", "audio_id": "a"}', "no music_task_id"),
     (b'{"music_task_id": "m", "audio_id": "a", "audio_id": "b"}', "audio_id is given twice"),
     (b'{"music_task_id": "m", "x": "\xff"}', "not UTF-8"),
     (b'{"music_task_id": "m", "x": "\0"}', "NUL"),
@@ -259,7 +414,7 @@ def test_a_bad_line_within_a_row(read) -> None:
 def test_a_stray_quotation_mark(read) -> None:
     """A quotation mark that is not closed costs its own line, however much follows."""
     rows = [b"m,%d,\n" % number for number in range(200)]
-    found = read(HEADER + b'm,"x,\n' + b"".join(rows) + b'm,"y"\n,\n')
+    found = read(HEADER + b'm,"x,\n' + b"".join(rows) + b'm,"y"\n,z\n')
 
     assert [2, 203, 204] == [one.line for one in found if isinstance(one, BadLine)]
     assert [str(number) for number in range(200)] == [
@@ -270,15 +425,21 @@ def test_a_stray_quotation_mark(read) -> None:
 # --- no catalog at all ----------------------------------------------------------------------
 
 NO_HEADER = [
-    (b"m1,a1,One\nm2,a2,Two\n", "found 'm1,a1,One' (leave audio_id empty in a row"),
-    (b"music_task_id\nm1\n", "found 'music_task_id' (leave audio_id empty in a row"),
-    (b"musicTaskId,audioId\n", "found 'musicTaskId,audioId'"),
+    (b"m1,a1,One\nm2,a2,Two\n", "found 'm1,a1,One' (the first line must name"),
+    (b"music_task_id\nm1\n", "found 'music_task_id' (it has no column audio_id, which may be"),
+    (b"music_task_id,track\nm1,a\n", "found 'music_task_id,track' (it has no column audio_id"),
+    (b"music_task_id,audio;id\nm1,a\n", "(it has no column audio_id, which"),
+    (b"song,audio_id\nm1,a\n", "(it has no column music_task_id)"),
+    (b"music task;x,track\nm1,a\n", "(the first line must name the columns)"),
+    (b"sep=;\nmusic_task_id;audio_id\n", "(it says that cells are separated by ';'; commas"),
+    (b"music_task_id|audio_id\nm|a\n", "(it has vertical bars between its cells; commas are"),
+    (b"music_task_id,taskId,task_id,audio_id\n", "(it has both taskId and task_id)"),
     (b"music_task_id;audio_id\nm;a\n", "(it has semicolons between its cells; commas are"),
     (b"music_task_id\taudio_id\nm\ta\n", "(it has tabs between its cells; commas are"),
     (b"music_task_id,audio_id,audio_id\n", "(it has audio_id twice)"),
     (b"title,music_task_id,title,audio_id\n", "(it has title twice)"),
     (b"music_task_id,audio_id\rm,a\r", "(its lines end in carriage returns alone;"),
-    (b'"music_task_id,audio_id\nm,a\n', "found '\"music_task_id,audio_id'"),
+    (b'"music_task_id,audio_id\nm,a\n', "found '\"music_task_id,audio_id' (a quotation mark"),
     (b"x" * 5_000 + b"\n", "found '" + "x" * 120 + "...'"),
 ]
 
@@ -361,6 +522,8 @@ _PIECES = [
     b"a", b"m,a,t\n", b"m,a\n", b'm,a,"t\nt"\n', b"\0", b"\xff", b"\xc3\xa4", b"\xef\xbb\xbf", b" ",
     b";", b"\t", b'{"music_task_id": "m"}\n', b'{"music_task_id":', b"{", b"}", b"[", b"]", b":",
     b'"music_task_id"', b'"audio_id"', b"\\ud800", b"NaN", b"null", b"\x1c", b"\xe2\x80\xa8",
+    b'"id"', b'"taskId"', b'"data"', b'"response"', b'"sunoData"', b'"status"', b'"code"', b"200",
+    b'{"taskId":"m","sunoData":[\n{"id":"a"}\n,{"id":"b"}]\n}\n',
 ]  # fmt: skip
 _contents = st.tuples(
     st.sampled_from([b"", HEADER, b'{"music_task_id": "m"}\n']),
@@ -369,7 +532,8 @@ _contents = st.tuples(
 
 
 def _is_blank(line: bytes) -> bool:
-    return line.decode(errors="replace").strip() == ""
+    """Whether a line has nothing on it, or empty cells alone."""
+    return re.sub(r'[\s,"]', "", line.decode(errors="replace")) == ""
 
 
 @given(_contents)
@@ -440,8 +604,15 @@ def test_what_a_json_writer_wrote_is_read(tmp_path_factory, rows) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [b"m,%d,\n", b'a","b%d\n', b'm,%d,"x\n', b'{"music_task_id": "m%d"}\n'],
-    ids=["csv", "quotes", "open", "json"],
+    [
+        b"m,%d,\n",
+        b'a","b%d\n',
+        b'm,%d,"x\n',
+        b'{"music_task_id": "m%d"}\n',
+        b'{"a": [{"%d": [\n',
+        b'{"a": [%d\n',
+    ],
+    ids=["csv", "quotes", "open", "json", "deep", "broken"],
 )
 def test_memory_is_flat(tmp_path: Path, line: bytes) -> None:
     """Ten times as many lines take no more memory, good or bad."""

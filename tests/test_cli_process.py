@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -177,15 +178,79 @@ async def test_simulate() -> None:
     """`simulate` prints an environment that works, and Ctrl-C is its good end."""
     process = await start("-m", "kie_wav_async", "simulate", "--speed", "60")
     async with asyncio.timeout(LONG_S):
-        lines = [(await process.stdout.readline()).decode() for _ in range(3)]
+        lines = [(await process.stdout.readline()).decode() for _ in range(4)]
     given = dict(re.fullmatch(r"export (\w+)=(\S+)\n", line).groups() for line in lines)
     asked = await end(await start("-m", "kie_wav_async", "credits", **given))
     done = await interrupt(process, b"Ctrl-C")
 
-    assert {"KIE_BASE_URL", "KIE_API_KEY", "KIE_WEBHOOK_HMAC_KEY"} == set(given)
+    names = {"KIE_BASE_URL", "KIE_API_KEY", "KIE_INSECURE_HOSTS", "KIE_WEBHOOK_HMAC_KEY"}
+    assert names == set(given)
     assert Done(0, "100000.25\n", "") == asked
     assert (0, "") == (done.code, done.out)
     assert "Stopped: 0 submits, 0 charged, 0 polls.\n" == done.err
+
+
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - a simulator, for a second
+PROGRAM = """
+import asyncio
+import socket
+from kie_wav_async import Track, WavSession
+from kie_wav_async.webhook import CallbackServer
+
+async def main():
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        url = f"http://127.0.0.1:{sock.getsockname()[1]}/kie/callback"
+        async with WavSession(callback_url=url) as session, CallbackServer(session, sock=sock):
+            for name in ("first", "second"):
+                wav = await session.convert(Track("m", name))
+                file = await session.download(wav, f"{name}.wav")
+                print(name, wav.settled_by, file.bytes)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", EVERYWHERE, "::1", "localhost"])
+async def test_what_simulate_prints_is_all_a_program_needs(host: str) -> None:
+    """With nothing else in its environment a program converts, is called back, and downloads."""
+    words = ("simulate", "--median", "0.1", "--host", host)
+    process = await start("-m", "kie_wav_async", *words)
+    async with asyncio.timeout(LONG_S):
+        lines = [(await process.stdout.readline()).decode() for _ in range(4)]
+        given = dict(shlex.split(line)[1].split("=", 1) for line in lines)
+        program = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", PROGRAM),
+            env=given,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        done = await end(program)
+    process.terminate()
+    await end(process)
+
+    assert (0, "") == (done.code, done.err)
+    # The first one may be asked for, because nobody knows its host before.
+    assert "second callback" in done.out
+    assert is_wav(Path("first.wav"))
+    assert is_wav(Path("second.wav"))
+
+
+@pytest.mark.parametrize(
+    ("host", "code", "words"),
+    [
+        ("192.0.2.77", 3, "cannot listen: "),
+        ("no.such.invalid", 3, "cannot listen: "),
+        (f"{'x' * 80}.example", 3, "cannot listen: "),
+        ("", 2, "host must be an address or a name"),
+    ],
+)
+async def test_simulate_where_it_cannot_listen(host: str, code: int, words: str) -> None:
+    """A host that is not of this machine, or is none, is one sentence."""
+    done = await end(await start("-m", "kie_wav_async", "simulate", "--host", host))
+
+    assert (code, "") == (done.code, done.out)
+    assert done.err.startswith(f"kie-wav: {words}")
+    assert 1 == done.err.count("\n")
 
 
 async def test_simulate_on_a_taken_port() -> None:
@@ -198,9 +263,13 @@ async def test_simulate_on_a_taken_port() -> None:
     process.terminate()
     done = await end(process)
 
-    assert {"base_url", "api_key", "webhook_key"} == set(ready)
+    assert {"base_url", "api_key", "webhook_key", "environment"} == set(ready)
+    assert (ready["base_url"], "127.0.0.1") == (
+        ready["environment"]["KIE_BASE_URL"],
+        ready["environment"]["KIE_INSECURE_HOSTS"],
+    )
     assert (3, "") == (second.code, second.out)
-    assert "choose another --port" in second.err
+    assert "choose another --host or --port" in second.err
     assert 0 == done.code
 
 

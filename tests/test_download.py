@@ -26,7 +26,7 @@ from kie_wav_async._transport import AiohttpTransport
 from kie_wav_async.errors import DownloadError, SessionClosedError, TransportError
 from kie_wav_async.testing import FakeClock, ScriptedTransport, refused
 from media import HONEST, PEM, Manner, MediaServer, refusal, wav_bytes
-from proxy import Proxy
+from proxy import Plan, Proxy, http
 
 #: What no test waits for; it only ends a hang.
 PATIENCE_S = 30.0
@@ -804,6 +804,29 @@ async def test_proxy_of_the_transport_is_used(target) -> None:
             assert is_saved(await session.download(wav_of(link_to), target), target)
         assert 1 == len(proxy.requests) == len(media.requests)
         assert KEY.encode() not in proxy.requests[0]
+
+
+@pytest.mark.parametrize("link", ["http://media.example/a.wav", "https://media.example/a.wav"])
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_a_proxy_that_lets_nobody_through(target, link, is_there) -> None:
+    """That a file does not come because of the proxy is told, and its password is not."""
+    async with Proxy(plan=lambda _: Plan(answer=http("407 Who are you"))) as proxy:
+        address = URL(proxy.base_url).with_user("me").with_password("hush")
+        if not is_there:
+            await proxy.__aexit__(None, None, None)
+        async with WavSession(
+            KEY,
+            transport=AiohttpTransport(proxy=address),
+            clock=HastyClock(),
+            insecure_hosts=["media.example"],
+        ) as session:
+            with pytest.raises(DownloadError) as caught:
+                await session.download(wav_of(link), target)
+
+    does = "answered HTTP 407: its user" if is_there else "cannot be reached: "
+    assert f"the proxy {proxy.base_url} {does}" in str(caught.value)
+    assert "unavailable" == caught.value.reason
+    assert "hush" not in str(caught.value)
 
 
 @pytest.mark.parametrize("is_trusted", [True, False])

@@ -67,7 +67,7 @@ def faults(found):
     paths = [kind("folder", found) for kind in (PurePosixPath, PureWindowsPath)]
     rules = {
         "no extension": found.endswith(".wav") and len(found) > len(".wav"),
-        "begins badly": found[0] not in " .-~" and unicodedata.category(found[0])[0] != "M",
+        "begins badly": plain[0] not in " .-~=+@" and unicodedata.category(found[0])[0] != "M",
         "a device": found.split(".")[0].rstrip().lower() not in DEVICES,
         "unsafe": not set('/\\<>:"|?*') & set(found),
         "turns unsafe": not set("/\\") & set(plain),
@@ -119,6 +119,12 @@ def test_the_default_shows_the_title_and_the_track():
         (".hidden", "_.hidden"),
         ("..", "_.."),
         ("~root", "_root"),
+        ('=HYPERLINK("x")', "_=HYPERLINK(_x_)"),
+        ("+1", "_+1"),
+        ("@list", "_@list"),
+        ("\uff1d1", "_\uff1d1"),
+        ("\ufe631", "_\ufe631"),
+        ("\t\r=1", "_=1"),
         ("\u0301a", "_\u0301a"),
         ("CON", "_CON"),
         ("nul.tar", "_nul.tar"),

@@ -33,6 +33,20 @@ def no_environment(monkeypatch):
         ({"https_proxy": PROXY, "no_proxy": "*"}, "https://h.example/", None),
         ({"https_proxy": PROXY, "no_proxy": "xample"}, "https://h.example/", PROXY),
         ({"https_proxy": PROXY, "no_proxy": ", ,"}, "https://h.example/", PROXY),
+        ({"https_proxy": PROXY, "no_proxy": "*.example"}, "https://h.example/", None),
+        ({"https_proxy": PROXY, "no_proxy": "*.h.example"}, "https://xh.example/", PROXY),
+        ({"https_proxy": PROXY, "no_proxy": "10.1.2.3/8"}, "https://10.9.9.9/", None),
+        ({"https_proxy": PROXY, "no_proxy": "10.0.0.0/8"}, "https://11.0.0.1/", PROXY),
+        ({"https_proxy": PROXY, "no_proxy": "fd00::/8,h/24"}, "https://[fd00::2]/", None),
+        ({"https_proxy": PROXY, "no_proxy": "10.0.0.0/8,x/y"}, "https://h.example/", PROXY),
+        ({"all_proxy": PROXY}, "https://h.example/", PROXY),
+        ({"ALL_PROXY": PROXY}, "http://h.example/", PROXY),
+        (
+            {"all_proxy": "socks5://h", "https_proxy": PROXY, "http_proxy": PROXY},
+            "http://h/",
+            PROXY,
+        ),
+        ({"all_proxy": PROXY, "no_proxy": "h.example"}, "https://h.example/", None),
     ],
 )
 def test_each_scheme_has_its_proxy(monkeypatch, environment, url, expected):

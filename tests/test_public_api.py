@@ -259,7 +259,7 @@ def test_the_settings_of_a_session() -> None:
                 "max_charges": None,
                 "ledger": None,
                 "on_event": None,
-                "insecure_hosts": (),
+                "insecure_hosts": None,
                 "download_hosts": (),
                 "transport": None,
             }.items()

@@ -28,6 +28,7 @@ from aiohttp import web
 import kie_wav_async
 from fastclock import FastClock
 from kie_wav_async import (
+    Conversion,
     OnUnknown,
     PollSchedule,
     RateLimit,
@@ -120,12 +121,18 @@ async def serve(app: web.Application) -> AsyncIterator[str]:
 
 async def ask(app: web.Application, path: str) -> tuple[int, dict[str, Any]]:
     """Serve *app* for one request."""
-    async with (
-        serve(app) as url,
-        aiohttp.ClientSession() as http,
-        http.get(url + path) as got,
-    ):
-        return got.status, await got.json()
+    (told,) = await ask_all(app, path)
+    return told
+
+
+async def ask_all(app: web.Application, *paths: str) -> list[tuple[int, dict[str, Any]]]:
+    """Serve *app* for one request after another."""
+    told: list[tuple[int, dict[str, Any]]] = []
+    async with serve(app) as url, aiohttp.ClientSession() as http:
+        for path in paths:
+            async with http.get(url + path) as got:
+                told.append((got.status, await got.json()))
+    return told
 
 
 # --- code -------------------------------------------------------------------------------------
@@ -247,6 +254,36 @@ async def test_the_example_service_does_not_wait_for_ever(kie: Simulator, monkey
     status, told = await ask(module.make_app(), "/wav/5c79be8e/e231")
 
     assert (202, "not finished yet: ask again") == (status, told["error"])
+
+
+async def test_the_example_service_cancels_what_is_still_queued(
+    kie: Simulator, monkeypatch
+) -> None:
+    """A request that ends while its submit is queued has sent nothing; one in progress goes on."""
+    kie.set_faults([Fault(on="conversion", kind="never")])
+    module = example("web_service")
+    monkeypatch.setattr(module, "WAIT_S", 0.05)
+    app = module.make_app()
+    app[module.SESSION] = session = WavSession(rate_limit=RateLimit(1, per_s=1_000.0))
+    paths = [f"/wav/m/{name}" for name in ("sent", "queued", "sent", "queued")]
+
+    assert [202] * 4 == [status for status, _ in await ask_all(app, *paths)]
+    assert ["sent"] == [arrival.audio_id for arrival in kie.arrivals]
+    assert (1, 1) == (kie.charges, session.statistics().submitted)
+
+
+@pytest.mark.parametrize("promise", ["README", "submit", "convert", "Conversion", "web_service"])
+def test_where_a_conversion_goes_on_it_is_said_when_not(promise: str) -> None:
+    """Wherever it is promised that a conversion goes on, it is said that a queued one does not."""
+    texts = {
+        "README": README.partition("A client that hangs up")[2],
+        "submit": WavSession.submit.__doc__,
+        "convert": WavSession.convert.__doc__,
+        "Conversion": Conversion.__doc__,
+        "web_service": example("web_service").__doc__,
+    }
+
+    assert re.search(r"still\s+queued.*\s+cancelled", texts[promise], re.DOTALL)
 
 
 async def test_the_example_catalog(

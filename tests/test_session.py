@@ -115,7 +115,6 @@ WRONG_TYPES = [
     ("on_event", "print"),
     ("insecure_hosts", "localhost"),
     ("insecure_hosts", 5),
-    ("insecure_hosts", None),
     ("insecure_hosts", [5]),
     ("insecure_hosts", b"localhost"),
     ("transport", object()),
@@ -186,6 +185,27 @@ def test_insecure_hosts_are_bare_hosts() -> None:
     """A host with a port in *insecure_hosts* would match nothing, and is refused by name."""
     with pytest.raises(ValueError, match="insecure_hosts"):
         WavSession(KEY, insecure_hosts=["simulator.internal:80"])
+
+
+def test_insecure_hosts_of_the_environment(monkeypatch) -> None:
+    """Without insecure hosts of its own a session has those of the environment, if any."""
+    base_url = "http://simulator.internal:8080"
+    monkeypatch.setenv("KIE_INSECURE_HOSTS", " ::1, Simulator.internal,,")
+    assert repr(WavSession(KEY, base_url=base_url)) == f"<WavSession {base_url} not entered>"
+    for hosts in ([], ["other.internal"]):
+        with pytest.raises(ValueError, match="must be https"):
+            WavSession(KEY, base_url=base_url, insecure_hosts=hosts)
+    for value in ("", " ", ","):
+        monkeypatch.setenv("KIE_INSECURE_HOSTS", value)
+        with pytest.raises(ValueError, match="must be https"):
+            WavSession(KEY, base_url=base_url)
+
+
+def test_a_wrong_insecure_host_of_the_environment(monkeypatch) -> None:
+    """A host with a scheme or a port is refused by the name of the variable."""
+    monkeypatch.setenv("KIE_INSECURE_HOSTS", "127.0.0.1,http://mirror:80")
+    with pytest.raises(ValueError, match=r"KIE_INSECURE_HOSTS must be host names.*'http://mirror"):
+        WavSession(KEY)
 
 
 def test_insecure_hosts_relax_nothing_else() -> None:

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import ipaddress
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -14,6 +17,7 @@ import pytest
 
 from kie_wav_async.simulator import Fault, Simulator, SimulatorProcess
 from kie_wav_async.simulator._process import main, simulator_from_json
+from kie_wav_async.simulator._server import base_url_of
 
 COMMAND = [sys.executable, "-X", "dev", "-W", "error", "-m", "kie_wav_async.simulator"]
 
@@ -258,3 +262,31 @@ def test_package_does_not_import_the_simulator():
     done = subprocess.run([sys.executable, "-c", code], check=False, env=dict(os.environ))  # noqa: S603 - our own interpreter
 
     assert 0 == done.returncode
+
+
+async def test_the_command_listens_where_it_is_told():
+    """`--host` is the address of the URL that is printed, and somebody answers there."""
+    async with command("--host", "::1") as (process, ready):
+        assert ready["base_url"].startswith("http://[::1]:")
+        assert await answers(ready["base_url"])
+        process.terminate()
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("::1", "http://[::1]:80"),
+        (str(ipaddress.IPv4Address(0)), "http://127.0.0.1:80"),
+        ("::", "http://[::1]:80"),
+    ],
+)
+def test_the_url_without_a_network(monkeypatch, host, shown):
+    """Without a network every address is reached by that of this machine to itself."""
+
+    def refuse(*_):
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+    assert shown == base_url_of(host, 80)

@@ -793,8 +793,60 @@ async def test_proxy_that_makes_no_tunnel_has_sent_nothing(answer):
             await transport.send(submit_to("https://api.invalid"))
 
     assert not caught.value.maybe_sent
+    assert f"the proxy {server.base_url}" in str(caught.value)
     assert answer[:10] != b"HTTP/1.1 5" or "HTTP 502" in str(caught.value)
     assert KEY.encode() not in b"".join(server.requests)
+
+
+@REQUESTS
+async def test_proxy_that_does_not_know_us(request_to):
+    """A 407 is the proxy's answer, not the service's, and is told as such."""
+    async with answering(http("407 Who are you")) as server:
+        address = URL(server.base_url).with_user("me").with_password("hush")
+        async with transporting(proxy=address) as transport:
+            with pytest.raises(TransportError, match="answered HTTP 407: its user") as caught:
+                await transport.send(request_to("http://api.invalid"))
+
+    assert "hush" not in str(caught.value)
+    assert str(server.base_url) in str(caught.value)
+
+
+@REQUESTS
+@pytest.mark.parametrize("answer", [b"", http("407 Who are you"), http("502 No"), OK])
+async def test_password_of_the_proxy_is_in_no_frame(request_to, answer):
+    """What an error tracker sees of the frames of a failed request has no proxy's password."""
+    async with answering(answer) as server:
+        address = URL(server.base_url).with_user("me").with_password("hush")
+        async with transporting(proxy=address) as transport:
+            with pytest.raises(TransportError) as caught:
+                await transport.send(request_to("https://api.invalid"))
+
+    frames = [entry.frame.f_locals for entry in caught.traceback if "tests" not in str(entry.path)]
+    assert frames
+    assert not [values for values in frames if "hush" in repr(values)]
+
+
+async def test_proxy_that_hangs_up():
+    """An answer that does not come is told with the proxy that it was asked for through."""
+    async with answering(b"") as server:
+        address = URL(server.base_url).with_user("me").with_password("hush")
+        async with transporting(proxy=address) as transport:
+            with pytest.raises(TransportError, match="through the proxy") as caught:
+                await transport.send(read_from("http://api.invalid"))
+
+    assert "hush" not in str(caught.value)
+
+
+async def test_certificate_of_the_proxy_itself():
+    """A certificate that does not hold is told as that of whom it is: the proxy's."""
+    async with Tap(0, "fin", server_context()) as tap:
+        address = f"https://localhost:{tap.port}"
+        async with transporting(proxy=address) as transport:
+            with pytest.raises(TransportError) as caught:
+                await transport.send(submit_to("https://api.invalid"))
+
+    assert f"the certificate of the proxy {address} does not hold" in str(caught.value)
+    assert not caught.value.maybe_sent
 
 
 async def test_environment_is_trusted_only_if_told(monkeypatch, tmp_path):

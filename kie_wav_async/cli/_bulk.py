@@ -29,7 +29,7 @@ from kie_wav_async.cli._estimate import count_words
 from kie_wav_async.cli._interrupt import Interrupt, end_at_once
 from kie_wav_async.cli._listen import Listening, listen, read_listening
 from kie_wav_async.cli._manifest import MANIFEST, write_manifest
-from kie_wav_async.cli._output import USAGE, CliError, clean
+from kie_wav_async.cli._output import USAGE, CliError, cell, clean
 from kie_wav_async.cli._pages import pages
 from kie_wav_async.cli._recheck import Recheck
 from kie_wav_async.cli._saver import Saver, run_together
@@ -396,9 +396,9 @@ class _Run:
 
     def _add_result(self, track: Track, task_id: str, where: str) -> None:
         if self._prints:
-            cells = map(clean, (track.music_task_id, track.audio_id, task_id))
+            ids = map(clean, (track.music_task_id, track.audio_id, task_id))
             # A path is told as it is: it is ours, and stands for one file only.
-            self._results.append("\t".join((*cells, where)))
+            self._results.append("\t".join(map(cell, (*ids, where))))
 
     def print_results(self) -> None:
         """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import shlex
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -29,6 +28,7 @@ from kie_wav_async.cli._output import (
     without_advice,
 )
 from kie_wav_async.cli._output import FAILED as SOME_FAILED
+from kie_wav_async.cli._shell import command_line
 from kie_wav_async.cli._survey import resolve_commands
 from kie_wav_async.ledger import TrackState
 
@@ -66,7 +66,7 @@ async def tell_ending(ending: Ending, display: BulkDisplay, *, as_json: bool) ->
         is_capped = _is_capped(ending, books)
         resume = ending.order.resume(is_planned=ending.plan is not None, is_capped=is_capped)
         if is_capped and books is not None:
-            display.say(f"For all that is left, N would have to be {_enough(ending, books):,}.")
+            display.say(f"For all that is left, N would have to be {_enough(ending, books)}.")
         display.say(f"{ending.order.resume_words}:")
         display.say_as_is(f"  {resume}")
     code = DONE if failure is None else failure.exit_code
@@ -133,7 +133,7 @@ def _tell(ending: Ending, books: Books, display: BulkDisplay) -> None:
         charged = f"at least {accepted:,} and at most {accepted + unknown:,}, with those unknown"
     say(f"Charged for this catalog in all: {charged}.")
     if tally.unsaved or (ending.order.is_saving_off and tally.saved):
-        display.say_as_is(f"The URLs of all WAVs: {_report(ending)} --urls")
+        display.say_as_is(f"The URLs of all WAVs: {_report(ending, '--urls')}")
 
 
 def _tell_saved(ending: Ending, tally: Tally, display: BulkDisplay) -> None:
@@ -170,8 +170,8 @@ def _unsaved(ending: Ending) -> list[Unsaved]:
     return [] if ending.saver is None else ending.saver.unsaved
 
 
-def _report(ending: Ending) -> str:
-    return shlex.join(["kie-wav", "report", str(ending.order.ledger)])
+def _report(ending: Ending, *options: str) -> str:
+    return command_line("report", ending.order.ledger, options=options)
 
 
 def _tell_existing(ending: Ending, books: Books, display: BulkDisplay) -> None:
@@ -314,7 +314,7 @@ def _mend(error: errors.DownloadError) -> str:
 
 def _cap_words(max_charges: int) -> str:
     return (
-        f"--max-charges {max_charges:,} is reached (accepted and unknown submits): a higher one "
+        f"--max-charges {max_charges} is reached (accepted and unknown submits): a higher one "
         "goes on"
     )
 

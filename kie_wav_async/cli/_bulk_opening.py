@@ -88,7 +88,7 @@ async def announce(order: Order, ledger: Ledger, display: BulkDisplay, clock: Cl
         f"The ledger: {tally.planned:,} to submit, {tally.in_flight:,} in flight, "
         f"{tally.converted:,} converted, {tally.failed:,} failed, {tally.unknown:,} unknown."
     )
-    cap = "" if order.max_charges is None else f" (--max-charges {order.max_charges:,})"
+    cap = "" if order.max_charges is None else f" (--max-charges {order.max_charges})"
     # Time is told as it is expected, and the charges as they are at the worst.
     submits = min(most, tally.planned + (tally.unknown if order.resubmits else 0))
     left_s = time_left_s(tally, submits, order.rate, order.max_in_flight)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -11,12 +10,17 @@ import attrs
 import click
 
 from kie_wav_async import OnUnknown, PollSchedule, RateLimit
+from kie_wav_async.cli._shell import join, without_password
 from kie_wav_async.file_names import verify_template
 from kie_wav_async.ledger import TrackState
 
 # What is said once, and done once it was said.
 _ONCE: Final = frozenset({"--retry-failed", "--retry-expired"})
 _CAP: Final = "--max-charges"
+_PROXY: Final = "--proxy"
+
+# Names of open files, such as a shell's process substitution: not valid later.
+_PASSING: Final = ("/dev/fd/", "/proc/self/fd/")
 
 
 @attrs.frozen(kw_only=True)
@@ -83,15 +87,15 @@ class Order:
             is_planned: Whether what is said once was done, and is not to be said again.
 
             is_capped: Whether the cap on charges was reached: it has to be another one.
+
+        A placeholder in capitals stands for what is not known or must not be shown.
         """
         words = [word for word in self.given if not (is_planned and word in _ONCE)]
+        if self.catalog.startswith(_PASSING):
+            words = ["CATALOG" if word == self.catalog else word for word in words]
         if is_capped:
-            for place, word in enumerate(words):
-                if word == _CAP:
-                    words[place + 1] = "N"
-                elif word.startswith(f"{_CAP}="):
-                    words[place] = f"{_CAP}=N"
-        return shlex.join(["kie-wav", *words])
+            words = _with_value(words, _CAP, lambda _: "N")
+        return join(["kie-wav", *_with_value(words, _PROXY, without_password)])
 
     @property
     def resubmits(self) -> bool:
@@ -103,7 +107,23 @@ class Order:
         """What is said before `resume`."""
         if self.catalog == "-":
             return "Give it the same catalog on stdin once more, and go on with"
+        if self.catalog.startswith(_PASSING):
+            return "Give it the same catalog once more in place of CATALOG, and go on with"
         return "Go on with"
+
+
+def _with_value(words: Sequence[str], option: str, change: Callable[[str], str]) -> list[str]:
+    """Return *words* with the value of an option changed."""
+    changed: list[str] = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if changed and changed[-1] == option:
+            changed.append(change(word))
+        elif equals and name == option:
+            changed.append(f"{name}={change(value)}")
+        else:
+            changed.append(word)
+    return changed
 
 
 def read_rate(_: click.Context, __: click.Parameter, value: str) -> RateLimit:

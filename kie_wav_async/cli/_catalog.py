@@ -1,5 +1,5 @@
 """
-A catalog: the tracks to convert, as CSV with a header or as JSON lines.
+A catalog: the tracks to convert, as CSV with a header, as JSON lines, or as saved responses.
 
 It is read as a stream, line by line, so that memory does not grow with it. What is
 wrong with one line costs that line alone: it is told with its number, and reading
@@ -10,14 +10,25 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import json
+import re
 import sys
 from collections import deque
-from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
 import attrs
 
 from kie_wav_async import Track
+from kie_wav_async.cli._catalog_json import (
+    SPELLINGS,
+    JsonError,
+    Named,
+    Pairs,
+    depth_of,
+    letters,
+    parse,
+    read,
+    read_row,
+)
 from kie_wav_async.cli._output import SERVICE, USAGE, CliError
 
 if TYPE_CHECKING:
@@ -28,10 +39,13 @@ _MAX_LINE: Final = 1 << 18
 # How many lines one row may take: a quotation mark that is not closed does not
 # swallow the rest of the catalog.
 _MAX_SPAN: Final = 50
+# How many lines one JSON object may take, and how deep its beginning may be nested:
+# a response has a hundred lines, and less than ten brackets open at a time.
+_MAX_DOCUMENT: Final = 1 << 15
+_MAX_DEPTH: Final = 50
 _SHOWN: Final = 120
 
 _IDS: Final = ("music_task_id", "audio_id")
-_COLUMNS: Final = (*_IDS, "title")
 _EXPECTED: Final = "music_task_id,audio_id[,title]"
 
 _BOM: Final = b"\xef\xbb\xbf"
@@ -52,7 +66,8 @@ class Row:
 
         title: For people to read; `None` without.
 
-        lines: How many lines it takes; above 1 if a cell has line breaks.
+        lines: How many lines it takes; above 1 if a cell has line breaks, and 0 if
+            the row before has them: one response has several tracks.
     """
 
     line: int
@@ -90,7 +105,7 @@ class _Line(NamedTuple):
 
 def read_catalog(path_or_dash: str) -> Iterator[Row | BadLine]:
     """
-    Read a catalog: CSV, or JSON lines if it begins with ``{``.
+    Read a catalog: CSV; or JSON lines or saved responses if it begins with ``{``.
 
     Nothing is opened before the first row is asked for, and no more is read than
     that row needs. Lines with nothing on them are left out.
@@ -220,7 +235,9 @@ def _csv_rows(lines: _Lines, name: str) -> Iterator[Row | BadLine]:
     for line in lines:
         taken = [line]
         try:
-            yield _csv_row(taken, header, _cells(taken, lines))
+            cells = _cells(taken, lines)
+            if any(map(str.strip, cells)) or any(one.why for one in taken):
+                yield _csv_row(taken, header, cells)
         except csv.Error as error:
             # Whatever its quotation mark took in may be rows of their own.
             lines.unread(taken[1:])
@@ -231,17 +248,43 @@ def _csv_rows(lines: _Lines, name: str) -> Iterator[Row | BadLine]:
 
 def _header(lines: _Lines, name: str) -> list[str]:
     line = next(lines)
+    if line.why is None and line.text.strip().lower() == "sep=,":  # Written by spreadsheets.
+        line = next(lines, line)
     if line.why is not None:
         msg = f"{name} is no catalog: its line {line.number} is {line.why}"
         raise CliError(USAGE, msg)
     try:
         header = [cell.strip() for cell in _cells([line], lines)]
     except csv.Error as error:
-        raise _no_header(name, line.text, []) from error
-    twice = [column for column in _COLUMNS if header.count(column) > 1]
-    if twice or not set(_IDS) <= set(header):
-        raise _no_header(name, line.text, twice)
+        raise _no_header(name, line.text, _no_csv(error)) from error
+    if why := _wrong_columns(header):
+        raise _no_header(name, line.text, why)
     return header
+
+
+def _wrong_columns(header: Sequence[str]) -> str:
+    """Say why the columns of a header do not do; empty if they do."""
+    missing: list[str] = []
+    for column, spellings in SPELLINGS.items():
+        named = [[name for name in header if letters(name) == one] for one in spellings]
+        for names in named:
+            if len(names) > 1:
+                first, *others = dict.fromkeys(names)
+                return f"it has both {first} and {others[0]}" if others else f"it has {first} twice"
+        if column in _IDS and not any(named):
+            missing.append(column)
+    match missing:
+        case []:
+            return ""
+        case ["audio_id"]:
+            return (
+                "it has no column audio_id, which may be empty in a row to convert every track of "
+                "its music task"
+            )
+        case [column]:
+            return f"it has no column {column}"
+        case _:
+            return "the first line must name the columns"
 
 
 def _cells(taken: list[_Line], lines: _Lines) -> list[str]:
@@ -276,109 +319,98 @@ def _csv_row(taken: list[_Line], header: list[str], cells: list[str]) -> Row:
         plural = "" if len(cells) == 1 else "s"
         msg = f"{len(cells)} cell{plural} where the header has {len(header)}"
         raise ValueError(msg)
-    given = dict(zip(header, cells, strict=True))
-    return _row(
-        first.number,
-        given["music_task_id"].strip(),
-        given["audio_id"].strip(),
-        given.get("title"),
-        len(taken),
-    )
+    pairs = [
+        (name, cell if letters(name) == "title" else cell.strip())
+        for name, cell in zip(header, cells, strict=True)
+    ]
+    return _row(first.number, read_row(pairs), len(taken))
 
 
-def _no_header(name: str, text: str, twice: list[str]) -> CliError:
+def _no_header(name: str, text: str, why: str) -> CliError:
     shown = text.strip()
-    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
-    if twice:
-        why = f"it has {' and '.join(twice)} twice"
-    elif "\r" in text.rstrip("\r"):
+    if "\r" in text.rstrip("\r"):
         why = "its lines end in carriage returns alone; save it with Unix or Windows line ends"
-    elif ";" in text or "\t" in text:
-        found = "semicolons" if ";" in text else "tabs"
-        why = f"it has {found} between its cells; commas are expected"
-    else:
-        why = (
-            "leave audio_id empty in a row to convert every track of its music task; "
-            "further columns are ignored"
-        )
+    elif separator := re.fullmatch(r"(?i)sep=(.?)", shown):
+        why = f"it says that cells are separated by {separator[1]!r}; commas are expected"
+    for mark, found in ((";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")):
+        if not _wrong_columns([cell.strip(' "') for cell in shown.split(mark)]):
+            why = f"it has {found} between its cells; commas are expected"
+    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
     msg = f"{name} has no header that fits: expected {_EXPECTED}, found {shown!r} ({why})"
     return CliError(USAGE, msg)
 
 
-# --- JSON lines -----------------------------------------------------------------------------
+# --- JSON -----------------------------------------------------------------------------------
 
 
 def _json_rows(lines: _Lines) -> Iterator[Row | BadLine]:
-    for number, text, why in lines:
-        if why is not None:
-            yield BadLine(number, why)
-            continue
+    for line in lines:
+        taken = [line]
         try:
-            yield _json_row(number, text)
+            named = read(_document(taken, lines))
+            rows = [_row(line.number, one, 0) for one in named]
         except ValueError as error:
-            yield BadLine(number, str(error))
+            yield BadLine(line.number, str(error), len(taken))
+            continue
+        rows[0] = attrs.evolve(rows[0], lines=len(taken))
+        yield from rows
 
 
-def _json_row(number: int, text: str) -> Row:
-    pairs = _parse_object(text)
-    given = dict(pairs)
-    ids: list[str | None] = []
-    for column in _COLUMNS:
-        value = given.get(column)
-        if sum(key == column for key, _ in pairs) > 1:
-            msg = f"{column} is given twice"
-            raise ValueError(msg)
-        if not isinstance(value, str | None):
-            msg = f"{column} must be a string, not {_KINDS[type(value)]}"
-            raise ValueError(msg)  # noqa: TRY004 - the line is at fault, not how we were called
-        ids.append(value)
-    music_task_id, audio_id, title = ids
-    if not music_task_id:
-        msg = "no music_task_id"
-        raise ValueError(msg)
-    # Without an audio_id every track is converted and paid: not by a slip of the pen.
-    slips = [key for key in given if key != "audio_id" and _letters(key) == "audioid"]
-    if slips and not audio_id:
-        msg = f"no audio_id, but {slips[0][:_SHOWN]!r}"
-        raise ValueError(msg)
-    return _row(number, music_task_id, audio_id, title, 1)
+def _document(taken: list[_Line], lines: _Lines) -> Pairs:
+    """
+    Return the object that begins on a line, and ends there or on a later one.
 
-
-def _parse_object(text: str) -> tuple[tuple[str, object], ...]:
+    Raises:
+        ValueError: There is none. Only the first line is taken then, or all that is left.
+    """
+    first = taken[0]
+    if first.why is not None:
+        raise ValueError(first.why)
     try:
-        # Objects as tuples of pairs, in which a name given twice does not get lost.
-        found: object = json.loads(text, object_pairs_hook=tuple)
-    except json.JSONDecodeError as error:
-        msg = f"no JSON: {error.msg} at character {error.pos + 1}"
-        raise ValueError(msg) from error
-    except (ValueError, RecursionError) as error:
-        msg = "no JSON that can be read: a number too long, or nested too deep"
-        raise ValueError(msg) from error
-    if not isinstance(found, tuple):
-        msg = f"{_KINDS[type(found)]}, not a JSON object"
-        raise ValueError(msg)  # noqa: TRY004 - as above
-    return cast("tuple[tuple[str, object], ...]", found)
+        return parse(first.text)
+    except JsonError:
+        if (document := _longer_document(taken, lines)) is None:
+            lines.unread(taken[1:])
+            del taken[1:]
+            raise
+        return document
 
 
-# What JSON calls what it becomes here.
-_KINDS: Final[dict[type, str]] = {
-    bool: "true or false",
-    float: "a number",
-    int: "a number",
-    list: "a list",
-    str: "a string",
-    tuple: "an object",
-    type(None): "null",
-}
+def _longer_document(taken: list[_Line], lines: _Lines) -> Pairs | None:
+    """
+    Return the object that begins on one line and ends on a later one; `None` if none does.
+
+    Raises:
+        ValueError: It goes on to the end of the catalog, and does not end there.
+    """
+    parts = [taken[0].text]
+    depth, next_look = depth_of(parts[0]), 2
+    while 0 < depth <= _MAX_DEPTH and len(parts) < _MAX_DOCUMENT:
+        line = lines.take()
+        if line is not None:
+            taken.append(line)
+            parts.append(line.text)
+            depth += depth_of(line.text)
+            # Parsed now and then too, so that an invalid object is not read to its end.
+            if line.why is None and depth > 0 and len(parts) < next_look:
+                continue
+            next_look *= 2
+        text = "\n".join(parts).rstrip()
+        try:
+            return parse(text)
+        except JsonError as error:
+            is_cut = error.at >= len(text) - 1
+            if is_cut and line is None:
+                msg = "the object that begins here has no end"
+                raise ValueError(msg) from error
+            if not is_cut or line is None or line.why is not None:
+                return None
+        except ValueError:
+            return None
+    return None
 
 
-def _letters(key: str) -> str:
-    return "".join(c for c in key.casefold() if c.isalnum())
-
-
-def _row(
-    number: int, music_task_id: str, audio_id: str | None, title: str | None, lines: int
-) -> Row:
+def _row(number: int, named: Named, lines: int) -> Row:
     # With some id or other where every track is meant: the music task's is judged too.
-    track = Track(music_task_id, audio_id or "any", title=title)
-    return Row(number, track.music_task_id, audio_id or None, track.title, lines)
+    track = Track(named.music_task_id, named.audio_id or "any", title=named.title)
+    return Row(number, track.music_task_id, named.audio_id, track.title, lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,10 +14,12 @@ from kie_wav_async.cli._command import json_option, run_command, service_options
 from kie_wav_async.cli._listen import read_address
 from kie_wav_async.cli._report import run_report, run_urls
 from kie_wav_async.cli._resolve import run_resolve
-from kie_wav_async.cli._service import Service
 from kie_wav_async.cli._verify import run_verify
 from kie_wav_async.file_names import DEFAULT_TEMPLATE
 from kie_wav_async.ledger import TrackState
+
+if TYPE_CHECKING:
+    from kie_wav_async.cli._service import Service
 
 
 @click.command()
@@ -133,8 +135,7 @@ def bulk(
     no_download: bool,
     retry_failed: bool,
     retry_expired: bool,
-    base_url: str | None,
-    insecure_hosts: tuple[str, ...],
+    service: Service,
     as_json: bool,
     **settings: Any,  # noqa: ANN401 - as the options above read them, by the names of Order
 ) -> int:
@@ -142,8 +143,9 @@ def bulk(
     Convert a catalog, save its WAV files, and go on where the last run stopped.
 
     CATALOG is CSV with the header music_task_id,audio_id[,title], JSON lines with
-    the same keys, or - for stdin. A row without audio_id stands for every track
-    of its music task.
+    the same keys, or - for stdin. A row with an empty audio_id stands for every
+    track of its music task. KIE's own spellings (taskId, audioId) and saved
+    responses of KIE for music tasks are accepted too.
 
     All of it is written into the ledger first, and nothing is converted if a line
     is bad. The ledger knows what was submitted, so that no track is paid twice:
@@ -170,7 +172,7 @@ def bulk(
         given=given,
         **settings,
     )
-    work = run_bulk(Service(base_url, insecure_hosts), order, as_json=as_json)
+    work = run_bulk(service, order, as_json=as_json)
     return run_command(work, as_json=as_json)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from kie_wav_async.cli._output import INTERRUPTED, CliError, failure_of, print_json
+from kie_wav_async.cli._service import Service
 from kie_wav_async.errors import KieWavError
 
 if TYPE_CHECKING:
@@ -39,18 +41,35 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print result
 
 
 def service_options(command: Callable[..., int]) -> Callable[..., int]:
-    """Add what every command that asks the service has."""
-    command = json_option(command)
-    command = click.option(
+    """Add the options of commands that use the service, and pass them as *service*."""
+
+    @functools.wraps(command)
+    def with_service(
+        *arguments: object,
+        base_url: str | None,
+        insecure_hosts: tuple[str, ...],
+        proxy: str | None,
+        **settings: object,
+    ) -> int:
+        return command(*arguments, service=Service(base_url, insecure_hosts, proxy), **settings)
+
+    given = json_option(with_service)
+    given = click.option(
+        "--proxy",
+        metavar="URL",
+        help="HTTP proxy for all requests.  [default: $HTTPS_PROXY, $HTTP_PROXY or $ALL_PROXY, not "
+        "for $NO_PROXY or a service on this machine]",
+    )(given)
+    given = click.option(
         "--insecure-host",
         "insecure_hosts",
         multiple=True,
         metavar="HOST",
-        help="Accept plain http and addresses that are not public of this host; may be repeated. "
-        "A service on this machine needs none.",
-    )(command)
+        help="Accept plain http and addresses that are not public of this host; may be repeated, "
+        "and is added to those of $KIE_INSECURE_HOSTS. A service on this machine needs none.",
+    )(given)
     return click.option(
         "--base-url",
         metavar="URL",
         help="Where the service is.  [default: $KIE_BASE_URL, else https://api.kie.ai]",
-    )(command)
+    )(given)

@@ -34,7 +34,6 @@ from kie_wav_async.simulator import Simulator
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kie_wav_async.simulator import Fault
 
 _BROKEN_PIPE: Final = 141  # What a shell shows for a command that SIGPIPE ended.
 
@@ -167,8 +166,7 @@ def convert(
     timeout_s: float,
     address: tuple[str, int] | None,
     callback_url: str | None,
-    base_url: str | None,
-    insecure_hosts: tuple[str, ...],
+    service: Service,
     as_json: bool,
 ) -> int:
     """
@@ -185,7 +183,7 @@ def convert(
     says.
     """
     work = run_convert(
-        Service(base_url, insecure_hosts),
+        service,
         (music_task_id, audio_id),
         output,
         timeout_s,
@@ -210,8 +208,7 @@ def status(
     task_id: str,
     *,
     output: Path | None,
-    base_url: str | None,
-    insecure_hosts: tuple[str, ...],
+    service: Service,
     as_json: bool,
 ) -> int:
     """
@@ -222,22 +219,20 @@ def status(
 
     What `kie-wav convert -o` or a former -o has left of FILE is gone on with.
     """
-    work = run_status(Service(base_url, insecure_hosts), task_id, output, as_json=as_json)
+    work = run_status(service, task_id, output, as_json=as_json)
     return run_command(work, as_json=as_json)
 
 
 @cli.command()
 @click.argument("music_task_id")
 @service_options
-def tracks(
-    music_task_id: str, base_url: str | None, insecure_hosts: tuple[str, ...], *, as_json: bool
-) -> int:
+def tracks(music_task_id: str, *, service: Service, as_json: bool) -> int:
     """
     List the tracks of a music task: audio id and title.
 
     They are apart by a tab where stdout is no terminal.
     """
-    work = _tracks(Service(base_url, insecure_hosts), music_task_id, as_json=as_json)
+    work = _tracks(service, music_task_id, as_json=as_json)
     return run_command(work, as_json=as_json)
 
 
@@ -258,11 +253,9 @@ async def _tracks(service: Service, music_task_id: str, *, as_json: bool) -> int
 
 @cli.command(name="credits")
 @service_options
-def credits_(base_url: str | None, insecure_hosts: tuple[str, ...], *, as_json: bool) -> int:
+def credits_(*, service: Service, as_json: bool) -> int:
     """Show the credits of the account."""
-    return run_command(
-        _credits(Service(base_url, insecure_hosts), as_json=as_json), as_json=as_json
-    )
+    return run_command(_credits(service, as_json=as_json), as_json=as_json)
 
 
 async def _credits(service: Service, *, as_json: bool) -> int:
@@ -276,6 +269,13 @@ async def _credits(service: Service, *, as_json: bool) -> int:
 
 
 @cli.command()
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address or name of this machine to listen at; 0.0.0.0 is every address. Anybody "
+    "who can connect can use it.",
+)
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port.  [default: any]")
 @click.option(
     "--median",
@@ -301,18 +301,15 @@ async def _credits(service: Service, *, as_json: bool) -> int:
     help="What goes wrong: a list of objects; see kie_wav_async.simulator.Fault.",
 )
 @json_option
-def simulate(
-    port: int, median_s: float, speed: float, seed: int, faults: tuple[Fault, ...], *, as_json: bool
-) -> int:
+def simulate(speed: float, *, as_json: bool, **settings: Any) -> int:  # noqa: ANN401 - as above
     """
     Run a local KIE until Ctrl-C.
 
-    Prints the environment that points kie-wav, or any program made with
-    kie_wav_async, at it. It calls back to addresses of this machine only.
+    Prints all the environment that kie-wav, or any program made with
+    kie_wav_async, needs to convert, be called back and save files there. It
+    calls back to addresses of this machine only.
     """
-    work = _simulate(
-        as_json=as_json, port=port, median_s=median_s, time_scale=speed, seed=seed, faults=faults
-    )
+    work = _simulate(as_json=as_json, time_scale=speed, **settings)
     return run_command(work, as_json=as_json)
 
 

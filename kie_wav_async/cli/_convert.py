@@ -8,14 +8,21 @@ from typing import TYPE_CHECKING
 from kie_wav_async import Track
 from kie_wav_async.cli._display import WaitDisplay
 from kie_wav_async.cli._listen import listen, read_listening
-from kie_wav_async.cli._output import DONE, INTERRUPTED, CliError, print_json, print_line
+from kie_wav_async.cli._output import (
+    DONE,
+    INTERRUPTED,
+    CliError,
+    print_json,
+    print_line,
+    print_path,
+)
 from kie_wav_async.cli._service import as_usage
+from kie_wav_async.cli._shell import status_command
 from kie_wav_async.cli._target import (
     facts_of,
     file_facts_of,
     interrupted_saving,
     save,
-    save_command,
     verify_target,
 )
 
@@ -87,8 +94,10 @@ async def run_convert(
         raise _interrupted(session, wav, output, download) from None
     if as_json:
         print_json({**facts_of(wav), **file_facts_of(output, download)})
+    elif output is not None:
+        print_path(output)
     else:
-        print_line(output or wav.url)
+        print_line(wav.url)
     return DONE
 
 
@@ -101,11 +110,9 @@ def _interrupted(
     task_ids = [conversion.task_id for conversion in session.conversions()]
     if wav is not None:
         task_ids = [wav.task_id]
-        sentence = f"interrupted; the WAV is made: `kie-wav status {wav.task_id}` shows its URL"
+        sentence = f"interrupted; the WAV is made: `{status_command(wav.task_id)}` shows its URL"
     elif task_ids:
-        ask = f"kie-wav status {task_ids[0]}"
-        if output is not None:
-            ask = save_command(task_ids[0], output)
+        ask = status_command(task_ids[0], output)
         sentence = f"interrupted; task {task_ids[0]} goes on: `{ask}`"
     elif session.unknown_submits():
         sentence = "interrupted; the submit may have been accepted: look it up in KIE's logs"

@@ -8,7 +8,10 @@ stripped of control characters, and never taken for markup.
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
+import unicodedata
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -16,9 +19,11 @@ from rich.console import Console
 from rich.text import Text
 
 from kie_wav_async import errors
+from kie_wav_async.cli._shell import status_command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -26,6 +31,8 @@ USAGE: Final = 2
 SERVICE: Final = 3
 UNKNOWN: Final = 4
 INTERRUPTED: Final = 130
+
+_FORMULA: Final = re.compile(r"""'*\s*[=+\-@"]""")
 
 
 class CliError(Exception):
@@ -65,14 +72,36 @@ def print_json(value: Mapping[str, object]) -> None:
 
 
 def print_line(*cells: object) -> None:
-    """Print one line on stdout, cells apart by tabs."""
-    click.echo("\t".join(clean(cell) for cell in cells))
+    """Print one line of tab-separated cells on stdout; a single cell is printed unchanged."""
+    one = len(cells) == 1
+    click.echo("\t".join(clean(c) if one else cell(clean(c)) for c in cells))
+
+
+def print_path(path: Path) -> None:
+    """Print a path on stdout, byte for byte unless stdout is a terminal."""
+    if sys.stdout.isatty():
+        print_line(path)
+    else:
+        click.echo(os.fsencode(path))
+
+
+def cell(text: str) -> str:
+    """
+    Return *text* as a cell of a tab-separated line that no spreadsheet takes for a formula.
+
+    An apostrophe is put before ``=``, ``+``, ``-``, ``@`` or a quotation mark at the
+    beginning, and before apostrophes that one of these follows, so that it can be removed
+    again.
+    """
+    # Some spreadsheets take fullwidth forms for the same.
+    return f"'{text}" if _FORMULA.match(unicodedata.normalize("NFKC", text)) else text
 
 
 def say(text: str, console: Console | None = None) -> None:
-    """Print a message on stderr: filled on a terminal, else on one line."""
+    """Print a message on stderr: on one line, or filled on a terminal if it has no command."""
     console = console or Console(stderr=True)
-    console.print(plain(text), soft_wrap=not console.is_terminal)
+    # A command is copied, and a shell would read a line end of ours.
+    console.print(plain(text), soft_wrap=not console.is_terminal or "`" in text)
 
 
 def stdout_console() -> Console:
@@ -99,7 +128,8 @@ def failure_of(error: errors.KieWavError) -> CliError:
             code = FAILED
             sentence = (
                 f"task {error.task_id} is not finished after {error.timeout_s:g} s but may still "
-                f"finish: ask with `kie-wav status {error.task_id}` instead of converting again"
+                f"finish: ask with `{status_command(str(error.task_id))}` instead of converting "
+                "again"
             )
         case errors.ConversionFailedError():
             code = FAILED

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
-import shlex
 import time
 from typing import TYPE_CHECKING, Final
 
 from kie_wav_async import Track, UnknownSubmit
 from kie_wav_async.cli._output import DONE, USAGE, CliError, print_json, print_line, say
 from kie_wav_async.cli._report import moment, name_of, short_of
+from kie_wav_async.cli._shell import command_line, join
 from kie_wav_async.cli._survey import ids_of, resolve_commands, verify_ledger
 from kie_wav_async.ledger import AttemptOutcome, SqliteLedger, TrackState
 
@@ -176,7 +176,7 @@ def _verify_heard(submit: UnknownSubmit, opening: LedgerOpening, task_id: str | 
     if heard is not None and heard != task_id:
         msg = (
             f"KIE has called back for this very submit and named its task, {heard}: it was "
-            f"accepted. Say --task-id {heard}, or let `kie-wav bulk` find out"
+            f"accepted. Say {join(('--task-id', heard))}, or let `kie-wav bulk` find out"
         )
         raise CliError(USAGE, msg, attempt_id=submit.attempt_id, named_task_id=heard)
 
@@ -240,5 +240,5 @@ def _tell(
         say(f"{name_of(submit.track)} is now {_NEXT.get(standing.state, standing.state.value)}.")
     if left:
         what = "submit is" if len(left) == 1 else "submits are"
-        command = shlex.join(["kie-wav", "report", str(path)])
+        command = command_line("report", path)
         say(f"{len(left):,} more {what} of unknown fate: see `{command}`.")

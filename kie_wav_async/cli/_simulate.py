@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import click
+from yarl import URL
 
 from kie_wav_async.cli._output import DONE, SERVICE, CliError, print_json, print_line, say
+from kie_wav_async.cli._shell import quote
 from kie_wav_async.simulator import Fault
 
 if TYPE_CHECKING:
@@ -46,24 +48,32 @@ async def run_simulator(simulator: Simulator, *, as_json: bool) -> int:
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         async with simulator as kie:
+            environment = {
+                "KIE_BASE_URL": kie.base_url,
+                "KIE_API_KEY": kie.api_key,
+                # Its files have plain http URLs, in callbacks too.
+                "KIE_INSECURE_HOSTS": URL(kie.base_url).host or "",
+                "KIE_WEBHOOK_HMAC_KEY": kie.webhook_key,
+            }
             if as_json:
                 print_json(
                     {
                         "base_url": kie.base_url,
                         "api_key": kie.api_key,
                         "webhook_key": kie.webhook_key,
+                        "environment": environment,
                     }
                 )
             else:
-                print_line(f"export KIE_BASE_URL={kie.base_url}")
-                print_line(f"export KIE_API_KEY={kie.api_key}")
-                print_line(f"export KIE_WEBHOOK_HMAC_KEY={kie.webhook_key}")
+                for name, value in environment.items():
+                    print_line(f"export {name}={quote(value)}")
             say("A simulated KIE is listening; Ctrl-C stops it.")
             with contextlib.suppress(asyncio.CancelledError):
                 await stop.wait()
             state = kie.state()
-    except OSError as error:
-        sentence = f"cannot listen: {error.strerror or error}; choose another --port"
+    except (OSError, UnicodeError) as error:  # A host may not even be a name.
+        why = getattr(error, "strerror", None) or error
+        sentence = f"cannot listen: {why}; choose another --host or --port"
         raise CliError(SERVICE, sentence) from error
     say(
         f"Stopped: {len(state.arrivals)} submits, {state.charges} charged, "

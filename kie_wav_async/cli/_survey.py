@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import heapq
 import math
-import shlex
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ import attrs
 
 from kie_wav_async.cli._output import USAGE, CliError
 from kie_wav_async.cli._pages import pages
+from kie_wav_async.cli._shell import command_line
 from kie_wav_async.ledger import LedgerOpening, Standing, TrackState
 
 if TYPE_CHECKING:
@@ -103,10 +103,8 @@ def resolve_commands(path: Path, attempt: str, task_id: str | None) -> list[str]
 
         task_id: Its task, if a callback has named it: it was charged then.
     """
-    begin = shlex.join(["kie-wav", "resolve", str(path), attempt])
-    if task_id is not None:
-        return [f"{begin} --task-id {shlex.quote(task_id)}"]
-    return [f"{begin} --task-id TASK_ID", f"{begin} --not-charged"]
+    choices = [["--task-id", task_id]] if task_id else [["--task-id", "TASK_ID"], ["--not-charged"]]
+    return [command_line("resolve", path, attempt, options=options) for options in choices]
 
 
 @attrs.define

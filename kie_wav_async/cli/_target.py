@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import shlex
 from typing import TYPE_CHECKING, Final
 
 from kie_wav_async.cli._output import INTERRUPTED, SERVICE, CliError, without_advice
+from kie_wav_async.cli._shell import status_command
 from kie_wav_async.errors import DownloadError
 
 if TYPE_CHECKING:
@@ -81,15 +81,10 @@ async def save(session: WavSession, wav: WavFile, path: Path, display: WaitDispl
 
 def _not_saved(wav: WavFile, path: Path, why: str, do_next: str, **facts: object) -> CliError:
     do_next = do_next.format(
-        save=save_command(wav.task_id, path), show=f"kie-wav status {wav.task_id}"
+        save=status_command(wav.task_id, path), show=status_command(wav.task_id)
     )
     sentence = f"the WAV is made but not saved: {why}. Do not convert it again: {do_next}"
     return CliError(SERVICE, sentence, **facts, **facts_of(wav))
-
-
-def save_command(task_id: str, path: Path) -> str:
-    """Return what saves the WAV of a task at *path*, free of charge."""
-    return shlex.join(["kie-wav", "status", task_id, "-o", str(path)])
 
 
 def interrupted_saving(task_id: str, path: Path, download: Download | None) -> CliError:
@@ -98,7 +93,7 @@ def interrupted_saving(task_id: str, path: Path, download: Download | None) -> C
         return CliError(INTERRUPTED, f"interrupted; {path} is saved", task_id=task_id)
     part = path.with_name(f"{path.name}.part")
     does = f"goes on with {part}" if part.exists() else f"saves it as {path}"
-    sentence = f"interrupted; the WAV is made: `{save_command(task_id, path)}` {does}"
+    sentence = f"interrupted; the WAV is made: `{status_command(task_id, path)}` {does}"
     return CliError(INTERRUPTED, sentence, task_id=task_id)
 
 

@@ -51,10 +51,11 @@ def _json_or_file(text: str) -> object:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m kie_wav_async.simulator",
-        description="A local KIE on 127.0.0.1. Prints one JSON line with base_url, api_key, "
+        description="A local KIE. Prints one JSON line with base_url, api_key, "
         "webhook_key and pid when it is ready, and runs until it is told to stop. Conversions "
         "are called back at addresses of this machine, and at no others.",
     )
+    parser.add_argument("--host", help="address to listen at (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port (default: any free one)")
     parser.add_argument("--seed", type=int, help="decides ids, times and chances")
     parser.add_argument("--median-s", type=float, help="median conversion time")
@@ -97,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = cast("dict[str, object]", settings)
         if options.faults is not None:
             given["faults"] = _json_or_file(options.faults)
-        for name in ("port", "seed", "median_s", "sigma", "time_scale"):
+        for name in ("host", "port", "seed", "median_s", "sigma", "time_scale"):
             if (value := getattr(options, name)) is not None:
                 given[name] = value
         simulator = simulator_from_json(given)

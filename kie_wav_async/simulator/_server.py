@@ -1,6 +1,8 @@
 """The simulator as its users see it: settings, life, and what was counted."""
 
 import asyncio
+import contextlib
+import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from decimal import Decimal
@@ -37,6 +39,24 @@ def _in_order(name: str, value: float, *, above: float | None = None) -> float:
     return float(value)
 
 
+# By every address: its family, ours, and one of others that nobody has.
+_FAMILIES: Final = {
+    "0.0.0.0": (socket.AF_INET, "127.0.0.1", "192.0.2.1"),  # noqa: S104 - compared with, not bound
+    "::": (socket.AF_INET6, "::1", "2001:db8::1"),
+}
+
+
+def base_url_of(host: str, port: int) -> str:
+    """Return the URL of what listens at an address; for every address, of one that others reach."""
+    if host in _FAMILIES:
+        family, host, outside = _FAMILIES[host]
+        # Nothing is sent: it is asked by which address it would be.
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.connect((outside, 9))
+            host = str(sock.getsockname()[0])
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 async def _start(site: web.BaseSite) -> None:
     """Start a site; if cancelled, wait until it can be stopped: asyncio listens already."""
     starting = asyncio.ensure_future(site.start())
@@ -49,7 +69,7 @@ async def _start(site: web.BaseSite) -> None:
 
 class Simulator:
     """
-    A local KIE on 127.0.0.1: submits, records, callbacks, music tasks, credits, links, WAV files.
+    A local KIE: submits, records, callbacks, music tasks, credits, links, WAV files.
 
     Use it as ``async with Simulator() as kie`` and point a client at `base_url` with
     `api_key`. It behaves like the service as documented at docs.kie.ai and as recorded from
@@ -108,6 +128,8 @@ class Simulator:
             that failed, so long after the second, and so on.
         callback_timeout_s: How long an answer to a callback is waited for. Scaled down to a
             real second at least, because the receiver's own work is not faster.
+        host: The address or name of this machine to listen at. At ``0.0.0.0`` or ``::``
+            anybody can use it, and `base_url` has the address by which others get here.
         port: The port; 0: any free one.
         now: The clock of conversions, window and retention: seconds that never go back. The
             wall clock is read once, at the start, for `createTime` and the like. Delays are
@@ -152,11 +174,15 @@ class Simulator:
         callbacks: bool = True,
         callback_retries_s: Sequence[float] = (60.0, 300.0, 900.0),
         callback_timeout_s: float = 15.0,
+        host: str = "127.0.0.1",
         port: int = 0,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         if window is not None and (window[0] < 1 or not 0 < window[1] < float("inf")):
             message = f"window is a count and a number of seconds, got {window!r}"
+            raise ValueError(message)
+        if not host:  # To asyncio that is every address.
+            message = "host must be an address or a name"
             raise ValueError(message)
         sound = check_seconds("wav_s", wav_s)
         settings = Settings(
@@ -195,6 +221,7 @@ class Simulator:
         )
         self.api_key = api_key
         self.webhook_key = webhook_key
+        self._host = host
         self._port = port
         self._handler = Handler(settings, manners, Sender(postal), faults)
         self._entered = False
@@ -209,11 +236,11 @@ class Simulator:
         self._runner = web.ServerRunner(self._handler.server, shutdown_timeout=_SHUTDOWN_S)
         try:
             await self._runner.setup()
-            await _start(web.TCPSite(self._runner, "127.0.0.1", self._port, backlog=4096))
+            await _start(web.TCPSite(self._runner, self._host, self._port, backlog=4096))
         except BaseException:
             await self.aclose()
             raise
-        self._handler.open(f"http://127.0.0.1:{self._runner.addresses[0][1]}")
+        self._handler.open(base_url_of(*self._runner.addresses[0][:2]))
         return self
 
     async def __aexit__(
