@@ -21,13 +21,17 @@ from kie_wav_async._conversion import Conversion, Hub
 from kie_wav_async._envelope import blot
 from kie_wav_async._health import CallbackHealth
 from kie_wav_async._journal import Journal
+from kie_wav_async._known_hosts import KnownHosts
 from kie_wav_async._lifecycle import Origin, Phase
+from kie_wav_async._link import host_and_port
 from kie_wav_async._models import WavFile
 from kie_wav_async._registry import Registry
 from kie_wav_async.errors import LedgerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
+
+    from yarl import URL
 
     from kie_wav_async._clock import Clock, TimerHandle
     from kie_wav_async._models import UnknownSubmit, WireRequest, WireResponse
@@ -72,6 +76,8 @@ class Desk:
 
         health: Whether callbacks flow.
 
+        hosts: The hosts of files that the service has named.
+
         on_followed: Called when a task has entered the registry.
 
         on_lost: Called when a submit has become one of unknown fate.
@@ -103,6 +109,7 @@ class Desk:
         self.unwritten: dict[Conversion, None] = {}
         self.callback_url = callback_url
         self.health = CallbackHealth()
+        self.hosts = KnownHosts()
         self.on_followed: Callable[[Conversion], None] = lambda _: None
         self.on_lost: Callable[[UnknownSubmit], None] = lambda _: None
         self.on_place_freed: Callable[[], None] = lambda: None
@@ -141,6 +148,12 @@ class Desk:
         if self._secret in (response.retry_after or ""):
             response = attrs.evolve(response, retry_after=None)
         return response
+
+    def learn_host(self, url: URL) -> None:
+        """Note that an answer to a poll of a task that we submitted names a file at *url*."""
+        host = host_and_port(url)
+        if host is not None and self.hosts.learn(host):
+            self.journal.keep_host(host)
 
     def timer(self, callback: Callable[[], None]) -> Timer:
         """Return a timer that is not set."""

@@ -154,8 +154,9 @@ class CallbackTrust(enum.StrEnum):
     Without webhook keys nothing is authentic, and neither makes a difference.
     """
 
-    #: It settles a conversion, if it names the very submit that made the task and
-    #: brings a file's https URL. Everything else is a hint.
+    #: It settles a conversion if it names the very submit that made the task, says
+    #: success, and brings a URL from which a file may be fetched, on a host and port
+    #: that the service has named in an answer to a poll. Everything else is a hint.
     PAYLOAD = "payload"
 
     #: Every callback is a hint: one poll decides.

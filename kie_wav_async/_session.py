@@ -230,6 +230,7 @@ class WavSession:
             msg = "on_event is called, not awaited: pass a plain function"
             raise TypeError(msg)
         hosts = parse_hosts(insecure_hosts, "insecure_hosts")
+        allowed = parse_hosts(download_hosts, "download_hosts")
         key = os.environ.get("KIE_API_KEY") if api_key is None else api_key
         if key is None:
             msg = "no API key: pass api_key or set KIE_API_KEY"
@@ -272,14 +273,15 @@ class WavSession:
             keys=keys,
             trust=CallbackTrust(callback_trust),
             insecure_hosts=hosts,
+            download_hosts=allowed,
         )
         self._reader = Reader(self._desk, retry)
         media = Media(
             transport.network if isinstance(transport, AiohttpTransport) else Network(),
             insecure_hosts=hosts,
-            download_hosts=parse_hosts(download_hosts, "download_hosts"),
+            download_hosts=allowed,
         )
-        self._downloader = Downloader(self._desk, media, self.fresh_url)
+        self._downloader = Downloader(self._desk, media, self.fresh_url, self.record)
         self._max_in_flight = max_in_flight
         self._desk.hub.on_wait = self._poller.revive
         self._closing: asyncio.Task[None] | None = None
@@ -315,6 +317,7 @@ class WavSession:
         if opening is not None:
             self._desk.registry.restore_doubts(opening.accepted, opening.unknown)
             self._turns.restore(opening.ended_unix_s)
+            self._desk.hosts.restore(opening.hosts)
             self._receiver.restore(opening.named)
         if self._lacks_keys:
             _logger.warning(
@@ -732,8 +735,9 @@ class WavSession:
 
         At most 8 run at a time; others wait. An attempt ends when nothing comes for
         60 s, or less than 16 KiB/s over 60 s; there are 8, with growing waits
-        between them. A link that the host refuses is renewed once. Nothing of ours
-        goes to the host: neither key nor cookie.
+        between them. A link that the host refuses is renewed once, and one that only
+        a callback has named is confirmed by one poll before. Nothing of ours goes to
+        the host: neither key nor cookie.
 
         Args:
             wav: What to save.

@@ -49,6 +49,7 @@ ROWS: list[tuple[int, frozenset[str]]] = [
             {"_wire", "_schedule", "_limiter", "_registry", "_requests"}
             | {"_signature", "_inbox", "_health", "_hint_limiter"}
             | {"_wav_header", "_ranges", "_addresses", "_pace", "file_names"}
+            | {"_known_hosts"}
         ),
     ),
     (1, frozenset({"_envelope", "_lifecycle"})),
