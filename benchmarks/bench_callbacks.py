@@ -40,6 +40,7 @@ from aiohttp import web
 from kie_wav_async import CallbackTrust, PollSchedule, RateLimit, Track, WavSession
 from kie_wav_async._callback import authenticate
 from kie_wav_async._clock import SystemClock
+from kie_wav_async._secret import Secret
 from kie_wav_async.testing import (
     SignedCallback,
     accepted,
@@ -429,7 +430,8 @@ def _authenticate_cost(rounds: int, count: int) -> Figure:
         for callback in callbacks
     ]
     given = list(zip(headers, callbacks, strict=True))
-    keys = (KEY.encode(),)
+    key = KEY.encode()
+    keys = Secret((key,))
 
     def ours() -> None:
         for fields, callback in given:
@@ -440,7 +442,7 @@ def _authenticate_cost(rounds: int, count: int) -> Figure:
     def yardstick() -> None:
         for _, callback in given:
             task_id = json.loads(callback.body)["data"]["task_id"]
-            hmac.new(keys[0], task_id.encode() + timestamp, hashlib.sha256).digest()
+            hmac.new(key, task_id.encode() + timestamp, hashlib.sha256).digest()
 
     ratios, costs_us = [], []
     for number in range(rounds):

@@ -28,6 +28,7 @@ from kie_wav_async._models import Callback
 from kie_wav_async._signature import (
     TOLERANCE_S,
     Headers,
+    Keys,
     Signed,
     read_signed,
     verify_signed,
@@ -57,7 +58,7 @@ def authenticate(
     headers: Headers,
     body: bytes,
     *,
-    keys: tuple[bytes, ...],
+    keys: Keys,
     now_unix_s: float,
     tolerance_s: float = TOLERANCE_S,
 ) -> tuple[str, Signed, JsonObject]:

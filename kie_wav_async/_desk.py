@@ -12,6 +12,7 @@ import logging
 import math
 import random
 import secrets
+import traceback
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -26,7 +27,8 @@ from kie_wav_async._lifecycle import Origin, Phase
 from kie_wav_async._link import host_and_port
 from kie_wav_async._models import WavFile
 from kie_wav_async._registry import Registry
-from kie_wav_async.errors import LedgerError
+from kie_wav_async._secret import Secret, drop_frames
+from kie_wav_async.errors import KieWavError, LedgerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
     from kie_wav_async._models import UnknownSubmit, WireRequest, WireResponse
     from kie_wav_async._requests import RequestBuilder
     from kie_wav_async._transport import Transport
-    from kie_wav_async.errors import KieWavError
     from kie_wav_async.ledger import Ledger
 
 #: A shorter key is a placeholder, and may well be a word of any answer.
@@ -93,7 +94,7 @@ class Desk:
         clock: Clock,
         transport: Transport,
         requests: RequestBuilder,
-        api_key: str,
+        api_key: Secret[str],
         callback_url: str,
         on_event: Callable[[events.Event], object] | None,
         ledger: Ledger | None = None,
@@ -114,8 +115,7 @@ class Desk:
         self.on_lost: Callable[[UnknownSubmit], None] = lambda _: None
         self.on_place_freed: Callable[[], None] = lambda: None
         self.on_key_refused: Callable[[KieWavError], None] = lambda _: None
-        self._secret = api_key if len(api_key) >= _SECRET_FROM else ""
-        self._secret_bytes = self._secret.encode()
+        self._api_key = api_key if len(api_key.reveal()) >= _SECRET_FROM else None
         self._on_event = on_event
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -137,17 +137,16 @@ class Desk:
         Raises:
             KieWavError: There is no usable answer; see `Transport.send`.
         """
-        response = await self.transport.send(request)
-        if not self._secret:
-            return response
-        # Nearly no answer of the service holds a backslash: two searches, and done.
-        if self._secret_bytes in response.body or b"\\" in response.body:
-            response = attrs.evolve(response, body=blot(response.body, self._secret))
-        if self._secret in (response.request_id or ""):
-            response = attrs.evolve(response, request_id="[api key]")
-        if self._secret in (response.retry_after or ""):
-            response = attrs.evolve(response, retry_after=None)
-        return response
+        try:
+            response = await self.transport.send(request)
+        except BaseException as error:
+            if isinstance(error, Exception) and not isinstance(error, KieWavError):
+                # As text: its frames, and what they hold, go no further.
+                trace = "".join(traceback.format_exception(error))
+                _logger.error("the transport failed in a way it should not:\n%s", trace)  # noqa: TRY400 - as above
+            drop_frames(error)
+            raise
+        return response if self._api_key is None else _without(self._api_key.reveal(), response)
 
     def learn_host(self, url: URL) -> None:
         """Note that an answer to a poll of a task that we submitted names a file at *url*."""
@@ -296,6 +295,18 @@ class Desk:
                 error=outcome.about(),
             )
         conversion.wake()
+
+
+def _without(key: str, response: WireResponse) -> WireResponse:
+    """Return an answer without *key*."""
+    # Nearly no answer of the service holds a backslash: two searches, and done.
+    if key.encode() in response.body or b"\\" in response.body:
+        response = attrs.evolve(response, body=blot(response.body, key))
+    if key in (response.request_id or ""):
+        response = attrs.evolve(response, request_id="[api key]")
+    if key in (response.retry_after or ""):
+        response = attrs.evolve(response, retry_after=None)
+    return response
 
 
 class Timer:

@@ -19,6 +19,7 @@ import aiohttp
 from kie_wav_async._addresses import is_public
 from kie_wav_async._link import is_trusted, join_link, verify_link
 from kie_wav_async._network import presentable, reason_of, user_agent
+from kie_wav_async._secret import drop_frames
 from kie_wav_async.errors import DownloadError
 
 if TYPE_CHECKING:
@@ -119,7 +120,9 @@ class MediaAnswer:
             except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:
                 # RuntimeError: the same, if nobody waited yet.
                 self._failure = _failure(self._answer.url, error, "truncated")
-                self._failure.__cause__ = presentable(error)
+            except asyncio.CancelledError as error:
+                drop_frames(error)
+                raise
             if rest := self._rest():
                 return rest
         raise self._failure
@@ -213,21 +216,29 @@ class Media:
             raise DownloadError(str(error), reason="refused-url") from error
 
     async def _get(self, url: URL, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
-        proxy = self._network.proxy_for(url)
         # Behind a proxy, it is that which looks names up and connects.
-        is_guarded = proxy is None and not is_trusted(url, self._insecure_hosts)
+        has_proxy = self._network.proxy_for(url) is not None
+        is_guarded = not has_proxy and not is_trusted(url, self._insecure_hosts)
         client = self._clients.get(is_guarded)
         if client is None:
             client = self._clients[is_guarded] = self._client(is_guarded=is_guarded)
         try:
             async with asyncio.timeout(HEAD_TIMEOUT_S):
-                return await client.get(url, headers=headers, allow_redirects=False, proxy=proxy)
-        except aiohttp.ClientConnectorError as error:
-            if not isinstance(error.os_error, _PrivateAddressError):
-                raise _failure(url, error) from presentable(error)
+                return await client.get(
+                    url,
+                    headers=headers,
+                    allow_redirects=False,
+                    proxy=self._network.proxy_for(url),
+                )
+        except asyncio.CancelledError as error:
+            drop_frames(error)  # Those of aiohttp have the proxy's password.
+            raise
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # ValueError: yarl and aiohttp raise it for what they cannot send or read.
-            raise _failure(url, error) from presentable(error)
+            failure = None if _is_private(error) else _failure(url, error)
+        # Out here, so that aiohttp's error, and with it its frames, is not the context.
+        if failure is not None:
+            raise failure
         msg = (
             f"{_host(url)} leads to an address that is not public; name the host in "
             "insecure_hosts if that is what you want"
@@ -269,7 +280,17 @@ def _host(url: URL) -> str:
     return (url.host or "")[:80]
 
 
+def _is_private(error: Exception) -> bool:
+    return isinstance(error, aiohttp.ClientConnectorError) and isinstance(
+        error.os_error, _PrivateAddressError
+    )
+
+
 def _failure(url: URL, error: Exception, reason: DownloadReason = "unavailable") -> MediaError:
     if isinstance(error, TimeoutError):
-        return MediaError(f"{_host(url)} sent nothing for too long", reason)
-    return MediaError(f"the connection to {_host(url)} broke: {reason_of(error)}", reason)
+        words = f"{_host(url)} sent nothing for too long"
+    else:
+        words = f"the connection to {_host(url)} broke: {reason_of(error)}"
+    failure = MediaError(words, reason)
+    failure.__cause__ = presentable(error)
+    return failure

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from kie_wav_async._envelope import JsonObject
     from kie_wav_async._models import UnknownSubmit
     from kie_wav_async._poller import Poller
-    from kie_wav_async._signature import Headers
+    from kie_wav_async._signature import Headers, Keys
     from kie_wav_async._submitter import Submitter
 
 _logger = logging.getLogger("kie_wav_async")
@@ -54,12 +54,12 @@ class Receiver:
         poller: Poller,
         submitter: Submitter,
         *,
-        keys: tuple[bytes, ...],
+        keys: Keys | None,
         trust: CallbackTrust,
         insecure_hosts: frozenset[str],
         download_hosts: frozenset[str],
     ) -> None:
-        """Start with nothing received; without *keys* nothing is authentic."""
+        """Start with nothing received; without *keys* (`None`) nothing is authentic."""
         self._desk = desk
         self._registry = desk.registry
         self._poller = poller
@@ -88,7 +88,7 @@ class Receiver:
         """
         attempt_id = parse_attempt(query)
         try:
-            if self._keys:
+            if self._keys is not None:
                 now_unix_s = self._desk.clock.time()
                 task_id, _, root = authenticate(
                     headers, body, keys=self._keys, now_unix_s=now_unix_s
@@ -103,7 +103,7 @@ class Receiver:
             events.CallbackReceived,
             task_id=task_id,
             verdict=verdict,
-            is_authentic=bool(self._keys),
+            is_authentic=self._keys is not None,
         )
         await self._desk.journal.flush(task_id)
         return verdict
@@ -120,7 +120,11 @@ class Receiver:
     def _notice_of(self, task_id: str, root: JsonObject, attempt_id: str | None) -> Notice:
         """Return what of a callback is looked at, now or once its task is known."""
         url = None
-        if self._keys and self._trust is CallbackTrust.PAYLOAD and attempt_id is not None:
+        if (
+            self._keys is not None
+            and self._trust is CallbackTrust.PAYLOAD
+            and attempt_id is not None
+        ):
             url = find_wav_url(root)
         return Notice(task_id, attempt_id, url)
 
@@ -144,7 +148,7 @@ class Receiver:
     # --- what it is about --------------------------------------------------------------
 
     def _take(self, task_id: str, root: JsonObject, attempt_id: str | None) -> CallbackVerdict:
-        explains = bool(self._keys) and self._explain(task_id, attempt_id)
+        explains = self._keys is not None and self._explain(task_id, attempt_id)
         conversions = self._registry.following(task_id)
         if conversions:
             notice = self._notice_of(task_id, root, attempt_id)
@@ -158,7 +162,7 @@ class Receiver:
             verdict = CallbackVerdict.DUPLICATE
         else:
             self._registry.tally.orphans += 1
-            if self._keys:
+            if self._keys is not None:
                 notice = self._notice_of(task_id, root, attempt_id)
                 self._inbox.keep(notice, self._desk.clock.monotonic())
                 if attempt_id is not None and self._registry.is_sending(attempt_id):
@@ -176,7 +180,7 @@ class Receiver:
     def _apply(self, conversion: Conversion, notice: Notice) -> CallbackVerdict:
         """Take what a callback says of a conversion in flight."""
         now = self._desk.clock.monotonic()
-        if self._keys:
+        if self._keys is not None:
             conversion.is_called_back = True
             self._desk.health.called_back(now)
             self._poller.reconsider()

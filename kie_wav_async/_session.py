@@ -49,6 +49,7 @@ from kie_wav_async._requests import (
     parse_hosts,
 )
 from kie_wav_async._schedule import PollSchedule, RetryPolicy
+from kie_wav_async._secret import Secret
 from kie_wav_async._signature import parse_keys
 from kie_wav_async._submitter import Submitter
 from kie_wav_async._transport import AiohttpTransport, Transport
@@ -208,6 +209,12 @@ class WavSession:
         clock: Clock | None = None,
     ) -> None:
         """Check everything; nothing is opened yet."""
+        # First of all, so that no error below has one of them in this frame.
+        key = Secret(os.environ.get("KIE_API_KEY") if api_key is None else api_key)
+        given_keys = Secret(webhook_keys)
+        address = Secret(base_url)
+        posted_to = Secret(callback_url)
+        del api_key, webhook_keys, base_url, callback_url
         verify_count(max_in_flight, "max_in_flight")
         if max_charges is not None:
             verify_count(max_charges, "max_charges")
@@ -231,25 +238,18 @@ class WavSession:
             raise TypeError(msg)
         hosts = parse_hosts(insecure_hosts, "insecure_hosts")
         allowed = parse_hosts(download_hosts, "download_hosts")
-        key = os.environ.get("KIE_API_KEY") if api_key is None else api_key
-        if key is None:
-            msg = "no API key: pass api_key or set KIE_API_KEY"
-            raise ValueError(msg)
-        address = os.environ.get("KIE_BASE_URL") or DEFAULT_BASE_URL
-        self._base_url = parse_base_url(address if base_url is None else base_url, hosts)
-        if callback_url is None:
-            callback_url = os.environ.get("KIE_CALLBACK_URL") or ""
-        is_called_back = callback_url != ""
-        keys = _parse_webhook_keys(webhook_keys)
-        self._lacks_keys = is_called_back and not keys
+        secret = Secret(key.parse(_parse_api_key))
+        self._base_url = address.parse(lambda given: _parse_base_url(given, hosts))
+        called_back_at = posted_to.parse(_parse_callback_url)
+        parsed = Secret(given_keys.parse(_parse_webhook_keys))
+        keys = parsed if parsed.reveal() else None
+        self._lacks_keys = called_back_at is not None and keys is None
         self._desk = Desk(
             clock=clock,
             transport=transport,
-            requests=RequestBuilder(self._base_url, parse_api_key(key)),
-            api_key=key,
-            callback_url=(
-                parse_callback_url(callback_url) if is_called_back else PLACEHOLDER_CALLBACK_URL
-            ),
+            requests=RequestBuilder(self._base_url, secret),
+            api_key=secret,
+            callback_url=called_back_at or PLACEHOLDER_CALLBACK_URL,
             on_event=on_event,
             ledger=ledger,
         )
@@ -759,6 +759,25 @@ class WavSession:
         self._desk.hub.verify_open()
         verify_type(wav, WavFile, "wav")
         return await self._downloader.download(wav, path)
+
+
+def _parse_api_key(given: str | None) -> str:
+    if given is None:
+        msg = "no API key: pass api_key or set KIE_API_KEY"
+        raise ValueError(msg)
+    return parse_api_key(given)
+
+
+def _parse_base_url(given: str | URL | None, insecure_hosts: frozenset[str]) -> URL:
+    if given is None:
+        given = os.environ.get("KIE_BASE_URL") or DEFAULT_BASE_URL
+    return parse_base_url(given, insecure_hosts)
+
+
+def _parse_callback_url(given: str | URL | None) -> str | None:
+    if given is None:
+        given = os.environ.get("KIE_CALLBACK_URL") or ""
+    return None if given == "" else parse_callback_url(given)
 
 
 def _parse_webhook_keys(given: str | Iterable[str] | None) -> tuple[bytes, ...]:

@@ -18,6 +18,7 @@ from yarl import URL
 
 from kie_wav_async._models import WireResponse
 from kie_wav_async._network import Network, presentable, reason_of, user_agent
+from kie_wav_async._secret import Secret, drop_frames
 from kie_wav_async.errors import TransportError, TransportTimeoutError, WireFormatError
 
 if TYPE_CHECKING:
@@ -82,6 +83,14 @@ async def _note_sent(
     context.trace_request_ctx.began = True
 
 
+def _too_long(response: WireResponse) -> WireFormatError:
+    msg = (
+        f"the service's answer (HTTP {response.status}) is longer than 1 MiB. "
+        "Is base_url right, and no proxy in between?"
+    )
+    return WireFormatError(msg, http_status=response.status)
+
+
 def _origin(request: WireRequest) -> str:
     return str(URL(request.url, encoded=True).origin())
 
@@ -123,7 +132,9 @@ class AiohttpTransport:
         trust_env: bool = False,
     ) -> None:
         """Keep the settings; nothing is opened yet."""
-        self.network: Final = Network(proxy=proxy, ssl=ssl, trust_env=trust_env)
+        address = Secret(proxy)  # It may have a password.
+        del proxy
+        self.network: Final = Network(proxy=address, ssl=ssl, trust_env=trust_env)
         self._is_closed = False
         self._submits: aiohttp.ClientSession | None = None
         self._reads: aiohttp.ClientSession | None = None
@@ -137,27 +148,32 @@ class AiohttpTransport:
         kind = TransportError
         cause: Exception | None = None
         try:
-            return await self._exchange(request, flight)
-        except asyncio.CancelledError:
+            response = await self._exchange(request, flight)
+        except asyncio.CancelledError as error:
+            drop_frames(error)  # Those of aiohttp have the key.
             task = asyncio.current_task()
             if not self._is_closed or task is None or task.cancelling():
                 raise
             # Nobody cancelled the caller: closing ends lookups of names this way.
             why = f"the transport was closed before an answer from {_origin(request)}"
         except TimeoutError as error:
-            kind, cause = TransportTimeoutError, error
+            kind, cause = TransportTimeoutError, presentable(error)
             why = f"no answer from {_origin(request)} in time"
         except aiohttp.ClientConnectorCertificateError as error:
-            cause = error
+            cause = presentable(error)
             why = f"the certificate of {_origin(request)} does not hold"
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # ValueError: yarl and aiohttp raise it for what they cannot send or read.
-            cause = error
+            cause = presentable(error)
             why = f"no answer from {_origin(request)}: {reason_of(error)}"
+        else:
+            if len(response.body) > MAX_ANSWER_BYTES:
+                raise _too_long(response)
+            return response
         # Out here, so that aiohttp's error is not its context: it may hold the key.
         fate = flight.tell(is_submit=request.is_submit)
         failure = kind(why + fate, maybe_sent=flight.began)
-        failure.__cause__ = None if cause is None else presentable(cause)
+        failure.__cause__ = cause
         raise failure
 
     def _verify_open(self) -> None:
@@ -186,11 +202,6 @@ class AiohttpTransport:
                 body += await answer.content.read(room)
             if len(body) > MAX_ANSWER_BYTES:
                 answer.close()
-                msg = (
-                    f"the service's answer (HTTP {answer.status}) is longer than 1 MiB. "
-                    "Is base_url right, and no proxy in between?"
-                )
-                raise WireFormatError(msg, http_status=answer.status)
             return WireResponse(
                 status=answer.status,
                 body=bytes(body),

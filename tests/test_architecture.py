@@ -56,6 +56,7 @@ ROWS: list[tuple[int, frozenset[str]]] = [
     (0, frozenset({"events"})),
     (0, frozenset({"_ledger_models"})),
     (0, frozenset({"_models", "errors"})),
+    (0, frozenset({"_secret"})),
 ]
 LAYER = {module: layer for layer, modules in ROWS for module in modules}
 ROW = {module: row for row, (_, modules) in enumerate(ROWS) for module in modules}

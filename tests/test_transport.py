@@ -24,6 +24,7 @@ from yarl import URL
 
 from kie_wav_async import AiohttpTransport, Track, WavSession
 from kie_wav_async._requests import RequestBuilder
+from kie_wav_async._secret import Secret
 from kie_wav_async._wire import parse_submit
 from kie_wav_async.errors import (
     KieWavError,
@@ -46,12 +47,12 @@ REDIRECTS = ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Pe
 
 def submit_to(base_url):
     """Return a submit as the session would send it."""
-    return RequestBuilder(URL(base_url), KEY).submit(Track("5c79", "e231"), CALLBACK)
+    return RequestBuilder(URL(base_url), Secret(KEY)).submit(Track("5c79", "e231"), CALLBACK)
 
 
 def read_from(base_url):
     """Return a request that costs nothing."""
-    return RequestBuilder(URL(base_url), KEY).poll("t1")
+    return RequestBuilder(URL(base_url), Secret(KEY)).poll("t1")
 
 
 REQUESTS = pytest.mark.parametrize("request_to", [submit_to, read_from])
