@@ -181,10 +181,9 @@ class CallbackVerdict(enum.StrEnum):
 
 
 def _clean_title(value: object) -> str | None:
-    if value is not None and not isinstance(value, str):
-        msg = f"title must be a str or None, not {type(value).__name__}"
-        raise TypeError(msg)
-    return strip_controls(value or "")[:500] or None
+    # Anything else is refused once all fields are there: until then there is no repr.
+    clean = strip_controls(value)[:500] or None if isinstance(value, str) else value
+    return cast("str | None", clean)
 
 
 @attrs.frozen(cache_hash=True)
@@ -219,6 +218,10 @@ class Track:
         """Hold the shape of the ids."""
         verify_id(self.music_task_id, "music_task_id")
         verify_id(self.audio_id, "audio_id")
+        title = cast("object", self.title)  # Callers without a type checker pass anything.
+        if title is not None and not isinstance(title, str):
+            msg = f"title must be a str or None, not {type(title).__name__}"
+            raise TypeError(msg)
 
 
 @attrs.frozen

@@ -8,7 +8,7 @@ within calls that raise nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,5 +61,5 @@ def drop_frames(error: BaseException) -> None:
         one.__traceback__ = None
         led_here = [one.__cause__, one.__context__]
         if isinstance(one, BaseExceptionGroup):
-            led_here += one.exceptions
+            led_here += cast("BaseExceptionGroup[BaseException]", one).exceptions
         chain += [other for other in led_here if other is not None and other not in chain]

@@ -288,10 +288,13 @@ class WavSession:
 
     def __repr__(self) -> str:
         """Name the address and the state, never the key."""
-        if self._desk.hub.loop is None:
+        desk: Desk | None = getattr(self, "_desk", None)
+        if desk is None:  # The constructor raised.
+            return "<WavSession not constructed>"
+        if desk.hub.loop is None:
             state = "not entered"
         else:
-            state = "open" if self._desk.hub.closed is None else "closed"
+            state = "open" if desk.hub.closed is None else "closed"
         return f"<WavSession {self._base_url} {state}>"
 
     # --- opening and closing --------------------------------------------------------------

@@ -112,7 +112,10 @@ class SqliteLedger:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
 
     def __repr__(self) -> str:
-        return f"SqliteLedger({str(self._path)!r})"
+        path: Path | None = getattr(self, "_path", None)
+        if path is None:  # __init__ raised.
+            return "<SqliteLedger not constructed>"
+        return f"SqliteLedger({str(path)!r})"
 
     async def __aenter__(self) -> Self:
         await self.open(time.time())
