@@ -49,6 +49,18 @@ def test_a_submit_sends_the_three_documented_fields(builder):
     assert request.is_submit
 
 
+def test_the_key_is_in_its_header_and_in_no_text(builder):
+    """The headers are a mapping that has the key for who reads it, and shows none of it."""
+    headers = builder.poll(TASK_ID).headers
+
+    assert (3, "Bearer key-1") == (len(headers), headers["Authorization"])
+    assert HEADERS == headers
+    with pytest.raises(KeyError):
+        headers["authorization"]
+    assert "<headers Authorization, Content-Type, Accept>" == repr(headers)
+    assert "key-1" not in f"{headers} {headers!r} {builder.poll(TASK_ID)!r}"
+
+
 def test_a_poll_asks_for_one_task(builder):
     """A poll is a GET that names the conversion task."""
     request = builder.poll(TASK_ID)
