@@ -141,9 +141,8 @@ class Desk:
             response = await self.transport.send(request)
         except BaseException as error:
             if isinstance(error, Exception) and not isinstance(error, KieWavError):
-                # As text: its frames, and what they hold, go no further.
-                trace = "".join(traceback.format_exception(error))
-                _logger.error("the transport failed in a way it should not:\n%s", trace)  # noqa: TRY400 - as above
+                # A bug of the transport's: where it is stays to be read, as text.
+                error.add_note("".join(traceback.format_tb(error.__traceback__)))
             drop_frames(error)
             raise
         return response if self._api_key is None else _without(self._api_key.reveal(), response)

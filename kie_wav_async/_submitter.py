@@ -246,7 +246,9 @@ class Submitter:
                 self._postpone(conversion, error)
         except KieWavError as error:
             self._lose(conversion, error)
-        except Exception as error:  # noqa: BLE001 - a transport of the user's may raise anything
+        except Exception as error:
+            # A transport of the user's may raise anything, at any moment.
+            _logger.exception("the transport failed in a way it should not")
             lost = TransportError(f"the transport raised {type(error).__name__}")
             lost.__cause__ = error
             self._lose(conversion, lost)
