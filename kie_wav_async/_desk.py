@@ -110,7 +110,7 @@ class Desk:
         self.unwritten: dict[Conversion, None] = {}
         self.callback_url = callback_url
         self.health = CallbackHealth()
-        self.hosts = KnownHosts()
+        self.hosts = KnownHosts(self.journal.keep_host)
         self.on_followed: Callable[[Conversion], None] = lambda _: None
         self.on_lost: Callable[[UnknownSubmit], None] = lambda _: None
         self.on_place_freed: Callable[[], None] = lambda: None
@@ -150,8 +150,8 @@ class Desk:
     def learn_host(self, url: URL) -> None:
         """Note that an answer to a poll of a task that we submitted names a file at *url*."""
         host = host_and_port(url)
-        if host is not None and self.hosts.learn(host):
-            self.journal.keep_host(host)
+        if host is not None:
+            self.hosts.learn(host)
 
     def timer(self, callback: Callable[[], None]) -> Timer:
         """Return a timer that is not set."""
