@@ -12,6 +12,7 @@ import logging
 import math
 import random
 import secrets
+import sys
 import traceback
 from typing import TYPE_CHECKING, Any, Final
 
@@ -137,13 +138,14 @@ class Desk:
         Raises:
             KieWavError: There is no usable answer; see `Transport.send`.
         """
+        before = sys.exception()
         try:
             response = await self.transport.send(request)
         except BaseException as error:
             if isinstance(error, Exception) and not isinstance(error, KieWavError):
                 # A bug of the transport's: where it is stays to be read, as text.
                 error.add_note("".join(traceback.format_tb(error.__traceback__)))
-            drop_frames(error)
+            drop_frames(error, before)
             raise
         return response if self._api_key is None else _without(self._api_key.reveal(), response)
 

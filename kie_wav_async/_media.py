@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import errno
 import socket
+import sys
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import aiohttp
@@ -112,6 +113,7 @@ class MediaAnswer:
             MediaError: It ends before its end, or nothing comes.
         """
         if self._failure is None:
+            before = sys.exception()
             try:
                 # Not left to aiohttp alone: whoever waits for a body whose framing turns
                 # out broken, it forgets, and drops its own timeout with the connection.
@@ -121,7 +123,7 @@ class MediaAnswer:
                 # RuntimeError: the same, if nobody waited yet.
                 self._failure = _failure(self._answer.url, error, "truncated")
             except asyncio.CancelledError as error:
-                drop_frames(error)
+                drop_frames(error, before)
                 raise
             if rest := self._rest():
                 return rest
@@ -222,6 +224,7 @@ class Media:
         client = self._clients.get(is_guarded)
         if client is None:
             client = self._clients[is_guarded] = self._client(is_guarded=is_guarded)
+        before = sys.exception()
         try:
             async with asyncio.timeout(HEAD_TIMEOUT_S):
                 return await client.get(
@@ -231,7 +234,7 @@ class Media:
                     proxy=self._network.proxy_for(url),
                 )
         except asyncio.CancelledError as error:
-            drop_frames(error)  # Those of aiohttp have the proxy's password.
+            drop_frames(error, before)  # Those of aiohttp have the proxy's password.
             raise
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # ValueError: yarl and aiohttp raise it for what they cannot send or read.

@@ -8,6 +8,7 @@ within calls that raise nothing.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 if TYPE_CHECKING:
@@ -46,20 +47,28 @@ class Secret(Generic[T]):
         Raises:
             TypeError, ValueError: As *parse* does, without the frames that saw the value.
         """
+        before = sys.exception()
         try:
             return parse(self._value)
         except (TypeError, ValueError) as error:
             refusal = error
-        drop_frames(refusal)
+        drop_frames(refusal, before)
         raise refusal
 
 
-def drop_frames(error: BaseException) -> None:
-    """Take the frames off *error* and off everything that led to it."""
+def drop_frames(error: BaseException, before: BaseException | None) -> None:
+    """
+    Take the frames off *error* and off everything that led to it.
+
+    Args:
+        error: What was raised.
+
+        before: What `sys.exception` returned before: somebody else's, and left alone.
+    """
     chain = [error]
-    for one in chain:
-        one.__traceback__ = None
-        led_here = [one.__cause__, one.__context__]
-        if isinstance(one, BaseExceptionGroup):
-            led_here += cast("BaseExceptionGroup[BaseException]", one).exceptions
-        chain += [other for other in led_here if other is not None and other not in chain]
+    for link in chain:
+        link.__traceback__ = None
+        led_here = [link.__cause__, link.__context__]
+        if isinstance(link, BaseExceptionGroup):
+            led_here += cast("BaseExceptionGroup[BaseException]", link).exceptions
+        chain += [one for one in led_here if one is not None and one not in (*chain, before)]

@@ -10,6 +10,7 @@ before the first byte of a request is written; without it, no byte has left.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
@@ -147,10 +148,11 @@ class AiohttpTransport:
         flight.began = not request.is_submit
         kind = TransportError
         cause: Exception | None = None
+        before = sys.exception()
         try:
             response = await self._exchange(request, flight)
         except asyncio.CancelledError as error:
-            drop_frames(error)  # Those of aiohttp have the key.
+            drop_frames(error, before)  # Those of aiohttp have the key.
             task = asyncio.current_task()
             if not self._is_closed or task is None or task.cancelling():
                 raise

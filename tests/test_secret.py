@@ -79,6 +79,26 @@ def test_frames_are_dropped_all_along() -> None:
     first.__cause__, second.__context__ = third, fourth
     fourth.__context__ = third
     third.__cause__ = first  # A circle.
-    drop_frames(group)
+    drop_frames(group, None)
     assert [None] * 5 == [e.__traceback__ for e in (group, first, second, third, fourth)]
     assert first.__cause__ is third
+
+
+def test_what_was_there_before_keeps_its_frames() -> None:
+    """Raised while another error is handled, neither takes that one's frames."""
+    before = raised(KeyError("before"))
+    later = raised(ValueError("later"))
+    later.__context__ = before
+    drop_frames(later, before)
+    assert (None, before) == (later.__traceback__, later.__context__)
+    assert before.__traceback__ is not None
+
+    handled = None
+    try:
+        {}["x"]
+    except KeyError as error:
+        handled = error
+        with pytest.raises(ValueError, match="invalid literal"):
+            Secret(TEXT).parse(int)
+    assert handled is not None
+    assert handled.__traceback__ is not None
