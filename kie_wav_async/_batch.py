@@ -387,7 +387,8 @@ class _Loop:
             raise
 
     def __del__(self) -> None:
-        self._leave()
+        if hasattr(self, "_is_entered"):
+            self._leave()
 
     def _leave(self) -> None:
         if self._is_entered:

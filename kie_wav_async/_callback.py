@@ -28,11 +28,12 @@ from kie_wav_async._models import Callback
 from kie_wav_async._signature import (
     TOLERANCE_S,
     Headers,
+    Keys,
     Signed,
     read_signed,
     verify_signed,
 )
-from kie_wav_async._wire import TASK_ID_NAMES, find_url
+from kie_wav_async._wire import TASK_ID_NAMES, find_url, says_failed
 from kie_wav_async.errors import CallbackFormatError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def authenticate(
     headers: Headers,
     body: bytes,
     *,
-    keys: tuple[bytes, ...],
+    keys: Keys,
     now_unix_s: float,
     tolerance_s: float = TOLERANCE_S,
 ) -> tuple[str, Signed, JsonObject]:
@@ -115,10 +116,11 @@ def read_body(body: bytes) -> tuple[str, JsonObject]:
 
 
 def find_wav_url(root: JsonObject) -> URL | None:
-    """Return the file that a callback's body names, if its code says that all went well."""
-    if parse_int(root.get("code")) != OK:
+    """Return the file that a callback names, if all of it says that the conversion succeeded."""
+    data = as_object(root.get("data"))
+    if parse_int(root.get("code")) != OK or says_failed(data):
         return None
-    return find_url(root, as_object(root.get("data")))
+    return find_url(root, data)
 
 
 def is_signable(task_id: str) -> bool:

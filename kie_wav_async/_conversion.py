@@ -146,6 +146,8 @@ class Conversion(Entry):
 
     def __repr__(self) -> str:
         """Name the task, the track and the phase."""
+        if not hasattr(self, "is_unwritten"):  # Its last attribute.
+            return "<Conversion not constructed>"
         named = self.task_id or "no task yet"
         return f"<Conversion {named} of {self.track} {self.phase.name.lower()}>"
 

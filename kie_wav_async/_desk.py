@@ -12,6 +12,8 @@ import logging
 import math
 import random
 import secrets
+import sys
+import traceback
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -21,19 +23,23 @@ from kie_wav_async._conversion import Conversion, Hub
 from kie_wav_async._envelope import blot
 from kie_wav_async._health import CallbackHealth
 from kie_wav_async._journal import Journal
+from kie_wav_async._known_hosts import KnownHosts
 from kie_wav_async._lifecycle import Origin, Phase
+from kie_wav_async._link import host_and_port
 from kie_wav_async._models import WavFile
 from kie_wav_async._registry import Registry
-from kie_wav_async.errors import LedgerError
+from kie_wav_async._secret import Secret, drop_frames
+from kie_wav_async.errors import KieWavError, LedgerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
+
+    from yarl import URL
 
     from kie_wav_async._clock import Clock, TimerHandle
     from kie_wav_async._models import UnknownSubmit, WireRequest, WireResponse
     from kie_wav_async._requests import RequestBuilder
     from kie_wav_async._transport import Transport
-    from kie_wav_async.errors import KieWavError
     from kie_wav_async.ledger import Ledger
 
 #: A shorter key is a placeholder, and may well be a word of any answer.
@@ -72,6 +78,8 @@ class Desk:
 
         health: Whether callbacks flow.
 
+        hosts: The hosts of files that the service has named.
+
         on_followed: Called when a task has entered the registry.
 
         on_lost: Called when a submit has become one of unknown fate.
@@ -87,7 +95,7 @@ class Desk:
         clock: Clock,
         transport: Transport,
         requests: RequestBuilder,
-        api_key: str,
+        api_key: Secret[str],
         callback_url: str,
         on_event: Callable[[events.Event], object] | None,
         ledger: Ledger | None = None,
@@ -103,12 +111,12 @@ class Desk:
         self.unwritten: dict[Conversion, None] = {}
         self.callback_url = callback_url
         self.health = CallbackHealth()
+        self.hosts = KnownHosts(self.journal.keep_host)
         self.on_followed: Callable[[Conversion], None] = lambda _: None
         self.on_lost: Callable[[UnknownSubmit], None] = lambda _: None
         self.on_place_freed: Callable[[], None] = lambda: None
         self.on_key_refused: Callable[[KieWavError], None] = lambda _: None
-        self._secret = api_key if len(api_key) >= _SECRET_FROM else ""
-        self._secret_bytes = self._secret.encode()
+        self._api_key = api_key if len(api_key.reveal()) >= _SECRET_FROM else None
         self._on_event = on_event
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -130,17 +138,22 @@ class Desk:
         Raises:
             KieWavError: There is no usable answer; see `Transport.send`.
         """
-        response = await self.transport.send(request)
-        if not self._secret:
-            return response
-        # Nearly no answer of the service holds a backslash: two searches, and done.
-        if self._secret_bytes in response.body or b"\\" in response.body:
-            response = attrs.evolve(response, body=blot(response.body, self._secret))
-        if self._secret in (response.request_id or ""):
-            response = attrs.evolve(response, request_id="[api key]")
-        if self._secret in (response.retry_after or ""):
-            response = attrs.evolve(response, retry_after=None)
-        return response
+        before = sys.exception()
+        try:
+            response = await self.transport.send(request)
+        except BaseException as error:
+            if isinstance(error, Exception) and not isinstance(error, KieWavError):
+                # A bug of the transport's: where it is stays to be read, as text.
+                error.add_note("".join(traceback.format_tb(error.__traceback__)))
+            drop_frames(error, before)
+            raise
+        return response if self._api_key is None else _without(self._api_key.reveal(), response)
+
+    def learn_host(self, url: URL) -> None:
+        """Note that an answer to a poll of a task that we submitted names a file at *url*."""
+        host = host_and_port(url)
+        if host is not None:
+            self.hosts.learn(host)
 
     def timer(self, callback: Callable[[], None]) -> Timer:
         """Return a timer that is not set."""
@@ -283,6 +296,18 @@ class Desk:
                 error=outcome.about(),
             )
         conversion.wake()
+
+
+def _without(key: str, response: WireResponse) -> WireResponse:
+    """Return an answer without *key*."""
+    # Nearly no answer of the service holds a backslash: two searches, and done.
+    if key.encode() in response.body or b"\\" in response.body:
+        response = attrs.evolve(response, body=blot(response.body, key))
+    if key in (response.request_id or ""):
+        response = attrs.evolve(response, request_id="[api key]")
+    if key in (response.retry_after or ""):
+        response = attrs.evolve(response, retry_after=None)
+    return response
 
 
 class Timer:

@@ -164,6 +164,8 @@ class FileDownload:
 
         renew: Asks the service for a fresh link to the file.
 
+        confirm: Asks the service for the file's link, if only a callback has named it.
+
         chance: Draws a number in [0, 1).
 
         emit: Told of each event but the last.
@@ -176,6 +178,7 @@ class FileDownload:
     clock: Clock
     executor: Executor
     renew: Callable[[URL], Awaitable[URL]]
+    confirm: Callable[[WavFile], Awaitable[WavFile]]
     chance: Callable[[], float]
     emit: Callable[..., None]
     _is_renewed: bool = attrs.field(default=False, init=False)
@@ -200,6 +203,7 @@ class FileDownload:
         if found is not None:
             await self._on_disk(remove_leftovers, self.target, self.wav.task_id)
             return found
+        self.wav = await self.confirm(self.wav)
         self.media.verify(self.wav.url)
         self._untold = await self._on_disk(find_untold, self.target)
         part = PartFile(self.target, self.wav.task_id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,8 +19,8 @@ import attrs
 from kie_wav_async import events
 from kie_wav_async._download import FileDownload
 from kie_wav_async._media import MAX_CONNECTIONS
-from kie_wav_async._models import verify_type
-from kie_wav_async.errors import DownloadError, SessionClosedError
+from kie_wav_async._models import TaskState, verify_type
+from kie_wav_async.errors import DownloadError, KieWavError, SessionClosedError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
     from kie_wav_async._desk import Desk
     from kie_wav_async._media import Media
-    from kie_wav_async._models import Download, WavFile
+    from kie_wav_async._models import Download, TaskRecord, WavFile
+
+_logger = logging.getLogger("kie_wav_async")
 
 
 @attrs.define
@@ -43,11 +46,18 @@ class _Place:
 class Downloader:
     """Saves files for callers who wait, a few at a time."""
 
-    def __init__(self, desk: Desk, media: Media, renew: Callable[[URL], Awaitable[URL]]) -> None:
-        """Start with nobody waiting."""
+    def __init__(
+        self,
+        desk: Desk,
+        media: Media,
+        renew: Callable[[URL], Awaitable[URL]],
+        look_up: Callable[[str], Awaitable[TaskRecord | None]],
+    ) -> None:
+        """Start with nobody waiting; *renew* and *look_up* ask the service."""
         self._desk = desk
         self._media = media
         self._renew = renew
+        self._look_up = look_up
         self._places: dict[Path, _Place] = {}
         self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
         self._executor = ThreadPoolExecutor(MAX_CONNECTIONS, "kie-wav-download")
@@ -86,6 +96,7 @@ class Downloader:
                 clock=self._desk.clock,
                 executor=self._executor,
                 renew=self._renew,
+                confirm=self._confirm,
                 chance=self._desk.chance,
                 emit=self._desk.emit,
             )
@@ -94,6 +105,36 @@ class Downloader:
             except DownloadError as error:
                 # What the way to the host raises does not know what was wanted of it.
                 raise error.about(task_id=wav.task_id, track=wav.track) from error.__cause__
+
+    async def _confirm(self, wav: WavFile) -> WavFile:
+        """
+        Return *wav* as the service names it, if only a callback has named its file so far.
+
+        Raises:
+            DownloadError: The service could not be asked, or names no file.
+
+            SessionClosedError: The session was closed.
+        """
+        if wav.settled_by != "callback":
+            return wav
+        try:
+            record = await self._look_up(wav.task_id)
+        except SessionClosedError:
+            raise
+        except KieWavError as error:
+            msg = f"the link came by a callback, and KIE could not be asked to confirm it ({error})"
+            raise DownloadError(msg, reason="unavailable") from error
+        is_success = record is not None and record.state is TaskState.SUCCEEDED
+        if record is None or not is_success or record.wav_url is None:
+            msg = "the link came by a callback, and KIE's own record of the task names no file"
+            raise DownloadError(msg, reason="unavailable")
+        if record.wav_url != wav.url:
+            _logger.warning(
+                "a callback of task %s named another file than the service does: the service's "
+                "is fetched",
+                wav.task_id,
+            )
+        return attrs.evolve(wav, url=record.wav_url)
 
     async def _resolve(self, wav: WavFile, path: Path) -> Path:
         """Return what names *path* wherever we are, and however its folder was spelled."""

@@ -129,7 +129,7 @@ class Intake:
                 task_id=standing.task_id,
                 url=standing.wav_url,
                 track=standing.track,
-                settled_by="poll",
+                settled_by=standing.settled_by or "poll",
                 expires_at=standing.expires_at,
             )
             _ = self._registry.restore_result(track, wav)
@@ -160,7 +160,7 @@ class Intake:
             standing.track,
             task_id,
             self._desk.clock.monotonic(),
-            attempt_id=standing.attempt_id,
+            attempt_id=standing.task_attempt_id,
             submitted_unix_s=submitted_at.timestamp() if submitted_at and is_ours else None,
         )
         self._turns.remove(conversion)

@@ -326,6 +326,11 @@ class Journal:
         if self._ledger is not None:
             _ = self.spawn(_told(self._ledger.hear, attempt_id, task_id), task_id)
 
+    def keep_host(self, host: str) -> None:
+        """Write down that the service named a file on *host*, behind; nothing waits for it."""
+        if self._ledger is not None:
+            _ = self.spawn(_told(self._ledger.keep_host, host))
+
     async def settle(self, task_id: str, outcome: WavFile | KieWavError | None) -> None:
         """
         Write down how a task ended.
@@ -338,7 +343,13 @@ class Journal:
         now = self._clock.time()
         await self._say_owed()  # The task may be among it.
         if isinstance(outcome, WavFile):
-            await _told(self._ledger.settle, task_id, now, wav_url=outcome.url)
+            await _told(
+                self._ledger.settle,
+                task_id,
+                now,
+                wav_url=outcome.url,
+                settled_by=outcome.settled_by,
+            )
         else:
             code, text = _words(outcome)
             await _told(self._ledger.settle, task_id, now, error_code=code, error=text)

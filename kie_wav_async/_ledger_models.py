@@ -5,11 +5,15 @@ from __future__ import annotations
 import datetime as dt
 import enum
 from collections.abc import Mapping
+from typing import Final
 
 import attrs
 from yarl import URL
 
-from kie_wav_async._models import RETENTION_DAYS, Track, UnknownSubmit, verify_type
+from kie_wav_async._models import RETENTION_DAYS, SettledBy, Track, UnknownSubmit, verify_type
+
+#: How many hosts of files a ledger keeps.
+MAX_HOSTS: Final = 100
 
 
 class TrackState(enum.StrEnum):
@@ -70,6 +74,9 @@ class Standing:
 
         task_id: The task that is followed or was; ``""`` without one.
 
+        task_attempt_id: The submit that this task belongs to, which need not be the
+            latest; ``""`` without a task.
+
         is_adopted: Whether the task existed before our submit, so that its age is unknown.
 
         submitted_at: When the submit that made the task was sent; aware, UTC.
@@ -78,6 +85,8 @@ class Standing:
         settled_at: When the task was seen to have ended; aware, UTC; else `None`.
 
         wav_url: The WAV at the service, exactly as it was sent; `None` without one.
+
+        settled_by: What named the WAV: ``"callback"`` or ``"poll"``; `None` without one.
 
         error_code: What the service said, of a refused or failed track; else `None`.
 
@@ -96,10 +105,12 @@ class Standing:
     state: TrackState
     attempt_id: str = ""
     task_id: str = ""
+    task_attempt_id: str = ""
     is_adopted: bool = False
     submitted_at: dt.datetime | None = None
     settled_at: dt.datetime | None = None
     wav_url: URL | None = None
+    settled_by: SettledBy | None = None
     error_code: int | None = None
     error: str | None = None
     path: str | None = None
@@ -129,12 +140,16 @@ class LedgerOpening:
 
         named: The task that a callback named for a submit of unknown fate, by the
             id of the attempt.
+
+        hosts: The hosts that the service named for files, as ``name:port``; at most
+            100, the one used longest ago first.
     """
 
     unknown: tuple[UnknownSubmit, ...]
     accepted: int
     ended_unix_s: tuple[float, ...]
     named: Mapping[str, str]
+    hosts: tuple[str, ...] = ()
 
 
 def verify_place(path: object, key: object) -> None:
@@ -151,3 +166,30 @@ def verify_place(path: object, key: object) -> None:
         if not value:
             msg = f"{name} must not be empty"
             raise ValueError(msg)
+
+
+def verify_host(host: object) -> None:
+    """
+    Return if *host* can be the host of a file.
+
+    Raises:
+        TypeError: It is not a `str`.
+
+        ValueError: It is empty.
+    """
+    verify_type(host, str, "host")
+    if not host:
+        msg = "host must not be empty"
+        raise ValueError(msg)
+
+
+def verify_settled_by(settled_by: object) -> None:
+    """
+    Return if *settled_by* tells what named a WAV.
+
+    Raises:
+        ValueError: It is neither ``"callback"`` nor ``"poll"``.
+    """
+    if settled_by not in {"callback", "poll"}:
+        msg = f"settled_by must be 'callback' or 'poll', not {str(settled_by)[:80]!r}"
+        raise ValueError(msg)

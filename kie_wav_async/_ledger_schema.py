@@ -35,6 +35,7 @@ _SCHEMA: Final = f"""
         answered INTEGER NOT NULL DEFAULT 0, -- its latest attempt when it last got a WAV
         settled REAL,
         wav_url TEXT,
+        settled_by TEXT, -- what named wav_url: 'callback' or 'poll'
         error_code INTEGER,
         error TEXT,
         path TEXT, -- where its file is, or is to be
@@ -62,6 +63,10 @@ _SCHEMA: Final = f"""
     CREATE INDEX attempt_task ON attempt (task_id) WHERE task_id IS NOT NULL;
     CREATE INDEX attempt_outcome ON attempt (outcome);
     CREATE INDEX attempt_ended ON attempt (ended);
+    CREATE TABLE host (
+        n INTEGER PRIMARY KEY, -- in the order in which they were last named
+        name TEXT NOT NULL UNIQUE -- 'name:port'
+    );
     PRAGMA application_id = {APPLICATION_ID};
     PRAGMA user_version = {SCHEMA_VERSION};
 """

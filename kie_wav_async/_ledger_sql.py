@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from yarl import URL
 
-from kie_wav_async._ledger_models import AttemptOutcome, LedgerOpening, Standing, TrackState
+from kie_wav_async._ledger_models import (
+    MAX_HOSTS,
+    AttemptOutcome,
+    LedgerOpening,
+    Standing,
+    TrackState,
+)
 from kie_wav_async._models import RETENTION_DAYS, Track, UnknownSubmit
 from kie_wav_async.errors import LedgerError
 
@@ -38,7 +44,7 @@ RETRIABLE: Final = frozenset({TrackState.REFUSED, TrackState.FAILED, TrackState.
 _STANDING: Final = """
     SELECT track.idx, music_task_id, audio_id, title, state, latest.id, task.task_id,
         task.outcome, task.began, settled, wav_url, track.error_code, track.error,
-        path, bytes, sha256
+        path, bytes, sha256, task.id, settled_by
     FROM track
     LEFT JOIN attempt AS latest ON latest.n = track.latest
     LEFT JOIN attempt AS task ON task.n = track.followed
@@ -111,6 +117,7 @@ class LedgerTables:
             accepted=0 if accepted is None else accepted[0],
             ended_unix_s=tuple(ended for (ended,) in reversed(ends)),
             named={row[3]: row[5] for row in doubtful if row[5] is not None},
+            hosts=tuple(name for (name,) in self._all("SELECT name FROM host ORDER BY n")),
         )
 
     def plan(self, rows: Sequence[tuple[str, str, str | None]]) -> int:
@@ -262,12 +269,21 @@ class LedgerTables:
             *(task_id, attempt_id, _OPEN, AttemptOutcome.UNKNOWN),
         )
 
+    def keep_host(self, host: str) -> None:
+        """Have *host* as the latest, and forget the oldest of too many."""
+        self._run("INSERT OR REPLACE INTO host (name) VALUES (?)", host)
+        self._run(
+            "DELETE FROM host WHERE n NOT IN (SELECT n FROM host ORDER BY n DESC LIMIT ?)",
+            MAX_HOSTS,
+        )
+
     def settle(
         self,
         task_id: str,
         now_unix_s: float,
         *,
         wav_url: str | None,
+        settled_by: str,
         error_code: int | None,
         error: str | None,
     ) -> None:
@@ -286,9 +302,9 @@ class LedgerTables:
             if wav_url is not None:
                 self._run(
                     "UPDATE track SET rest = ?, followed = ?, answered = latest, settled = ?,"
-                    " wav_url = ?, error_code = NULL, error = NULL"
+                    " wav_url = ?, settled_by = ?, error_code = NULL, error = NULL"
                     " WHERE idx = ? AND rest NOT IN ('succeeded', 'stored')",
-                    *(end, number, now_unix_s, wav_url, index),
+                    *(end, number, now_unix_s, wav_url, settled_by, index),
                 )
             elif is_followed and not self._follow_another(index):
                 self._run(
@@ -425,7 +441,7 @@ def _moment(unix_s: float) -> dt.datetime:
 
 def _standing(row: _Row) -> Standing:
     (index, music_task_id, audio_id, title, state, attempt_id, task_id, outcome, began) = row[:9]
-    (settled, wav_url, error_code, error, path, size, sha256) = row[9:]
+    (settled, wav_url, error_code, error, path, size, sha256, task_attempt_id, named_by) = row[9:]
     says_why = state in _SAYS_WHY
     return Standing(
         index=index,
@@ -433,10 +449,12 @@ def _standing(row: _Row) -> Standing:
         state=TrackState(state),
         attempt_id=attempt_id or "",
         task_id=task_id or "",
+        task_attempt_id=task_attempt_id or "",
         is_adopted=outcome == AttemptOutcome.ADOPTED,
         submitted_at=None if task_id is None else _moment(began),
         settled_at=None if settled is None else _moment(settled),
         wav_url=None if wav_url is None else URL(wav_url, encoded=True),
+        settled_by=None if wav_url is None else named_by,
         error_code=error_code if says_why else None,
         error=error if says_why else None,
         path=path,

@@ -116,6 +116,12 @@ def verify_link(
         raise ValueError(msg)
 
 
+def host_and_port(url: URL) -> str | None:
+    """Return host and port of *url* as ``name:port``, in lower case and ASCII; `None` if bad."""
+    host = _read_host(url)
+    return None if host is None else f"{host.text}:{url.port}"
+
+
 def is_trusted(url: URL, insecure_hosts: frozenset[str]) -> bool:
     """Return whether plain http and addresses that are not public are taken from its host."""
     host = _read_host(url)

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import errno
 import socket
+import sys
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import aiohttp
@@ -26,6 +27,7 @@ from kie_wav_async._network import (
     through,
     user_agent,
 )
+from kie_wav_async._secret import drop_frames
 from kie_wav_async.errors import DownloadError
 
 if TYPE_CHECKING:
@@ -118,6 +120,7 @@ class MediaAnswer:
             MediaError: It ends before its end, or nothing comes.
         """
         if self._failure is None:
+            before = sys.exception()
             try:
                 # Not left to aiohttp alone: whoever waits for a body whose framing turns
                 # out broken, it forgets, and drops its own timeout with the connection.
@@ -126,7 +129,9 @@ class MediaAnswer:
             except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:
                 # RuntimeError: the same, if nobody waited yet.
                 self._failure = _failure(self._answer.url, error, "truncated")
-                self._failure.__cause__ = presentable(error)
+            except asyncio.CancelledError as error:
+                drop_frames(error, before)
+                raise
             if rest := self._rest():
                 return rest
         raise self._failure
@@ -230,6 +235,7 @@ class Media:
         client = self._clients.get(is_guarded)
         if client is None:
             client = self._clients[is_guarded] = self._client(is_guarded=is_guarded)
+        before = sys.exception()
         try:
             async with asyncio.timeout(HEAD_TIMEOUT_S):
                 return await client.get(
@@ -238,12 +244,15 @@ class Media:
                     allow_redirects=False,
                     proxy=self._network.proxy_for(url),
                 )
-        except aiohttp.ClientConnectorError as error:
-            if not isinstance(error.os_error, _PrivateAddressError):
-                raise self._failure_of(url, error) from presentable(error)
+        except asyncio.CancelledError as error:
+            drop_frames(error, before)  # Those of aiohttp have the proxy's password.
+            raise
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # ValueError: yarl and aiohttp raise it for what they cannot send or read.
-            raise self._failure_of(url, error) from presentable(error)
+            failure = None if _is_private(error) else self._failure_of(url, error)
+        # Out here, so that aiohttp's error, and with it its frames, is not the context.
+        if failure is not None:
+            raise failure
         msg = (
             f"{_host(url)} leads to an address that is not public; name the host in "
             "insecure_hosts if that is what you want"
@@ -252,9 +261,9 @@ class Media:
 
     def _failure_of(self, url: URL, error: Exception) -> MediaError:
         """Return why there is no response: the proxy, or the connection to the host."""
-        why = proxy_failure(error, self._network.proxy_for(url))
-        route = through(self._network.proxy_for(url))
-        return MediaError(why) if why else _failure(url, error, route=route)
+        if why := proxy_failure(error, self._network.proxy_for(url)):
+            return _caused(why, error)
+        return _failure(url, error, route=through(self._network.proxy_for(url)))
 
     def _client(self, *, is_guarded: bool) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
@@ -291,9 +300,23 @@ def _host(url: URL) -> str:
     return (url.host or "")[:80]
 
 
+def _is_private(error: Exception) -> bool:
+    return isinstance(error, aiohttp.ClientConnectorError) and isinstance(
+        error.os_error, _PrivateAddressError
+    )
+
+
 def _failure(
     url: URL, error: Exception, reason: DownloadReason = "unavailable", *, route: str = ""
 ) -> MediaError:
     if isinstance(error, TimeoutError):
-        return MediaError(f"{_host(url)} sent nothing for too long{route}", reason)
-    return MediaError(f"the connection to {_host(url)}{route} broke: {reason_of(error)}", reason)
+        words = f"{_host(url)} sent nothing for too long{route}"
+    else:
+        words = f"the connection to {_host(url)}{route} broke: {reason_of(error)}"
+    return _caused(words, error, reason)
+
+
+def _caused(words: str, error: Exception, reason: DownloadReason = "unavailable") -> MediaError:
+    failure = MediaError(words, reason)
+    failure.__cause__ = presentable(error)
+    return failure

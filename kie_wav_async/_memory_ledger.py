@@ -12,13 +12,16 @@ import attrs
 from yarl import URL
 
 from kie_wav_async._ledger_models import (
+    MAX_HOSTS,
     AttemptOutcome,
     LedgerOpening,
     Standing,
     TrackState,
+    verify_host,
     verify_place,
+    verify_settled_by,
 )
-from kie_wav_async._models import Track, UnknownSubmit, verify_id, verify_type
+from kie_wav_async._models import SettledBy, Track, UnknownSubmit, verify_id, verify_type
 from kie_wav_async.errors import LedgerError
 
 if TYPE_CHECKING:
@@ -75,6 +78,7 @@ class _Row:
     answered: int = 0
     settled_unix_s: float | None = None
     wav_url: URL | None = None
+    settled_by: SettledBy | None = None
     error_code: int | None = None
     error: str | None = None
     #: Where its file is, or is to be.
@@ -118,10 +122,12 @@ class _Row:
             state=state,
             attempt_id=self.attempts[-1].attempt_id if self.attempts else "",
             task_id="" if task is None else task.task_id,
+            task_attempt_id="" if task is None else task.attempt_id,
             is_adopted=task is not None and task.outcome is AttemptOutcome.ADOPTED,
             submitted_at=None if task is None else _moment(task.begun_unix_s),
             settled_at=None if self.settled_unix_s is None else _moment(self.settled_unix_s),
             wav_url=self.wav_url,
+            settled_by=None if self.wav_url is None else self.settled_by,
             error_code=self.error_code if is_bad else None,
             error=self.error if is_bad else None,
             path=self.path,
@@ -139,6 +145,7 @@ class _Books:
     by_task: dict[str, list[_Attempt]] = attrs.field(factory=dict[str, list["_Attempt"]])
     unknown: dict[str, _Attempt] = attrs.field(factory=dict[str, _Attempt])
     by_key: dict[str, _Row] = attrs.field(factory=dict[str, _Row])
+    hosts: dict[str, None] = attrs.field(factory=dict[str, None])
     ends: deque[float] = attrs.field(factory=lambda: deque[float](maxlen=_ENDS))
     owner: MemoryLedger | None = None
 
@@ -156,6 +163,13 @@ class _Books:
         row.path, row.key = path, key
         if key is not None:
             self.by_key[key] = row
+
+    def keep_host(self, host: str) -> None:
+        """Have *host* as the latest, and forget the oldest of too many."""
+        self.hosts.pop(host, None)
+        self.hosts[host] = None
+        if len(self.hosts) > MAX_HOSTS:
+            del self.hosts[next(iter(self.hosts))]
 
     def begin(self, row: _Row, attempt_id: str, now_unix_s: float) -> None:
         """Open an attempt."""
@@ -267,6 +281,7 @@ class MemoryLedger:
             ),
             ended_unix_s=tuple(books.ends),
             named={a.attempt_id: a.named for a in books.unknown.values() if a.named},
+            hosts=tuple(books.hosts),
         )
         try:
             await self._return("open")
@@ -395,17 +410,26 @@ class MemoryLedger:
 
     # --- tasks ------------------------------------------------------------------------------
 
+    async def keep_host(self, host: str) -> None:
+        """Write down that the service named a file on a host; see `Ledger.keep_host`."""
+        verify_host(host)
+        await self._call("keep_host", host)
+        self._books.keep_host(host)
+        await self._return("keep_host")
+
     async def settle(
         self,
         task_id: str,
         now_unix_s: float,
         *,
         wav_url: URL | None = None,
+        settled_by: SettledBy = "poll",
         error_code: int | None = None,
         error: str | None = None,
     ) -> None:
         """Write down how a task ended; see `Ledger.settle`."""
-        await self._call("settle", task_id, now_unix_s, wav_url, error_code, error)
+        verify_settled_by(settled_by)
+        await self._call("settle", task_id, now_unix_s, wav_url, settled_by, error_code, error)
         made = self._books.by_task.get(task_id, [])
         ending = [attempt for attempt in made if not attempt.is_task_over]
         for attempt in ending:
@@ -416,6 +440,7 @@ class MemoryLedger:
                 row.follow(attempt, TrackState.SUCCEEDED)
                 row.answered = len(row.attempts)
                 row.settled_unix_s, row.wav_url = now_unix_s, wav_url
+                row.settled_by = settled_by
             elif wav_url is None and attempt is row.followed:
                 others = [a for a in row.attempts if a.task_id and not a.is_task_over]
                 if others:

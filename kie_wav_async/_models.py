@@ -154,8 +154,9 @@ class CallbackTrust(enum.StrEnum):
     Without webhook keys nothing is authentic, and neither makes a difference.
     """
 
-    #: It settles a conversion, if it names the very submit that made the task and
-    #: brings a file's https URL. Everything else is a hint.
+    #: It settles a conversion if it names the very submit that made the task, says
+    #: success, and brings a URL from which a file may be fetched, on a host and port
+    #: that the service has named in an answer to a poll. Everything else is a hint.
     PAYLOAD = "payload"
 
     #: Every callback is a hint: one poll decides.
@@ -180,10 +181,9 @@ class CallbackVerdict(enum.StrEnum):
 
 
 def _clean_title(value: object) -> str | None:
-    if value is not None and not isinstance(value, str):
-        msg = f"title must be a str or None, not {type(value).__name__}"
-        raise TypeError(msg)
-    return strip_controls(value or "")[:500] or None
+    # Anything else is refused once all fields are there: until then there is no repr.
+    clean = strip_controls(value)[:500] or None if isinstance(value, str) else value
+    return cast("str | None", clean)
 
 
 @attrs.frozen(cache_hash=True)
@@ -218,6 +218,10 @@ class Track:
         """Hold the shape of the ids."""
         verify_id(self.music_task_id, "music_task_id")
         verify_id(self.audio_id, "audio_id")
+        title = cast("object", self.title)  # Callers without a type checker pass anything.
+        if title is not None and not isinstance(title, str):
+            msg = f"title must be a str or None, not {type(title).__name__}"
+            raise TypeError(msg)
 
 
 @attrs.frozen

@@ -8,18 +8,23 @@ nothing but this.
 from __future__ import annotations
 
 import asyncio
+import copy
 import ipaddress
 import os
 import socket
 import ssl as ssl_module
 import urllib.request
 from importlib import metadata
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import aiohttp
 from yarl import URL
 
 from kie_wav_async._models import verify_type
+from kie_wav_async._secret import Secret
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # Looked up as the package is imported: it is in a file, and no loop is to wait for that.
 _VERSION: Final = metadata.version("kie-wav-async")
@@ -36,7 +41,7 @@ class Network:
     The way out of this machine.
 
     Args:
-        proxy, ssl, trust_env: As for `AiohttpTransport`.
+        proxy, ssl, trust_env: As for `AiohttpTransport`, but the proxy as a secret.
 
     Attributes:
         ssl: What certificates are checked against.
@@ -48,7 +53,7 @@ class Network:
     def __init__(
         self,
         *,
-        proxy: str | URL | None = None,
+        proxy: Secret[str | URL | None] | None = None,
         ssl: ssl_module.SSLContext | bool = True,
         trust_env: bool = False,
     ) -> None:
@@ -57,30 +62,38 @@ class Network:
             msg = "ssl must be True or an ssl.SSLContext: anything else would trust anybody"
             raise TypeError(msg)
         self.ssl = ssl
-        self._proxy = None if proxy is None else _parse_proxy(proxy, "proxy")
+        # Both may have passwords.
+        self._proxy = Secret(None if proxy is None else proxy.parse(_parse_proxy))
         # Not aiohttp's own trust_env: that also reads .netrc, and a default entry
         # there collides with the API key.
-        self._environment: dict[str, str] = {}
-        if trust_env and self._proxy is None:
-            self._environment = urllib.request.getproxies_environment()
-            for scheme in ("http", "https"):
-                _ = self._environment_proxy(scheme)
+        is_of_environment = trust_env and self._proxy.reveal() is None
+        self._environment = Secret(
+            urllib.request.getproxies_environment() if is_of_environment else {}
+        )
+        self._environment.parse(_verify_proxies)
 
     def proxy_for(self, url: URL) -> URL | None:
-        """Return the proxy for requests to *url*; `None` for none."""
-        if not self._environment:
-            return self._proxy
-        for exception in self._environment.get("no", "").lower().split(","):
-            if _is_excepted(url, exception.strip()):
-                return None
-        return self._environment_proxy(url.scheme)
+        """
+        Return the proxy for requests to *url*; `None` for none.
 
-    def _environment_proxy(self, scheme: str) -> URL | None:
-        for name in (scheme, "all"):
-            if value := self._environment.get(name):
-                # Written without a scheme as often as with one.
-                return _parse_proxy(value if "//" in value else f"http://{value}", f"{name}_proxy")
-        return None
+        It may have a password: keep it in no variable.
+        """
+        if self._environment.reveal():
+            return _find_proxy(self._environment.reveal(), url)
+        return self._proxy.reveal()
+
+
+def user_agent() -> str:
+    """Return what we call ourselves."""
+    return f"kie-wav-async/{_VERSION}"
+
+
+def _find_proxy(environment: Mapping[str, str], url: URL) -> URL | None:
+    """Return what the environment names as the proxy for *url*."""
+    for exception in environment.get("no", "").lower().split(","):
+        if _is_excepted(url, exception.strip()):
+            return None
+    return _environment_proxy(environment, url.scheme)
 
 
 def _is_excepted(url: URL, exception: str) -> bool:
@@ -97,13 +110,24 @@ def _is_excepted(url: URL, exception: str) -> bool:
     return bool(suffix) and any(name.endswith(f".{suffix}") for name in names)
 
 
-def user_agent() -> str:
-    """Return what we call ourselves."""
-    return f"kie-wav-async/{_VERSION}"
+def _verify_proxies(environment: Mapping[str, str]) -> None:
+    """Return if the proxies of the environment are some."""
+    for scheme in ("http", "https"):
+        _ = _environment_proxy(environment, scheme)
 
 
-def _parse_proxy(value: str | URL, name: str) -> URL:
+def _environment_proxy(environment: Mapping[str, str], scheme: str) -> URL | None:
+    for name in (scheme, "all"):
+        if value := environment.get(name):
+            # Written without a scheme as often as with one.
+            return _parse_proxy(value if "//" in value else f"http://{value}", f"{name}_proxy")
+    return None
+
+
+def _parse_proxy(value: str | URL | None, name: str = "proxy") -> URL | None:
     """Return *value* as a proxy's address; the error does not show it, for its password."""
+    if value is None:
+        return None
     if not isinstance(value, URL):
         verify_type(value, str, name)
     try:
@@ -169,10 +193,11 @@ def reason_of(error: Exception) -> str:
 
 def presentable(error: Exception) -> Exception | None:
     """
-    Return the part of an aiohttp error that holds nothing of ours or of the peer.
+    Return a copy of the part of an aiohttp error that holds nothing of ours or of the peer.
 
     That is what the system or OpenSSL said: no header, no proxy's password, and
-    no bytes that a parser quotes, in it or in what led to it.
+    no bytes that a parser quotes, in it or in what led to it; nor the frames in
+    which aiohttp has them. `None` if there is no such part.
     """
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         error = error.certificate_error
@@ -184,4 +209,4 @@ def presentable(error: Exception) -> Exception | None:
             return None
         led_here = (one.__cause__, one.__context__)
         chain += [other for other in led_here if other is not None and other not in chain]
-    return error
+    return copy.copy(error)  # Which has neither frames nor causes.

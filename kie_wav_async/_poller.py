@@ -35,7 +35,7 @@ from kie_wav_async._callback_url import find_attempt, is_called_back_elsewhere
 from kie_wav_async._hint_limiter import HintLimiter
 from kie_wav_async._ledger_models import AttemptOutcome
 from kie_wav_async._lifecycle import Origin, Phase
-from kie_wav_async._models import TaskRecord
+from kie_wav_async._models import TaskRecord, TaskState
 from kie_wav_async._registry import is_bare_success, is_foreign
 from kie_wav_async._schedule import (
     AUTHENTICATION_RETRY_S,
@@ -48,6 +48,8 @@ from kie_wav_async._wire import is_known_status, parse_record
 from kie_wav_async.errors import AuthenticationError, KieWavError, RateLimitedError
 
 if TYPE_CHECKING:
+    from yarl import URL
+
     from kie_wav_async._conversion import Conversion
     from kie_wav_async._desk import Desk
 
@@ -333,6 +335,10 @@ class Poller:
         for conversion in conversions:
             # Its own turn is still to come, so this poll was another's, or a callback's.
             self.observe(conversion, record, is_hint=conversion.due_mono_s < math.inf)
+        # Afterwards, so that no end of a task waits for it in the ledger.
+        is_ours = any(conversion.origin is Origin.SUBMITTED for conversion in conversions)
+        if is_ours and record is not None and (url := _file_of(record)) is not None:
+            self._desk.learn_host(url)
 
     def _go_on(self, task_id: str, again_from: float, *, is_news: bool) -> None:
         """
@@ -415,6 +421,11 @@ class Poller:
                 record.task_id,
                 record.status,
             )
+
+
+def _file_of(record: TaskRecord) -> URL | None:
+    """Return the file that a record names, if it says that the conversion succeeded."""
+    return record.wav_url if record.state is TaskState.SUCCEEDED else None
 
 
 @attrs.frozen(eq=False)

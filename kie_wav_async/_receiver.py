@@ -4,8 +4,9 @@ What a callback does to a session: settle, have a poll sent, wait, or nothing.
 The signature covers the task id and the time, not the body, so most of what a
 callback says is a reason to ask and no more. A callback settles only what the
 session submitted itself, under the very attempt that the delivery names, and
-only with a file's URL; everything else that is authentic makes the next poll of
-its task come soon. What is not authentic counts, and changes nothing.
+only with a URL that may be downloaded and whose host and port the service itself
+has named in an answer to a poll; everything else that is authentic makes the next
+poll of its task come soon. What is not authentic counts, and changes nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from kie_wav_async._callback_url import (
 )
 from kie_wav_async._inbox import KEPT_S, Inbox, Notice
 from kie_wav_async._lifecycle import Origin
+from kie_wav_async._link import host_and_port, verify_link
 from kie_wav_async._models import CallbackTrust, CallbackVerdict, TaskRecord, TaskState
 from kie_wav_async._poller import Probe
 from kie_wav_async.errors import CallbackFormatError, SignatureError
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from kie_wav_async._envelope import JsonObject
     from kie_wav_async._models import UnknownSubmit
     from kie_wav_async._poller import Poller
-    from kie_wav_async._signature import Headers
+    from kie_wav_async._signature import Headers, Keys
     from kie_wav_async._submitter import Submitter
 
 _logger = logging.getLogger("kie_wav_async")
@@ -58,11 +60,12 @@ class Receiver:
         poller: Poller,
         submitter: Submitter,
         *,
-        keys: tuple[bytes, ...],
+        keys: Keys | None,
         trust: CallbackTrust,
         insecure_hosts: frozenset[str],
+        download_hosts: frozenset[str],
     ) -> None:
-        """Start with nothing received; without *keys* nothing is authentic."""
+        """Start with nothing received; without *keys* (`None`) nothing is authentic."""
         self._desk = desk
         self._registry = desk.registry
         self._poller = poller
@@ -70,6 +73,7 @@ class Receiver:
         self._keys = keys
         self._trust = trust
         self._insecure_hosts = insecure_hosts
+        self._download_hosts = download_hosts
         self._inbox = Inbox()
         self._warned: set[str] = set()
         self._refused = Budget(_REFUSED_A_MINUTE, 60.0)
@@ -92,7 +96,7 @@ class Receiver:
         """
         attempt_id = parse_attempt(query)
         try:
-            if self._keys:
+            if self._keys is not None:
                 now_unix_s = self._desk.clock.time()
                 task_id, _, root = authenticate(
                     headers, body, keys=self._keys, now_unix_s=now_unix_s
@@ -110,7 +114,7 @@ class Receiver:
                 events.CallbackReceived,
                 task_id=task_id,
                 verdict=verdict,
-                is_authentic=bool(self._keys),
+                is_authentic=self._keys is not None,
             )
         await self._desk.journal.flush(task_id)
         return verdict
@@ -129,19 +133,37 @@ class Receiver:
         return budget.admit(self._desk.clock.monotonic()) is not None
 
     def _notice_of(self, task_id: str, root: JsonObject, attempt_id: str | None) -> Notice:
-        """Return what may be believed of a callback, wherever it is looked at."""
+        """Return what of a callback is looked at, now or once its task is known."""
         url = None
-        if self._keys and self._trust is CallbackTrust.PAYLOAD and attempt_id is not None:
+        if (
+            self._keys is not None
+            and self._trust is CallbackTrust.PAYLOAD
+            and attempt_id is not None
+        ):
             url = find_wav_url(root)
-        return Notice(task_id, attempt_id, url if url and self._is_safe(url) else None)
+        return Notice(task_id, attempt_id, url)
 
-    def _is_safe(self, url: URL) -> bool:
-        return url.scheme == "https" or (url.host or "").lower() in self._insecure_hosts
+    def _may_settle(self, conversion: Conversion, notice: Notice) -> bool:
+        """Return whether a callback is believed without asking the service."""
+        is_ours = (
+            conversion.origin is Origin.SUBMITTED and conversion.attempt_id == notice.attempt_id
+        )
+        return is_ours and notice.wav_url is not None and self._is_known(notice.wav_url)
+
+    def _is_known(self, url: URL) -> bool:
+        """Return whether files may be fetched from *url*, on a host that the service named."""
+        try:
+            verify_link(
+                url, insecure_hosts=self._insecure_hosts, download_hosts=self._download_hosts
+            )
+        except ValueError:
+            return False
+        return self._desk.hosts.use(host_and_port(url))
 
     # --- what it is about --------------------------------------------------------------
 
     def _take(self, task_id: str, root: JsonObject, attempt_id: str | None) -> CallbackVerdict:
-        explains = bool(self._keys) and self._explain(task_id, attempt_id)
+        explains = self._keys is not None and self._explain(task_id, attempt_id)
         conversions = self._registry.following(task_id)
         if conversions:
             notice = self._notice_of(task_id, root, attempt_id)
@@ -155,7 +177,7 @@ class Receiver:
             verdict = CallbackVerdict.DUPLICATE
         else:
             self._registry.tally.orphans += 1
-            if self._keys:
+            if self._keys is not None:
                 notice = self._notice_of(task_id, root, attempt_id)
                 self._inbox.keep(notice, self._desk.clock.monotonic())
                 if attempt_id is not None and self._registry.is_sending(attempt_id):
@@ -173,14 +195,11 @@ class Receiver:
     def _apply(self, conversion: Conversion, notice: Notice) -> CallbackVerdict:
         """Take what a callback says of a conversion in flight."""
         now = self._desk.clock.monotonic()
-        if self._keys:
+        if self._keys is not None:
             conversion.is_called_back = True
             self._desk.health.called_back(now)
             self._poller.reconsider()
-        is_ours = (
-            conversion.origin is Origin.SUBMITTED and conversion.attempt_id == notice.attempt_id
-        )
-        if notice.wav_url is None or not is_ours:
+        if not self._may_settle(conversion, notice):
             self._poller.hint(conversion.task_id)
             return CallbackVerdict.CONFIRMING
         record = TaskRecord(notice.task_id, TaskState.SUCCEEDED, wav_url=notice.wav_url)

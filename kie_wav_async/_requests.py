@@ -10,13 +10,16 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Iterable
-from typing import Final, cast
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import quote
 
 from yarl import URL
 
 from kie_wav_async._models import Track, WireRequest, verify_type
+
+if TYPE_CHECKING:
+    from kie_wav_async._secret import Secret
 
 SUBMIT_PATH: Final = "/api/v1/wav/generate"
 RECORD_PATH: Final = "/api/v1/wav/record-info"
@@ -127,6 +130,33 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+class _Headers(Mapping[str, str]):
+    """The headers of every request; the key is put into its header when that is read."""
+
+    __slots__ = ("_api_key",)
+
+    # The service wants the content type on every request, GET included.
+    _OTHERS: Final = {"Content-Type": "application/json", "Accept": "application/json"}
+
+    def __init__(self, api_key: Secret[str]) -> None:
+        self._api_key = api_key
+
+    def __getitem__(self, name: str) -> str:
+        if name == "Authorization":
+            return f"Bearer {self._api_key.reveal()}"
+        return self._OTHERS[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield "Authorization"
+        yield from self._OTHERS
+
+    def __len__(self) -> int:
+        return 1 + len(self._OTHERS)
+
+    def __repr__(self) -> str:
+        return f"<headers {', '.join(self)}>"
+
+
 class RequestBuilder:
     """Builds every request of one session; URLs and headers are made once."""
 
@@ -139,7 +169,7 @@ class RequestBuilder:
         "_submit_url",
     )
 
-    def __init__(self, base_url: URL, api_key: str) -> None:
+    def __init__(self, base_url: URL, api_key: Secret[str]) -> None:
         """Take a checked base URL, and a key that can stand in a header."""
         base = str(base_url).rstrip("/")
         self._submit_url = base + SUBMIT_PATH
@@ -147,12 +177,7 @@ class RequestBuilder:
         self._music_url = base + MUSIC_PATH + "?taskId="
         self._download_url = base + DOWNLOAD_URL_PATH
         self._credits_url = base + CREDITS_PATH
-        # The service wants the content type on every request, GET included.
-        self._headers = {
-            "Authorization": f"Bearer {api_key}",
-            "Content-Type": "application/json",
-            "Accept": "application/json",
-        }
+        self._headers = _Headers(api_key)
 
     def submit(self, track: Track, callback_url: str) -> WireRequest:
         """Ask for the conversion of *track*; costs credits."""

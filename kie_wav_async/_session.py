@@ -49,6 +49,7 @@ from kie_wav_async._requests import (
     parse_hosts,
 )
 from kie_wav_async._schedule import PollSchedule, RetryPolicy
+from kie_wav_async._secret import Secret
 from kie_wav_async._signature import parse_keys
 from kie_wav_async._submitter import Submitter
 from kie_wav_async._transport import AiohttpTransport, Transport
@@ -209,6 +210,12 @@ class WavSession:
         clock: Clock | None = None,
     ) -> None:
         """Check everything; nothing is opened yet."""
+        # First of all, so that no error below has one of them in this frame.
+        key = Secret(os.environ.get("KIE_API_KEY") if api_key is None else api_key)
+        given_keys = Secret(webhook_keys)
+        address = Secret(base_url)
+        posted_to = Secret(callback_url)
+        del api_key, webhook_keys, base_url, callback_url
         verify_count(max_in_flight, "max_in_flight")
         if max_charges is not None:
             verify_count(max_charges, "max_charges")
@@ -231,25 +238,19 @@ class WavSession:
             msg = "on_event is called, not awaited: pass a plain function"
             raise TypeError(msg)
         hosts = _parse_insecure_hosts(insecure_hosts)
-        key = os.environ.get("KIE_API_KEY") if api_key is None else api_key
-        if key is None:
-            msg = "no API key: pass api_key or set KIE_API_KEY"
-            raise ValueError(msg)
-        address = os.environ.get("KIE_BASE_URL") or DEFAULT_BASE_URL
-        self._base_url = parse_base_url(address if base_url is None else base_url, hosts)
-        if callback_url is None:
-            callback_url = os.environ.get("KIE_CALLBACK_URL") or ""
-        is_called_back = callback_url != ""
-        keys = _parse_webhook_keys(webhook_keys)
-        self._lacks_keys = is_called_back and not keys
+        allowed = parse_hosts(download_hosts, "download_hosts")
+        secret = Secret(key.parse(_parse_api_key))
+        self._base_url = address.parse(lambda given: _parse_base_url(given, hosts))
+        called_back_at = posted_to.parse(_parse_callback_url)
+        parsed = Secret(given_keys.parse(_parse_webhook_keys))
+        keys = parsed if parsed.reveal() else None
+        self._lacks_keys = called_back_at is not None and keys is None
         self._desk = Desk(
             clock=clock,
             transport=transport,
-            requests=RequestBuilder(self._base_url, parse_api_key(key)),
-            api_key=key,
-            callback_url=(
-                parse_callback_url(callback_url) if is_called_back else PLACEHOLDER_CALLBACK_URL
-            ),
+            requests=RequestBuilder(self._base_url, secret),
+            api_key=secret,
+            callback_url=called_back_at or PLACEHOLDER_CALLBACK_URL,
             on_event=on_event,
             ledger=ledger,
         )
@@ -273,24 +274,28 @@ class WavSession:
             keys=keys,
             trust=CallbackTrust(callback_trust),
             insecure_hosts=hosts,
+            download_hosts=allowed,
         )
         self._reader = Reader(self._desk, retry)
         media = Media(
             transport.network if isinstance(transport, AiohttpTransport) else Network(),
             insecure_hosts=hosts,
-            download_hosts=parse_hosts(download_hosts, "download_hosts"),
+            download_hosts=allowed,
         )
-        self._downloader = Downloader(self._desk, media, self.fresh_url)
+        self._downloader = Downloader(self._desk, media, self.fresh_url, self.record)
         self._max_in_flight = max_in_flight
         self._desk.hub.on_wait = self._poller.revive
         self._closing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         """Name the address and the state, never the key."""
-        if self._desk.hub.loop is None:
+        desk: Desk | None = getattr(self, "_desk", None)
+        if desk is None:  # The constructor raised.
+            return "<WavSession not constructed>"
+        if desk.hub.loop is None:
             state = "not entered"
         else:
-            state = "open" if self._desk.hub.closed is None else "closed"
+            state = "open" if desk.hub.closed is None else "closed"
         return f"<WavSession {self._base_url} {state}>"
 
     # --- opening and closing --------------------------------------------------------------
@@ -316,6 +321,7 @@ class WavSession:
         if opening is not None:
             self._desk.registry.restore_doubts(opening.accepted, opening.unknown)
             self._turns.restore(opening.ended_unix_s)
+            self._desk.hosts.restore(opening.hosts)
             self._receiver.restore(opening.named)
         if self._lacks_keys:
             _logger.warning(
@@ -738,8 +744,9 @@ class WavSession:
 
         At most 8 run at a time; others wait. An attempt ends when nothing comes for
         60 s, or less than 16 KiB/s over 60 s; there are 8, with growing waits
-        between them. A link that the host refuses is renewed once. Nothing of ours
-        goes to the host: neither key nor cookie.
+        between them. A link that the host refuses is renewed once, and one that only
+        a callback has named is confirmed by one poll before. Nothing of ours goes to
+        the host: neither key nor cookie.
 
         Args:
             wav: What to save.
@@ -761,6 +768,25 @@ class WavSession:
         self._desk.hub.verify_open()
         verify_type(wav, WavFile, "wav")
         return await self._downloader.download(wav, path)
+
+
+def _parse_api_key(given: str | None) -> str:
+    if given is None:
+        msg = "no API key: pass api_key or set KIE_API_KEY"
+        raise ValueError(msg)
+    return parse_api_key(given)
+
+
+def _parse_base_url(given: str | URL | None, insecure_hosts: frozenset[str]) -> URL:
+    if given is None:
+        given = os.environ.get("KIE_BASE_URL") or DEFAULT_BASE_URL
+    return parse_base_url(given, insecure_hosts)
+
+
+def _parse_callback_url(given: str | URL | None) -> str | None:
+    if given is None:
+        given = os.environ.get("KIE_CALLBACK_URL") or ""
+    return None if given == "" else parse_callback_url(given)
 
 
 def _parse_webhook_keys(given: str | Iterable[str] | None) -> tuple[bytes, ...]:

@@ -23,7 +23,11 @@ from typing import Any, Final, TypeAlias, cast
 import attrs
 
 from kie_wav_async._models import verify_number, verify_type
+from kie_wav_async._secret import Secret
 from kie_wav_async.errors import SignatureError
+
+#: The keys that may have signed, in UTF-8.
+Keys: TypeAlias = Secret[tuple[bytes, ...]]
 
 Text: TypeAlias = str | bytes
 
@@ -92,18 +96,25 @@ def sign(task_id: str, timestamp: int | str, key: str) -> str:
 
     Source: docs.kie.ai, "Webhook Security Verification".
     """
+    secret = Secret(key)
+    del key
     verify_type(task_id, str, "task_id")
     given = cast("object", timestamp)  # Callers without a type checker pass floats.
     if isinstance(given, bool) or not isinstance(given, int | str):
         msg = f"timestamp must be an int or a str, not {type(given).__name__}"
         raise TypeError(msg)
+    encoded = Secret(secret.parse(_encode_key))
+    # A lone surrogate is no text, but a test may well want it signed.
+    message = f"{task_id}.{timestamp}".encode("utf-8", "surrogatepass")
+    return _sign(message, encoded.reveal()).decode()
+
+
+def _encode_key(key: str) -> bytes:
     verify_type(key, str, "key")
     if not key.strip():
         msg = "key must not be empty or blank"
         raise ValueError(msg)
-    # A lone surrogate is no text, but a test may well want it signed.
-    message = f"{task_id}.{timestamp}".encode("utf-8", "surrogatepass")
-    return _sign(message, key.encode("utf-8", "surrogatepass")).decode()
+    return key.encode("utf-8", "surrogatepass")
 
 
 def _sign(message: bytes, key: bytes) -> bytes:
@@ -235,11 +246,19 @@ def _bytes(value: object) -> bytes:
     return b""
 
 
+def _is_genuine(task_id: str, signed: Signed, keys: tuple[bytes, ...]) -> bool:
+    message = task_id.encode("utf-8", "surrogatepass") + b"." + signed.timestamp
+    is_genuine = False
+    for key in keys:
+        is_genuine |= hmac.compare_digest(_sign(message, key), signed.signature)
+    return is_genuine
+
+
 def verify_signed(
     task_id: str,
     signed: Signed,
     *,
-    keys: tuple[bytes, ...],
+    keys: Keys,
     now_unix_s: float,
     tolerance_s: float = TOLERANCE_S,
 ) -> None:
@@ -252,11 +271,7 @@ def verify_signed(
     Raises:
         SignatureError: ``signature``: no key signed this. ``stale``: too old, or too far ahead.
     """
-    message = task_id.encode("utf-8", "surrogatepass") + b"." + signed.timestamp
-    is_genuine = False
-    for key in keys:
-        is_genuine |= hmac.compare_digest(_sign(message, key), signed.signature)
-    if not is_genuine:
+    if not _is_genuine(task_id, signed, keys.reveal()):
         raise SignatureError(reason="signature", task_id=task_id)
     # Written as "not <=" so that a NaN clock refuses rather than accepts.
     if not abs(now_unix_s - int(signed.timestamp)) <= tolerance_s:

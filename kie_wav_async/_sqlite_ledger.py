@@ -20,7 +20,9 @@ from kie_wav_async._ledger_models import (
     LedgerOpening,
     Standing,
     TrackState,
+    verify_host,
     verify_place,
+    verify_settled_by,
 )
 from kie_wav_async._ledger_sql import RETRIABLE, LedgerTables
 from kie_wav_async._ledger_thread import Job, LedgerThread
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from yarl import URL
+
+    from kie_wav_async._models import SettledBy
 
 __all__ = ["SqliteLedger"]
 
@@ -108,7 +112,10 @@ class SqliteLedger:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
 
     def __repr__(self) -> str:
-        return f"SqliteLedger({str(self._path)!r})"
+        path: Path | None = getattr(self, "_path", None)
+        if path is None:  # __init__ raised.
+            return "<SqliteLedger not constructed>"
+        return f"SqliteLedger({str(path)!r})"
 
     async def __aenter__(self) -> Self:
         await self.open(time.time())
@@ -308,12 +315,22 @@ class SqliteLedger:
         verify_id(task_id, "task_id")
         await self._ask(lambda tables: tables.hear(attempt_id, task_id))
 
+    async def keep_host(self, host: str) -> None:
+        """
+        Write down that the service named a file on *host*, as ``name:port``.
+
+        See `Ledger.keep_host`.
+        """
+        verify_host(host)
+        await self._ask(lambda tables: tables.keep_host(host))
+
     async def settle(
         self,
         task_id: str,
         now_unix_s: float,
         *,
         wav_url: URL | None = None,
+        settled_by: SettledBy = "poll",
         error_code: int | None = None,
         error: str | None = None,
     ) -> None:
@@ -323,12 +340,18 @@ class SqliteLedger:
         See `Ledger.settle`.
         """
         verify_id(task_id, "task_id")
+        verify_settled_by(settled_by)
         _verify_moment(now_unix_s)
         url = None if wav_url is None else str(wav_url)
         code, words = _code(error_code), _words(error)
         await self._ask(
             lambda tables: tables.settle(
-                task_id, now_unix_s, wav_url=url, error_code=code, error=words
+                task_id,
+                now_unix_s,
+                wav_url=url,
+                settled_by=settled_by,
+                error_code=code,
+                error=words,
             )
         )
 

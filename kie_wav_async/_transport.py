@@ -10,6 +10,7 @@ before the first byte of a request is written; without it, no byte has left.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
@@ -26,6 +27,7 @@ from kie_wav_async._network import (
     through,
     user_agent,
 )
+from kie_wav_async._secret import Secret, drop_frames
 from kie_wav_async.errors import TransportError, TransportTimeoutError, WireFormatError
 
 if TYPE_CHECKING:
@@ -90,6 +92,14 @@ async def _note_sent(
     context.trace_request_ctx.began = True
 
 
+def _too_long(response: WireResponse) -> WireFormatError:
+    msg = (
+        f"the service's answer (HTTP {response.status}) is longer than 1 MiB. "
+        "Is base_url right, and no proxy in between?"
+    )
+    return WireFormatError(msg, http_status=response.status)
+
+
 def _origin(request: WireRequest) -> str:
     return str(URL(request.url, encoded=True).origin())
 
@@ -132,7 +142,9 @@ class AiohttpTransport:
         trust_env: bool = False,
     ) -> None:
         """Keep the settings; nothing is opened yet."""
-        self.network: Final = Network(proxy=proxy, ssl=ssl, trust_env=trust_env)
+        address = Secret(proxy)  # It may have a password.
+        del proxy
+        self.network: Final = Network(proxy=address, ssl=ssl, trust_env=trust_env)
         self._is_closed = False
         self._submits: aiohttp.ClientSession | None = None
         self._reads: aiohttp.ClientSession | None = None
@@ -148,9 +160,11 @@ class AiohttpTransport:
         kind = TransportError
         cause: Exception | None = None
         why: str | None
+        before = sys.exception()
         try:
             response = await self._exchange(request, flight)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            drop_frames(error, before)  # Those of aiohttp have the key.
             task = asyncio.current_task()
             if not self._is_closed or task is None or task.cancelling():
                 raise
@@ -170,6 +184,8 @@ class AiohttpTransport:
             why = proxy_failure(error, self._proxy_for(request)) or silence
         else:
             why = refusal_of_proxy(response.status, self._proxy_for(request))
+            if why is None and len(response.body) > MAX_ANSWER_BYTES:
+                raise _too_long(response)
             if why is None:
                 return response
         # Out here, so that aiohttp's error is not its context: it may hold the key.
@@ -207,11 +223,6 @@ class AiohttpTransport:
                 body += await answer.content.read(room)
             if len(body) > MAX_ANSWER_BYTES:
                 answer.close()
-                msg = (
-                    f"the service's answer (HTTP {answer.status}) is longer than 1 MiB. "
-                    "Is base_url right, and no proxy in between?"
-                )
-                raise WireFormatError(msg, http_status=answer.status)
             return WireResponse(
                 status=answer.status,
                 body=bytes(body),

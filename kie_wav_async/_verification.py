@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from kie_wav_async._callback import authenticate, build_callback, is_signable
 from kie_wav_async._clock import SystemClock
 from kie_wav_async._models import verify_number, verify_type
+from kie_wav_async._secret import Secret
 from kie_wav_async._signature import (
     TOLERANCE_S,
     Headers,
@@ -70,9 +71,11 @@ def verify_signature(
 
     Source: docs.kie.ai, "Webhook Security Verification".
     """
+    secret = Secret(keys)
+    del keys
     verify_type(task_id, str, "task_id")
     # Yours first, so that a setting that verifies nothing shows whatever a peer sends.
-    parsed = _some_keys(keys)
+    parsed = Secret(secret.parse(_some_keys))
     now = _now(now_unix_s)
     tolerance = _tolerance(tolerance_s)
     signed = shape_signed(timestamp, signature)
@@ -118,10 +121,12 @@ def parse_callback(
     Sources: docs.kie.ai, "Convert to WAV Callbacks" and "Webhook Security
     Verification".
     """
+    secret = Secret(keys)
+    del keys
     task_id, signed, root = authenticate(
         headers,
         body,
-        keys=_some_keys(keys),
+        keys=Secret(secret.parse(_some_keys)),
         now_unix_s=_now(now_unix_s),
         tolerance_s=_tolerance(tolerance_s),
     )

@@ -186,6 +186,11 @@ def _status_word(data: JsonObject) -> str:
     return ""
 
 
+def says_failed(data: JsonObject) -> bool:
+    """Return whether the status word of *data* is one of a failure."""
+    return parse_state(_status_word(data), has_url=True) is TaskState.FAILED
+
+
 #: A number at or above this is milliseconds: as seconds it is the year 5138.
 _MILLISECONDS_FROM: Final = 1e11
 

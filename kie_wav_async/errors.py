@@ -29,8 +29,12 @@ Everything that can go wrong, as one tree::
 Misuse by the caller is a builtin `ValueError`, `TypeError` or `RuntimeError`.
 
 Every error knows its ``task_id`` and ``track`` where there is one, says what to
-do next, never carries a key, and survives `copy.copy` and `pickle` with all its
-fields. Each waiter gets an object of its own.
+do next, and survives `copy.copy` and `pickle` with all its fields. Each waiter gets
+an object of its own.
+
+No error holds a secret: not in its text or fields, not in the variables of a frame
+of ours that it carries, and not in its causes, which come without the frames of the
+HTTP library. A `repr` of whatever is in a frame shows no key either.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from yarl import URL
 
-    from kie_wav_async._models import Track
+    from kie_wav_async._models import SettledBy, Track
 
 __all__ = [
     "AttemptOutcome",
@@ -145,17 +145,29 @@ class Ledger(Protocol):
         """
         ...
 
+    async def keep_host(self, host: str) -> None:
+        """
+        Write down that the service named a file on *host*, as ``name:port``.
+
+        See `LedgerOpening.hosts`. Said again it counts as the latest. Of more than 100
+        the one that was said longest ago is forgotten.
+        """
+        ...
+
     async def settle(
         self,
         task_id: str,
         now_unix_s: float,
         *,
         wav_url: URL | None = None,
+        settled_by: SettledBy = "poll",
         error_code: int | None = None,
         error: str | None = None,
     ) -> None:
         """
         Write down how a task ended: with the WAV at *wav_url*, or badly.
+
+        *settled_by* tells what named the WAV; without *wav_url* it means nothing.
 
         The first end counts. The first WAV of any of its tasks makes a track
         succeed. One whose task fails is followed under another that has not

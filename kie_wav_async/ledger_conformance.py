@@ -993,11 +993,13 @@ class LedgerConformance:
         lost, _ = await life.submit(track, AttemptOutcome.UNKNOWN)
         _, first = await life.submit(track, again=True)
         second = await life.end(lost, AttemptOutcome.ACCEPTED)
-        await life.expect(track, TrackState.ACCEPTED, task_id=first)
+        repeat = (await life.find(track)).attempt_id
+        await life.expect(track, TrackState.ACCEPTED, task_id=first, task_attempt_id=repeat)
         await life.fail(first)
         await life.expect(
             track, TrackState.ACCEPTED, task_id=second, error_code=None, error=None, settled_at=None
         )
+        await life.expect(track, TrackState.ACCEPTED, attempt_id=repeat, task_attempt_id=lost)
         await life.fail(second)
         await life.expect(track, TrackState.FAILED, task_id=second, error_code=500, error=_WORDS)
 
@@ -1119,12 +1121,49 @@ class LedgerConformance:
             state=TrackState.SUCCEEDED,
             attempt_id=attempt_id,
             task_id=task_id,
+            task_attempt_id=attempt_id,
             submitted_at=_moment(begun),
             settled_at=_moment(life.now - 1.0),
             wav_url=_WAV,
+            settled_by="poll",
         )
         _same(standing, expected, "a track that succeeded")
         _same(str(standing.wav_url), str(_WAV), "its URL")
+
+    @_promise
+    async def test_what_named_a_wav_is_told(self) -> None:
+        """Whether a callback or a poll named the WAV is told; the first one stays."""
+        life = self.life
+        called_back, polled = life.track(), life.track()
+        _, first = await life.submit(called_back)
+        _, second = await life.submit(polled)
+        await life.ledger.settle(first, life.tick(), wav_url=_WAV, settled_by="callback")
+        await life.ledger.settle(second, life.tick(), wav_url=_WAV, settled_by="poll")
+        await life.ledger.settle(first, life.tick(), wav_url=_WAV, settled_by="poll")
+        await life.die()
+        await life.expect(called_back, TrackState.SUCCEEDED, settled_by="callback")
+        await life.expect(polled, TrackState.SUCCEEDED, settled_by="poll")
+        failed = life.track()
+        _, third = await life.submit(failed)
+        await life.fail(third)
+        await life.expect(failed, TrackState.FAILED, settled_by=None)
+
+    @_promise
+    async def test_hosts_are_told(self) -> None:
+        """The hosts kept are told at openings, the one kept last at the end, and at most 100."""
+        life = self.life
+        _same(life.opening.hosts, (), "the hosts of an empty ledger")
+        await life.ledger.keep_host("b.example:443")
+        await life.ledger.keep_host("a.example:8443")
+        await life.ledger.keep_host("a.example:443")
+        await life.ledger.keep_host("b.example:443")
+        told = ("a.example:8443", "a.example:443", "b.example:443")
+        _same((await life.die()).hosts, told, "the hosts kept")
+        await life.ledger.keep_host("a.example:8443")
+        for number in range(98):
+            await life.ledger.keep_host(f"{number}.example:443")
+        most = ("b.example:443", "a.example:8443", *(f"{n}.example:443" for n in range(98)))
+        _same((await life.restart()).hosts, most, "the last 100 hosts kept")
 
     @_promise
     async def test_a_failure_is_told(self) -> None:
@@ -1486,6 +1525,8 @@ class LedgerConformance:
             lambda: life.ledger.begin(good, ids[1], now, again=True),
             lambda: life.ledger.end(ids[1], accepted, later, task_id="task"),
             lambda: life.ledger.end(ids[0], AttemptOutcome.NOT_CREATED, later),
+            lambda: life.ledger.keep_host("a.example:443"),
+            lambda: life.ledger.keep_host("b.example:443"),
             lambda: life.ledger.settle("task", later, wav_url=_WAV),
             lambda: life.ledger.store(good, path="p", size=1, sha256="s"),
             lambda: life.ledger.unstore(good),

@@ -30,6 +30,7 @@ from yarl import URL
 from kie_wav_async._memory_ledger import MemoryLedger
 from kie_wav_async._models import Track, WireRequest, WireResponse
 from kie_wav_async._requests import RECORD_PATH
+from kie_wav_async._secret import Secret
 from kie_wav_async._signature import sign
 
 if TYPE_CHECKING:
@@ -370,13 +371,16 @@ def signed_callback(
 
         fields: Added to the body's ``data`` as they are, or put in place of ours.
     """
+    secret = Secret(key)
+    del key
     timestamp = str(int(time.time() if now_unix_s is None else now_unix_s))
+    signature = secret.parse(lambda given: sign(task_id, timestamp, given))
     data = {"task_id": task_id, "audioWavUrl": url, **fields}
     return SignedCallback(
         headers={
             "Content-Type": "application/json",
             "X-Webhook-Timestamp": timestamp,
-            "X-Webhook-Signature": sign(task_id, timestamp, key),
+            "X-Webhook-Signature": signature,
         },
         body=json.dumps({"code": code, "msg": message, "data": data}).encode(),
     )

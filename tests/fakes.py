@@ -34,12 +34,15 @@ from kie_wav_async.testing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Iterable
 
     from kie_wav_async import CallbackVerdict, WireRequest
 
 KEY = "sk-kie-PLANTED-0123456789"
 WEBHOOK_KEY = "whk-PLANTED-0123456789"
+
+#: The hosts of the files that records and callbacks name here.
+HOSTS = ("media.invalid:443", "cdn.example:443", "mirror.example:80")
 
 #: Where a session that listens is called back.
 LISTENING_AT = "https://app.example/kie/callback?shop=7"
@@ -174,8 +177,11 @@ class FakeService:
             for request in self.transport.submits
         ]
 
-    def session(self, **settings: object) -> WavSession:
-        return FakedSession(KEY, transport=self.transport, clock=self.clock, **settings)
+    def session(self, *, hosts: Iterable[str] = HOSTS, **settings: object) -> WavSession:
+        """Return a session that knows *hosts*, as if polls had named files there."""
+        session = FakedSession(KEY, transport=self.transport, clock=self.clock, **settings)
+        session._desk.hosts.restore(hosts)
+        return session
 
     def listening(self, **settings: object) -> WavSession:
         """Return a session that is called back, with the key that signs."""

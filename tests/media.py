@@ -21,17 +21,16 @@ import socket
 import ssl
 import struct
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 import attrs
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from certificates import SERVER_PEM
+
 if TYPE_CHECKING:
     from types import TracebackType
-
-PEM = Path(__file__).parent / "localhost.pem"
 
 End = Literal["fin", "rst", "stall"]
 Framing = Literal["length", "chunked", "close"]
@@ -157,7 +156,7 @@ class MediaServer:
     Args:
         host: The host in the addresses it gives out; it must lead to 127.0.0.1.
 
-        is_tls: Whether it speaks TLS, with the certificate of `PEM` for localhost.
+        is_tls: Whether it speaks TLS, with a certificate for localhost.
 
     Attributes:
         connections: How many were accepted.
@@ -171,7 +170,7 @@ class MediaServer:
         self._context: ssl.SSLContext | None = None
         if is_tls:
             self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            self._context.load_cert_chain(PEM)
+            self._context.load_cert_chain(SERVER_PEM)
         self._files: dict[str, tuple[File, Manners]] = {}
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()

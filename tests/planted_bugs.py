@@ -84,7 +84,7 @@ STR_LOWERED = (
 TRIED = f"""    for key in keys:
         is_genuine |= {COMPARE}
 """
-FORGED = """    if not is_genuine:
+FORGED = """    if not _is_genuine(task_id, signed, keys.reveal()):
         raise SignatureError(reason="signature", task_id=task_id)
 """
 STALE = f"""    if {FRESH}:

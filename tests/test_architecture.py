@@ -50,12 +50,14 @@ ROWS: list[tuple[int, frozenset[str]]] = [
             {"_wire", "_schedule", "_limiter", "_registry", "_requests"}
             | {"_signature", "_inbox", "_health", "_hint_limiter"}
             | {"_wav_header", "_ranges", "_addresses", "_budget", "_pace", "file_names"}
+            | {"_known_hosts"}
         ),
     ),
     (1, frozenset({"_envelope", "_lifecycle"})),
     (0, frozenset({"events"})),
     (0, frozenset({"_ledger_models"})),
     (0, frozenset({"_models", "errors"})),
+    (0, frozenset({"_secret"})),
 ]
 LAYER = {module: layer for layer, modules in ROWS for module in modules}
 ROW = {module: row for row, (_, modules) in enumerate(ROWS) for module in modules}

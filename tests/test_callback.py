@@ -20,6 +20,7 @@ from kie_wav_async._callback import (
     read_body,
 )
 from kie_wav_async._models import Callback
+from kie_wav_async._secret import Secret
 from kie_wav_async._signature import Signed, sign
 from kie_wav_async.errors import CallbackFormatError, SignatureError
 from samples import (
@@ -34,7 +35,7 @@ from samples import (
 )
 from strategies import callback_bodies, headers, mutated_callbacks
 
-KEYS = (WEBHOOK_KEY.encode(),)
+KEYS = Secret((WEBHOOK_KEY.encode(),))
 OTHER_ID = "c" * 32
 SIGNED = Signed(str(SIGNED_AT).encode(), b"0" * 44)
 
@@ -634,14 +635,14 @@ def test_the_tolerance_is_passed_on():
 
 def test_any_of_several_keys_may_have_signed():
     """While one key replaces another, callbacks of both are taken, and of no third."""
-    keys = (b"another-key-of-the-tests", *KEYS)
+    keys = Secret((b"another-key-of-the-tests", *KEYS.reveal()))
     body = encode(callback())
 
     assert (
         build_callback(*authenticate(signed_pairs(), body, keys=keys, now_unix_s=SIGNED_AT))
     ) == take(body)
     with pytest.raises(SignatureError):
-        authenticate(signed_pairs(), body, keys=keys[:1], now_unix_s=SIGNED_AT)
+        authenticate(signed_pairs(), body, keys=Secret(keys.reveal()[:1]), now_unix_s=SIGNED_AT)
 
 
 def test_the_rest_of_the_body_is_not_signed():

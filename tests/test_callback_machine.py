@@ -66,7 +66,7 @@ class Delivery:
         return self.is_signed and abs(now_unix_s - int(self.signed_at)) <= 300
 
     def may_settle(self) -> bool:
-        return self.code == 200 and str(self.url).startswith("https:")
+        return self.code == 200 and str(self.url).startswith("https://media.invalid/")
 
 
 class CallbackMachine(RuleBasedStateMachine):
@@ -424,13 +424,15 @@ NAMINGS = {
 
 #: What the body may say, and whether that is the success of a task.
 SAYINGS = {
-    (200, "https://evil.invalid/x.wav"): True,
-    ("200", "https://evil.invalid/x.wav"): True,
-    (201, "https://evil.invalid/x.wav"): False,
-    (500, "https://evil.invalid/x.wav"): False,
-    (None, "https://evil.invalid/x.wav"): False,
-    (200, "http://evil.invalid/x.wav"): False,
-    (200, "evil.invalid/x.wav"): False,
+    (200, "https://media.invalid/x.wav"): True,
+    ("200", "https://media.invalid/x.wav"): True,
+    (201, "https://media.invalid/x.wav"): False,
+    (500, "https://media.invalid/x.wav"): False,
+    (None, "https://media.invalid/x.wav"): False,
+    (200, "https://evil.invalid/x.wav"): False,
+    (200, "https://media.invalid:8443/x.wav"): False,
+    (200, "http://media.invalid/x.wav"): False,
+    (200, "media.invalid/x.wav"): False,
     (200, None): False,
 }
 

@@ -12,7 +12,7 @@ import pytest
 
 from cli_runs import names
 from fastclock import FastClock
-from kie_wav_async import CallbackTrust, WavSession
+from kie_wav_async import WavSession
 from kie_wav_async.cli import _attack, main
 from kie_wav_async.simulator import ATTACKS, Simulator
 
@@ -103,10 +103,11 @@ async def test_the_attacks_as_json(attack, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 class Believing(Quick):
-    """A session that believes the bodies of callbacks, whatever it is told."""
+    """A session that takes the attacker's host for one of the service's."""
 
     def __init__(self, *given: object, **settings: object) -> None:
-        super().__init__(*given, **{**settings, "callback_trust": CallbackTrust.PAYLOAD})
+        super().__init__(*given, **settings)
+        self._desk.hosts.restore(["attacker.invalid:443"])
 
 
 class Keyless(Quick):
@@ -180,8 +181,7 @@ async def test_an_answer_that_tells(attack, monkeypatch: pytest.MonkeyPatch) -> 
         result = await truly(self, kind, task_id, **how)
         if kind != "failure-body":
             return result
-        polls = sum(self.state().polls.values())
-        return attrs.evolve(result, body=b"known" if polls else b"done")
+        return attrs.evolve(result, body=b"done" if self.deliveries else b"known")
 
     monkeypatch.setattr(Simulator, "attack", told)
     done = await attack("--json")

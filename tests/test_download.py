@@ -18,6 +18,7 @@ import attrs
 import pytest
 from yarl import URL
 
+from certificates import TRUSTED_PEM
 from disk import Disk, Fault
 from hostile import BODY, KEY, MIB, TRACK, HastyClock, downloading, link
 from kie_wav_async import Download, RetryPolicy, WavFile, WavSession, _part_file, events
@@ -25,7 +26,7 @@ from kie_wav_async._part_file import part_path
 from kie_wav_async._transport import AiohttpTransport
 from kie_wav_async.errors import DownloadError, SessionClosedError, TransportError
 from kie_wav_async.testing import FakeClock, ScriptedTransport, refused
-from media import HONEST, PEM, Manner, MediaServer, refusal, wav_bytes
+from media import HONEST, Manner, MediaServer, refusal, wav_bytes
 from proxy import Plan, Proxy, http
 
 #: What no test waits for; it only ends a hang.
@@ -833,7 +834,7 @@ async def test_a_proxy_that_lets_nobody_through(target, link, is_there) -> None:
 async def test_certificates_of_the_transport_are_used(target, is_trusted) -> None:
     """A host's certificate is checked against what the session's transport trusts."""
     transport = AiohttpTransport(
-        **({"ssl": ssl.create_default_context(cafile=PEM)} if is_trusted else {})
+        **({"ssl": ssl.create_default_context(cafile=TRUSTED_PEM)} if is_trusted else {})
     )
     async with (
         MediaServer(host="localhost", is_tls=True) as media,

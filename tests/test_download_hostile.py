@@ -15,6 +15,7 @@ import attrs
 import pytest
 from yarl import URL
 
+from certificates import TRUSTED_PEM
 from hostile import (
     ATTEMPTS,
     BODY,
@@ -39,7 +40,6 @@ from kie_wav_async.errors import DownloadError, SessionClosedError
 from links import ACCEPTED, REFUSED
 from media import (
     HONEST,
-    PEM,
     File,
     Manner,
     MediaServer,
@@ -477,7 +477,7 @@ async def test_error_holds_no_signature_of_the_link(media, folder):
 @contextlib.contextmanager
 def looking_up(monkeypatch, resolver, **settings):
     """Have sessions look names up with *resolver*, and trust the certificate of the tests."""
-    context = ssl.create_default_context(cafile=PEM)
+    context = ssl.create_default_context(cafile=TRUSTED_PEM)
     context.check_hostname = False  # It is for localhost, and the names are made up.
 
     def make(_, **given):

@@ -5,7 +5,7 @@ import datetime as dt
 import pytest
 
 from kie_wav_async import Track
-from kie_wav_async._ledger_models import verify_place
+from kie_wav_async._ledger_models import verify_host, verify_place, verify_settled_by
 from kie_wav_async.ledger import Standing, TrackState
 
 AT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -47,3 +47,20 @@ def test_what_is_no_place_is_refused(
     """What cannot be a place is refused before anything is written."""
     with pytest.raises(expected, match=complaint):
         verify_place(path, key)
+
+
+def test_a_host_is_a_text() -> None:
+    """The host of a file is a text that says something."""
+    verify_host("media.example:443")
+    with pytest.raises(ValueError, match="host must not be empty"):
+        verify_host("")
+    with pytest.raises(TypeError, match="host must be a str"):
+        verify_host(b"media.example:443")
+
+
+@pytest.mark.parametrize("settled_by", ["callback", "poll"])
+def test_a_callback_or_a_poll_names_a_wav(settled_by: str) -> None:
+    """Nothing else than a callback or a poll can name a WAV."""
+    verify_settled_by(settled_by)
+    with pytest.raises(ValueError, match="settled_by must be 'callback' or 'poll', not 'guess'"):
+        verify_settled_by("guess")

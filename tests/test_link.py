@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from kie_wav_async._addresses import is_public
-from kie_wav_async._link import is_trusted, join_link, verify_link
+from kie_wav_async._link import host_and_port, is_trusted, join_link, verify_link
 from kie_wav_async._requests import parse_hosts
 from kie_wav_async._wire import parse_url
 from links import ACCEPTED, REFUSED
@@ -492,3 +492,30 @@ def test_any_location_leads_somewhere_or_nowhere(text):
     assert str(found).isprintable()
     assert " " not in str(found)
     assert found.raw_host
+
+
+# --- which host it is ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("https://Media.Example/x.wav", "media.example:443"),
+        ("https://media.example:443/x.wav", "media.example:443"),
+        ("https://media.example:8443/x.wav", "media.example:8443"),
+        ("http://media.example/x.wav", "media.example:80"),
+        ("https://media.example./x.wav", "media.example.:443"),
+        ("https://[2001:DB8:0::1]/x.wav", "2001:db8::1:443"),
+        ("https://user:pw@media.example/x.wav", None),
+        ("https://media.example:99999/x.wav", None),
+    ],
+)
+def test_a_host_goes_with_its_port(text, expected):
+    """Whatever its case and notation, a host is told with its port; what is none, not at all."""
+    assert expected == host_and_port(as_it_stands(text))
+
+
+def test_a_host_of_any_script_is_told_in_ascii():
+    """A name in another script is the same host as its form for the DNS."""
+    expected = "xn--bcher-kva.example:443"
+    assert expected == host_and_port(URL("https://b\u00fccher.example/"))

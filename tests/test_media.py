@@ -15,8 +15,8 @@ import aiohttp
 import attrs
 import pytest
 
+from certificates import TRUSTED_PEM
 from media import (
-    PEM,
     File,
     Manner,
     MediaServer,
@@ -139,7 +139,7 @@ async def test_tls_is_spoken():
     """With TLS, a client that trusts the certificate gets the file from localhost."""
     async with MediaServer(host="localhost", is_tls=True) as media:
         url = media.put("/a.wav", BODY)
-        answer = await ask(url, ssl=ssl.create_default_context(cafile=PEM))
+        answer = await ask(url, ssl=ssl.create_default_context(cafile=TRUSTED_PEM))
 
     assert "https" == url.scheme
     assert BODY == answer.body

@@ -4,6 +4,7 @@ import pytest
 from yarl import URL
 
 from kie_wav_async._network import Network
+from kie_wav_async._secret import Secret
 
 PROXY = "http://127.0.0.1:3128"
 NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
@@ -62,5 +63,5 @@ def test_a_proxy_that_was_named_goes_before_the_environment(monkeypatch):
     """With a proxy of its own, a way out does not look at the environment."""
     monkeypatch.setenv("https_proxy", "http://other.example:1")
     monkeypatch.setenv("no_proxy", "*")
-    network = Network(proxy=PROXY, trust_env=True)
+    network = Network(proxy=Secret(PROXY), trust_env=True)
     assert URL(PROXY) == network.proxy_for(URL("https://h.example/"))

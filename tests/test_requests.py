@@ -17,6 +17,7 @@ from kie_wav_async._requests import (
     parse_base_url,
     parse_hosts,
 )
+from kie_wav_async._secret import Secret
 from samples import AUDIO_ID, FILE_URL, MUSIC_TASK_ID, TASK_ID, short
 
 TRACK = Track(MUSIC_TASK_ID, AUDIO_ID, title="Not for the service")
@@ -30,7 +31,7 @@ HEADERS = {
 @pytest.fixture
 def builder() -> RequestBuilder:
     """Return a builder of requests to the service itself."""
-    return RequestBuilder(URL("https://api.kie.ai"), "key-1")
+    return RequestBuilder(URL("https://api.kie.ai"), Secret("key-1"))
 
 
 def test_a_submit_sends_the_three_documented_fields(builder):
@@ -46,6 +47,18 @@ def test_a_submit_sends_the_three_documented_fields(builder):
         "callBackUrl": "https://h.example/cb?x=%2F&attempt=1",
     }
     assert request.is_submit
+
+
+def test_the_key_is_in_its_header_and_in_no_text(builder):
+    """The headers are a mapping that has the key for who reads it, and shows none of it."""
+    headers = builder.poll(TASK_ID).headers
+
+    assert (3, "Bearer key-1") == (len(headers), headers["Authorization"])
+    assert HEADERS == headers
+    with pytest.raises(KeyError):
+        headers["authorization"]
+    assert "<headers Authorization, Content-Type, Accept>" == repr(headers)
+    assert "key-1" not in f"{headers} {headers!r} {builder.poll(TASK_ID)!r}"
 
 
 def test_a_poll_asks_for_one_task(builder):
@@ -99,7 +112,7 @@ def test_a_fresh_link_is_asked_for_by_the_url_as_it_is(builder):
 )
 def test_the_base_url_may_have_a_path(base, expected):
     """Every path is put behind the base URL's own, with one slash between."""
-    builder = RequestBuilder(URL(base), "k")
+    builder = RequestBuilder(URL(base), Secret("k"))
 
     assert builder.credits().url == f"{expected}/api/v1/chat/credit"
     assert builder.submit(TRACK, "").url == f"{expected}/api/v1/wav/generate"
@@ -108,7 +121,7 @@ def test_the_base_url_may_have_a_path(base, expected):
 @given(strategies.ids.filter(is_id))
 def test_an_id_is_quoted_so_that_it_comes_back(task_id):
     """Any id is one query value to the server, the one we meant."""
-    builder = RequestBuilder(URL("https://h.example"), "k")
+    builder = RequestBuilder(URL("https://h.example"), Secret("k"))
 
     for request in (builder.poll(task_id), builder.music(task_id)):
         request.url.encode("ascii")
@@ -131,7 +144,7 @@ def test_an_id_is_quoted_so_that_it_comes_back(task_id):
 )
 def test_an_id_is_quoted_where_it_must_be(task_id, quoted):
     """What means something in a query is percent-encoded in an id."""
-    builder = RequestBuilder(URL("https://h.example"), "k")
+    builder = RequestBuilder(URL("https://h.example"), Secret("k"))
 
     assert builder.poll(task_id).url.endswith(f"?taskId={quoted}")
     assert builder.music(task_id).url.endswith(f"?taskId={quoted}")
@@ -140,7 +153,7 @@ def test_an_id_is_quoted_where_it_must_be(task_id, quoted):
 @given(strategies.ids.filter(is_id), strategies.ids.filter(is_id))
 def test_a_track_of_any_script_is_sent(music_task_id, audio_id):
     """Ids of any script come out of a submit's body as they went in."""
-    builder = RequestBuilder(URL("https://h.example"), "k")
+    builder = RequestBuilder(URL("https://h.example"), Secret("k"))
     body = json.loads(builder.submit(Track(music_task_id, audio_id), "https://x/").body)
 
     assert (music_task_id, audio_id) == (body["taskId"], body["audioId"])

@@ -18,6 +18,7 @@ from kie_wav_async import (
     _gate,
     _hint_limiter,
     _inbox,
+    _ledger_models,
     _receiver,
     _signature,
     errors,
@@ -50,6 +51,7 @@ def test_it_promises_no_more_than_the_limits() -> None:
     assert f"{_callback.MAX_BODY_LENGTH // 1024} KiB" in PAGE
     assert f"kept for {_inbox.KEPT_S / 60:g} minutes" in PAGE
     assert f"at most {_inbox.MAX_KEPT:,} callbacks" in PAGE
+    assert f"The last {_ledger_models.MAX_HOSTS} hosts" in PAGE
     assert f"one per {_hint_limiter.HINT_TASK_GAP_S:g} s for a task" in PAGE
     assert f"{1 / _hint_limiter.HINT_GAP_S:g} per second in all" in PAGE
     assert f"at most {_receiver._REFUSED_A_MINUTE} `CallbackRefused` a minute" in PAGE
@@ -60,6 +62,14 @@ def test_it_promises_no_more_than_the_limits() -> None:
     answered = re.findall(r"^\| (\d{3}) \|", PAGE, re.MULTILINE)
     assert ["200", "400", "401", "405", "408", "413", "415", "500", "503"] == answered
     assert all(status in webhook.__doc__ for status in answered if status != "500")
+
+
+def test_it_says_what_remains() -> None:
+    """What is left under the default trust stands on the page, word by word."""
+    assert (
+        "Whoever holds a fresh signature and the query, before the genuine delivery settles, can "
+        "name another file *on the same host*, and anybody with an account can put one there."
+    ) in PAGE
 
 
 def test_every_reason_is_machine_readable() -> None:

@@ -11,6 +11,7 @@ import traceback
 import pytest
 from multidict import CIMultiDict, CIMultiDictProxy, MultiDict
 
+from kie_wav_async._secret import Secret
 from kie_wav_async._signature import (
     Signed,
     parse_keys,
@@ -50,7 +51,9 @@ VECTORS = [
 
 def verify(headers, *, task_id=TASK_ID, keys=KEYS, now_unix_s=SIGNED_AT, **settings):
     """Judge headers as a receiver does that has read the id from the body."""
-    verify_signed(task_id, read_signed(headers), keys=keys, now_unix_s=now_unix_s, **settings)
+    verify_signed(
+        task_id, read_signed(headers), keys=Secret(keys), now_unix_s=now_unix_s, **settings
+    )
 
 
 def refusal_of(headers, **settings):

@@ -815,7 +815,8 @@ async def test_no_reading_sorts_the_catalog(path, monkeypatch):
     assert ["SCAN track USING COVERING INDEX track_state"] == [
         plan
         for plan in statements
-        if "SCAN" in plan or ("B-TREE" in plan and not any(name in plan for name in few))
+        if ("SCAN" in plan and plan != "SCAN host")  # A hundred at most.
+        or ("B-TREE" in plan and not any(name in plan for name in few))
     ]
     assert len(statements) > 15
 

@@ -20,6 +20,7 @@ from kie_wav_async import (
     WireResponse,
 )
 from kie_wav_async._requests import RequestBuilder
+from kie_wav_async._secret import Secret
 from kie_wav_async._wire import parse_record, parse_submit
 from kie_wav_async.errors import ConversionFailedError, RateLimitedError, TransportError
 from kie_wav_async.testing import (
@@ -300,7 +301,7 @@ async def test_script_that_is_over_settles_nothing() -> None:
 
 def test_requests_are_told_apart() -> None:
     """Submits and polls are what a session sends as such, and nothing else is."""
-    build = RequestBuilder(URL("https://h"), "key")
+    build = RequestBuilder(URL("https://h"), Secret("key"))
     track = Track("m1", "a/1&=ü")
     submit, poll = build.submit(track, "https://cb"), build.poll("t/1&=ü")
     transport = ScriptedTransport([])

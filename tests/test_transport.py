@@ -16,14 +16,15 @@ import ssl
 import traceback
 import tracemalloc
 from collections import Counter
-from pathlib import Path
 
 import aiohttp
 import pytest
 from yarl import URL
 
+from certificates import SERVER_PEM, TRUSTED_PEM
 from kie_wav_async import AiohttpTransport, Track, WavSession
 from kie_wav_async._requests import RequestBuilder
+from kie_wav_async._secret import Secret
 from kie_wav_async._wire import parse_submit
 from kie_wav_async.errors import (
     KieWavError,
@@ -38,7 +39,6 @@ CALLBACK = "https://kie-wav-async.invalid/callback?attempt=00ff"
 MIB = 1 << 20
 # What no test waits for; it only ends a hang.
 PATIENCE_S = 60.0
-PEM = Path(__file__).parent / "localhost.pem"
 
 OK = http("200 OK", '{"code":200,"msg":"success","data":{"taskId":"t1"}}')
 REDIRECTS = ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"]
@@ -46,12 +46,12 @@ REDIRECTS = ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Pe
 
 def submit_to(base_url):
     """Return a submit as the session would send it."""
-    return RequestBuilder(URL(base_url), KEY).submit(Track("5c79", "e231"), CALLBACK)
+    return RequestBuilder(URL(base_url), Secret(KEY)).submit(Track("5c79", "e231"), CALLBACK)
 
 
 def read_from(base_url):
     """Return a request that costs nothing."""
-    return RequestBuilder(URL(base_url), KEY).poll("t1")
+    return RequestBuilder(URL(base_url), Secret(KEY)).poll("t1")
 
 
 REQUESTS = pytest.mark.parametrize("request_to", [submit_to, read_from])
@@ -166,13 +166,13 @@ class Tap:
 def server_context():
     """Return what a server for localhost needs."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(PEM)
+    context.load_cert_chain(SERVER_PEM)
     return context
 
 
 def client_context():
     """Return what a client that trusts it needs."""
-    return ssl.create_default_context(cafile=PEM)
+    return ssl.create_default_context(cafile=TRUSTED_PEM)
 
 
 # Requests on the wire

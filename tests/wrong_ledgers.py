@@ -1405,3 +1405,70 @@ class ReservesLate(MemoryLedger):
     async def reserve(self, track, **kwargs):
         await asyncio.sleep(0)
         return await super().reserve(track, **kwargs)
+
+
+# Who named a file.
+
+
+@wrong("what_named_a_wav_is_told")
+class TakesEveryWavAsPolled(MemoryLedger):
+    """It does not keep that a callback named the WAV."""
+
+    async def settle(self, task_id, now_unix_s, **how):
+        await super().settle(task_id, now_unix_s, **{**how, "settled_by": "poll"})
+
+
+@wrong("what_named_a_wav_is_told")
+class TellsWhoNamedNothing(MemoryLedger, Rows):
+    """A track that failed has its WAV from a poll."""
+
+    async def find(self, track):
+        standing = await super().find(track)
+        return standing and attrs.evolve(standing, settled_by=standing.settled_by or "poll")
+
+
+@wrong("a_track_is_followed_under_one_task_then_the_other")
+class NamesTheLatestSubmit(MemoryLedger):
+    """The submit of the task that is followed is taken to be the latest."""
+
+    async def find(self, track):
+        standing = await super().find(track)
+        return standing and attrs.evolve(standing, task_attempt_id=standing.attempt_id)
+
+
+@wrong("hosts_are_told")
+class ForgetsHosts(MemoryLedger):
+    """Hosts die with the process."""
+
+    def die(self):
+        left = super().die()
+        left._books.hosts = {}
+        return left
+
+
+@wrong("hosts_are_told")
+class KeepsEveryHost(MemoryLedger):
+    """There is no end to the hosts."""
+
+    async def keep_host(self, host):
+        before = dict(self._books.hosts)
+        await super().keep_host(host)
+        self._books.hosts = {**before, **self._books.hosts}
+
+
+@wrong("hosts_are_told")
+class KeepsHostsInTheirFirstOrder(MemoryLedger):
+    """A host said again does not count as the latest."""
+
+    async def keep_host(self, host):
+        if host not in self._books.hosts:
+            await super().keep_host(host)
+
+
+@wrong("hosts_are_told")
+class ForgetsTheLatestHost(MemoryLedger):
+    """Of too many hosts the one that came last goes."""
+
+    async def keep_host(self, host):
+        if len(self._books.hosts) < 100:
+            await super().keep_host(host)

@@ -1,12 +1,10 @@
 """
 ``kie-wav demo --attack``: every attack of the simulator's on a receiver of ours.
 
-Each attack has a conversion of its own, and is carried out twice. Once while the
-conversion is in flight and the attacker holds back its genuine callback: then
-callbacks may only be hints, because who can hold one back can put another body
-under its signature. And once when the conversion is settled by that callback, with
-the trust that is the default. What an attack did is read from the session's
-counters, and from what KIE itself says in the end.
+Each attack has a conversion of its own, and is carried out twice: once while the
+conversion is in flight and the attacker holds back its genuine callback, and once
+when the conversion is settled. The trust is the default. What an attack did is read
+from the session's counters, and from what KIE itself says in the end.
 """
 
 from __future__ import annotations
@@ -22,7 +20,6 @@ from rich import box
 from rich.table import Table
 
 from kie_wav_async import (
-    CallbackTrust,
     CallbackVerdict,
     PollSchedule,
     RateLimit,
@@ -48,7 +45,15 @@ _NEVER_S: Final = 3_600.0
 
 # The signature does not cover the body: these have a genuine one, and are read.
 _SIGNED: Final = frozenset(
-    {"other-body", "failure-body", "replay", "wrong-attempt", "foreign-task"}
+    {
+        "other-body",
+        "loopback-url",
+        "userinfo-url",
+        "failure-body",
+        "replay",
+        "wrong-attempt",
+        "foreign-task",
+    }
 )
 _OK: Final = 200
 
@@ -132,12 +137,12 @@ async def run_attack(*, as_json: bool) -> int:
     with AttackDisplay(2 * count) as display:
         display.say(
             f"Playing {count} attacks on two receivers of callbacks. In one the conversions are in "
-            "flight, the attacker holds their genuine callbacks back, and callbacks are hints. In "
-            "the other they are settled, and the trust is the default."
+            "flight, and the attacker holds their genuine callbacks back. In the other they are "
+            "settled."
         )
         in_flight, settled = await asyncio.gather(
-            _assault(CallbackTrust.HINT, display, is_held_back=True),
-            _assault(CallbackTrust.PAYLOAD, display, is_held_back=False),
+            _assault(display, is_held_back=True),
+            _assault(display, is_held_back=False),
         )
     pairs = list(zip(in_flight.blows, settled.blows, strict=True))
     if as_json:
@@ -161,13 +166,14 @@ async def run_attack(*, as_json: bool) -> int:
         "conversions settled with KIE's own file, and was submitted and charged once."
     )
     display.say(
-        "What is left with the default trust: who can hold a genuine callback back can put "
-        "another URL in it. callback_trust=CallbackTrust.HINT closes that."
+        "What remains with the default trust: whoever holds a fresh signature and the query, "
+        "before the genuine delivery settles, can name another file on the same host, and "
+        "anybody with an account can put one there. callback_trust=CallbackTrust.HINT closes that."
     )
     return DONE
 
 
-async def _assault(trust: CallbackTrust, display: AttackDisplay, *, is_held_back: bool) -> _Assault:
+async def _assault(display: AttackDisplay, *, is_held_back: bool) -> _Assault:
     """Carry out every attack on a receiver of its own, and look what became of its session."""
     clock = _Time()
     received: list[CallbackVerdict] = []
@@ -186,7 +192,6 @@ async def _assault(trust: CallbackTrust, display: AttackDisplay, *, is_held_back
                 base_url=kie.base_url,
                 callback_url=f"http://127.0.0.1:{sock.getsockname()[1]}/kie/callback",
                 webhook_keys=kie.webhook_key,
-                callback_trust=trust,
                 insecure_hosts=("127.0.0.1",),
                 rate_limit=RateLimit(len(ATTACKS), per_s=1.0),
                 poll=PollSchedule(first_s=_NEVER_S, interval_s=_NEVER_S, backstop_s=_NEVER_S),

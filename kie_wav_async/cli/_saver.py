@@ -289,7 +289,8 @@ class Saver:
         if standing is None or url is None or standing.state is not TrackState.SUCCEEDED:
             self._be_done(track)
             return
-        wav = WavFile(standing.task_id, url, standing.track, "poll", standing.expires_at)
+        named_by = standing.settled_by or "poll"
+        wav = WavFile(standing.task_id, url, standing.track, named_by, standing.expires_at)
         path: Path | None = None
         try:
             place = await self._places.find(standing)

@@ -87,6 +87,10 @@ class Overheard:
         """Return a body with the attacker's URL."""
         return encode(_forged(self.task_id, **changes))
 
+    def naming(self, url: str) -> bytes:
+        """Return a body with another URL."""
+        return encode(success_of(self.task_id, url))
+
 
 def _forged(task_id: str, **changes: object) -> dict[str, object]:
     return {**success_of(task_id, _ATTACKERS_URL), **changes}
@@ -137,6 +141,16 @@ def _wrong_key(heard: Overheard) -> _Shot:
 @_attack("other-body", "the genuine headers over another body: the attacker's URL")
 def _other_body(heard: Overheard) -> _Shot:
     return _send(heard, heard.headers)
+
+
+@_attack("loopback-url", "the genuine headers over another body: a URL of the receiver's machine")
+def _loopback_url(heard: Overheard) -> _Shot:
+    return _send(heard, heard.headers, heard.naming("https://127.0.0.1/other.wav"))
+
+
+@_attack("userinfo-url", "the genuine headers over another body: a user before the attacker's host")
+def _userinfo_url(heard: Overheard) -> _Shot:
+    return _send(heard, heard.headers, heard.naming("https://user:pw@attacker.invalid/other.wav"))
 
 
 @_attack("failure-body", "the genuine headers over another body: the conversion failed")

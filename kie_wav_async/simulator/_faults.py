@@ -122,15 +122,20 @@ def _refuse(problem: str) -> NoReturn:
     raise ValueError(message)
 
 
+# What cannot be converted is refused once all fields are there: until then there is no repr.
+
+
 def _as_tuple(value: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(value, str):
-        message = f"a sequence of strings is wanted, got the string {value!r}"
-        raise TypeError(message)
-    return tuple(value)
+    given = cast("object", value)
+    is_one = isinstance(given, str) or not isinstance(given, Iterable)
+    return cast("tuple[str, ...]", value) if is_one else tuple(value)
 
 
 def _as_seconds(value: object) -> Seconds | None:
-    return None if value is None else check_seconds("delay_s", value)
+    try:
+        return None if value is None else check_seconds("delay_s", value)
+    except ValueError:
+        return cast("Seconds", value)
 
 
 @attrs.frozen(kw_only=True)
@@ -273,6 +278,7 @@ class Fault:
 
     def __attrs_post_init__(self) -> None:
         """Refuse what could never strike or would strike elsewhere than meant."""
+        self._check_converted()
         if self.on not in get_args(Endpoint):
             _refuse(f"no endpoint {self.on!r}")
         kind = _KINDS.get(self.kind)
@@ -315,6 +321,14 @@ class Fault:
         for problem, is_so in refused.items():
             if is_so:
                 _refuse(problem)
+
+    def _check_converted(self) -> None:
+        for name in ("drop", "places", "other_places"):
+            if not isinstance(getattr(self, name), tuple):
+                message = f"a sequence of strings is wanted, got {getattr(self, name)!r}"
+                raise TypeError(message)
+        if self.delay_s is not None:
+            _ = check_seconds("delay_s", self.delay_s)
 
     @property
     def moment(self) -> When:
