@@ -314,7 +314,7 @@ class WavSession:
             raise
         if opening is not None:
             self._desk.registry.restore_doubts(opening.accepted, opening.unknown)
-            self._turns.restore(opening.ended_unix_s)
+            self._turns.restore(opening.ended_unix_s, opening.unknown)
             self._receiver.restore(opening.named)
         if self._lacks_keys:
             _logger.warning(

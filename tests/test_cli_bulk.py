@@ -739,6 +739,23 @@ async def test_maintenance(fast) -> None:
     assert [] == [line for line in held if re.search(r"about .* left", line)]
 
 
+async def test_outage(fast) -> None:
+    """After 5 unknown submits the rest waits, which is told once, and goes on by itself."""
+    write_catalog(*rows_of(30))
+    bad_gateway = Fault(kind="html", http_status=502, times=7)
+    async with service(bad_gateway, median_s=5.0, time_scale=200) as kie:
+        code, err = await fast(kie, rate=RateLimit(5, per_s=10.0))
+
+        assert (4, 23) == (code, kie.charges), err
+    assert 1 == err.count("KIE seems to be out")
+    assert 1 == err.count("KIE takes submits again")
+    begun, over = err.index("KIE seems to be out"), err.index("KIE takes submits again")
+    held = [line for line in err[begun:over].splitlines() if line.startswith("submitted ")]
+    assert held
+    assert [] == [line for line in held if "paused for an outage" not in line]
+    assert {"succeeded": 23, "unknown": 7} == await states()
+
+
 def test_429_once_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
     """However often 429 comes and goes it is told once a minute, also if the clock is set back."""
     display, track = BulkDisplay(), Track("m", "a")
