@@ -136,6 +136,22 @@ class Ledger(Protocol):
         """
         ...
 
+    async def resolve(self, attempt_id: str, now_unix_s: float, *, task_id: str = "") -> bool:
+        """
+        Write down the user's word on a submit: which task it created, or that it created none.
+
+        The word is taken, and `True` returned, for a submit that is unknown, that
+        ended in ``EXISTS``, or that has a word already, which is replaced: of an
+        existing one the task is ``ADOPTED``, else ``ACCEPTED``; without *task_id* it
+        is ``NOT_CREATED``. Any other stays what it is: `False`.
+
+        What a replaced word has led to counts no more. If the track was followed
+        under its task, the end, the WAV and the file of that task are forgotten (the
+        path is kept), and the track is followed under another task of its own, if it
+        has one, else under the new word's.
+        """
+        ...
+
     async def hear(self, attempt_id: str, task_id: str) -> None:
         """
         Write down that an authentic callback of *task_id* names *attempt_id*.
