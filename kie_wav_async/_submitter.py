@@ -501,7 +501,7 @@ class Submitter:
 
     async def adopt(self, doubt: UnknownSubmit, task_id: str | None) -> None:
         """
-        Write down what an attempt of unknown fate came to, and go on with it; see `resolve`.
+        Write down what the service says of an attempt of unknown fate, and go on with it.
 
         Raises:
             LedgerError: It could not be written; nothing has changed.
@@ -511,10 +511,29 @@ class Submitter:
         if self._registry.unknown_submit(doubt.attempt_id) is not None:
             self.resolve(doubt, task_id)
 
-    def resolve(self, doubt: UnknownSubmit, task_id: str | None) -> None:
-        """Take the user's word: the attempt created *task_id*, or nothing if `None`."""
+    async def take_word(self, submit: UnknownSubmit, task_id: str | None) -> None:
+        """
+        Write down the user's word on a submit, in place of an earlier one, and go on with it.
+
+        Raises:
+            LedgerError: It could not be written; nothing has changed.
+        """
+        attempt_id = submit.attempt_id
+        if not await self._desk.journal.resolve(attempt_id, task_id):
+            return  # The service has answered for it meanwhile.
+        if self._registry.is_word(attempt_id, task_id):
+            return
+        if self._registry.resolved_submit(attempt_id) is not None:
+            retracted = self._registry.retract(attempt_id)
+            if retracted is not None:
+                self._poller.unfollow(retracted)
+        if self._registry.unknown_submit(attempt_id) is not None:
+            self.resolve(submit, task_id, is_word=True)
+
+    def resolve(self, doubt: UnknownSubmit, task_id: str | None, *, is_word: bool = False) -> None:
+        """Go on with an attempt that created *task_id*, or nothing if `None`."""
         if task_id is None:
-            conversion = self._registry.absolve(doubt.attempt_id)
+            conversion = self._registry.absolve(doubt.attempt_id, is_word=is_word)
             if conversion is None:
                 return
             self._turns.remove(conversion)
@@ -533,9 +552,8 @@ class Submitter:
             self._turns.remove(queued)
             _ = self._registry.relapse(queued)
         followed = self._registry.find_task(task_id)
-        conversion = self._registry.adopt_unknown(
-            doubt.attempt_id, task_id, self._desk.clock.monotonic()
-        )
+        now = self._desk.clock.monotonic()
+        conversion = self._registry.adopt_unknown(doubt.attempt_id, task_id, now, is_word=is_word)
         self._turns.remove(conversion)
         if conversion is not followed:
             self._follow(conversion)
