@@ -1306,7 +1306,7 @@ def test_a_task_found_beside_another_attempt_goes_on_without_the_track(books: Bo
 
 
 @pytest.mark.parametrize("is_named", [False, True])
-def test_a_claimed_task_is_attached_again(books: Books, is_named: bool) -> None:  # noqa: FBT001
+def test_a_claimed_task_is_attached_again(books: Books, *, is_named: bool) -> None:
     """A task that was attached before is nobody's once the word is taken back."""
     books.restore_doubts(0, [UnknownSubmit(TRACK, "a1", NOW)])
     attached = books.attach("t1", None, 0.0)
