@@ -129,6 +129,8 @@ class AttemptEntry:
         task_id: The task that it created or was answered with; ``""`` without one.
 
         resolved_from: Its outcome before the user's word, if *outcome* is that; else `None`.
+
+        named_task_id: The task that an authentic callback named for it; ``""`` if none did.
     """
 
     attempt_id: str
@@ -136,6 +138,7 @@ class AttemptEntry:
     outcome: AttemptOutcome | None
     task_id: str = ""
     resolved_from: AttemptOutcome | None = None
+    named_task_id: str = ""
 
 
 @attrs.frozen(kw_only=True)

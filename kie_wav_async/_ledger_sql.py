@@ -15,6 +15,7 @@ from __future__ import annotations
 import datetime as dt
 import heapq
 import itertools
+import sys
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from yarl import URL
@@ -316,14 +317,15 @@ class LedgerTables:
 
     def find_attempts(self, prefix: str, limit: int) -> list[AttemptEntry]:
         """Return the attempts whose id begins with *prefix*, or the one that is it."""
-        rows = self._all(
-            "SELECT id, music_task_id, audio_id, title, outcome, attempt.task_id, resolved_from"
-            " FROM attempt JOIN track ON idx = track WHERE substr(id, 1, ?) = ?"
-            " ORDER BY id = ? DESC, n LIMIT ?",
-            *(len(prefix), prefix, prefix, limit),
+        found = (
+            "SELECT id, music_task_id, audio_id, title, outcome, attempt.task_id, resolved_from,"
+            " named_task FROM attempt JOIN track ON idx = track"
         )
-        if rows and rows[0][0] == prefix:
-            del rows[1:]
+        rows = self._all(f"{found} WHERE id = ?", prefix) or self._all(
+            f"{found} WHERE id >= ? AND id < ? ORDER BY n LIMIT ?",
+            # No character comes after the last one of Unicode.
+            *(prefix, prefix + chr(sys.maxunicode), limit),
+        )
         return [
             AttemptEntry(
                 attempt_id=attempt_id,
@@ -331,8 +333,9 @@ class LedgerTables:
                 outcome=None if outcome == _OPEN else AttemptOutcome(outcome),
                 task_id=task_id or "",
                 resolved_from=None if base is None else AttemptOutcome(base),
+                named_task_id=named or "",
             )
-            for attempt_id, music, audio, title, outcome, task_id, base in rows
+            for attempt_id, music, audio, title, outcome, task_id, base, named in rows
         ]
 
     def hear(self, attempt_id: str, task_id: str) -> None:

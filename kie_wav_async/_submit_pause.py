@@ -60,6 +60,7 @@ class SubmitPause:
     """
 
     __slots__ = (
+        "_is_news",
         "_is_reading",
         "_pause_s",
         "_probe",
@@ -77,6 +78,7 @@ class SubmitPause:
         self._probe_at = -math.inf
         self._pause_s = FIRST_PAUSE_S
         self._is_reading = False
+        self._is_news = False
         self._read_good_until = -math.inf
 
     # --- may one go? ----------------------------------------------------------------------
@@ -97,6 +99,13 @@ class SubmitPause:
         if is_sending or self._probe is not None or self._is_reading:
             return math.inf
         return None if now_mono_s >= self._probe_at else self._probe_at
+
+    def take_news(self, now_mono_s: float) -> float | None:
+        """Return in how many seconds the first probe goes, once for each outage; else `None`."""
+        if not self._is_news or self.reason is not PauseReason.OUTAGE:
+            return None
+        self._is_news = False
+        return max(0.0, self._probe_at - now_mono_s)
 
     def begin_read(self, now_mono_s: float) -> bool:
         """Return whether a free read has to be answered first; it is in progress then."""
@@ -209,6 +218,7 @@ class SubmitPause:
 
     def _begin_outage(self, pause_s: float, probe_at: float) -> None:
         self.reason = PauseReason.OUTAGE
+        self._is_news = True
         # If it began with a probe of a maintenance, that one is over.
         self._probe = None
         self._pause_s = pause_s

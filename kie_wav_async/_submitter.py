@@ -87,6 +87,7 @@ class Submitter:
         self._wire_is_empty: asyncio.Future[None] | None = None
         turns.on_turn = self._send
         turns.on_read = self._ask
+        turns.on_outage = self._tell_outage
         turns.on_spent = self._refuse_all
         desk.on_place_freed = turns.pump
         desk.on_key_refused = self._end_waits
@@ -473,25 +474,22 @@ class Submitter:
         else:
             conversion.wake(unknown_error(doubt, "the submit got no clear answer", cause=error))
         if is_outage:
-            self._tell_outage(doubt, error)
+            _logger.warning(
+                "%d submits in a row have an unknown outcome: the service seems to be out. New "
+                "submits pause; one at a time is tried, after %g s and then less and less often, "
+                "until one is answered",
+                UNKNOWN_IN_A_ROW,
+                FIRST_PAUSE_S,
+            )
         self._desk.on_lost(doubt)
 
-    def _tell_outage(self, doubt: UnknownSubmit, error: KieWavError) -> None:
-        """Say once that new submits pause, and which is the next."""
-        _logger.warning(
-            "%d submits in a row have an unknown outcome: the service seems to be out. New submits "
-            "pause; one at a time is tried, after %g s and then less and less often, until one is "
-            "answered",
-            UNKNOWN_IN_A_ROW,
-            FIRST_PAUSE_S,
-        )
-        waiting = self._turns.first_queued()
-        if waiting is not None:
-            reason = f"{UNKNOWN_IN_A_ROW} submits in a row have an unknown outcome"
-            held = unknown_error(doubt, reason, cause=error)
-            self._desk.emit(
-                events.SubmitHeld, track=waiting.track, error=held, delay_s=FIRST_PAUSE_S
-            )
+    def _tell_outage(self, conversion: Conversion, delay_s: float) -> None:
+        """Say that *conversion*, which is next, waits for the end of an outage."""
+        doubt = next(reversed(self._registry.unknown_submits()), None)
+        if doubt is not None:  # Or callbacks have told of all of them.
+            reason = f"the last {UNKNOWN_IN_A_ROW} submits have an unknown outcome"
+            held = unknown_error(doubt, reason)
+            self._desk.emit(events.SubmitHeld, track=conversion.track, error=held, delay_s=delay_s)
 
     def may_repeat(self, track: Track) -> bool:
         """Whether a submit in doubt is sent once more by itself: it was not, in this session."""

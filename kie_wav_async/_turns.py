@@ -37,6 +37,8 @@ class Turns:
 
         on_read: Called when a free read has to be answered before the next turn; see `end_read`.
 
+        on_outage: Called once for an outage, with the submit that is next and its seconds to wait.
+
         on_spent: Called with the error when no further charge is allowed.
 
         room_listeners: Called when the queue has room, so often as that may be news.
@@ -50,6 +52,7 @@ class Turns:
         """Start with an empty queue."""
         self.on_turn: Callable[[Conversion], None] = lambda _: None
         self.on_read: Callable[[], None] = lambda: None
+        self.on_outage: Callable[[Conversion, float], None] = lambda *_: None
         self.on_spent: Callable[[ChargeLimitError], None] = lambda _: None
         self.room_listeners: set[Callable[[], None]] = set()
         self.turn_listeners: set[Callable[[], None]] = set()
@@ -142,6 +145,8 @@ class Turns:
         while (waiting := self._returned or self._queue) and not self._is_closed:
             if self._registry.places >= self._max_in_flight or not self._is_affordable():
                 break
+            if (delay_s := self._pause.take_news(now)) is not None:
+                self.on_outage(next(iter(waiting)), delay_s)
             when = self._next_turn(now)
             if when is not None:
                 if when < math.inf:

@@ -13,7 +13,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from kie_wav_async._ledger_models import AttemptOutcome, LedgerOpening, Standing, TrackState
+from kie_wav_async._ledger_models import (
+    AttemptEntry,
+    AttemptOutcome,
+    LedgerOpening,
+    Standing,
+    TrackState,
+)
 from kie_wav_async._sqlite_ledger import SqliteLedger
 
 if TYPE_CHECKING:
@@ -24,6 +30,7 @@ if TYPE_CHECKING:
     from kie_wav_async._models import Track
 
 __all__ = [
+    "AttemptEntry",
     "AttemptOutcome",
     "Ledger",
     "LedgerOpening",

@@ -105,6 +105,21 @@ def test_more_unknown_outcomes_are_no_news() -> None:
     assert 60.0 == pause.blocked_until(30.0, is_sending=False)
 
 
+def test_an_outage_is_news_once() -> None:
+    """Who waits first learns for how long; not of one that is over by then, nor of maintenance."""
+    pause = SubmitPause()
+    assert pause.take_news(0.0) is None
+    assert pause.note_maintenance("a", 0.0)
+    assert pause.take_news(0.0) is None
+    pause = in_outage()
+    assert (50.0, None) == (pause.take_news(10.0), pause.take_news(10.0))
+    pause = in_outage()
+    assert 0.0 == pause.take_news(70.0)
+    pause = in_outage()
+    pause.note_answer("a", has_code=True)
+    assert pause.take_news(10.0) is None
+
+
 def test_maintenance_needs_no_read_and_ends_with_its_probe() -> None:
     """A probe a minute; an answer to another submit is older than the maintenance."""
     pause = SubmitPause()

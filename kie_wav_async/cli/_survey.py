@@ -109,6 +109,16 @@ def resolve_commands(path: Path, attempt: str, task_id: str | None) -> list[str]
     return [f"{begin} --task-id TASK_ID", f"{begin} --not-charged"]
 
 
+def resolve_all_commands(path: Path) -> list[str]:
+    """Return the commands that resolve all unknown submits of the ledger *path* at once."""
+    begin = shlex.join(["kie-wav", "resolve", str(path)])
+    return [
+        f"{begin} > unknown.csv",
+        f"{begin} --list unknown.csv",
+        f"{begin} --all --not-charged",
+    ]
+
+
 @attrs.define
 class Reason:
     """
