@@ -52,7 +52,7 @@ class Turns:
         """Start with an empty queue."""
         self.on_turn: Callable[[Conversion], None] = lambda _: None
         self.on_read: Callable[[], None] = lambda: None
-        self.on_outage: Callable[[Conversion, float], None] = lambda *_: None
+        self.on_outage: Callable[[Conversion, float], None] = lambda _, __: None
         self.on_spent: Callable[[ChargeLimitError], None] = lambda _: None
         self.room_listeners: set[Callable[[], None]] = set()
         self.turn_listeners: set[Callable[[], None]] = set()

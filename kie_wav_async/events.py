@@ -81,9 +81,9 @@ class SubmitHeld(Event):
         track: What was or is to be submitted.
 
         error:
-            Why it was not taken: unsent, 429 or 455. Of an outage, the
-            `SubmitUnknownError` of the fifth unknown submit in a row: there is one
-            event as it begins, for the submit that is next.
+            Why it was not taken: unsent, 429 or 455. Of an outage, a
+            `SubmitUnknownError` that names the last unknown submit: there is one
+            event for each outage, for the submit that has to wait first.
 
         delay_s: How long we wait before the next try, at least.
     """

@@ -754,6 +754,12 @@ async def test_outage(fast) -> None:
     assert held
     assert [] == [line for line in held if "paused for an outage" not in line]
     assert {"succeeded": 23, "unknown": 7} == await states()
+    # One command for all of them, not one for each.
+    assert [
+        f"kie-wav resolve {LEDGER} > unknown.csv",
+        f"kie-wav resolve {LEDGER} --list unknown.csv",
+        f"kie-wav resolve {LEDGER} --all --not-charged",
+    ] == re.findall(r"^  (kie-wav resolve .*?)(?:  #.*)?$", err, re.MULTILINE)
 
 
 def test_429_once_a_minute(capsys: pytest.CaptureFixture[str]) -> None:

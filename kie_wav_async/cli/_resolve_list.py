@@ -26,7 +26,14 @@ NOT_CHARGED: Final = "not-charged"
 #: An abbreviation shorter than this might be a slip of the pen.
 MIN_LENGTH: Final = 6
 
-_COLUMNS: Final = ("attempt_id", "task_id", "music_task_id", "audio_id", "since", "state")
+_COLUMNS: Final = (
+    "attempt_id",
+    "task_id",
+    "music_task_id",
+    "audio_id",
+    "since",
+    "state",
+)
 # So many bad rows are told.
 _TOLD: Final = 20
 
@@ -133,7 +140,8 @@ def _rows(text: str) -> Iterator[tuple[int, str, str]]:
     is_first = True
     for number, line in enumerate(lines, 1):
         try:
-            cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
+            read = csv.reader([line], delimiter=delimiter)
+            cells = [cell.strip() for cell in next(read, list[str]())]
         except csv.Error as error:
             raise CliError(USAGE, f"line {number}: {error}") from error
         if not any(cells) or cells[0].startswith("#"):
@@ -182,7 +190,7 @@ async def print_list(path: Path, *, as_json: bool) -> None:
         print_json({"ledger": str(path), "submits": rows})
         return
     text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    writer.writerows([row[name] for name in _COLUMNS] for row in rows)
     click.echo(text.getvalue(), nl=False)
