@@ -61,6 +61,7 @@ class SubmitPause:
 
     __slots__ = (
         "_is_news",
+        "_is_quiet",
         "_is_reading",
         "_pause_s",
         "_probe",
@@ -79,6 +80,7 @@ class SubmitPause:
         self._pause_s = FIRST_PAUSE_S
         self._is_reading = False
         self._is_news = False
+        self._is_quiet = False
         self._read_good_until = -math.inf
 
     # --- may one go? ----------------------------------------------------------------------
@@ -121,6 +123,7 @@ class SubmitPause:
             self._read_good_until = now_mono_s + _READ_IS_GOOD_S
         else:
             self._probe_at = now_mono_s + FIRST_PAUSE_S
+            self._confirm()
 
     # --- what becomes of submits --------------------------------------------------------------
 
@@ -149,16 +152,16 @@ class SubmitPause:
         if self.reason is PauseReason.OUTAGE:
             self._pause_s = min(2 * self._pause_s, LAST_PAUSE_S)
             self._probe_at = now_mono_s + self._pause_s
+            self._confirm()
         else:
             self._probe_at = now_mono_s + MAINTENANCE_PROBE_S
 
-    def note_unknown(self, now_mono_s: float) -> bool:
-        """Note an unknown outcome; return whether an outage begins with it."""
+    def note_unknown(self, now_mono_s: float) -> None:
+        """Note an unknown outcome."""
         self._unknown_in_a_row += 1
-        if self._unknown_in_a_row < UNKNOWN_IN_A_ROW or self.reason is PauseReason.OUTAGE:
-            return False
-        self._begin_outage(FIRST_PAUSE_S, now_mono_s + FIRST_PAUSE_S)
-        return True
+        is_row = self._unknown_in_a_row >= UNKNOWN_IN_A_ROW
+        if is_row and self.reason is not PauseReason.OUTAGE:
+            self._begin_outage(FIRST_PAUSE_S, now_mono_s + FIRST_PAUSE_S)
 
     def note_maintenance(self, submit: object, now_mono_s: float) -> bool:
         """
@@ -196,7 +199,9 @@ class SubmitPause:
         """
         Begin in an outage if the last 5 submits of an earlier run are all unknown.
 
-        Its first probe may go at once, after the read. Returns whether it is so.
+        Its first probe may go at once, after the read, and only if that fails is the
+        outage news: the earlier run may as well have been killed. Returns whether it
+        is so.
 
         Args:
             ended_unix_s: When the last submits ended.
@@ -214,11 +219,17 @@ class SubmitPause:
         if sum(at >= since for at in ended_unix_s) > unknown:
             return False
         self._begin_outage(FIRST_PAUSE_S / 2, now_mono_s)
+        self._is_news, self._is_quiet = False, True
         return True
+
+    def _confirm(self) -> None:
+        """Note that an outage which may have been over is not."""
+        self._is_news |= self._is_quiet
+        self._is_quiet = False
 
     def _begin_outage(self, pause_s: float, probe_at: float) -> None:
         self.reason = PauseReason.OUTAGE
-        self._is_news = True
+        self._is_news, self._is_quiet = True, False
         # If it began with a probe of a maintenance, that one is over.
         self._probe = None
         self._pause_s = pause_s

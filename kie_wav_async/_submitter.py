@@ -27,7 +27,7 @@ from kie_wav_async._schedule import (
     rate_limit_delay_s,
     retry_delay_s,
 )
-from kie_wav_async._submit_pause import FIRST_PAUSE_S, UNKNOWN_IN_A_ROW
+from kie_wav_async._submit_pause import UNKNOWN_IN_A_ROW
 from kie_wav_async._wire import is_answered, parse_submit
 from kie_wav_async.errors import (
     AlreadyExistsError,
@@ -468,23 +468,22 @@ class Submitter:
             attempt_id=doubt.attempt_id,
             error=conversion.told(error),
         )
-        is_outage = self._turns.note_unknown()
+        self._turns.note_unknown()
         if self.may_repeat(doubt.track) and not self._is_closed:
             self._turns.add_in(conversion, RESUBMIT_AFTER_S)
         else:
             conversion.wake(unknown_error(doubt, "the submit got no clear answer", cause=error))
-        if is_outage:
-            _logger.warning(
-                "%d submits in a row have an unknown outcome: the service seems to be out. New "
-                "submits pause; one at a time is tried, after %g s and then less and less often, "
-                "until one is answered",
-                UNKNOWN_IN_A_ROW,
-                FIRST_PAUSE_S,
-            )
         self._desk.on_lost(doubt)
 
     def _tell_outage(self, conversion: Conversion, delay_s: float) -> None:
         """Say that *conversion*, which is next, waits for the end of an outage."""
+        _logger.warning(
+            "%d submits in a row have an unknown outcome: the service seems to be out. New submits "
+            "pause; one at a time is tried, in %g s and then less and less often, until one is "
+            "answered",
+            UNKNOWN_IN_A_ROW,
+            delay_s,
+        )
         doubt = next(reversed(self._registry.unknown_submits()), None)
         if doubt is not None:  # Or callbacks have told of all of them.
             reason = f"the last {UNKNOWN_IN_A_ROW} submits have an unknown outcome"

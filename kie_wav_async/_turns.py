@@ -186,7 +186,7 @@ class Turns:
         mono = self._desk.clock.monotonic()
         self._limiter.restore(mono + left_s for left_s in left if left_s > 0)
         if self._pause.restore(ended_unix_s, [one.at.timestamp() for one in unknown], mono):
-            _logger.warning(
+            _logger.info(
                 "the last %d submits in the ledger have an unknown outcome: new submits wait "
                 "until one of them, sent alone, is answered",
                 UNKNOWN_IN_A_ROW,
@@ -230,9 +230,9 @@ class Turns:
         """Note that *conversion* met maintenance; return whether that is news."""
         return self._pause.note_maintenance(conversion, self._desk.clock.monotonic())
 
-    def note_unknown(self) -> bool:
-        """Note an unknown outcome; return whether new submits pause because of it."""
-        return self._pause.note_unknown(self._desk.clock.monotonic())
+    def note_unknown(self) -> None:
+        """Note an unknown outcome."""
+        self._pause.note_unknown(self._desk.clock.monotonic())
 
     def note_answer(self, conversion: Conversion, *, has_code: bool) -> None:
         """

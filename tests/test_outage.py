@@ -449,11 +449,14 @@ async def test_a_restart_begins_with_one(clock, service, caplog) -> None:
     await lose_five(clock, service, ledger)
     service.latency_s = 1.0
     await clock.advance(60.0)
-    async with service.session(ledger=ledger) as session:
+    caplog.set_level(logging.INFO, "kie_wav_async")
+    seen: list[events.Event] = []
+    async with service.session(ledger=ledger, on_event=seen.append) as session:
         began = clock.monotonic()
         batch = asyncio.create_task(collect(session, 30))
         await clock.advance(2.5)
         assert "the last 5 submits in the ledger have an unknown outcome" in caplog.text
+        assert not [event for event in seen if isinstance(event, events.SubmitHeld)]
         assert [0.0] == [at - began for at in reads(service)]
         assert 1.0 == service.submitted_at[5] - began
         await clock.run(batch)

@@ -12,7 +12,11 @@ from kie_wav_async._submit_pause import PauseReason, SubmitPause
 def in_outage(now: float = 0.0) -> SubmitPause:
     """Return a pause that began with 5 unknown outcomes."""
     pause = SubmitPause()
-    assert [False] * 4 + [True] == [pause.note_unknown(now) for _ in range(5)]
+    for _ in range(4):
+        pause.note_unknown(now)
+    assert pause.reason is None
+    pause.note_unknown(now)
+    assert pause.reason is PauseReason.OUTAGE
     return pause
 
 
@@ -94,13 +98,15 @@ def test_a_code_ends_an_outage_whichever_submit_got_it() -> None:
     assert pause.reason is PauseReason.OUTAGE
     pause.note_answer("another", has_code=True)
     assert pause.reason is None
-    assert [False] * 4 == [pause.note_unknown(0.0) for _ in range(4)]
+    for _ in range(4):
+        pause.note_unknown(0.0)
+    assert pause.reason is None
 
 
 def test_more_unknown_outcomes_are_no_news() -> None:
     """Those that were open when the outage began change nothing."""
     pause = in_outage()
-    assert not pause.note_unknown(30.0)
+    pause.note_unknown(30.0)
     pause.end_submit("another", 30.0, is_sent=True)
     assert 60.0 == pause.blocked_until(30.0, is_sending=False)
 
@@ -144,7 +150,10 @@ def test_maintenance_ends_an_outage_and_the_row() -> None:
     pause.begin_submit("probe")
     assert pause.note_maintenance("probe", 60.0)
     assert pause.reason is PauseReason.MAINTENANCE
-    assert [False] * 4 + [True] == [pause.note_unknown(99.0) for _ in range(5)]
+    for _ in range(4):
+        pause.note_unknown(99.0)
+    assert pause.reason is PauseReason.MAINTENANCE
+    pause.note_unknown(99.0)
     assert pause.reason is PauseReason.OUTAGE
 
 
@@ -153,9 +162,9 @@ def test_an_outage_that_a_probe_of_a_maintenance_begins_waits_a_minute() -> None
     pause = SubmitPause()
     assert pause.note_maintenance("a", 0.0)
     for _ in range(4):
-        assert not pause.note_unknown(0.0)
+        pause.note_unknown(0.0)
     pause.begin_submit("a")
-    assert pause.note_unknown(60.0)
+    pause.note_unknown(60.0)
     pause.end_submit("a", 60.0, is_sent=True)
     assert 120.0 == pause.blocked_until(60.0, is_sending=False)
 
@@ -178,5 +187,17 @@ def test_an_earlier_run_that_ended_in_an_outage(ended, unknown, is_paused) -> No
     pause = SubmitPause()
     assert is_paused == pause.restore(ended, unknown, 100.0)
     if is_paused:
+        assert pause.take_news(100.0) is None
         probe(pause, 100.0)
         assert 160.0 == pause.blocked_until(100.0, is_sending=False)
+        assert (60.0, None) == (pause.take_news(100.0), pause.take_news(100.0))
+
+
+def test_an_earlier_outage_that_goes_on_is_news() -> None:
+    """Also where the read before the first probe is not answered."""
+    pause = SubmitPause()
+    assert pause.restore([1.0] * 5, [1.0] * 5, 100.0)
+    assert pause.begin_read(100.0)
+    assert pause.take_news(100.0) is None
+    pause.end_read(101.0, is_answered=False)
+    assert 60.0 == pause.take_news(101.0)
