@@ -403,6 +403,21 @@ async def test_a_track_under_an_unknown_id(bulk: Bulk) -> None:
     assert [["m", "a1", task_id]] == [row[:3] for row in last.results]
 
 
+async def test_tracks_under_unknown_ids(bulk: Bulk) -> None:
+    """Several of them come with one list to fill in, not with a command each."""
+    write_catalog(*rows_of(3))
+    async with kie_of(conflict_id=False) as kie:
+        await submit_before(kie, "a1", "a2")
+        done = await bulk(kie)
+
+    assert 1 == done.code
+    assert "2 tracks have a WAV at KIE that was there before." in done.err
+    assert [
+        f"kie-wav resolve {LEDGER} > unknown.csv",
+        f"kie-wav resolve {LEDGER} --list unknown.csv",
+    ] == re.findall(r"^  (kie-wav resolve .*?)(?:  #.*)?$", done.err, re.MULTILINE)
+
+
 async def test_what_is_in_doubt_beside(bulk: Bulk) -> None:
     """A task that a callback named is in the command, and no submit of the bill goes untold."""
     write_catalog(*rows_of(3))

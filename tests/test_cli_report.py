@@ -685,3 +685,20 @@ def test_what_exists_under_an_untold_id(report, seen) -> None:
     assert (attempt(8), "a8", commands) == (told["attempt_id"], told["audio_id"], told["resolve"])
     assert ["exists", attempt(8), "m", "a8"] in report().lines
     assert {f"  {command}" for command in commands} < set(seen(80))
+
+
+def test_many_that_exist(report, seen) -> None:
+    """Tracks that exist under untold ids are listed, with one list to fill in for all of them."""
+
+    async def exist() -> None:
+        async with SqliteLedger(LEDGER) as ledger:
+            for number in range(12):
+                await Writer(ledger).end(number, "exists", error_code=409, error="exists")
+
+    asyncio.run(exist())
+    told, lines = report().lines, seen(80)
+    assert 12 == len([cells for cells in told if cells[0] == "exists" and len(cells) == 4])
+    assert [["resolve", command] for command in AT_ONCE] == [c for c in told if c[0] == "resolve"]
+    assert {f"  {command}" for command in AT_ONCE[:2]} < set(lines)
+    assert not [line for line in lines if "--task-id" in line]
+    assert "... and 2 more; see --json." in lines
