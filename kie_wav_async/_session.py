@@ -137,7 +137,12 @@ class WavSession:
             How reads are repeated, and submits that provably created nothing. A
             submit of unknown fate is never repeated by it.
 
-        on_unknown: What to do with a submit of unknown fate.
+        on_unknown:
+            What to do with a submit of unknown fate. After 5 of them in a row new
+            submits pause: one at a time is tried, each after a free read that was
+            answered, 1 minute apart, then 2, 4, 8 and 15, until a submit gets a body
+            with a code other than 408 and 5xx. Repeats wait and count too. With a
+            ledger whose last 5 submits are unknown the session begins so.
 
         timeout_s:
             Acceptance to result, per conversion, in seconds, above 0; `None` for
@@ -614,7 +619,8 @@ class WavSession:
         A word that was wrong is corrected by another call with the right one, for the
         last 10,000 words of this session: what follows the wrong task follows the
         right one then, and a result of the wrong task is forgotten. A file that you
-        have saved of it is yours to remove.
+        have saved of it is yours to remove. Words of earlier runs are corrected by
+        ``kie-wav resolve``.
 
         Args:
             attempt_id: As in `unknown_submits` and `SubmitUnknownError`.

@@ -315,18 +315,20 @@ def parse_submit(response: WireResponse) -> SubmitAnswer:
 #: The code, and the hundreds of codes, that tell nothing of a submit.
 _TIMED_OUT: Final = 408
 _SERVER_ERRORS: Final = 5
+_FIRST_REFUSAL: Final = 400
 
 
 def is_answered(response: WireResponse) -> bool:
     """
     Return whether the service itself has answered: a body with a code other than 408 and 5xx.
 
-    The code of a missing route is its ``status``, in JSON.
+    The code of a missing route is its ``status``, in JSON, of 400 or more.
     """
     root = load_object(response.body) or {}
     code = parse_int(root.get("code"))
     if code is None:
-        code = parse_int(root.get("status"))
+        status = parse_int(root.get("status"))
+        code = status if status is not None and status >= _FIRST_REFUSAL else None
     return code is not None and code != _TIMED_OUT and code // 100 != _SERVER_ERRORS
 
 
