@@ -137,7 +137,7 @@ def test_a_list_is_printed_filled_in_and_read(resolve) -> None:
         [attempt(7), "m", "a7", "t-7", "accepted"],
     ] == done.lines
     assert [
-        "5 submits resolved: 3 accepted, 2 not charged; 1 rows without a word left as they are.",
+        "5 submits resolved: 3 accepted, 2 not charged; left as they are: 1 row without a word.",
         f"1 more submit is of unknown fate: see `kie-wav report {LEDGER}`.",
     ] == done.err.splitlines()
     _, accepted, unknown = asyncio.run(look())

@@ -12,6 +12,7 @@ import attrs
 from yarl import URL
 
 from kie_wav_async import errors
+from kie_wav_async.cli._estimate import count_words
 from kie_wav_async.cli._output import (
     DONE,
     FAILED,
@@ -513,12 +514,13 @@ def _tell_all(
     charged = sum(case.task_id is not None for case in taken)
     done = "would be resolved" if is_dry else "resolved"
     summary = (
-        f"{len(taken):,} submits {done}: {charged:,} accepted, {len(taken) - charged:,} not charged"
+        f"{count_words(len(taken), 'submit')} {done}: {charged:,} accepted, "
+        f"{len(taken) - charged:,} not charged"
     )
     if refused:
         summary += f"; {len(refused):,} not resolved"
     if blanks:
-        summary += f"; {blanks:,} rows without a word left as they are"
+        summary += f"; left as they are: {count_words(blanks, 'row')} without a word"
     say(f"{summary}.")
     if is_dry:
         say("Nothing has changed (--dry-run).")
