@@ -285,6 +285,19 @@ class Journal:
             now = self._clock.time()
             await self._say(_End(attempt_id, outcome, now, task_id or "", None, None))
 
+    async def resolve(self, attempt_id: str, task_id: str | None) -> bool:
+        """
+        Write down the user's word on a submit; return `False` if it has been answered meanwhile.
+
+        Raises:
+            LedgerError: It could not be written, and is to be said again.
+        """
+        if self._ledger is None:
+            return True
+        await self._say_owed()  # That its fate is unknown may be among it.
+        now = self._clock.time()
+        return await _told(self._ledger.resolve, attempt_id, now, task_id=task_id or "")
+
     async def _say(self, end: _End) -> None:
         assert self._ledger is not None  # noqa: S101 - its callers have looked
         await _told(

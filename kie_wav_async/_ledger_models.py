@@ -126,6 +126,33 @@ class Standing:
 
 
 @attrs.frozen(kw_only=True)
+class AttemptEntry:
+    """
+    One submit in a ledger.
+
+    Attributes:
+        attempt_id: Its id.
+
+        track: What it was sent for.
+
+        outcome: What came of it; `None` while it may be under way.
+
+        task_id: The task that it created or was answered with; ``""`` without one.
+
+        resolved_from: Its outcome before the user's word, if *outcome* is that; else `None`.
+
+        named_task_id: The task that an authentic callback named for it; ``""`` if none did.
+    """
+
+    attempt_id: str
+    track: Track
+    outcome: AttemptOutcome | None
+    task_id: str = ""
+    resolved_from: AttemptOutcome | None = None
+    named_task_id: str = ""
+
+
+@attrs.frozen(kw_only=True)
 class LedgerOpening:
     """
     What a session has to know of a ledger that it goes on with.

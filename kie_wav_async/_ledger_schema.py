@@ -57,7 +57,8 @@ _SCHEMA: Final = f"""
         task_end TEXT, -- 'succeeded' or 'failed'
         named_task TEXT, -- by a callback
         error_code INTEGER,
-        error TEXT
+        error TEXT,
+        resolved_from TEXT -- what it was before the user's word, if its outcome is that
     );
     CREATE INDEX attempt_track ON attempt (track, outcome);
     CREATE INDEX attempt_task ON attempt (task_id) WHERE task_id IS NOT NULL;
@@ -72,7 +73,13 @@ _SCHEMA: Final = f"""
 """
 
 # What makes of each earlier version the next one.
-_UPGRADES: Final = {1: ("ALTER TABLE track ADD COLUMN path_key TEXT", _PATH_KEYS)}
+_UPGRADES: Final = {
+    1: (
+        "ALTER TABLE track ADD COLUMN path_key TEXT",
+        _PATH_KEYS,
+        "ALTER TABLE attempt ADD COLUMN resolved_from TEXT",
+    )
+}
 
 
 def create_tables(connection: sqlite3.Connection) -> None:

@@ -15,12 +15,14 @@ from __future__ import annotations
 import datetime as dt
 import heapq
 import itertools
+import sys
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from yarl import URL
 
 from kie_wav_async._ledger_models import (
     MAX_HOSTS,
+    AttemptEntry,
     AttemptOutcome,
     LedgerOpening,
     Standing,
@@ -241,7 +243,7 @@ class LedgerTables:
         # The end of a submit is when it left the wire, not when its fate was found out.
         self._run(
             "UPDATE attempt SET outcome = ?, ended = coalesce(ended, ?), task_id = ?,"
-            " error_code = ?, error = ? WHERE n = ?",
+            " error_code = ?, error = ?, resolved_from = NULL WHERE n = ?",
             *(outcome, now_unix_s, task_id if outcome in _HAS_TASK else None),
             *(error_code, error, number),
         )
@@ -260,6 +262,83 @@ class LedgerTables:
                 index,
             )
         self._restate(index)
+
+    def resolve(self, attempt_id: str, now_unix_s: float, task_id: str) -> bool:
+        """Take the user's word on an attempt, in place of an earlier one; tell whether."""
+        row = self._one(
+            "SELECT n, track, outcome, coalesce(resolved_from, outcome), coalesce(task_id, '')"
+            " FROM attempt WHERE id = ?",
+            attempt_id,
+        )
+        if row is None:
+            return False
+        number, index, outcome, base, before = row
+        if base not in (AttemptOutcome.UNKNOWN, AttemptOutcome.EXISTS):
+            return False
+        if not task_id:
+            word = AttemptOutcome.NOT_CREATED
+        elif base == AttemptOutcome.EXISTS:
+            word = AttemptOutcome.ADOPTED
+        else:
+            word = AttemptOutcome.ACCEPTED
+        if (outcome, before) == (word, task_id):
+            return True  # It was said before.
+        if outcome != base:
+            self._take_back(index, number, base)
+        self.end(attempt_id, word, now_unix_s, task_id=task_id, error_code=None, error=None)
+        self._run("UPDATE attempt SET resolved_from = ? WHERE n = ?", base, number)
+        return True
+
+    def _take_back(self, index: int, number: int, base: str) -> None:
+        """Have an attempt be what it was before a word, and its track with it."""
+        self._run(
+            "UPDATE attempt SET outcome = ?, task_id = NULL, task_end = NULL WHERE n = ?",
+            *(base, number),
+        )
+        is_followed = self._one("SELECT followed = ? FROM track WHERE idx = ?", number, index)
+        if is_followed is None or not is_followed[0]:
+            return
+        # What came before it had its WAV matters again.
+        self._run("UPDATE track SET answered = 0 WHERE idx = ?", index)
+        other = self._one(
+            "SELECT n FROM attempt WHERE track = ? AND task_id IS NOT NULL"
+            " ORDER BY task_end IS NULL DESC, task_end DESC, n DESC LIMIT 1",
+            index,
+        )
+        if other is not None:
+            # How it ended is asked for again: the track did not keep it.
+            self._run("UPDATE attempt SET task_end = NULL WHERE n = ?", *other)
+            self._follow(index, other[0])
+            return
+        self._follow(index, None)
+        self._run(
+            "UPDATE track SET rest = 'exists' WHERE idx = ? AND EXISTS"
+            " (SELECT 1 FROM attempt WHERE track = idx AND outcome = 'exists')",
+            index,
+        )
+
+    def find_attempts(self, prefix: str, limit: int) -> list[AttemptEntry]:
+        """Return the attempts whose id begins with *prefix*, or the one that is it."""
+        found = (
+            "SELECT id, music_task_id, audio_id, title, outcome, attempt.task_id, resolved_from,"
+            " named_task FROM attempt JOIN track ON idx = track"
+        )
+        rows = self._all(f"{found} WHERE id = ?", prefix) or self._all(
+            f"{found} WHERE id >= ? AND id < ? ORDER BY n LIMIT ?",
+            # No character comes after the last one of Unicode.
+            *(prefix, prefix + chr(sys.maxunicode), limit),
+        )
+        return [
+            AttemptEntry(
+                attempt_id=attempt_id,
+                track=Track(music, audio, title=title),
+                outcome=None if outcome == _OPEN else AttemptOutcome(outcome),
+                task_id=task_id or "",
+                resolved_from=None if base is None else AttemptOutcome(base),
+                named_task_id=named or "",
+            )
+            for attempt_id, music, audio, title, outcome, task_id, base, named in rows
+        ]
 
     def hear(self, attempt_id: str, task_id: str) -> None:
         """Keep the first task a callback named for an attempt in doubt."""
@@ -402,7 +481,7 @@ class LedgerTables:
         self._follow(index, row[0])
         return True
 
-    def _follow(self, index: int, number: int) -> None:
+    def _follow(self, index: int, number: int | None) -> None:
         self._run(
             "UPDATE track SET rest = ?, followed = ?, settled = NULL, wav_url = NULL,"
             " error_code = NULL, error = NULL, bytes = NULL, sha256 = NULL"

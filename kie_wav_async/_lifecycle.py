@@ -15,6 +15,7 @@ changes nothing. Nothing but `Registry` changes an entry's phase::
     UNKNOWN   accept → ACCEPTED   resend → QUEUED      withdraw → WITHDRAWN
     FOUND     accept → ACCEPTED
     ACCEPTED  succeed → SUCCEEDED fail → FAILED        time_out → TIMED_OUT
+              retract → UNKNOWN
 
 and, for an entry that was UNKNOWN before, relapse → UNKNOWN from QUEUED and SENDING.
 
@@ -81,6 +82,7 @@ class Event(enum.Enum):
     RELAPSE = enum.auto()
     RESEND = enum.auto()
     ACCEPT = enum.auto()
+    RETRACT = enum.auto()  #: its task was named by mistake
     SUCCEED = enum.auto()
     FAIL = enum.auto()
     TIME_OUT = enum.auto()
@@ -103,6 +105,7 @@ TRANSITIONS: Final[Mapping[tuple[Phase, Event], Phase]] = {
     (Phase.ACCEPTED, Event.SUCCEED): Phase.SUCCEEDED,
     (Phase.ACCEPTED, Event.FAIL): Phase.FAILED,
     (Phase.ACCEPTED, Event.TIME_OUT): Phase.TIMED_OUT,
+    (Phase.ACCEPTED, Event.RETRACT): Phase.UNKNOWN,
 }
 
 

@@ -62,7 +62,11 @@ class _Attempt:
     ended_unix_s: float = 0.0
     task_id: str = ""
     is_task_over: bool = False
+    #: Whether its task ended with a WAV.
+    has_wav: bool = False
     named: str = ""
+    #: What it was before the user's word, if its outcome is that.
+    resolved_from: AttemptOutcome | None = None
 
 
 @attrs.define(eq=False)
@@ -188,11 +192,29 @@ class _Books:
             return False
         elif attempt.outcome is AttemptOutcome.EXISTS and attempt.row.rest is TrackState.EXISTS:
             attempt.row.follow(None)
-        attempt.outcome = outcome
+        attempt.outcome, attempt.resolved_from = outcome, None
         self.unknown.pop(attempt.attempt_id, None)
         if outcome is AttemptOutcome.UNKNOWN:
             self.unknown[attempt.attempt_id] = attempt
         return True
+
+    def take_back(self, attempt: _Attempt) -> None:
+        """Have an attempt be what it was before a word, and its track with it."""
+        row = attempt.row
+        if attempt.task_id:
+            self.by_task[attempt.task_id].remove(attempt)
+        attempt.outcome, attempt.task_id, attempt.is_task_over = attempt.resolved_from, "", False
+        if row.followed is not attempt:
+            return
+        row.answered = 0
+        others = [one for one in row.attempts if one.task_id]
+        row.follow(None)
+        if others:
+            other = max(others, key=lambda one: (not one.is_task_over, one.has_wav, one.number))
+            other.is_task_over = False
+            row.follow(other)
+        elif any(one.outcome is AttemptOutcome.EXISTS for one in row.attempts):
+            row.rest = TrackState.EXISTS
 
 
 class MemoryLedger:
@@ -386,19 +408,54 @@ class MemoryLedger:
             raise ValueError(msg)
         await self._call("end", attempt_id, outcome, now_unix_s, task_id, error_code, error)
         attempt = self._books.attempts.get(attempt_id)
-        if attempt is not None and self._books.end(attempt, outcome, now_unix_s):
-            row = attempt.row
-            if outcome in _WITH_TASK:
-                attempt.task_id = task_id
-                self._books.by_task.setdefault(task_id, []).append(attempt)
-                # Found out late, a task is not waited for if there is a WAV by now.
-                is_late = row.rest in _WITH_WAV and attempt.number <= row.answered
-                if not row.is_followed() and not is_late:
-                    row.follow(attempt)
-            elif outcome in _REST_AFTER and row.rest not in _HAD_WAV:
-                row.rest = _REST_AFTER[outcome]
-                row.error_code, row.error = error_code, error
+        if attempt is not None:
+            words = (error_code, error)
+            self._end(attempt, outcome, now_unix_s, task_id=task_id, words=words)
         await self._return("end")
+
+    def _end(
+        self,
+        attempt: _Attempt,
+        outcome: AttemptOutcome,
+        now_unix_s: float,
+        *,
+        task_id: str,
+        words: tuple[int | None, str | None] = (None, None),
+    ) -> None:
+        if not self._books.end(attempt, outcome, now_unix_s):
+            return
+        row = attempt.row
+        if outcome in _WITH_TASK:
+            attempt.task_id = task_id
+            self._books.by_task.setdefault(task_id, []).append(attempt)
+            # Found out late, a task is not waited for if there is a WAV by now.
+            is_late = row.rest in _WITH_WAV and attempt.number <= row.answered
+            if not row.is_followed() and not is_late:
+                row.follow(attempt)
+        elif outcome in _REST_AFTER and row.rest not in _HAD_WAV:
+            row.rest = _REST_AFTER[outcome]
+            row.error_code, row.error = words
+
+    async def resolve(self, attempt_id: str, now_unix_s: float, *, task_id: str = "") -> bool:
+        """Write down the user's word on a submit; see `Ledger.resolve`."""
+        if task_id:
+            verify_id(task_id, "task_id")
+        await self._call("resolve", attempt_id, now_unix_s, task_id)
+        attempt = self._books.attempts.get(attempt_id)
+        base = None if attempt is None else attempt.resolved_from or attempt.outcome
+        is_taken = base in {AttemptOutcome.UNKNOWN, AttemptOutcome.EXISTS}
+        if attempt is not None and base is not None and is_taken:
+            word = AttemptOutcome.NOT_CREATED
+            if task_id:
+                is_found = base is AttemptOutcome.EXISTS
+                word = AttemptOutcome.ADOPTED if is_found else AttemptOutcome.ACCEPTED
+            if (attempt.outcome, attempt.task_id) != (word, task_id):
+                if attempt.resolved_from is not None:
+                    self._books.take_back(attempt)
+                self._end(attempt, word, now_unix_s, task_id=task_id)
+                attempt.resolved_from = base
+        await self._return("resolve")
+        return is_taken
 
     async def hear(self, attempt_id: str, task_id: str) -> None:
         """Write down which task a callback names for a submit; see `Ledger.hear`."""
@@ -433,7 +490,7 @@ class MemoryLedger:
         made = self._books.by_task.get(task_id, [])
         ending = [attempt for attempt in made if not attempt.is_task_over]
         for attempt in ending:
-            attempt.is_task_over = True
+            attempt.is_task_over, attempt.has_wav = True, wav_url is not None
         for attempt in reversed(ending):
             row = attempt.row
             if wav_url is not None and row.rest not in _WITH_WAV:

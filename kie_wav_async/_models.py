@@ -480,7 +480,9 @@ class Statistics:
     Attributes:
         submitted: Submits put on the wire, repeats included.
 
-        accepted: Submits the service took, those found out later included.
+        accepted:
+            Submits the service took, those found out later included; less those
+            whose task you named and took back with ``resolve_unknown``.
 
         unknown: Submits of unknown fate, now.
 

@@ -20,6 +20,7 @@ somebody waits again. Everything else, an HTML page, a 5xx, a reset, is no news.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import logging
@@ -147,6 +148,12 @@ class Poller:
             delay_s = self._schedule.interval_s * self._desk.chance()
         self._push(conversion, now + delay_s)
         self._arm()
+
+    def unfollow(self, conversion: Conversion) -> None:
+        """Let a conversion be that has lost its task; it may be followed anew."""
+        conversion.due_mono_s = math.inf
+        with contextlib.suppress(ValueError):  # There is no deadline without a timeout.
+            self._deadlines.remove(conversion)
 
     def hint(self, task_id: str) -> None:
         """Poll a task as soon as the limits allow: a callback says there is news."""

@@ -58,9 +58,13 @@ ATTACHED_MISSES: Final = 3
 BARE_SUCCESSES: Final = 3
 
 
+#: How many of the user's words are remembered, so that they can be replaced.
+WORDS_REMEMBERED: Final = 10_000
+
+
 @attrs.define
 class Tally:
-    """The counters that only ever go up; see `Statistics`."""
+    """The counters, which go up, and down only with a word that was wrong; see `Statistics`."""
 
     submitted: int = 0
     accepted: int = 0
@@ -82,6 +86,36 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
+@attrs.frozen(kw_only=True)
+class _Word(Generic[E]):
+    """
+    What the user said of a submit of unknown fate, and what that changed.
+
+    Attributes:
+        doubt: The submit.
+
+        task_id: The task that it created; `None` if it created nothing.
+
+        entry: What follows the task; `None` without one.
+
+        is_made: Whether that was made for it, or else had followed the task before.
+
+        was_attached: Whether it followed the task as one that was made elsewhere.
+
+        accepted: By how much the counter went up.
+
+        adopted: The same.
+    """
+
+    doubt: UnknownSubmit
+    task_id: str | None = None
+    entry: E | None = None
+    is_made: bool = False
+    was_attached: bool = False
+    accepted: int = 0
+    adopted: int = 0
+
+
 class Registry(Generic[E]):
     """Holds the entries and applies events to them."""
 
@@ -97,6 +131,7 @@ class Registry(Generic[E]):
         self._ended_tasks: OrderedDict[str, bool] = OrderedDict()
         self._unknown: dict[str, UnknownSubmit] = {}
         self._unknown_by_track: dict[Track, list[str]] = {}
+        self._words: OrderedDict[str, _Word[E]] = OrderedDict()
         self._sending: set[str] = set()
         self._places = 0
         self._in_flight = 0
@@ -134,6 +169,16 @@ class Registry(Generic[E]):
     def unknown_submit(self, attempt_id: str) -> UnknownSubmit | None:
         """Return the attempt of that name if its fate is unknown."""
         return self._unknown.get(attempt_id)
+
+    def resolved_submit(self, attempt_id: str) -> UnknownSubmit | None:
+        """Return the attempt of that name if its fate is the user's word, which may be replaced."""
+        word = self._words.get(attempt_id)
+        return None if word is None else word.doubt
+
+    def is_word(self, attempt_id: str, task_id: str | None) -> bool:
+        """Return whether the user's word on an attempt is *task_id*; `None`: that it has none."""
+        word = self._words.get(attempt_id)
+        return word is not None and word.task_id == task_id
 
     def unknown_submits(self) -> tuple[UnknownSubmit, ...]:
         """Return every attempt whose fate is unknown, oldest first."""
@@ -298,9 +343,33 @@ class Registry(Generic[E]):
         self.tally.accepted += 1
         return attempt_id
 
-    def adopt_unknown(self, attempt_id: str, task_id: str, now_mono_s: float) -> E:
-        """Note that the attempt of unknown fate created *task_id*; return its entry."""
+    def adopt_unknown(
+        self, attempt_id: str, task_id: str, now_mono_s: float, *, is_word: bool = False
+    ) -> E:
+        """
+        Note that the attempt of unknown fate created *task_id*; return its entry.
+
+        *is_word*: it is the user who says so, and may take it back; see `retract`.
+        """
         doubt = self._resolve(attempt_id)
+        followed = self._by_task.get(task_id)
+        was_attached = followed is not None and followed.origin is Origin.ATTACHED
+        accepted, adopted = self.tally.accepted, self.tally.adopted
+        entry = self._adopt(doubt, task_id, now_mono_s)
+        if is_word:
+            word = _Word(
+                doubt=doubt,
+                task_id=task_id,
+                entry=entry,
+                is_made=entry is not followed,
+                was_attached=was_attached and entry is followed,
+                accepted=self.tally.accepted - accepted,
+                adopted=self.tally.adopted - adopted,
+            )
+            _remember(self._words, attempt_id, word, WORDS_REMEMBERED)
+        return entry
+
+    def _adopt(self, doubt: UnknownSubmit, task_id: str, now_mono_s: float) -> E:
         entry = self._by_track.get(doubt.track)
         if entry is None or entry.phase is not Phase.UNKNOWN:
             # The track went on under another attempt; this one is followed beside it.
@@ -313,11 +382,62 @@ class Registry(Generic[E]):
             entry = self._make_entry(doubt.track)
             entry.phase = Phase.FOUND
             self._by_track.setdefault(doubt.track, entry)
-        entry.attempt_id = attempt_id
+        entry.attempt_id = doubt.attempt_id
         self._follow(entry, task_id, now_mono_s, Origin.ADOPTED)
         self.tally.adopted += 1
         self.tally.accepted += 1
         return entry
+
+    def retract(self, attempt_id: str) -> E | None:
+        """
+        Take back the user's word on an attempt: its fate is unknown again.
+
+        Returns the entry that followed the task for it and is in flight, if there is
+        one: UNKNOWN again, if all of its track waits for that attempt. A result that
+        came of the word is forgotten.
+        """
+        word = self._words.pop(attempt_id)
+        track, entry = word.doubt.track, word.entry
+        self.tally.accepted -= word.accepted
+        self.tally.adopted -= word.adopted
+        self._doubt(word.doubt)
+        waiting = self._by_track.get(track)
+        if waiting is not None and waiting.found_task_id == word.task_id:
+            waiting.found_task_id = ""
+        if entry is None:
+            return None
+        if entry.phase is Phase.ACCEPTED:
+            return self._let_go(entry, word)
+        self._ended_tasks.pop(entry.task_id, None)
+        if self._results.get(track) is entry:
+            del self._results[track]
+        return None
+
+    def _let_go(self, entry: E, word: _Word[E]) -> E | None:
+        """Take the track of a word that was wrong from what follows the task."""
+        track = word.doubt.track
+        is_first = self._by_track.get(track) is entry
+        if word.is_made and is_first:
+            self._in_flight -= 1
+            self._places -= 1
+            self._unfollow(entry)
+            advance(entry, Event.RETRACT)
+            entry.task_id = ""
+            entry.misses = entry.bare_successes = 0
+            entry.is_called_back = False
+            return entry
+        if word.was_attached:
+            entry.origin = Origin.ATTACHED
+            self._places -= 1
+        elif not word.is_made:
+            # A later submit was given the task; it is open again which of them made it.
+            entry.is_recognised = not word.accepted
+            return None
+        # It goes on, and is nobody's.
+        entry.track = None
+        if is_first:
+            del self._by_track[track]
+        return None
 
     def _claim(self, entry: E, track: Track) -> None:
         """Note that a task in flight is the one that a lost submit of *track* created."""
@@ -334,14 +454,18 @@ class Registry(Generic[E]):
         self.tally.adopted += 1
         self.tally.accepted += 1
 
-    def absolve(self, attempt_id: str) -> E | None:
+    def absolve(self, attempt_id: str, *, is_word: bool = False) -> E | None:
         """
         Note that the attempt of unknown fate was not charged.
+
+        *is_word*: it is the user who says so, and may take it back; see `retract`.
 
         Returns the entry that waited for nothing else, still UNKNOWN: it may be
         withdrawn or sent again. `None` if the track has other doubts or went on.
         """
         doubt = self._resolve(attempt_id)
+        if is_word:
+            _remember(self._words, attempt_id, _Word(doubt=doubt), WORDS_REMEMBERED)
         entry = self._by_track.get(doubt.track)
         if entry is None or self.is_in_doubt(entry):
             return None

@@ -138,7 +138,12 @@ class WavSession:
             How reads are repeated, and submits that provably created nothing. A
             submit of unknown fate is never repeated by it.
 
-        on_unknown: What to do with a submit of unknown fate.
+        on_unknown:
+            What to do with a submit of unknown fate. After 5 of them in a row new
+            submits pause: one at a time is tried, each after a free read that was
+            answered, 1 minute apart, then 2, 4, 8 and 15, until a submit gets a body
+            with a code other than 408 and 5xx. Repeats wait and count too. With a
+            ledger whose last 5 submits are unknown the session begins so.
 
         timeout_s:
             Acceptance to result, per conversion, in seconds, above 0; `None` for
@@ -320,7 +325,7 @@ class WavSession:
             raise
         if opening is not None:
             self._desk.registry.restore_doubts(opening.accepted, opening.unknown)
-            self._turns.restore(opening.ended_unix_s)
+            self._turns.restore(opening.ended_unix_s, opening.unknown)
             self._desk.hosts.restore(opening.hosts)
             self._receiver.restore(opening.named)
         if self._lacks_keys:
@@ -623,6 +628,12 @@ class WavSession:
         """
         Tell what became of a submit of unknown fate.
 
+        A word that was wrong is corrected by another call with the right one, for the
+        last 10,000 words of this session: what follows the wrong task follows the
+        right one then, and a result of the wrong task is forgotten. A file that you
+        have saved of it is yours to remove. Words of earlier runs are corrected by
+        ``kie-wav resolve``.
+
         Args:
             attempt_id: As in `unknown_submits` and `SubmitUnknownError`.
 
@@ -632,7 +643,8 @@ class WavSession:
 
         Raises:
             ValueError:
-                No unknown submit has that *attempt_id*; not exactly one of
+                No submit that is unknown, or was resolved by an earlier call, has
+                that *attempt_id*; not exactly one of
                 *task_id* and *not_charged* is given; or the task is followed for
                 another track.
 
@@ -646,15 +658,16 @@ class WavSession:
             raise ValueError(msg)
         if task_id is not None:
             verify_id(task_id, "task_id")
-        doubt = self._desk.registry.unknown_submit(attempt_id)
+        registry = self._desk.registry
+        doubt = registry.unknown_submit(attempt_id) or registry.resolved_submit(attempt_id)
         if doubt is None:
             msg = f"no unknown submit has the attempt_id {attempt_id!r}"
             raise ValueError(msg)
-        followed = None if task_id is None else self._desk.registry.find_task(task_id)
+        followed = None if task_id is None else registry.find_task(task_id)
         if followed is not None and followed.track not in {None, doubt.track}:
             msg = f"task {task_id} is followed for another track, {followed.track}"
             raise ValueError(msg)
-        adoption = self._submitter.adopt(doubt, task_id)
+        adoption = self._submitter.take_word(doubt, task_id)
         if self._desk.journal.is_kept:
             adoption = self._desk.journal.see_through(adoption)
         await adoption

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from kie_wav_async._ledger_models import (
+    AttemptEntry,
     AttemptOutcome,
     LedgerOpening,
     Standing,
@@ -304,6 +305,31 @@ class SqliteLedger:
             ),
             owed=(attempt_id, task_id),
         )
+
+    async def resolve(self, attempt_id: str, now_unix_s: float, *, task_id: str = "") -> bool:
+        """
+        Write down the user's word on a submit: which task it created, or that it created none.
+
+        See `Ledger.resolve`.
+        """
+        verify_id(attempt_id, "attempt_id")
+        _verify_moment(now_unix_s)
+        if task_id:
+            verify_id(task_id, "task_id")
+        return await self._ask(lambda tables: tables.resolve(attempt_id, now_unix_s, task_id))
+
+    async def find_attempts(self, prefix: str, *, limit: int = 100) -> Sequence[AttemptEntry]:
+        """
+        Return the submits whose id begins with *prefix*, in the order in which they began.
+
+        Args:
+            prefix: The beginning of an id; a whole one that is there gives that one alone.
+
+            limit: How many at most; 1 or more.
+        """
+        verify_id(prefix, "prefix")
+        verify_count(limit, "limit")
+        return await self._ask(lambda tables: tables.find_attempts(prefix, limit), is_write=False)
 
     async def hear(self, attempt_id: str, task_id: str) -> None:
         """

@@ -27,7 +27,8 @@ from kie_wav_async._schedule import (
     rate_limit_delay_s,
     retry_delay_s,
 )
-from kie_wav_async._wire import SubmitAnswer, parse_submit
+from kie_wav_async._submit_pause import UNKNOWN_IN_A_ROW
+from kie_wav_async._wire import is_answered, parse_submit
 from kie_wav_async.errors import (
     AlreadyExistsError,
     AuthenticationError,
@@ -85,6 +86,8 @@ class Submitter:
         self._is_closed = False
         self._wire_is_empty: asyncio.Future[None] | None = None
         turns.on_turn = self._send
+        turns.on_read = self._ask
+        turns.on_outage = self._tell_outage
         turns.on_spent = self._refuse_all
         desk.on_place_freed = turns.pump
         desk.on_key_refused = self._end_waits
@@ -132,11 +135,27 @@ class Submitter:
         self._registry.send(conversion, attempt_id, self._desk.clock.time())
         _ = self._desk.spawn(self._see_through(conversion))
 
-    async def _see_through(self, conversion: Conversion) -> None:
+    def _ask(self) -> None:
+        """Have a free read tell whether the service answers."""
+        _ = self._desk.spawn(self._read())
+
+    async def _read(self) -> None:
+        is_up = False
         try:
-            await self._attempt(conversion)
+            is_up = is_answered(await self._desk.send(self._desk.requests.credits()))
+        except Exception as failure:  # noqa: BLE001 - a transport of the user's may raise anything
+            _logger.debug("no answer to the read before a submit: %s", failure)
         finally:
-            self._turns.answered()
+            self._turns.end_read(is_answered=is_up)
+
+    async def _see_through(self, conversion: Conversion) -> None:
+        is_sent = False
+        try:
+            if await self._may_go(conversion):
+                is_sent = True
+                await self._attempt(conversion)
+        finally:
+            self._turns.end(conversion, is_sent=is_sent)
             if conversion.phase is Phase.SENDING:
                 # Cancelled by a session that closes, or a bug of ours.
                 self._lose(conversion, TransportError("the submit was cut off"))
@@ -147,16 +166,16 @@ class Submitter:
             self._turns.pump()
 
     async def _attempt(self, conversion: Conversion) -> None:
-        if not await self._may_go(conversion):
-            return
         response = await self._exchange(conversion)
         if response is None:
             return
+        has_code = is_answered(response)
         try:
             answer = parse_submit(response)
         except RateLimitedError as error:
             self._registry.tally.rejected_429 += 1
             self._note(conversion, AttemptOutcome.NOT_CREATED, error)
+            self._turns.note_answer(conversion, has_code=has_code)
             self._hold_all(conversion, error)
         except MaintenanceError as error:
             self._note(conversion, AttemptOutcome.NOT_CREATED, error)
@@ -165,15 +184,19 @@ class Submitter:
             self._lose(conversion, error)
         except KieWavError as error:
             # A refusal, or a redirect that was not followed: nothing was created.
-            self._turns.end_maintenance(conversion)
+            self._turns.note_answer(conversion, has_code=has_code)
             self._note(conversion, _outcome_of(error), error)
             self._refuse(conversion, error)
         else:
-            self._turns.end_maintenance(conversion)
+            if not answer.exists and self._is_taken(answer.task_id, conversion):
+                msg = f"the service answered with task {answer.task_id}, which is another track's"
+                self._lose(conversion, WireFormatError(msg))
+                return
+            self._turns.note_answer(conversion, has_code=True)
             if answer.exists:
                 await self._adopt(conversion, answer.task_id)
             else:
-                await self._accept(conversion, answer)
+                await self._accept(conversion, answer.task_id)
 
     async def _may_go(self, conversion: Conversion) -> bool:
         """Have the intent written down; if that cannot be, or there is no need, end the submit."""
@@ -256,12 +279,7 @@ class Submitter:
 
     # --- ends of an attempt -------------------------------------------------------------
 
-    async def _accept(self, conversion: Conversion, answer: SubmitAnswer) -> None:
-        task_id = answer.task_id
-        if self._is_taken(task_id, conversion):
-            msg = f"the service answered with task {task_id}, which is another track's"
-            self._lose(conversion, WireFormatError(msg))
-            return
+    async def _accept(self, conversion: Conversion, task_id: str) -> None:
         error: KieWavError | None = None
         try:
             error = await self._write_task(conversion, AttemptOutcome.ACCEPTED, task_id)
@@ -381,7 +399,6 @@ class Submitter:
 
     def _hold_all(self, conversion: Conversion, error: RateLimitedError) -> None:
         """Let all submits rest: another program uses the account's window too."""
-        self._turns.end_maintenance(conversion)
         delay_s = rate_limit_delay_s(self._retry, self._rate_limit.per_s, error.retry_after_s)
         self._turns.rest(delay_s)
         if not self._is_exhausted(conversion, error) and self._hold(conversion, error, delay_s):
@@ -389,7 +406,7 @@ class Submitter:
 
     def _hold_for_maintenance(self, conversion: Conversion, error: MaintenanceError) -> None:
         """Let all submits rest but one probe a minute; not everybody waits that long."""
-        if self._turns.begin_maintenance(conversion):
+        if self._turns.note_maintenance(conversion):
             for waiting in self._turns.queued:
                 _ = self._is_exhausted(waiting, error)
         delay_s = MAINTENANCE_PROBE_S
@@ -451,11 +468,27 @@ class Submitter:
             attempt_id=doubt.attempt_id,
             error=conversion.told(error),
         )
+        self._turns.note_unknown()
         if self.may_repeat(doubt.track) and not self._is_closed:
             self._turns.add_in(conversion, RESUBMIT_AFTER_S)
         else:
             conversion.wake(unknown_error(doubt, "the submit got no clear answer", cause=error))
         self._desk.on_lost(doubt)
+
+    def _tell_outage(self, conversion: Conversion, delay_s: float) -> None:
+        """Say that *conversion*, which is next, waits for the end of an outage."""
+        _logger.warning(
+            "%d submits in a row have an unknown outcome: the service seems to be out. New submits "
+            "pause; one at a time is tried, in %g s and then less and less often, until one is "
+            "answered",
+            UNKNOWN_IN_A_ROW,
+            delay_s,
+        )
+        doubt = next(reversed(self._registry.unknown_submits()), None)
+        if doubt is not None:  # Or callbacks have told of all of them.
+            reason = f"the last {UNKNOWN_IN_A_ROW} submits have an unknown outcome"
+            held = unknown_error(doubt, reason)
+            self._desk.emit(events.SubmitHeld, track=conversion.track, error=held, delay_s=delay_s)
 
     def may_repeat(self, track: Track) -> bool:
         """Whether a submit in doubt is sent once more by itself: it was not, in this session."""
@@ -465,7 +498,7 @@ class Submitter:
 
     async def adopt(self, doubt: UnknownSubmit, task_id: str | None) -> None:
         """
-        Write down what an attempt of unknown fate came to, and go on with it; see `resolve`.
+        Write down what the service says of an attempt of unknown fate, and go on with it.
 
         Raises:
             LedgerError: It could not be written; nothing has changed.
@@ -475,10 +508,29 @@ class Submitter:
         if self._registry.unknown_submit(doubt.attempt_id) is not None:
             self.resolve(doubt, task_id)
 
-    def resolve(self, doubt: UnknownSubmit, task_id: str | None) -> None:
-        """Take the user's word: the attempt created *task_id*, or nothing if `None`."""
+    async def take_word(self, submit: UnknownSubmit, task_id: str | None) -> None:
+        """
+        Write down the user's word on a submit, in place of an earlier one, and go on with it.
+
+        Raises:
+            LedgerError: It could not be written; nothing has changed.
+        """
+        attempt_id = submit.attempt_id
+        if not await self._desk.journal.resolve(attempt_id, task_id):
+            return  # The service has answered for it meanwhile.
+        if self._registry.is_word(attempt_id, task_id):
+            return
+        if self._registry.resolved_submit(attempt_id) is not None:
+            retracted = self._registry.retract(attempt_id)
+            if retracted is not None:
+                self._poller.unfollow(retracted)
+        if self._registry.unknown_submit(attempt_id) is not None:
+            self.resolve(submit, task_id, is_word=True)
+
+    def resolve(self, doubt: UnknownSubmit, task_id: str | None, *, is_word: bool = False) -> None:
+        """Go on with an attempt that created *task_id*, or nothing if `None`."""
         if task_id is None:
-            conversion = self._registry.absolve(doubt.attempt_id)
+            conversion = self._registry.absolve(doubt.attempt_id, is_word=is_word)
             if conversion is None:
                 return
             self._turns.remove(conversion)
@@ -497,9 +549,8 @@ class Submitter:
             self._turns.remove(queued)
             _ = self._registry.relapse(queued)
         followed = self._registry.find_task(task_id)
-        conversion = self._registry.adopt_unknown(
-            doubt.attempt_id, task_id, self._desk.clock.monotonic()
-        )
+        now = self._desk.clock.monotonic()
+        conversion = self._registry.adopt_unknown(doubt.attempt_id, task_id, now, is_word=is_word)
         self._turns.remove(conversion)
         if conversion is not followed:
             self._follow(conversion)

@@ -3,25 +3,29 @@ The order of submits: who goes next, and when.
 
 A submit waits in the queue for the window, a place in flight and the budget of
 charges, or for a moment of its own: a back-off, or the repeat of a doubt. Under
-maintenance the queue rests, and one probe a minute asks for all of it.
+maintenance and in an outage the queue pauses; see `_submit_pause`.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from kie_wav_async._lifecycle import Phase
 from kie_wav_async._limiter import RateLimit, SlidingWindowLimiter
-from kie_wav_async._schedule import MAINTENANCE_PROBE_S
+from kie_wav_async._submit_pause import UNKNOWN_IN_A_ROW, SubmitPause
 from kie_wav_async.errors import ChargeLimitError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from kie_wav_async._conversion import Conversion
     from kie_wav_async._desk import Desk, Timer
+    from kie_wav_async._models import UnknownSubmit
+
+_logger = logging.getLogger("kie_wav_async")
 
 
 class Turns:
@@ -30,6 +34,10 @@ class Turns:
 
     Attributes:
         on_turn: Called with a conversion, taken out of the queue, that may go out.
+
+        on_read: Called when a free read has to be answered before the next turn; see `end_read`.
+
+        on_outage: Called once for an outage, with the submit that is next and its seconds to wait.
 
         on_spent: Called with the error when no further charge is allowed.
 
@@ -43,6 +51,8 @@ class Turns:
     ) -> None:
         """Start with an empty queue."""
         self.on_turn: Callable[[Conversion], None] = lambda _: None
+        self.on_read: Callable[[], None] = lambda: None
+        self.on_outage: Callable[[Conversion, float], None] = lambda _, __: None
         self.on_spent: Callable[[ChargeLimitError], None] = lambda _: None
         self.room_listeners: set[Callable[[], None]] = set()
         self.turn_listeners: set[Callable[[], None]] = set()
@@ -58,9 +68,7 @@ class Turns:
         self._queue: OrderedDict[Conversion, None] = OrderedDict()
         # Those that wait for a moment of their own before they queue (again).
         self._timers: dict[Conversion, Timer] = {}
-        self._in_maintenance = False
-        self._probe: Conversion | None = None
-        self._probe_at = -math.inf
+        self._pause = SubmitPause()
         self._timer = desk.timer(self.pump)
         self._is_closed = False
 
@@ -137,25 +145,26 @@ class Turns:
         while (waiting := self._returned or self._queue) and not self._is_closed:
             if self._registry.places >= self._max_in_flight or not self._is_affordable():
                 break
+            if (delay_s := self._pause.take_news(now)) is not None:
+                self.on_outage(next(iter(waiting)), delay_s)
             when = self._next_turn(now)
             if when is not None:
                 if when < math.inf:
                     self._timer.set(when)
                 break
             conversion, _ = waiting.popitem(last=False)
-            if self._in_maintenance:
-                # Whatever becomes of it, the next one goes a minute later.
-                self._probe, self._probe_at = conversion, now + MAINTENANCE_PROBE_S
+            self._pause.begin_submit(conversion)
             self.on_turn(conversion)
         self.tell_room()
 
     def _next_turn(self, now: float) -> float | None:
         """Take a turn and return `None`, or return when to ask again; infinite: at an answer."""
-        if self._in_maintenance:
-            if self._registry.sending:
-                return math.inf  # One probe at a time.
-            if now < self._probe_at:
-                return self._probe_at
+        is_sending = bool(self._registry.sending)
+        if (when := self._pause.blocked_until(now, is_sending=is_sending)) is not None:
+            return when
+        if self._pause.begin_read(now):
+            self.on_read()
+            return math.inf
         return self._limiter.acquire(now)
 
     def tell_room(self) -> None:
@@ -164,17 +173,34 @@ class Turns:
             for listener in tuple(self.room_listeners):
                 listener()
 
-    def restore(self, ended_unix_s: Iterable[float]) -> None:
-        """Leave the window to the submits of an earlier run that the service still counts."""
+    def restore(self, ended_unix_s: Sequence[float], unknown: Iterable[UnknownSubmit]) -> None:
+        """
+        Leave the window to the submits of an earlier run that the service still counts.
+
+        If the last of them have unknown outcomes the service may still be out: new
+        submits begin paused, and the first one goes alone.
+        """
         now, per_s = self._desk.clock.time(), self._rate_limit.per_s
         # A wall clock that was set back makes an end lie ahead: it counts in full.
         left = (per_s - max(0.0, now - ended) for ended in ended_unix_s)
         mono = self._desk.clock.monotonic()
         self._limiter.restore(mono + left_s for left_s in left if left_s > 0)
+        if self._pause.restore(ended_unix_s, [one.at.timestamp() for one in unknown], mono):
+            _logger.info(
+                "the last %d submits in the ledger have an unknown outcome: new submits wait "
+                "until one of them, sent alone, is answered",
+                UNKNOWN_IN_A_ROW,
+            )
 
-    def answered(self) -> None:
-        """Note that a submit has its answer, or never will."""
-        self._limiter.release(self._desk.clock.monotonic())
+    def end(self, conversion: Conversion, *, is_sent: bool) -> None:
+        """
+        Note that a submit has its answer, or never will.
+
+        *is_sent*: it was handed to the transport.
+        """
+        now = self._desk.clock.monotonic()
+        self._limiter.release(now)
+        self._pause.end_submit(conversion, now, is_sent=is_sent)
 
     # --- charges ------------------------------------------------------------------------
 
@@ -200,22 +226,26 @@ class Turns:
         """Give nobody a turn for *delay_s* seconds."""
         self._limiter.pause(self._desk.clock.monotonic() + delay_s)
 
-    def begin_maintenance(self, conversion: Conversion) -> bool:
-        """
-        Note that *conversion* met maintenance; return whether that is news.
+    def note_maintenance(self, conversion: Conversion) -> bool:
+        """Note that *conversion* met maintenance; return whether that is news."""
+        return self._pause.note_maintenance(conversion, self._desk.clock.monotonic())
 
-        It is none if the submit was on the wire with the one that brought the news.
-        """
-        if self._in_maintenance and conversion is not self._probe:
-            return False
-        self._in_maintenance = True
-        self._probe_at = self._desk.clock.monotonic() + MAINTENANCE_PROBE_S
-        return True
+    def note_unknown(self) -> None:
+        """Note an unknown outcome."""
+        self._pause.note_unknown(self._desk.clock.monotonic())
 
-    def end_maintenance(self, conversion: Conversion) -> None:
-        """Note an answer that is not maintenance: only the probe's is newer than that."""
-        if conversion is self._probe:
-            self._in_maintenance = False
+    def note_answer(self, conversion: Conversion, *, has_code: bool) -> None:
+        """
+        Note that the outcome of a submit is known, and that it did not meet maintenance.
+
+        *has_code*: it got a body with a code other than 408 and 5xx.
+        """
+        self._pause.note_answer(conversion, has_code=has_code)
+
+    def end_read(self, *, is_answered: bool) -> None:
+        """Note whether the service answered the free read that a turn waits for."""
+        self._pause.end_read(self._desk.clock.monotonic(), is_answered=is_answered)
+        self.pump()
 
     def close(self) -> None:
         """Give nobody a turn any more."""

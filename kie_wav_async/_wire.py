@@ -30,6 +30,7 @@ from kie_wav_async._envelope import (
     OK,
     JsonObject,
     as_object,
+    load_object,
     parse_int,
     parse_text,
     raise_for_code,
@@ -314,6 +315,26 @@ def parse_submit(response: WireResponse) -> SubmitAnswer:
         raise_for_code(envelope)  # 409 without an id: AlreadyExistsError.
         raise unreadable(response, "a submit's answer without a task id")
     return SubmitAnswer(task_id=task_id, exists=exists)
+
+
+#: The code, and the hundreds of codes, that tell nothing of a submit.
+_TIMED_OUT: Final = 408
+_SERVER_ERRORS: Final = 5
+_FIRST_REFUSAL: Final = 400
+
+
+def is_answered(response: WireResponse) -> bool:
+    """
+    Return whether the service itself has answered: a body with a code other than 408 and 5xx.
+
+    The code of a missing route is its ``status``, in JSON, of 400 or more.
+    """
+    root = load_object(response.body) or {}
+    code = parse_int(root.get("code"))
+    if code is None:
+        status = parse_int(root.get("status"))
+        code = status if status is not None and status >= _FIRST_REFUSAL else None
+    return code is not None and code != _TIMED_OUT and code // 100 != _SERVER_ERRORS
 
 
 def parse_record(response: WireResponse, task_id: str) -> TaskRecord | None:

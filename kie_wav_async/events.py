@@ -75,12 +75,15 @@ class Submitted(Event):
 @attrs.frozen(kw_only=True)
 class SubmitHeld(Event):
     """
-    A submit provably created nothing and will be sent again.
+    A submit provably created nothing and will be sent again, or waits for the end of an outage.
 
     Attributes:
-        track: What was submitted.
+        track: What was or is to be submitted.
 
-        error: Why it was not taken: unsent, 429 or 455.
+        error:
+            Why it was not taken: unsent, 429 or 455. Of an outage, a
+            `SubmitUnknownError` that names the last unknown submit: there is one
+            event for each outage, for the submit that has to wait first.
 
         delay_s: How long we wait before the next try, at least.
     """

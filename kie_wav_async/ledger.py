@@ -13,7 +13,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from kie_wav_async._ledger_models import AttemptOutcome, LedgerOpening, Standing, TrackState
+from kie_wav_async._ledger_models import (
+    AttemptEntry,
+    AttemptOutcome,
+    LedgerOpening,
+    Standing,
+    TrackState,
+)
 from kie_wav_async._sqlite_ledger import SqliteLedger
 
 if TYPE_CHECKING:
@@ -24,6 +30,7 @@ if TYPE_CHECKING:
     from kie_wav_async._models import SettledBy, Track
 
 __all__ = [
+    "AttemptEntry",
     "AttemptOutcome",
     "Ledger",
     "LedgerOpening",
@@ -133,6 +140,22 @@ class Ledger(Protocol):
         nothing the track stands where it would without this submit: unknown if a
         later one than its WAV is, succeeded if it has a WAV, else planned, refused
         or existing. An attempt that is not there is ignored.
+        """
+        ...
+
+    async def resolve(self, attempt_id: str, now_unix_s: float, *, task_id: str = "") -> bool:
+        """
+        Write down the user's word on a submit: which task it created, or that it created none.
+
+        The word is taken, and `True` returned, for a submit that is unknown, that
+        ended in ``EXISTS``, or that has a word already, which is replaced: of an
+        existing one the task is ``ADOPTED``, else ``ACCEPTED``; without *task_id* it
+        is ``NOT_CREATED``. Any other stays what it is: `False`.
+
+        What a replaced word has led to counts no more. If the track was followed
+        under its task, the end, the WAV and the file of that task are forgotten (the
+        path is kept), and the track is followed under another task of its own, if it
+        has one, else under the new word's.
         """
         ...
 

@@ -235,6 +235,11 @@ class _Life:
         attempt_id = await self.begin(track, again=again, ago_s=ago_s)
         return attempt_id, await self.end(attempt_id, outcome)
 
+    async def resolved(self, attempt_id: str, task_id: str = "") -> None:
+        """Have the user say what came of a submit, which must be taken."""
+        told = await self.ledger.resolve(attempt_id, self.tick(), task_id=task_id)
+        _require(told is True, f"a word on an unknown submit was not taken: {told!r}")
+
     async def succeed(self, task_id: str) -> None:
         await self.ledger.settle(task_id, self.tick(), wav_url=_WAV)
 
@@ -880,6 +885,145 @@ class LedgerConformance:
         await life.expect(missing, TrackState.PLANNED, task_id="")
         await life.submit(missing)
         await life.expect(missing, TrackState.ACCEPTED)
+
+    @_promise
+    async def test_the_users_word_is_taken(self) -> None:
+        """What the user says of an unknown submit is as if the service had said it."""
+        life = self.life
+        charged, free = life.track(), life.track()
+        lost, _ = await life.submit(charged, AttemptOutcome.UNKNOWN)
+        other, _ = await life.submit(free, AttemptOutcome.UNKNOWN)
+        await life.resolved(lost, "task")
+        await life.resolved(other)
+        await life.expect(charged, TrackState.ACCEPTED, task_id="task", is_adopted=False)
+        await life.expect(free, TrackState.PLANNED, task_id="")
+        opening = await life.die()
+        _same((opening.accepted, opening.unknown), (1, ()), "the submits accepted and unknown")
+        await life.succeed("task")
+        await life.expect(charged, TrackState.SUCCEEDED, task_id="task")
+        await life.submit(free)
+
+    @_promise
+    async def test_a_word_is_for_what_is_unknown_or_exists(self) -> None:
+        """Of any other submit, and of one that is not there, no word is taken."""
+        life = self.life
+        others = set(AttemptOutcome) - {AttemptOutcome.UNKNOWN, AttemptOutcome.EXISTS}
+        attempts = [(await life.submit(life.track(), outcome))[0] for outcome in others]
+        attempts += [life.id(), await life.begin(life.track())]
+        late, _ = await life.submit(life.track(), AttemptOutcome.UNKNOWN)
+        await life.end(late, AttemptOutcome.ACCEPTED)
+        corrected, _ = await life.submit(life.track(), AttemptOutcome.UNKNOWN)
+        await life.resolved(corrected)
+        await life.end(corrected, AttemptOutcome.ACCEPTED)
+        before = await life.told()
+        for attempt_id in (*attempts, late, corrected):
+            for task_id in ("task", ""):
+                told = await life.ledger.resolve(attempt_id, life.tick(), task_id=task_id)
+                _require(told is False, f"a word on {attempt_id} was taken: {told!r}")
+        await life.unchanged(before, "a word on a submit that is not unknown")
+
+    @_promise
+    async def test_a_wrong_word_is_replaced(self) -> None:
+        """A later word takes the place of an earlier one, whatever has become of its task."""
+        life = self.life
+        for state in (
+            TrackState.ACCEPTED,
+            TrackState.FAILED,
+            TrackState.SUCCEEDED,
+            TrackState.STORED,
+        ):
+            track = life.track()
+            attempt_id, _ = await life.submit(track, AttemptOutcome.UNKNOWN)
+            wrong, right, accepted = life.id(), life.id(), life.opening.accepted
+            await life.resolved(attempt_id, wrong)
+            if state is TrackState.FAILED:
+                await life.fail(wrong)
+            elif state is not TrackState.ACCEPTED:
+                await life.succeed(wrong)
+            if state is TrackState.STORED:
+                await life.store(track)
+            await life.expect(track, state, task_id=wrong)
+            await life.resolved(attempt_id, right)
+            nothing = {"wav_url": None, "settled_at": None, "bytes": None, "sha256": None}
+            fields = {**nothing, "error": None, "path": (await life.find(track)).path}
+            await life.expect(track, TrackState.ACCEPTED, task_id=right, **fields)
+            _same((await life.restart()).accepted, accepted + 1, "the submits accepted")
+            await life.succeed(wrong)
+            await life.expect(track, TrackState.ACCEPTED, task_id=right)
+            await life.resolved(attempt_id)
+            await life.expect(track, TrackState.PLANNED, task_id="")
+            opening = await life.die()
+            _same((opening.accepted, opening.unknown), (accepted, ()), "accepted and unknown")
+            await life.resolved(attempt_id, right)
+            await life.expect(track, TrackState.ACCEPTED, task_id=right)
+            await life.succeed(right)
+            await life.expect(track, TrackState.SUCCEEDED, task_id=right)
+            await life.restart()
+
+    @_promise
+    async def test_a_word_said_twice_changes_nothing(self) -> None:
+        """The same word again is taken, and changes nothing."""
+        life = self.life
+        for outcome in (AttemptOutcome.UNKNOWN, AttemptOutcome.EXISTS):
+            for task_id in ("", life.id()):
+                track = life.track()
+                attempt_id, _ = await life.submit(track, outcome)
+                await life.resolved(attempt_id, task_id)
+                if task_id:
+                    await life.succeed(task_id)
+                    await life.store(track)
+                before = await life.told()
+                await life.resolved(attempt_id, task_id)
+                await life.unchanged(before, "a word said twice")
+
+    @_promise
+    async def test_a_word_on_what_exists_is_replaced(self) -> None:
+        """What was there before our submit is adopted under the last task named, uncounted."""
+        life = self.life
+        track, accepted = life.track(), life.opening.accepted
+        attempt_id, _ = await life.submit(track, AttemptOutcome.EXISTS)
+        await life.resolved(attempt_id)
+        await life.expect(track, TrackState.PLANNED)
+        for task_id in ("wrong", "right"):
+            await life.resolved(attempt_id, task_id)
+            await life.expect(track, TrackState.ACCEPTED, task_id=task_id, is_adopted=True)
+            await life.succeed(task_id)
+        await life.expect(track, TrackState.SUCCEEDED, task_id="right")
+        _same((await life.restart()).accepted, accepted, "the submits accepted")
+
+    @_promise
+    async def test_a_word_taken_back_leaves_what_was_there(self) -> None:
+        """Without the task that was wrong a track stands where its other submits have it."""
+        life = self.life
+        # Another task, which had not ended, or whose WAV came second.
+        for is_over in (False, True):
+            track = life.track()
+            lost, _ = await life.submit(track, AttemptOutcome.UNKNOWN)
+            await life.resolved(lost, wrong := life.id())
+            _, other = await life.submit(track, again=True)
+            await life.succeed(wrong)
+            if is_over:
+                await life.succeed(other)
+            await life.expect(track, TrackState.SUCCEEDED, task_id=wrong)
+            await life.resolved(lost)
+            await life.expect(track, TrackState.ACCEPTED, task_id=other, wav_url=None)
+            await life.succeed(other)
+            await life.expect(track, TrackState.SUCCEEDED, task_id=other)
+        # A WAV whose task was not told.
+        track = life.track()
+        await life.submit(track, AttemptOutcome.EXISTS)
+        lost, _ = await life.submit(track, AttemptOutcome.UNKNOWN, again=True)
+        await life.resolved(lost, life.id())
+        await life.resolved(lost)
+        await life.expect(track, TrackState.EXISTS)
+        # Another unknown submit, from before the WAV that was none of its.
+        track = life.track()
+        await life.submit(track, AttemptOutcome.UNKNOWN)
+        lost, _ = await life.submit(track, AttemptOutcome.UNKNOWN, again=True)
+        await life.resolved(lost, wrong := life.id())
+        await life.succeed(wrong)
+        await life.resolved(lost)
+        await life.expect(track, TrackState.UNKNOWN)
 
     @_promise
     async def test_an_unheard_of_attempt_is_ignored(self) -> None:

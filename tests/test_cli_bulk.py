@@ -420,7 +420,7 @@ async def test_a_track_under_an_unknown_id(bulk: Bulk) -> None:
         task_id = next(a.task_id for a in kie.arrivals if a.audio_id == "a1")
         line = re.search(r"^  (kie-wav resolve .*)$", again.err, re.MULTILINE)[1]
         words = shlex.split(line.replace("TASK_ID", task_id), comments=True)
-        resolved = await asyncio.to_thread(main, words[1:])
+        resolved = await asyncio.to_thread(main, [*words[1:], "--no-check"])
         last = await bulk(kie)
 
         assert charges == kie.charges
@@ -431,6 +431,21 @@ async def test_a_track_under_an_unknown_id(bulk: Bulk) -> None:
         assert "--retry-failed" not in run.err
         assert f"  kie-wav resolve {LEDGER} {attempt_id} --task-id TASK_ID  # m a1\n" in run.err
     assert [["m", "a1", task_id]] == [row[:3] for row in last.results]
+
+
+async def test_tracks_under_unknown_ids(bulk: Bulk) -> None:
+    """Several of them come with one list to fill in, not with a command each."""
+    write_catalog(*rows_of(3))
+    async with kie_of(conflict_id=False) as kie:
+        await submit_before(kie, "a1", "a2")
+        done = await bulk(kie)
+
+    assert 1 == done.code
+    assert "2 tracks have a WAV at KIE that was there before." in done.err
+    assert [
+        f"kie-wav resolve {LEDGER} > unknown.csv",
+        f"kie-wav resolve {LEDGER} --list unknown.csv",
+    ] == re.findall(r"^  (kie-wav resolve .*?)(?:  #.*)?$", done.err, re.MULTILINE)
 
 
 async def test_what_is_in_doubt_beside(bulk: Bulk) -> None:
@@ -466,7 +481,7 @@ async def test_an_unknown_submit(bulk: Bulk) -> None:
         bounded = await is_bounded(kie)
         line = re.search(r"^  (kie-wav resolve .*)$", same.err, re.MULTILINE)[1]
         words = shlex.split(line.replace("TASK_ID", task_id), comments=True)
-        resolved = await asyncio.to_thread(main, words[1:])
+        resolved = await asyncio.to_thread(main, [*words[1:], "--no-check"])
         again = await bulk(kie)
 
         assert [4, 4, 0, 0] == [done.code, same.code, resolved, again.code]
@@ -767,6 +782,29 @@ async def test_maintenance(fast) -> None:
     assert held
     assert [] == [line for line in held if "holding for maintenance" not in line]
     assert [] == [line for line in held if re.search(r"about .* left", line)]
+
+
+async def test_outage(fast) -> None:
+    """After 5 unknown submits the rest waits, which is told once, and goes on by itself."""
+    write_catalog(*rows_of(30))
+    bad_gateway = Fault(kind="html", http_status=502, times=7)
+    async with service(bad_gateway, median_s=5.0, time_scale=200) as kie:
+        code, err = await fast(kie, rate=RateLimit(5, per_s=10.0))
+
+        assert (4, 23) == (code, kie.charges), err
+    assert 1 == err.count("KIE seems to be out")
+    assert 1 == err.count("KIE takes submits again")
+    begun, over = err.index("KIE seems to be out"), err.index("KIE takes submits again")
+    held = [line for line in err[begun:over].splitlines() if line.startswith("submitted ")]
+    assert held
+    assert [] == [line for line in held if "paused for an outage" not in line]
+    assert {"succeeded": 23, "unknown": 7} == await states()
+    # One command for all of them, not one for each.
+    assert [
+        f"kie-wav resolve {LEDGER} > unknown.csv",
+        f"kie-wav resolve {LEDGER} --list unknown.csv",
+        f"kie-wav resolve {LEDGER} --all --not-charged",
+    ] == re.findall(r"^  (kie-wav resolve .*?)(?:  #.*)?$", err, re.MULTILINE)
 
 
 def test_429_once_a_minute(capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,6 +109,19 @@ async def test_submits_on_the_wire() -> None:
     assert {"accepted": 6, "planned": 14} == left
 
 
+async def test_stopped_in_an_outage() -> None:
+    """Ctrl-C while submits pause ends it at once: what was not sent stays planned."""
+    write_catalog(*rows_of(40))
+    async with service(Fault(kind="html", http_status=502), window=None) as kie:
+        process = await start(kie, *BULK, "--rate", "5/1")
+        await said(process, "KIE seems to be out")
+        process.send_signal(signal.SIGINT)
+        done = await end(process)
+
+        assert (130, 5) == (done.code, len(kie.arrivals)), done
+    assert {"unknown": 5, "planned": 35} == await states()
+
+
 async def test_stopped_twice() -> None:
     """A second Ctrl-C ends it at once, and the ledger still bounds the bill."""
     write_catalog(*rows_of(20))

@@ -197,6 +197,14 @@ def reasons(told: dict[str, Any]) -> list[tuple[object, ...]]:
     ]
 
 
+#: What resolves several submits: one list, or one word for all.
+AT_ONCE = [
+    f"kie-wav resolve {LEDGER} > unknown.csv",
+    f"kie-wav resolve {LEDGER} --list unknown.csv",
+    f"kie-wav resolve {LEDGER} --all --not-charged",
+]
+
+
 @pytest.mark.usefixtures("everything")
 def test_in_a_pipe(report) -> None:
     """In a pipe each line is cells apart by tabs, and the first says what it is about."""
@@ -212,11 +220,8 @@ def test_in_a_pipe(report) -> None:
     assert ["bill", "at_most", "9"] in told
     (lost, named) = [cells for cells in told if cells[0] == "unknown"]
     assert [attempt(9), "m", "a9"] == lost[1:4]
-    assert [
-        f"kie-wav resolve {LEDGER} {attempt(9)} --task-id TASK_ID",
-        f"kie-wav resolve {LEDGER} {attempt(9)} --not-charged",
-    ] == lost[5:]
-    assert [f"kie-wav resolve {LEDGER} {attempt(10)} --task-id t10"] == named[5:]
+    assert ([attempt(10), "m", "a10"], 5) == (named[1:4], len(named))
+    assert [["resolve", command] for command in AT_ONCE] == [c for c in told if c[0] == "resolve"]
     assert [[attempt(11), "m", "a11"]] == [c[1:4] for c in told if c[0] == "under_way"]
     assert ["reason", "failed", "2", "500", "Internal Error", "m", "a5", "t5"] in told
     assert [["files", "1"], ["bytes", "44"]] == [cells[1:] for cells in told if cells[0] == "saved"]
@@ -234,9 +239,8 @@ def test_on_a_terminal(seen, columns: int) -> None:
     text = " ".join(" ".join(lines).split())
     assert "Charged: at least 6 and at most 9 conversions, because the fate of 3 submits" in text
     assert "1 of them is on the wire, or was when the run was killed" in text
-    assert f"  kie-wav resolve {LEDGER} {attempt(9)[:8]} --task-id TASK_ID" in lines
-    assert f"  kie-wav resolve {LEDGER} {attempt(9)[:8]} --not-charged" in lines
-    assert f"  kie-wav resolve {LEDGER} {attempt(10)[:8]} --task-id t10" in lines
+    assert {f"  {command}" for command in AT_ONCE} < set(lines)
+    assert "A callback named its task, t10." in text
     assert attempt(11)[:8] not in text
     assert "[i]track[/i]" in text
     assert "1 to be deleted by the service within 48 hours, 1 deleted already." in text
@@ -249,7 +253,7 @@ def test_on_a_terminal(seen, columns: int) -> None:
 @pytest.mark.usefixtures("everything")
 def test_commands_on_a_narrow_terminal(seen) -> None:
     """A command to copy is one line of text, however narrow the terminal."""
-    assert f"  kie-wav resolve {LEDGER} {attempt(9)[:8]} --task-id TASK_ID" in seen(40)
+    assert {f"  {command}" for command in AT_ONCE} < set(seen(40))
 
 
 def test_an_empty_ledger(report, seen) -> None:
@@ -284,7 +288,8 @@ def test_many_unknown_submits(seen, report, count: int) -> None:
     assert count == len([line for line in report().lines if line[0] == "unknown"])
     lines = seen(80)
 
-    assert min(count, 10) == len([line for line in lines if "--not-charged" in line])
+    assert min(count, 10) == len([line for line in lines if ", since " in line])
+    assert 1 == len([line for line in lines if "--not-charged" in line])
     assert (["... and 3 more; see --json."] if count == 13 else []) == [
         line for line in lines if "more" in line
     ]
@@ -678,5 +683,22 @@ def test_what_exists_under_an_untold_id(report, seen) -> None:
     (told,) = report("--json").json()["existing"]
 
     assert (attempt(8), "a8", commands) == (told["attempt_id"], told["audio_id"], told["resolve"])
-    assert ["exists", attempt(8), "m", "a8", *commands] in report().lines
+    assert ["exists", attempt(8), "m", "a8"] in report().lines
     assert {f"  {command}" for command in commands} < set(seen(80))
+
+
+def test_many_that_exist(report, seen) -> None:
+    """Tracks that exist under untold ids are listed, with one list to fill in for all of them."""
+
+    async def exist() -> None:
+        async with SqliteLedger(LEDGER) as ledger:
+            for number in range(12):
+                await Writer(ledger).end(number, "exists", error_code=409, error="exists")
+
+    asyncio.run(exist())
+    told, lines = report().lines, seen(80)
+    assert 12 == len([cells for cells in told if cells[0] == "exists" and len(cells) == 4])
+    assert [["resolve", command] for command in AT_ONCE] == [c for c in told if c[0] == "resolve"]
+    assert {f"  {command}" for command in AT_ONCE[:2]} < set(lines)
+    assert not [line for line in lines if "--task-id" in line]
+    assert "... and 2 more; see --json." in lines

@@ -32,6 +32,7 @@ ACCEPT   .         ACCEPTED ACCEPTED  ACCEPTED .         .         .      .     
 SUCCEED  .         .        .         .        SUCCEEDED .         .      .         .       .
 FAIL     .         .        .         .        FAILED    .         .      .         .       .
 TIME_OUT .         .        .         .        TIMED_OUT .         .      .         .       .
+RETRACT  .         .        .         .        UNKNOWN   .         .      .         .       .
 """  # noqa: E501 - a row of the table is a line
 
 HEAD, *ROWS = [line.split() for line in TABLE.strip().splitlines()]

@@ -93,6 +93,7 @@ NAMES = {
         "verify_template",
     ],
     "kie_wav_async.ledger": [
+        "AttemptEntry",
         "AttemptOutcome",
         "Ledger",
         "LedgerOpening",

@@ -1218,3 +1218,129 @@ class TestRestore:
         newer = books.restore_result(TRACK, first.outcome)
         books.overturn(first, error)
         assert newer is books.find_result(TRACK)
+
+
+# --- the user's word, taken back ----------------------------------------------------------------
+
+
+def figures(books: Books) -> tuple[int, int, int, int, int]:
+    """Return what a word counts for."""
+    counted = books.statistics()
+    return counted.accepted, counted.adopted, counted.unknown, counted.in_flight, books.places
+
+
+def test_a_word_is_remembered_until_it_is_taken_back(books: Books) -> None:
+    """Only the user's word can be taken back, and it is known which it was."""
+    entry = unknown(books)
+    doubt = books.unknown_submit("a1")
+    assert not books.is_word("a1", "t1")
+    books.adopt_unknown("a1", "t1", 0.0, is_word=True)
+    assert doubt == books.resolved_submit("a1")
+    assert (True, False, False) == tuple(books.is_word("a1", t) for t in ("t1", "t2", None))
+    assert entry is books.retract("a1")
+    assert (doubt, None) == (books.unknown_submit("a1"), books.resolved_submit("a1"))
+
+    books.adopt_unknown("a1", "t1", 0.0)
+    assert books.resolved_submit("a1") is None
+
+
+def test_a_retracted_task_leaves_all_as_it_was(books: Books) -> None:
+    """The entry is of unknown fate again, and no counter tells of the task."""
+    entry = unknown(books)
+    before = figures(books)
+    books.adopt_unknown("a1", "t1", 0.0, is_word=True)
+    assert (1, 1, 0, 1, 1) == figures(books)
+    entry.misses = entry.bare_successes = 2
+    entry.is_called_back = True
+    assert entry is books.retract("a1")
+    assert before == figures(books)
+    assert (Phase.UNKNOWN, "", 0, 0, False) == (
+        entry.phase,
+        entry.task_id,
+        entry.misses,
+        entry.bare_successes,
+        entry.is_called_back,
+    )
+    assert books.find_task("t1") is None
+    assert entry is books.find(TRACK)
+    assert entry is books.adopt_unknown("a1", "t2", 0.0, is_word=True)
+    assert (1, 1, 0, 1, 1) == figures(books)
+
+
+def test_a_word_of_no_charge_is_taken_back(books: Books) -> None:
+    """The attempt is unknown again; there is no task to leave."""
+    entry = unknown(books)
+    assert entry is books.absolve("a1", is_word=True)
+    assert books.is_word("a1", None)
+    assert books.retract("a1") is None
+    assert 1 == books.charges
+
+
+def test_a_result_of_a_retracted_task_is_forgotten(books: Books) -> None:
+    """A success is no result any more; another result of the track stays."""
+    record = TaskRecord("t1", TaskState.SUCCEEDED, wav_url=LINK)
+    for is_replaced in (False, True):
+        entry = unknown(books)
+        books.adopt_unknown("a1", "t1", 0.0, is_word=True)
+        assert books.observe(entry, record, 0.0, "poll")
+        if is_replaced:
+            wav = WavFile("t9", LINK, TRACK, "poll", None)
+            other = books.restore_result(TRACK, wav)
+        assert books.has_ended("t1")
+        assert books.retract("a1") is None
+        assert not books.has_ended("t1")
+        assert (other if is_replaced else None) is books.find_result(TRACK)
+        _ = books.absolve("a1")
+
+
+def test_a_task_found_beside_another_attempt_goes_on_without_the_track(books: Books) -> None:
+    """Where the track went on, the wrong task is nobody's, and the right one is followed."""
+    entry = resent(books)
+    found = books.adopt_unknown("a1", "t1", 0.0, is_word=True)
+    assert ("t1", Phase.SENDING) == (entry.found_task_id, entry.phase)
+    assert books.retract("a1") is None
+    assert ("", None) == (entry.found_task_id, found.track)
+    assert found is books.find_task("t1")
+    assert entry is books.find(TRACK)
+    assert (0, 0, 1, 1, 2) == figures(books)
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+def test_a_claimed_task_is_attached_again(books: Books, *, is_named: bool) -> None:
+    """A task that was attached before is nobody's once the word is taken back."""
+    books.restore_doubts(0, [UnknownSubmit(TRACK, "a1", NOW)])
+    attached = books.attach("t1", None, 0.0)
+    before = figures(books)
+    if is_named:
+        other = books.attach("t2", TRACK, 0.0)
+        before = figures(books)
+    assert attached is books.adopt_unknown("a1", "t1", 0.0, is_word=True)
+    assert books.retract("a1") is None
+    assert before == figures(books)
+    assert (Origin.ATTACHED, None) == (attached.origin, attached.track)
+    assert (other if is_named else None) is books.find(TRACK)
+
+
+def test_a_task_that_a_later_submit_was_given_stays_with_it(books: Books) -> None:
+    """Taken back, a word on an earlier attempt only uncounts it."""
+    entry = resent(books)
+    books.adopt_existing(entry, "t1", 0.0)
+    before = figures(books)
+    assert entry is books.adopt_unknown("a1", "t1", 0.0, is_word=True)
+    after = figures(books)
+    assert books.retract("a1") is None
+    assert before == figures(books)
+    assert (entry, TRACK) == (books.find_task("t1"), entry.track)
+    assert entry is books.adopt_unknown("a1", "t1", 0.0)
+    assert after == figures(books)
+
+
+def test_the_last_ten_thousand_words_are_remembered(books: Books) -> None:
+    """Of 10,001 words the oldest cannot be taken back."""
+    assert 10_000 == _registry.WORDS_REMEMBERED
+    tracks = [Track("5c79", f"x{n}") for n in range(10_001)]
+    books.restore_doubts(0, [UnknownSubmit(t, f"a{n}", NOW) for n, t in enumerate(tracks)])
+    for n in range(10_001):
+        _ = books.absolve(f"a{n}", is_word=True)
+    assert books.resolved_submit("a0") is None
+    assert books.resolved_submit("a1") is not None

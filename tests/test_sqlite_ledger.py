@@ -17,7 +17,7 @@ from kie_wav_async import Track, _sqlite_ledger
 from kie_wav_async._ledger_schema import APPLICATION_ID, SCHEMA_VERSION
 from kie_wav_async._ledger_sql import LedgerTables
 from kie_wav_async.errors import LedgerError
-from kie_wav_async.ledger import AttemptOutcome, Ledger, SqliteLedger, TrackState
+from kie_wav_async.ledger import AttemptEntry, AttemptOutcome, Ledger, SqliteLedger, TrackState
 
 NOW = 1_700_000_000.0
 TRACK = Track("5c79", "e231")
@@ -1019,3 +1019,48 @@ async def test_a_ledger_that_was_tampered_with_is_an_error(path):
         for call in (ledger.page(TrackState), ledger.count(), ledger.plan(tracks(1))):
             result = await asyncio.gather(call, return_exceptions=True)
             assert result in ([()], [[]], [1]) or isinstance(result[0], LedgerError)
+
+
+# --- submits by their ids -----------------------------------------------------------------------
+
+
+async def test_submits_are_found_by_the_beginning_of_their_id(tmp_path):
+    """All that begin so are found, in order; a whole id gives that one alone."""
+    async with SqliteLedger(tmp_path / "l.sqlite3") as ledger:
+        for number, name in enumerate(("abcdef1", "abcdef", "abcdeg", "\u20acx")):
+            await ledger.begin(Track("m", f"a{number}", title="T"), name, 1.0)
+        await ledger.hear("abcdeg", "named")
+        await ledger.end("abcdeg", AttemptOutcome.UNKNOWN, 2.0)
+        assert await ledger.resolve("abcdeg", 3.0, task_id="task")
+
+        found = await ledger.find_attempts("abcde")
+        assert ["abcdef1", "abcdef", "abcdeg"] == [one.attempt_id for one in found]
+        assert ["abcdef1"] == [one.attempt_id for one in await ledger.find_attempts("abc", limit=1)]
+        assert ["abcdef"] == [one.attempt_id for one in await ledger.find_attempts("abcdef")]
+        assert 1 == len(await ledger.find_attempts("\u20ac"))
+        assert [] == list(await ledger.find_attempts("b"))
+        assert (
+            AttemptEntry(
+                attempt_id="abcdeg",
+                track=Track("m", "a2"),
+                outcome=AttemptOutcome.ACCEPTED,
+                task_id="task",
+                resolved_from=AttemptOutcome.UNKNOWN,
+                named_task_id="named",
+            )
+            == found[-1]
+        )
+        assert (None, "") == (found[0].outcome, found[0].task_id)
+
+
+@pytest.mark.parametrize("bad", ["", "a b", "x" * 257, 7])
+async def test_a_word_is_checked_before_it_is_written(tmp_path, bad):
+    """Ids that cannot be are refused."""
+    async with SqliteLedger(tmp_path / "l.sqlite3") as ledger:
+        with pytest.raises((TypeError, ValueError)):
+            await ledger.resolve(bad, 1.0)
+        if bad:
+            with pytest.raises((TypeError, ValueError)):
+                await ledger.resolve("a", 1.0, task_id=bad)
+        with pytest.raises((TypeError, ValueError)):
+            await ledger.find_attempts(bad)

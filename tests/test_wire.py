@@ -18,6 +18,7 @@ from kie_wav_async import _wire, errors
 from kie_wav_async._models import TaskRecord, TaskState, Track, WireResponse
 from kie_wav_async._wire import (
     SubmitAnswer,
+    is_answered,
     is_known_status,
     parse_credits,
     parse_fresh_url,
@@ -1158,3 +1159,33 @@ def test_every_parser_is_total(parse, response):
 def test_every_encoding_is_read_or_refused(parse, status, encoding, text):
     """An answer in another encoding is one of our errors, if it cannot be read."""
     hold_what_comes(parse, WireResponse(status=status, body=text.encode(encoding)))
+
+
+# --- has the service answered at all? ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "is_yes"),
+    [
+        (b'{"code":200,"data":1}', True),
+        (b'{"code":"455"}', True),
+        (b'{"code":401}', True),
+        (b'{"code":408}', False),
+        (b'{"code":500}', False),
+        (b'{"code":599}', False),
+        (b'{"status":404,"error":"Not Found"}', True),
+        (b'{"status":400}', True),
+        (b'{"status":200}', False),
+        (b'{"status":399}', False),
+        (b'{"status":503}', False),
+        (b'{"code":"no","status":null}', False),
+        (b"{}", False),
+        (b"[200]", False),
+        (b"<html>", False),
+        (b"", False),
+    ],
+)
+def test_only_a_code_is_an_answer(body, is_yes) -> None:
+    """The service has answered if a body has a code other than 408 and 5xx, whatever the status."""
+    for status in (200, 403, 502):
+        assert is_yes == is_answered(WireResponse(status=status, body=body))

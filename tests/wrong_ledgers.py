@@ -509,6 +509,89 @@ class KeepsThatThereIsNone(MemoryLedger, Rows):
             await super().end(attempt_id, outcome, now_unix_s, **kwargs)
 
 
+@wrong("the_users_word_is_taken")
+class TakesNoWord(MemoryLedger):
+    """What the user says is not written down."""
+
+    async def resolve(self, attempt_id, *_, **__):
+        return attempt_id in self._books.unknown
+
+
+@wrong("a_word_is_for_what_is_unknown_or_exists")
+class TakesAWordOnAnything(MemoryLedger, Rows):
+    """The user may overrule what the service has said."""
+
+    async def resolve(self, attempt_id, now_unix_s, *, task_id=""):
+        attempt = self.attempt(attempt_id)
+        if attempt is not None:
+            attempt.resolved_from = attempt.resolved_from or AttemptOutcome.UNKNOWN
+        return await super().resolve(attempt_id, now_unix_s, task_id=task_id)
+
+
+@wrong("a_wrong_word_is_replaced")
+class KeepsTheFirstWord(MemoryLedger, Rows):
+    """A word cannot be taken back."""
+
+    async def resolve(self, attempt_id, now_unix_s, *, task_id=""):
+        attempt = self.attempt(attempt_id)
+        if attempt is not None and attempt.resolved_from is not None:
+            return True
+        return await super().resolve(attempt_id, now_unix_s, task_id=task_id)
+
+
+@wrong("a_wrong_word_is_replaced")
+class KeepsTheWrongFile(MemoryLedger, Rows):
+    """The file of a task that was wrong stays that of the track."""
+
+    async def resolve(self, attempt_id, now_unix_s, *, task_id=""):
+        row = self.attempt(attempt_id) and self.attempt(attempt_id).row
+        file = row and row.file
+        told = await super().resolve(attempt_id, now_unix_s, task_id=task_id)
+        if row is not None:
+            row.file = file
+        return told
+
+
+@wrong("a_word_said_twice_changes_nothing")
+class StartsAnewWithEachWord(MemoryLedger, Rows):
+    """The same word again forgets what came of the first."""
+
+    async def resolve(self, attempt_id, now_unix_s, *, task_id=""):
+        attempt = self.attempt(attempt_id)
+        if attempt is not None and attempt.resolved_from is not None:
+            base = attempt.resolved_from
+            self._books.take_back(attempt)
+            told = await super().resolve(attempt_id, now_unix_s, task_id=task_id)
+            attempt.resolved_from = base
+            return told
+        return await super().resolve(attempt_id, now_unix_s, task_id=task_id)
+
+
+@wrong("a_word_on_what_exists_is_replaced")
+class CountsWhatWasThere(MemoryLedger, Rows):
+    """What existed before our submit was made by it."""
+
+    async def resolve(self, attempt_id, now_unix_s, *, task_id=""):
+        told = await super().resolve(attempt_id, now_unix_s, task_id=task_id)
+        attempt = self.attempt(attempt_id)
+        if attempt is not None and attempt.outcome is AttemptOutcome.ADOPTED:
+            attempt.outcome = AttemptOutcome.ACCEPTED
+        return told
+
+
+@wrong("a_word_taken_back_leaves_what_was_there")
+class ForgetsTheOtherTask(MemoryLedger, Rows):
+    """Without the task that was wrong a track has none."""
+
+    async def resolve(self, attempt_id, now_unix_s, *, task_id=""):
+        attempt = self.attempt(attempt_id)
+        was_followed = attempt is not None and attempt.row.followed is attempt
+        told = await super().resolve(attempt_id, now_unix_s, task_id=task_id)
+        if was_followed and attempt.row.followed is not attempt:
+            attempt.row.follow(None)
+        return told
+
+
 @wrong("what_exists_is_found_or_is_not_there")
 class FindsNothingThatExists(MemoryLedger, Rows):
     """What exists under an unknown name stays so for ever."""

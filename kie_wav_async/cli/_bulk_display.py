@@ -18,7 +18,7 @@ from kie_wav_async import events
 from kie_wav_async.cli._display import Display
 from kie_wav_async.cli._estimate import Tally, bytes_words, count_words, duration_words
 from kie_wav_async.cli._output import clean, plain, without_advice
-from kie_wav_async.errors import MaintenanceError, RateLimitedError
+from kie_wav_async.errors import MaintenanceError, RateLimitedError, SubmitUnknownError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,7 +33,12 @@ _SHOW_CURSOR: Final = b"\x1b[?25h"
 _STDERR: Final = 2
 
 _MAINTENANCE: Final = "KIE is under maintenance: new submits wait, and ask once a minute"
+_OUTAGE: Final = (
+    "KIE seems to be out: the last submits got no clear answer. New submits pause, and one at a "
+    "time is tried, less and less often"
+)
 _TOO_MANY: Final = "KIE says 429, too many submits: is another program using the account?"
+_HOLDS: Final = {_MAINTENANCE: "holding for maintenance", _OUTAGE: "paused for an outage"}
 _MINUTE: Final = dt.timedelta(minutes=1)
 
 
@@ -90,7 +95,7 @@ class Figures:
 
         left_s: How long it will take; `None` once nothing is left.
 
-        is_held: Whether submits wait for the end of a maintenance: nobody knows how long.
+        hold: Why submits wait nobody knows how long, in a few words; ``""`` if they do not.
 
         credits: What is left of them; `None` while nobody knows.
 
@@ -100,15 +105,15 @@ class Figures:
     tally: Tally
     per_s: float
     left_s: float | None
-    is_held: bool
+    hold: str
     credits: Decimal | None
     saving: SavingFigures | None = None
 
     def words(self) -> list[str]:
         """Return what no bar shows."""
         words = [f"{self.per_s:.1f} submits/s"]
-        if self.is_held:
-            words.append("holding for maintenance")
+        if self.hold:
+            words.append(self.hold)
         elif self.saving is not None and self.saving.is_holding:
             words.append("holding for the files")
         elif self.left_s is not None:
@@ -220,8 +225,8 @@ class BulkDisplay(Display):
                 self._held.add(track)
                 self._tell_held(error, at)
             case events.Submitted(track=track) | events.SubmitRefused(track=track):
-                # Others may have been on the wire when the hold began.
-                if track in self._held:
+                # Others may have been on the wire when the hold began; any ends an outage.
+                if track in self._held or self._hold == _OUTAGE:
                     self._held.clear()
                     self._tell_held(None, event.at)
             case events.PollingPaused(delay_s=float(delay_s)):
@@ -232,9 +237,9 @@ class BulkDisplay(Display):
                 pass
 
     @property
-    def is_held(self) -> bool:
-        """Whether submits wait for the end of a maintenance."""
-        return self._hold == _MAINTENANCE
+    def hold(self) -> str:
+        """Why submits wait nobody knows how long, in a few words; empty if they do not."""
+        return _HOLDS.get(self._hold, "")
 
     def _tell_held(self, error: KieWavError | None, at: dt.datetime) -> None:
         # Once when it begins and once when it is over: there is one event for each
@@ -244,6 +249,8 @@ class BulkDisplay(Display):
                 hold = _MAINTENANCE
             case RateLimitedError():
                 hold = _TOO_MANY
+            case SubmitUnknownError():
+                hold = _OUTAGE
             case None:
                 hold = ""
             case _:
@@ -252,7 +259,7 @@ class BulkDisplay(Display):
             return
         if hold and (hold != _TOO_MANY or self._is_news(at)):
             self.say(hold)
-        if not hold and self.is_held:
+        if not hold and self.hold:
             self.say("KIE takes submits again")
         self._hold = hold
         self._refresh()

@@ -29,16 +29,15 @@ from kie_wav_async.cli._output import (
 )
 from kie_wav_async.cli._output import FAILED as SOME_FAILED
 from kie_wav_async.cli._shell import command_line
-from kie_wav_async.cli._survey import resolve_commands
+from kie_wav_async.cli._survey import resolve_all_commands, resolve_commands
 from kie_wav_async.ledger import TrackState
 
 if TYPE_CHECKING:
     from kie_wav_async.cli._bulk_display import BulkDisplay
     from kie_wav_async.cli._saver import Unsaved
 
-# So many reasons and so many doubts are spelled out.
+# So many reasons are spelled out.
 _REASONS: Final = 20
-_DOUBTS: Final = 20
 
 
 async def tell_ending(ending: Ending, display: BulkDisplay, *, as_json: bool) -> int:
@@ -181,24 +180,32 @@ def _tell_existing(ending: Ending, books: Books, display: BulkDisplay) -> None:
         f"{tracks} a WAV at KIE that was there before. Look for its task in KIE's logs, then "
         "name it, or say --not-charged if there is none:"
     )
-    for one in books.existing[:_DOUBTS]:
+    if count == 1:
+        (one,) = books.existing
         _tell_command(ending, one.attempt_id, one.track, None, display)
-    if count > _DOUBTS:
-        display.say(f"  and {count - _DOUBTS:,} more: see `{_report(ending)}`")
+    else:
+        _tell_list(ending, display)
 
 
 def _tell_doubts(ending: Ending, books: Books, display: BulkDisplay) -> None:
     doubts, others = books.doubts, len(books.opening.unknown) - len(books.doubts)
     if doubts:
+        words = "which task it made, or --not-charged in place of --task-id"
+        if len(doubts) > 1:
+            words = "which task each has made"
         display.say(
             f"{count_words(len(doubts), 'submit')} may or may not have been accepted. Look in "
-            "KIE's logs, then say which task it made, or --not-charged in place of --task-id:"
+            f"KIE's logs, then say {words}:"
         )
-    for doubt in doubts[:_DOUBTS]:
+    if len(doubts) == 1:
+        (doubt,) = doubts
         named = books.opening.named.get(doubt.attempt_id)
         _tell_command(ending, doubt.attempt_id, doubt.track, named, display)
-    if len(doubts) > _DOUBTS:
-        display.say(f"  and {len(doubts) - _DOUBTS:,} more: see `{_report(ending)}`")
+    elif doubts:
+        _tell_list(ending, display)
+        *_, none_of_them = resolve_all_commands(ending.order.ledger)
+        display.say("If KIE's logs have none of them:")
+        display.say_as_is(f"  {none_of_them}")
     if others:
         submits = count_words(others, "more submit" if doubts else "submit")
         display.say(
@@ -212,6 +219,13 @@ def _tell_command(
 ) -> None:
     command = resolve_commands(ending.order.ledger, attempt_id, named)[0]
     display.say_as_is(f"  {command}  # {track.music_task_id} {track.audio_id}")
+
+
+def _tell_list(ending: Ending, display: BulkDisplay) -> None:
+    """Name the commands for several at once: a list that is filled in between them."""
+    write, read, _ = resolve_all_commands(ending.order.ledger)
+    display.say_as_is(f"  {write}  # fill in the column task_id: a task id, or not-charged")
+    display.say_as_is(f"  {read}")
 
 
 def _tell_open(ending: Ending, display: BulkDisplay) -> None:

@@ -151,7 +151,7 @@ class Watch:
             tally=tally,
             per_s=self._submits.per_s,
             left_s=left_s or None,
-            is_held=self._display.is_held,
+            hold=self._display.hold,
             credits=self.credits,
             saving=saving,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ from kie_wav_async.cli._bulk_order import Order, read_poll, read_rate, read_temp
 from kie_wav_async.cli._command import json_option, run_command, service_options
 from kie_wav_async.cli._listen import read_address
 from kie_wav_async.cli._report import run_report, run_urls
-from kie_wav_async.cli._resolve import run_resolve
+from kie_wav_async.cli._resolve import Choice, run_resolve
+from kie_wav_async.cli._service import Service
 from kie_wav_async.cli._verify import run_verify
 from kie_wav_async.file_names import DEFAULT_TEMPLATE
 from kie_wav_async.ledger import TrackState
@@ -223,25 +225,77 @@ def report(ledger: Path, *, urls: bool, verify: bool, folder: Path | None, as_js
     return run_command(work, as_json=as_json)
 
 
+def _read_time(_: click.Context, option: click.Parameter, value: str | None) -> dt.datetime | None:
+    """Return a time, UTC unless it says otherwise."""
+    if value is None:
+        return None
+    try:
+        moment = dt.datetime.fromisoformat(value)
+    except ValueError as error:
+        msg = f"{value!r} is no time: write 2026-01-31, 2026-01-31T14:05 or 2026-01-31T14:05+02:00"
+        raise click.BadParameter(msg, param=option) from error
+    return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment
+
+
 @click.command()
 @click.argument("ledger", type=click.Path(path_type=Path))
-@click.argument("attempt")
+@click.argument("attempt", required=False)
 @click.option("--task-id", metavar="ID", help="It was accepted: the id of its task.")
 @click.option("--not-charged", is_flag=True, help="It was not: the track may be submitted again.")
-@json_option
+@click.option(
+    "--list",
+    "list_name",
+    metavar="FILE",
+    help="Resolve what is in this list; - for stdin.",
+)
+@click.option("--all", "is_all", is_flag=True, help="With --not-charged: all that are unknown.")
+@click.option(
+    "--after",
+    metavar="TIME",
+    callback=_read_time,
+    help="With --not-charged: all that are unknown since this time or later (ISO 8601; UTC).",
+)
+@click.option(
+    "--before",
+    metavar="TIME",
+    callback=_read_time,
+    help="With --not-charged: all that are unknown since before this time (ISO 8601; UTC).",
+)
+@click.option("--no-check", is_flag=True, help="Do not ask KIE about the tasks that are named.")
+@click.option("--dry-run", "is_dry", is_flag=True, help="Show what would be done; change nothing.")
+@service_options
 def resolve(
-    ledger: Path, attempt: str, *, task_id: str | None, not_charged: bool, as_json: bool
+    ledger: Path,
+    attempt: str | None,
+    *,
+    no_check: bool,
+    service: Service,
+    as_json: bool,
+    **choice: Any,  # noqa: ANN401 - as the options above read them, by the names of Choice
 ) -> int:
     """
-    Say what came of a submit of unknown fate.
+    Say what came of submits of unknown outcome.
 
-    ATTEMPT is its id, as `kie-wav report LEDGER` lists it, or the first 6 or more
-    characters of it; that of a track that exists at KIE, under a task id that was
-    not told, will do as well. Look the track up in KIE's logs first: if a conversion of it
-    is there from that time, say --task-id, else --not-charged. Say nothing you do
-    not know: what is wrongly said to be not charged is paid twice.
+    ATTEMPT is the id of one, as `kie-wav report LEDGER` lists it, or the first 6 or
+    more characters of it; that of a track that exists at KIE, under a task id that
+    was not told, will do as well. Look the track up in KIE's logs first: if a
+    conversion of it is there from that time, say --task-id, else --not-charged. Use
+    --not-charged only if you are certain: a mistake causes a second charge.
 
-    Needs neither key nor network. `kie-wav bulk` then goes on with the track.
+    KIE is asked about each task that is named: it must exist, and be of this track.
+    With --no-check, and for --not-charged, neither key nor network is needed.
+
+    Without ATTEMPT and options all that need a word are printed, as CSV to be filled
+    in: a task id, or not-charged, in the column task_id. --list takes it then; a row
+    left empty stays unknown.
+
+    A word that was wrong is corrected by another one. If a WAV of the wrong task
+    was saved, its file gets another name. `kie-wav bulk` then goes on with the
+    tracks.
+
+    Exits with 0, or for several at once with 4 if some are still unknown, and with 1
+    if a word was refused.
     """
-    work = run_resolve(ledger, attempt, task_id=task_id, not_charged=not_charged, as_json=as_json)
+    asked = None if no_check else service
+    work = run_resolve(ledger, Choice(attempt=attempt, **choice), asked, as_json=as_json)
     return run_command(work, as_json=as_json)

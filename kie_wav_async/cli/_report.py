@@ -16,7 +16,7 @@ from rich.table import Table
 from kie_wav_async.cli._estimate import bytes_words, count_words
 from kie_wav_async.cli._output import DONE, plain, print_json, print_line, stdout_console
 from kie_wav_async.cli._pages import pages
-from kie_wav_async.cli._survey import ids_of, survey, verify_ledger
+from kie_wav_async.cli._survey import ids_of, resolve_all_commands, survey, verify_ledger
 from kie_wav_async.ledger import SqliteLedger, TrackState
 
 if TYPE_CHECKING:
@@ -162,15 +162,7 @@ def _print(found: Survey) -> None:
     print_line("bill", "accepted", found.accepted)
     print_line("bill", "unknown", len(found.opening.unknown))
     print_line("bill", "at_most", found.at_most)
-    for name, submits in (("unknown", found.unknown()), ("under_way", found.under_way())):
-        for submit in submits:
-            ids = (submit.track.music_task_id, submit.track.audio_id)
-            since = submit.at.isoformat()
-            print_line(name, submit.attempt_id, *ids, since, *found.commands(submit))
-    for one in found.existing():
-        track = one.track
-        ids = (track.music_task_id, track.audio_id)
-        print_line("exists", one.attempt_id, *ids, *found.existing_commands(one))
+    _print_submits(found)
     for reason in found.reasons():
         code = "" if reason.code is None else reason.code
         print_line(
@@ -187,6 +179,24 @@ def _print(found: Survey) -> None:
             print_line("conversion_time", name, seconds)
     for seconds, one in found.slowest():
         print_line("slowest", f"{seconds:.1f}", *_cells(one))
+
+
+def _print_submits(found: Survey) -> None:
+    """Print what can be resolved: with its commands if it is one, else with those for several."""
+    unknown, existing = found.unknown(), found.existing()
+    is_one = len(unknown) + len(existing) == 1
+    for name, submits in (("unknown", unknown), ("under_way", found.under_way())):
+        for submit in submits:
+            ids = (submit.track.music_task_id, submit.track.audio_id)
+            commands = found.commands(submit) if is_one else ()
+            print_line(name, submit.attempt_id, *ids, submit.at.isoformat(), *commands)
+    for one in existing:
+        ids = (one.track.music_task_id, one.track.audio_id)
+        commands = found.existing_commands(one) if is_one else ()
+        print_line("exists", one.attempt_id, *ids, *commands)
+    if len(unknown) + len(existing) > 1:
+        for command in resolve_all_commands(found.path):
+            print_line("resolve", command)
 
 
 def _print_saved(found: Survey) -> None:
@@ -251,10 +261,18 @@ def _show_unknown(found: Survey, console: Console) -> None:
         _print_block(console, f"{name_of(one.track)}, since {moment(one.at)} UTC")
         if task_id := found.opening.named.get(one.attempt_id):
             console.print(plain(f"  A callback named its task, {task_id}."))
-        for command in found.commands(one, short_of(one, found.opening.unknown)):
-            # On one line, however long: it is there to be copied.
-            console.print(plain(f"  {command}"), soft_wrap=True)
+        if len(unknown) == 1:
+            for command in found.commands(one, short_of(one, found.opening.unknown)):
+                # On one line, however long: it is there to be copied.
+                console.print(plain(f"  {command}"), soft_wrap=True)
     _show_rest(console, len(unknown) - _LISTED)
+    if len(unknown) > 1:
+        write, read, none_of_them = resolve_all_commands(found.path)
+        _print_block(console, "Several at once: fill in the list between these commands.")
+        for command in (write, read):
+            console.print(plain(f"  {command}"), soft_wrap=True)
+        _print_block(console, "If KIE's logs have none of them:")
+        console.print(plain(f"  {none_of_them}"), soft_wrap=True)
 
 
 def _show_existing(found: Survey, console: Console) -> None:
@@ -268,9 +286,14 @@ def _show_existing(found: Survey, console: Console) -> None:
     )
     for one in existing[:_LISTED]:
         _print_block(console, name_of(one.track))
-        for command in found.existing_commands(one):
-            console.print(plain(f"  {command}"), soft_wrap=True)
+        if len(existing) == 1:
+            for command in found.existing_commands(one):
+                console.print(plain(f"  {command}"), soft_wrap=True)
     _show_rest(console, found.states[TrackState.EXISTS] - _LISTED)
+    if len(existing) > 1:
+        _print_block(console, "Several at once: fill in the list between these commands.")
+        for command in resolve_all_commands(found.path)[:2]:
+            console.print(plain(f"  {command}"), soft_wrap=True)
 
 
 def _show_reasons(found: Survey, console: Console) -> None:

@@ -1,28 +1,54 @@
-"""``kie-wav resolve``: somebody's word on a submit of unknown fate, kept in its ledger."""
+"""``kie-wav resolve``: the user's word on submits of unknown outcome, kept in their ledger."""
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import time
 from typing import TYPE_CHECKING, Final
 
-from kie_wav_async import Track, UnknownSubmit
-from kie_wav_async.cli._output import DONE, USAGE, CliError, print_json, print_line, say
+import attrs
+from yarl import URL
+
+from kie_wav_async import errors
+from kie_wav_async.cli._estimate import count_words
+from kie_wav_async.cli._output import (
+    DONE,
+    FAILED,
+    UNKNOWN,
+    USAGE,
+    CliError,
+    print_json,
+    print_line,
+    say,
+)
 from kie_wav_async.cli._report import moment, name_of, short_of
+from kie_wav_async.cli._resolve_list import NOT_CHARGED, Word, print_list, read_words, verify_word
 from kie_wav_async.cli._shell import command_line, join
 from kie_wav_async.cli._survey import ids_of, resolve_commands, verify_ledger
-from kie_wav_async.ledger import AttemptOutcome, SqliteLedger, TrackState
+from kie_wav_async.ledger import (
+    AttemptEntry,
+    AttemptOutcome,
+    SqliteLedger,
+    Standing,
+    TrackState,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from kie_wav_async.ledger import Ledger, LedgerOpening, Standing
+    from kie_wav_async import TaskRecord, UnknownSubmit, WavSession
+    from kie_wav_async.cli._service import Service
+    from kie_wav_async.ledger import LedgerOpening
 
-# An abbreviation shorter than this might be a slip of the pen.
-_MIN_LENGTH: Final = 6
 # How many unknown submits an error lists.
 _LISTED: Final = 20
+# How many tasks are asked about, and how many words written, at a time.
+_ASKED: Final = 8
+_WRITTEN: Final = 500
+
+_OPEN_OUTCOMES: Final = frozenset({AttemptOutcome.UNKNOWN, AttemptOutcome.EXISTS})
 
 _NEXT: Final[dict[TrackState, str]] = {
     TrackState.PLANNED: "planned again: `kie-wav bulk` submits it",
@@ -36,169 +62,250 @@ _NEXT: Final[dict[TrackState, str]] = {
 }
 
 
-async def run_resolve(
-    path: Path, attempt: str, *, task_id: str | None, not_charged: bool, as_json: bool
-) -> int:
+@attrs.frozen(kw_only=True)
+class Choice:
     """
-    Write down what came of a submit, and print where its track stands then.
+    Which submits are meant, and what is said of them; one of the first three is given.
+
+    Attributes:
+        attempt: One of them, or the beginning of its id.
+
+        list_name: A list of submits and words; ``-`` for stdin.
+
+        is_all: All that are unknown, within the times.
+
+        task_id: The task that the one created.
+
+        not_charged: They created nothing.
+
+        after: Only what is unknown since this moment or later; `None` for no limit.
+
+        before: Only what is unknown since before this moment; `None` for no limit.
+
+        is_dry: Change nothing.
+    """
+
+    attempt: str | None = None
+    list_name: str | None = None
+    is_all: bool = False
+    task_id: str | None = None
+    not_charged: bool = False
+    after: dt.datetime | None = None
+    before: dt.datetime | None = None
+    is_dry: bool = False
+
+    @property
+    def is_by_time(self) -> bool:
+        """Whether they are chosen as all, or by time."""
+        return self.is_all or self.after is not None or self.before is not None
+
+    def verify(self) -> None:
+        """
+        Return if the options go together.
+
+        Raises:
+            CliError: They do not.
+        """
+        ways = (self.attempt is not None, self.list_name is not None, self.is_by_time)
+        if sum(ways) > 1:
+            msg = "name one ATTEMPT, or give a --list, or choose with --all, --before and --after"
+        elif self.list_name is not None and (self.task_id is not None or self.not_charged):
+            msg = "a --list says itself what came of each submit: leave out the other words"
+        elif self.attempt is not None and (self.task_id is not None) == self.not_charged:
+            msg = (
+                "say one of the two: --task-id with the id of its task if KIE's logs have the "
+                "submit, --not-charged if they have not"
+            )
+        elif self.is_by_time and (self.task_id is not None or not self.not_charged):
+            msg = "of several at once only --not-charged can be said; a --list can name tasks"
+        elif not any(ways) and (self.task_id is not None or self.not_charged or self.is_dry):
+            msg = "name the ATTEMPT, or give a --list, or say --all"
+        else:
+            return
+        raise CliError(USAGE, msg)
+
+
+@attrs.define
+class _Case:
+    """One submit, what is said of it, and what came of that."""
+
+    entry: AttemptEntry
+    task_id: str | None
+    #: Why the word is not taken; `None` while it is.
+    refusal: CliError | None = None
+    standing: Standing | None = None
+    #: The file of a task that was wrong, under its new name.
+    moved: str | None = None
+
+    @property
+    def base(self) -> AttemptOutcome | None:
+        """What the submit was before any word."""
+        return self.entry.resolved_from or self.entry.outcome
+
+
+async def run_resolve(path: Path, choice: Choice, service: Service | None, *, as_json: bool) -> int:
+    """
+    Write down what came of submits, and print where their tracks stand then.
 
     Args:
         path: The ledger.
 
-        attempt: The attempt, or the beginning of its id.
+        choice: Which, and what is said of them.
 
-        task_id: The task that it created; `None` if it is not known to have.
-
-        not_charged: Whether it created nothing.
+        service: Where to ask about the tasks that are named; `None`: ask nobody.
 
         as_json: Print one JSON object.
 
     Raises:
-        CliError: One of these cannot be, or contradicts what the ledger knows.
+        CliError: A word cannot be, or contradicts what the ledger or the service knows.
+
+        KieWavError: The service gave no usable answer; nothing has changed.
 
         LedgerError: A run has the ledger open, or it cannot be read or written.
     """
-    if (task_id is not None) == not_charged:
-        msg = (
-            "say one of the two: --task-id with the id of its task if KIE's logs have the submit, "
-            "--not-charged if they have not"
-        )
-        raise CliError(USAGE, msg)
-    _verify_words(attempt, task_id)
+    choice.verify()
+    words: list[Word] = []
+    blanks = 0
+    if choice.attempt is not None:
+        verify_word(choice.attempt, choice.task_id)
+        words = [Word(choice.attempt, choice.task_id)]
     verify_ledger(path)
+    if choice.list_name is not None:
+        words, blanks = read_words(choice.list_name)
+    elif choice.attempt is None and not choice.is_by_time:
+        await print_list(path, as_json=as_json)
+        return DONE
     ledger = SqliteLedger(path)
-    now_unix_s = time.time()
-    opening = await ledger.open(now_unix_s)
+    opening = await ledger.open(time.time())
     try:
-        existing = await _find_existing(ledger, opening, attempt)
-        submit = existing or _find(opening, path, attempt)
-        _verify_heard(submit, opening, task_id)
-        if task_id is None:
-            await ledger.end(submit.attempt_id, AttemptOutcome.NOT_CREATED, now_unix_s)
+        if choice.is_by_time:
+            cases = [await _case_of(ledger, one) for one in _chosen(opening, choice)]
         else:
-            await _verify_free(ledger, submit, task_id, exists=existing is not None)
-            # What was there before our submit is not ours to count.
-            outcome = AttemptOutcome.ADOPTED if existing else AttemptOutcome.ACCEPTED
-            await ledger.end(submit.attempt_id, outcome, now_unix_s, task_id=task_id)
-        standing = await ledger.find(submit.track)
-        if existing and standing is not None and standing.state is TrackState.EXISTS:
-            msg = f"{submit.attempt_id} is not the submit that was answered so: nothing has changed"
-            raise CliError(USAGE, msg, attempt_id=submit.attempt_id)
+            cases = [await _find(ledger, opening, path, word) for word in words]
+        await _resolve(ledger, path, cases, choice, service)
         # Opened once more it tells what is left.
-        left = (await ledger.open(now_unix_s)).unknown
+        left = (await ledger.open(time.time())).unknown
         await ledger.aclose()
     finally:
         await ledger.aclose()
-    _tell(path, submit, standing, left, as_json=as_json)
-    return DONE
+    if choice.attempt is not None:
+        _tell(path, cases[0], left, is_dry=choice.is_dry, as_json=as_json)
+        return DONE
+    return _tell_all(path, cases, left, blanks, is_dry=choice.is_dry, as_json=as_json)
 
 
-def _verify_words(attempt: str, task_id: str | None) -> None:
-    if len(attempt) < _MIN_LENGTH:
-        msg = (
-            f"{attempt!r} is too short for an attempt: name it by its first {_MIN_LENGTH} "
-            "characters at least"
-        )
-        raise CliError(USAGE, msg)
-    if task_id is None:
-        return
-    try:
-        Track("any", task_id)  # Ids are alike.
-    except ValueError as error:
-        raise CliError(USAGE, str(error).replace("audio_id", "--task-id")) from error
-
-
-def _find(opening: LedgerOpening, path: Path, attempt: str) -> UnknownSubmit:
-    """Return the unknown submit that *attempt* is or begins."""
-    found = [one for one in opening.unknown if one.attempt_id == attempt] or [
-        one for one in opening.unknown if one.attempt_id.startswith(attempt.lower())
-    ]
-    if len(found) == 1:
-        return found[0]
-    listed = found or opening.unknown
-    facts = {"attempts": [one.attempt_id for one in listed[:_LISTED]]}
-    if found:
-        _list(listed, opening.unknown)
-        msg = f"{len(found)} submits of unknown fate begin with {attempt}: name one of them"
-    elif listed:
-        _list(listed, opening.unknown)
-        msg = (
-            f"no submit of unknown fate begins with {attempt}: name one of those listed. One that "
-            "was resolved or answered stays what it is"
-        )
-    else:
-        msg = f"{path} has no submit of unknown fate: there is nothing to resolve"
-    raise CliError(USAGE, msg, **facts)
-
-
-async def _find_existing(
-    ledger: Ledger, opening: LedgerOpening, attempt: str
-) -> UnknownSubmit | None:
-    """Return the submit that *attempt* is or begins, of a track whose task was not told."""
-    found: list[UnknownSubmit] = []
-    after = 0
-    while page := await ledger.page([TrackState.EXISTS], after=after):
-        for standing in page:
-            if standing.attempt_id == attempt:
-                return _submit_of(standing)
-            if standing.attempt_id.startswith(attempt.lower()) and len(found) <= _LISTED:
-                found.append(_submit_of(standing))
-        after = page[-1].index
-    if not found:
-        return None
-    found += [one for one in opening.unknown if one.attempt_id.startswith(attempt.lower())]
-    if len(found) == 1:
-        return found[0]
-    if any(one.attempt_id == attempt for one in found):
-        return None
-    for one in found[:_LISTED]:
-        say(f"{one.attempt_id}  {name_of(one.track)}")
-    facts = {"attempts": [one.attempt_id for one in found[:_LISTED]]}
-    msg = f"more than one submit begins with {attempt}: name one of them"
-    raise CliError(USAGE, msg, **facts)
-
-
-def _submit_of(standing: Standing) -> UnknownSubmit:
-    at = dt.datetime.fromtimestamp(0, dt.UTC)  # Nobody asks.
-    return UnknownSubmit(attempt_id=standing.attempt_id, track=standing.track, at=at)
-
-
-def _list(listed: Sequence[UnknownSubmit], among: Sequence[UnknownSubmit]) -> None:
-    for one in listed[:_LISTED]:
-        say(f"{short_of(one, among)}  {moment(one.at)} UTC  {name_of(one.track)}")
-    if len(listed) > _LISTED:
-        say(f"... and {len(listed) - _LISTED:,} more")
-
-
-def _verify_heard(submit: UnknownSubmit, opening: LedgerOpening, task_id: str | None) -> None:
-    """Return unless an authentic callback contradicts."""
-    heard = opening.named.get(submit.attempt_id)
-    if heard is not None and heard != task_id:
-        msg = (
-            f"KIE has called back for this very submit and named its task, {heard}: it was "
-            f"accepted. Say {join(('--task-id', heard))}, or let `kie-wav bulk` find out"
-        )
-        raise CliError(USAGE, msg, attempt_id=submit.attempt_id, named_task_id=heard)
-
-
-async def _verify_free(
-    ledger: SqliteLedger, submit: UnknownSubmit, task_id: str, *, exists: bool
+async def _resolve(
+    ledger: SqliteLedger,
+    path: Path,
+    cases: Sequence[_Case],
+    choice: Choice,
+    service: Service | None,
 ) -> None:
-    """Return if a task may be that of a submit, as far as the ledger knows."""
-    track = submit.track
-    if task_id in {track.music_task_id, track.audio_id, submit.attempt_id}:
+    """Check what is said, write down what nothing contradicts, and look where the tracks stand."""
+    _verify_distinct(cases)
+    for case in cases:
+        case.refusal = await _contradiction(ledger, case)
+    if service is not None:
+        await _ask(service, [c for c in cases if c.task_id is not None and not c.refusal])
+    if choice.attempt is not None and (refusal := cases[0].refusal) is not None:
+        raise refusal
+    if not choice.is_dry:
+        await _write(ledger, path, [case for case in cases if case.refusal is None])
+    for case in cases:
+        case.standing = await ledger.find(case.entry.track)
+
+
+# --- which are meant ----------------------------------------------------------------------------
+
+
+def _chosen(opening: LedgerOpening, choice: Choice) -> list[UnknownSubmit]:
+    """Return the unknown submits within the times."""
+    return [
+        one
+        for one in opening.unknown
+        if (choice.after is None or one.at >= choice.after)
+        and (choice.before is None or one.at < choice.before)
+    ]
+
+
+async def _case_of(ledger: SqliteLedger, one: UnknownSubmit) -> _Case:
+    (entry,) = await ledger.find_attempts(one.attempt_id)
+    return _Case(entry, None)
+
+
+async def _find(ledger: SqliteLedger, opening: LedgerOpening, path: Path, word: Word) -> _Case:
+    """Return the submit that a word is about: unknown, existing, or with a word already."""
+    name = word.attempt
+    found: Sequence[AttemptEntry] = ()
+    try:
+        found = await ledger.find_attempts(name)
+        if not found:
+            found = await ledger.find_attempts(name.lower())
+    except ValueError:
+        pass  # No id is like that.
+    fitting = [entry for entry in found if entry.outcome in _OPEN_OUTCOMES] or [
+        entry for entry in found if entry.resolved_from is not None
+    ]
+    if len(fitting) == 1:
+        return _Case(fitting[0], word.task_id)
+    if len(fitting) > 1:
+        for entry in fitting[:_LISTED]:
+            say(f"{entry.attempt_id}  {name_of(entry.track)}")
+        msg = f"{len(fitting)} submits begin with {name}: name one of them"
+        raise CliError(USAGE, msg, attempts=[e.attempt_id for e in fitting[:_LISTED]])
+    facts = {"attempts": [one.attempt_id for one in opening.unknown[:_LISTED]]}
+    if not opening.unknown:
+        msg = f"{path} has no submit of unknown fate: there is nothing to resolve"
+        raise CliError(USAGE, msg, **facts)
+    for one in opening.unknown[:_LISTED]:
+        say(f"{short_of(one, opening.unknown)}  {moment(one.at)} UTC  {name_of(one.track)}")
+    if len(opening.unknown) > _LISTED:
+        say(f"... and {len(opening.unknown) - _LISTED:,} more")
+    msg = (
+        f"no submit of unknown fate begins with {name}: name one of those listed. What the "
+        "service has answered stays what it is"
+    )
+    raise CliError(USAGE, msg, **facts)
+
+
+def _verify_distinct(cases: Sequence[_Case]) -> None:
+    seen: set[str] = set()
+    for case in cases:
+        if case.entry.attempt_id in seen:
+            msg = f"{case.entry.attempt_id} is in the list twice: nothing has changed"
+            raise CliError(USAGE, msg, attempt_id=case.entry.attempt_id)
+        seen.add(case.entry.attempt_id)
+
+
+# --- what contradicts ---------------------------------------------------------------------------
+
+
+async def _contradiction(ledger: SqliteLedger, case: _Case) -> CliError | None:
+    """Return what the ledger says against a word, if it does."""
+    entry, task_id = case.entry, case.task_id
+    track, named = entry.track, entry.named_task_id
+    if named and named != task_id:
+        msg = (
+            f"KIE has called back for this very submit and named its task, {named}: it was "
+            f"accepted. Say {join(('--task-id', named))}, or let `kie-wav bulk` find out"
+        )
+        return CliError(USAGE, msg, attempt_id=entry.attempt_id, named_task_id=named)
+    if task_id is None or task_id == entry.task_id:
+        return None
+    if task_id in {track.music_task_id, track.audio_id, entry.attempt_id}:
         msg = (
             f"{task_id} is an id of the track or of the attempt: --task-id is that of its "
             "conversion, from KIE's logs"
         )
-        raise CliError(USAGE, msg)
+        return CliError(USAGE, msg)
     other = await ledger.find_task(task_id)
     if other is None:
-        return
+        return None
     if other.track == track:
         # What an answer called a repeat was made by this one, and what exists by any.
-        if exists or (other.is_adopted and other.task_id == task_id):
-            return
+        is_found = case.base is AttemptOutcome.EXISTS
+        if is_found or (other.is_adopted and other.task_id == task_id):
+            return None
         msg = (
             f"task {task_id} was made by another submit of the same track: if KIE's logs have no "
             "second one, say --not-charged"
@@ -206,21 +313,134 @@ async def _verify_free(
     else:
         of = f"music task {other.track.music_task_id}, track {other.track.audio_id}"
         msg = f"task {task_id} is another track's ({of}): look the id up again"
-    raise CliError(USAGE, msg, **ids_of(other.track))
+    return CliError(USAGE, msg, **ids_of(other.track))
+
+
+async def _ask(service: Service, cases: Sequence[_Case]) -> None:
+    """
+    Have the service say whether the tasks can be those of their submits.
+
+    Raises:
+        CliError: There is no API key.
+
+        KieWavError: It gave no usable answer.
+    """
+    if not cases:
+        return
+    advice = "To resolve without asking KIE, say --no-check"
+    try:
+        async with service.session() as session:
+            for begin in range(0, len(cases), _ASKED):
+                part = cases[begin : begin + _ASKED]
+                await asyncio.gather(*(_compare(session, case) for case in part))
+    except CliError as error:
+        raise CliError(error.exit_code, f"{error}. {advice}") from error
+    except errors.KieWavError:
+        say(f"nothing has changed. {advice}")
+        raise
+
+
+async def _compare(session: WavSession, case: _Case) -> None:
+    assert case.task_id is not None  # noqa: S101 - only those with a task are asked about
+    record = await session.record(case.task_id)
+    reason = _objection(case, record)
+    if reason is not None:
+        facts = {"attempt_id": case.entry.attempt_id, **ids_of(case.entry.track)}
+        case.refusal = CliError(USAGE, f"{reason}. Nothing has changed", **facts)
+
+
+def _objection(case: _Case, record: TaskRecord | None) -> str | None:
+    """Return why the task of *record* is not that of a submit, if it is not."""
+    task_id, entry = case.task_id, case.entry
+    if record is None:
+        return f"KIE knows no conversion {task_id}: look the id up again"
+    if record.audio_id is not None and record.audio_id != entry.track.audio_id:
+        return f"task {task_id} converts another track, {record.audio_id}: look the id up again"
+    attempt_id = _attempt_of(record)
+    # What exists was there before our submit, and names another one.
+    if case.base is AttemptOutcome.UNKNOWN and attempt_id not in {None, entry.attempt_id}:
+        return f"task {task_id} was made by another submit, {attempt_id}: look the id up again"
+    if record.audio_id is None and attempt_id != entry.attempt_id:
+        return (
+            f"KIE's record of task {task_id} does not tell which track it converts: if you are "
+            "sure, say --no-check"
+        )
+    return None
+
+
+def _attempt_of(record: TaskRecord) -> str | None:
+    """Return the attempt that a record's callback URL names, if it shows one."""
+    for name in ("callbackUrl", "callBackUrl"):
+        try:
+            named = URL(str(record.raw.get(name) or "")).query.getall("attempt", [])
+        except ValueError:
+            continue
+        if len(named) == 1:
+            return named[0]
+    return None
+
+
+# --- written ------------------------------------------------------------------------------------
+
+
+async def _write(ledger: SqliteLedger, path: Path, cases: Sequence[_Case]) -> None:
+    now_unix_s = time.time()
+    for begin in range(0, len(cases), _WRITTEN):
+        part = cases[begin : begin + _WRITTEN]
+        for case in part:
+            standing = await ledger.find(case.entry.track)
+            # Before it is written: whoever is killed between both has a file too few, not a
+            # wrong one.
+            if standing is not None and _is_wrong_file(case, standing):
+                case.moved = _move(path, standing)
+        await asyncio.gather(
+            *(
+                ledger.resolve(case.entry.attempt_id, now_unix_s, task_id=case.task_id or "")
+                for case in part
+            )
+        )
+
+
+def _is_wrong_file(case: _Case, standing: Standing) -> bool:
+    """Whether a track had a file of the task that an earlier word named."""
+    entry = case.entry
+    is_replaced = entry.resolved_from is not None and entry.task_id != (case.task_id or "")
+    is_its = bool(entry.task_id) and standing.task_id == entry.task_id
+    return is_replaced and is_its and standing.state is TrackState.STORED
+
+
+def _move(path: Path, standing: Standing) -> str | None:
+    """Give a file of a wrong task another name, or the next run would take it for the right one."""
+    assert standing.path is not None  # noqa: S101 - what is stored has a path
+    file = path.parent / standing.path
+    try:
+        if not file.is_file():
+            raise FileNotFoundError
+        for number in range(1, 1_000):
+            other = file.with_name(f"{file.name}.wrong{number if number > 1 else ''}")
+            if not other.exists():
+                file.rename(other)
+                return str(other)
+    except OSError:
+        pass
+    say(
+        f"The file {standing.path} holds the WAV of task {standing.task_id}, which is not this "
+        "track's: remove it before the next run, which would take it for the right one."
+    )
+    return None
+
+
+# --- told ---------------------------------------------------------------------------------------
 
 
 def _tell(
-    path: Path,
-    submit: UnknownSubmit,
-    standing: Standing | None,
-    left: Sequence[UnknownSubmit],
-    *,
-    as_json: bool,
+    path: Path, case: _Case, left: Sequence[UnknownSubmit], *, is_dry: bool, as_json: bool
 ) -> None:
+    standing, entry = case.standing, case.entry
     assert standing is not None  # noqa: S101 - a ledger forgets no track
     facts = {
-        "attempt_id": submit.attempt_id,
-        **ids_of(submit.track),
+        "attempt_id": entry.attempt_id,
+        **ids_of(entry.track),
         "state": standing.state.value,
         "task_id": standing.task_id or None,
         "unknown_left": len(left),
@@ -231,14 +451,90 @@ def _tell(
         for name, value in facts.items():
             if value is not None:
                 print_line(f"{name:<14}{value}")
-    others = [one for one in left if one.track == submit.track]
+    if is_dry:
+        say(f"{name_of(entry.track)} can be resolved so. Nothing has changed (--dry-run).")
+        return
+    _tell_moved(case)
+    others = [one for one in left if one.track == entry.track]
     if standing.state is TrackState.UNKNOWN and others:
         command, *_ = resolve_commands(path, short_of(others[0], left), None)
         text = f"still unknown, because of another submit: go on with `{command}`, or"
-        say(f"{name_of(submit.track)} is {text} with --not-charged.")
+        say(f"{name_of(entry.track)} is {text} with --not-charged.")
     else:
-        say(f"{name_of(submit.track)} is now {_NEXT.get(standing.state, standing.state.value)}.")
+        say(f"{name_of(entry.track)} is now {_NEXT.get(standing.state, standing.state.value)}.")
+    _tell_left(path, left)
+
+
+def _tell_moved(case: _Case) -> None:
+    if case.moved is not None:
+        say(
+            f"The WAV of task {case.entry.task_id} had been saved, and is not this track's: its "
+            f"file is now {case.moved}."
+        )
+
+
+def _tell_left(path: Path, left: Sequence[UnknownSubmit]) -> None:
     if left:
         what = "submit is" if len(left) == 1 else "submits are"
         command = command_line("report", path)
         say(f"{len(left):,} more {what} of unknown fate: see `{command}`.")
+
+
+def _tell_all(
+    path: Path,
+    cases: Sequence[_Case],
+    left: Sequence[UnknownSubmit],
+    blanks: int,
+    *,
+    is_dry: bool,
+    as_json: bool,
+) -> int:
+    taken = [case for case in cases if case.refusal is None]
+    refused = [case for case in cases if case.refusal is not None]
+    if as_json:
+        print_json(
+            {
+                "ledger": str(path),
+                "dry_run": is_dry,
+                "resolved": [{**_facts(case), "state": _state(case)} for case in taken],
+                "refused": [{**_facts(case), "reason": str(case.refusal)} for case in refused],
+                "without_word": blanks,
+                "unknown_left": len(left),
+            }
+        )
+    else:
+        for case in taken:
+            track, word = case.entry.track, case.task_id or NOT_CHARGED
+            ids = (track.music_task_id, track.audio_id)
+            print_line(case.entry.attempt_id, *ids, word, _state(case))
+    for case in refused:
+        say(f"not resolved: {case.entry.attempt_id} {name_of(case.entry.track)}: {case.refusal}")
+    for case in taken:
+        _tell_moved(case)
+    charged = sum(case.task_id is not None for case in taken)
+    done = "would be resolved" if is_dry else "resolved"
+    summary = (
+        f"{count_words(len(taken), 'submit')} {done}: {charged:,} accepted, "
+        f"{len(taken) - charged:,} not charged"
+    )
+    if refused:
+        summary += f"; {len(refused):,} not resolved"
+    if blanks:
+        summary += f"; left as they are: {count_words(blanks, 'row')} without a word"
+    say(f"{summary}.")
+    if is_dry:
+        say("Nothing has changed (--dry-run).")
+        return FAILED if refused else DONE
+    _tell_left(path, left)
+    if left:
+        return UNKNOWN
+    return FAILED if refused else DONE
+
+
+def _facts(case: _Case) -> dict[str, object]:
+    ids = ids_of(case.entry.track)
+    return {"attempt_id": case.entry.attempt_id, **ids, "task_id": case.task_id}
+
+
+def _state(case: _Case) -> str:
+    return "" if case.standing is None else case.standing.state.value

@@ -76,10 +76,14 @@ def command_line(name: str, *arguments: str | Path, options: Sequence[str] = ())
     return join(["kie-wav", name, *words])
 
 
+def service_command(name: str, *arguments: str | Path, options: Sequence[str] = ()) -> str:
+    """Return a command that asks the same service as the running one; see `command_line`."""
+    return command_line(name, *arguments, options=[*options, *_service_options()])
+
+
 def status_command(task_id: str, path: Path | None = None) -> str:
     """Return the command that shows a task, or saves its WAV at *path*, free of charge."""
-    output = [] if path is None else ["-o", str(path)]
-    return command_line("status", task_id, options=[*output, *_service_options()])
+    return service_command("status", task_id, options=[] if path is None else ["-o", str(path)])
 
 
 def without_password(proxy: str) -> str:

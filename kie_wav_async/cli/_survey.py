@@ -14,7 +14,7 @@ import attrs
 
 from kie_wav_async.cli._output import USAGE, CliError
 from kie_wav_async.cli._pages import pages
-from kie_wav_async.cli._shell import command_line
+from kie_wav_async.cli._shell import command_line, service_command
 from kie_wav_async.ledger import LedgerOpening, Standing, TrackState
 
 if TYPE_CHECKING:
@@ -104,7 +104,16 @@ def resolve_commands(path: Path, attempt: str, task_id: str | None) -> list[str]
         task_id: Its task, if a callback has named it: it was charged then.
     """
     choices = [["--task-id", task_id]] if task_id else [["--task-id", "TASK_ID"], ["--not-charged"]]
-    return [command_line("resolve", path, attempt, options=options) for options in choices]
+    return [service_command("resolve", path, attempt, options=options) for options in choices]
+
+
+def resolve_all_commands(path: Path) -> list[str]:
+    """Return the commands that resolve all unknown submits of the ledger *path* at once."""
+    return [
+        f"{command_line('resolve', path)} > unknown.csv",
+        service_command("resolve", path, options=["--list", "unknown.csv"]),
+        command_line("resolve", path, options=["--all", "--not-charged"]),
+    ]
 
 
 @attrs.define
