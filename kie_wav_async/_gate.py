@@ -6,7 +6,6 @@ It knows no server. What carries the bytes to and fro is in `webhook`.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import traceback
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +14,7 @@ import attrs
 
 from kie_wav_async._callback import MAX_BODY_LENGTH
 from kie_wav_async._models import verify_type
+from kie_wav_async._patience import patient_timeout
 from kie_wav_async._session import WavSession
 from kie_wav_async.errors import (
     CallbackFormatError,
@@ -115,7 +115,7 @@ class Gate:
         length = 0
         self._reads += 1
         try:
-            async with asyncio.timeout(READ_TIMEOUT_S):
+            async with patient_timeout(READ_TIMEOUT_S):
                 while (part := await next_part()) is not None:
                     length += len(part)
                     if length > MAX_BODY_LENGTH:
@@ -159,7 +159,7 @@ async def _within(timeout_s: float, coroutine: Coroutine[Any, Any, object]) -> N
         waited: object = coroutine.send(None)
     except StopIteration:
         return
-    async with asyncio.timeout(timeout_s):
+    async with patient_timeout(timeout_s):
         await _Rest(coroutine, waited)
 
 

@@ -8,7 +8,6 @@ that a name comes to as it is connected to, which is the only moment that counts
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import socket
@@ -19,15 +18,18 @@ import aiohttp
 from kie_wav_async._addresses import is_public
 from kie_wav_async._link import is_trusted, join_link, verify_link
 from kie_wav_async._network import presentable, reason_of, user_agent
+from kie_wav_async._patience import patient_timeout
 from kie_wav_async.errors import DownloadError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
+    from types import SimpleNamespace
 
     from aiohttp.abc import AbstractResolver
     from yarl import URL
 
     from kie_wav_async._network import Network
+    from kie_wav_async._patience import PatientTimer
     from kie_wav_async.errors import DownloadReason
 
 #: Most connections at a time, and so most downloads of a session.
@@ -38,8 +40,8 @@ MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 #: How long a host has for each thing. There is no limit to the whole: a file that
-#: comes is welcome however long it takes.
-TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=30.0, sock_connect=30.0, sock_read=60.0)
+#: comes is welcome however long it takes. Counted by us, as the transport does.
+TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=30.0, sock_read=60.0)
 #: How long it has for the head of its answer, connecting included.
 HEAD_TIMEOUT_S: Final = 90.0
 
@@ -112,9 +114,7 @@ class MediaAnswer:
         """
         if self._failure is None:
             try:
-                # Not left to aiohttp alone: whoever waits for a body whose framing turns
-                # out broken, it forgets, and drops its own timeout with the connection.
-                async with asyncio.timeout(TIMEOUT.sock_read):
+                async with patient_timeout(TIMEOUT.sock_read):
                     return await self._answer.content.readany()
             except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:
                 # RuntimeError: the same, if nobody waited yet.
@@ -220,8 +220,17 @@ class Media:
         if client is None:
             client = self._clients[is_guarded] = self._client(is_guarded=is_guarded)
         try:
-            async with asyncio.timeout(HEAD_TIMEOUT_S):
-                return await client.get(url, headers=headers, allow_redirects=False, proxy=proxy)
+            async with (
+                patient_timeout(HEAD_TIMEOUT_S),
+                patient_timeout(TIMEOUT.connect) as connecting,
+            ):
+                return await client.get(
+                    url,
+                    headers=headers,
+                    allow_redirects=False,
+                    proxy=proxy,
+                    trace_request_ctx=connecting,
+                )
         except aiohttp.ClientConnectorError as error:
             if not isinstance(error.os_error, _PrivateAddressError):
                 raise _failure(url, error) from presentable(error)
@@ -235,6 +244,8 @@ class Media:
         raise DownloadError(msg, reason="refused-url")
 
     def _client(self, *, is_guarded: bool) -> aiohttp.ClientSession:
+        trace = aiohttp.TraceConfig()
+        trace.on_request_headers_sent.append(_note_connected)
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 ssl=self._network.ssl,
@@ -245,7 +256,8 @@ class Media:
                 socket_factory=self._open_socket if is_guarded else None,
             ),
             connector_owner=True,
-            timeout=TIMEOUT,
+            timeout=aiohttp.ClientTimeout(total=None),
+            trace_configs=[trace],
             headers={"User-Agent": user_agent(), "Accept-Encoding": "identity", "Accept": "*/*"},
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
@@ -262,6 +274,14 @@ class Media:
         """Close all connections."""
         for client in self._clients.values():
             await client.close()
+
+
+async def _note_connected(
+    _: aiohttp.ClientSession, context: SimpleNamespace, __: aiohttp.TraceRequestHeadersSentParams
+) -> None:
+    connecting: PatientTimer | None = context.trace_request_ctx
+    if connecting is not None:
+        connecting.cancel()
 
 
 def _host(url: URL) -> str:
