@@ -171,7 +171,8 @@ def bulk(
         **settings,
     )
     work = run_bulk(Service(base_url, insecure_hosts), order, as_json=as_json)
-    return run_command(work, as_json=as_json)
+    resume = order.resume_words, order.resume(is_planned=False)
+    return run_command(work, as_json=as_json, resume=resume)
 
 
 @click.command()

@@ -10,6 +10,7 @@ from kie_wav_async.cli._display import WaitDisplay
 from kie_wav_async.cli._listen import listen, read_listening
 from kie_wav_async.cli._output import DONE, INTERRUPTED, CliError, print_json, print_line
 from kie_wav_async.cli._service import as_usage
+from kie_wav_async.cli._streams import OutputError, flush
 from kie_wav_async.cli._target import (
     facts_of,
     file_facts_of,
@@ -85,10 +86,15 @@ async def run_convert(
                     download = await save(session, wav, output, display)
     except asyncio.CancelledError:
         raise _interrupted(session, wav, output, download) from None
-    if as_json:
-        print_json({**facts_of(wav), **file_facts_of(output, download)})
-    else:
-        print_line(output or wav.url)
+    try:
+        if as_json:
+            print_json({**facts_of(wav), **file_facts_of(output, download)})
+        else:
+            print_line(output or wav.url)
+        await flush()
+    except OutputError as error:  # It is paid for.
+        error.resume = "The conversion is done; see it with", f"kie-wav status {wav.task_id}"
+        raise
     return DONE
 
 

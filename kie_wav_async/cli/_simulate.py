@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from kie_wav_async.cli._output import DONE, SERVICE, CliError, print_json, print_line, say
+from kie_wav_async.cli._streams import flush
 from kie_wav_async.simulator import Fault
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ async def run_simulator(simulator: Simulator, *, as_json: bool) -> int:
                 print_line(f"export KIE_WEBHOOK_HMAC_KEY={kie.webhook_key}")
             say("A simulated KIE is listening; Ctrl-C stops it.")
             with contextlib.suppress(asyncio.CancelledError):
-                await stop.wait()
+                await _wait(stop)
             state = kie.state()
     except OSError as error:
         sentence = f"cannot listen: {error.strerror or error}; choose another --port"
@@ -70,3 +71,22 @@ async def run_simulator(simulator: Simulator, *, as_json: bool) -> int:
         f"{sum(state.polls.values())} polls."
     )
     return DONE
+
+
+async def _wait(stop: asyncio.Event) -> None:
+    """
+    Wait until *stop* is set.
+
+    Raises:
+        OutputError: What was printed before, nobody will see.
+    """
+    tasks = [asyncio.create_task(stop.wait()), asyncio.create_task(flush())]
+    try:
+        _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not stop.is_set():
+            await tasks[1]
+            await tasks[0]
+    finally:
+        for task in tasks:
+            task.cancel()
+        _ = await asyncio.gather(*tasks, return_exceptions=True)
