@@ -18,7 +18,7 @@ import aiohttp
 from kie_wav_async._addresses import is_public
 from kie_wav_async._link import is_trusted, join_link, verify_link
 from kie_wav_async._network import presentable, reason_of, user_agent
-from kie_wav_async._patience import patient_timeout
+from kie_wav_async._patience import HoldMeter, patient_timeout
 from kie_wav_async.errors import DownloadError
 
 if TYPE_CHECKING:
@@ -95,6 +95,17 @@ class MediaAnswer:
         self.host = _host(answer.url)
         self._answer = answer
         self._failure: MediaError | None = None
+        self._meter = HoldMeter()
+
+    @property
+    def held_s(self) -> float:
+        """How long our loop was held up since then, in seconds: not the host's fault."""
+        return self._meter.held_s
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._meter.close()
+        self._answer.close()
 
     def header(self, name: str) -> str | None:
         """Return the value of a header; `None` if it is not there, or there twice."""
@@ -176,9 +187,9 @@ class Media:
 
             MediaError: There is no answer.
         """
-        answer = await self._follow(url, headers)
+        answer = MediaAnswer(await self._follow(url, headers))
         try:
-            yield MediaAnswer(answer)
+            yield answer
         finally:
             answer.close()
 

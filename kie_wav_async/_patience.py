@@ -22,6 +22,11 @@ _TURNS: Final = 10
 # The turns take as long as the timer is late, and this many seconds at most.
 _MOST_S: Final = 1.0
 
+# How often is looked whether the loop is held up.
+_BEAT_S: Final = 1.0
+# Timers of a busy loop are some milliseconds late.
+_BUSY_S: Final = 0.1
+
 
 class PatientTimer:
     """
@@ -80,3 +85,35 @@ async def patient_timeout(delay_s: float | None) -> AsyncGenerator[PatientTimer 
             yield timer
         finally:
             timer.cancel()
+
+
+class HoldMeter:
+    """
+    Measures how long the running loop is held up, until it is closed.
+
+    Attributes:
+        held_s: How long in all so far, in seconds; what is shorter than a second at a
+            time may be left out.
+    """
+
+    __slots__ = ("_handle", "_loop", "held_s")
+
+    def __init__(self) -> None:
+        """Start."""
+        self.held_s = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._handle = self._set()
+
+    def _set(self) -> asyncio.TimerHandle:
+        due = self._loop.time() + _BEAT_S
+        return self._loop.call_at(due, self._note, due)
+
+    def _note(self, due: float) -> None:
+        late_s = self._loop.time() - due
+        if late_s > _BUSY_S:
+            self.held_s += late_s
+        self._handle = self._set()
+
+    def close(self) -> None:
+        """Measure no more."""
+        self._handle.cancel()

@@ -24,6 +24,7 @@ from bulk_runs import (
     environment,
     is_bounded,
     rows_of,
+    said,
     see_off,
     states,
     until,
@@ -206,6 +207,20 @@ async def test_stopped_twice_while_both_readers_sleep() -> None:
 
         assert 130 == done.code
         assert await is_bounded(kie)
+
+
+async def test_the_simulator_is_stopped_while_the_reader_sleeps() -> None:
+    """Ctrl-C ends `simulate` although nobody has read what it printed."""
+    async with service() as kie:
+        sleeper = Sleeper(is_full=True)
+        process = await run(kie, "simulate", out=sleeper.writer, STOPPING_S=0.2)
+        await said(process, "is listening")
+        process.send_signal(signal.SIGINT)
+        done = await end(process)
+        sleeper.leave()
+
+    assert 3 == done.code
+    assert "nobody has read stdout for 0.2 s" in done.err
 
 
 async def test_nobody_reads_the_messages() -> None:

@@ -14,9 +14,10 @@ from yarl import URL
 from fakes import FakeService
 from held import Hold, Peer, until
 from hostile import BODY
-from kie_wav_async import AiohttpTransport, Track, WavSession
+from kie_wav_async import AiohttpTransport, Track, WavFile, WavSession, _download
 from kie_wav_async._media import Media, MediaError
 from kie_wav_async._network import Network
+from kie_wav_async._pace import Pace
 from kie_wav_async._patience import PatientTimer, patient_timeout
 from kie_wav_async._requests import RequestBuilder
 from kie_wav_async.errors import ConversionTimeoutError, TransportTimeoutError
@@ -184,6 +185,39 @@ async def test_a_silent_host_is_silent(hold) -> None:
         with pytest.raises(MediaError, match="nothing for too long"):
             await task
     await media.aclose()
+
+
+async def test_a_held_loop_makes_no_slow_host(hold, tmp_path, monkeypatch) -> None:
+    """The time for which the loop is held up is not counted as waiting for the host."""
+    parts = [http("200 OK", BODY)[:-300], BODY[-300:-200], BODY[-200:-100], BODY[-100:]]
+    came: list[int] = []
+    waits_after: list[int] = []
+
+    class Noted(Pace):
+        @property
+        def is_too_slow(self) -> bool:  # Asked before each wait.
+            waits_after.append(sum(came))
+            return super().is_too_slow
+
+        def note(self, seconds: float, count: int) -> None:
+            super().note(seconds, count)
+            came.append(count)
+
+    monkeypatch.setattr(_download, "Pace", Noted)
+    with Peer(*parts) as peer:
+        settings = {"callback_url": "", "insecure_hosts": ["127.0.0.1"], "clock": hold.clock}
+        async with WavSession(KEY, **settings) as session:
+            wav = WavFile("t1", URL(peer.base_url), TRACK, "poll", None)
+            downloading = asyncio.create_task(session.download(wav, tmp_path / "a.wav"))
+            await until(lambda: peer.is_asked)
+            peer.go()
+            for missing in (300, 200, 100):
+                await until(lambda missing=missing: len(BODY) - missing in waits_after)
+                hold.hold(55.0, peer.go)
+            download = await downloading
+
+    assert len(BODY) == download.bytes
+    assert not download.resumed
 
 
 # --- sessions ---------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ class Display:
             if self._is_over or not is_behind():
                 refresh()
 
-        progress.live.refresh = refresh_if_seen  # type: ignore[method-assign]
+        progress.live.refresh = refresh_if_seen  # type: ignore[method-assign]  # one object's
 
     def __enter__(self) -> Self:
         """Begin to show."""

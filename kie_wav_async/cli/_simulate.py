@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from kie_wav_async.cli._output import DONE, SERVICE, CliError, print_json, print_line, say
-from kie_wav_async.cli._streams import flush
+from kie_wav_async.cli._streams import flush, hurry
 from kie_wav_async.simulator import Fault
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ async def run_simulator(simulator: Simulator, *, as_json: bool) -> int:
             say("A simulated KIE is listening; Ctrl-C stops it.")
             with contextlib.suppress(asyncio.CancelledError):
                 await _wait(stop)
+            hurry()
             state = kie.state()
     except OSError as error:
         sentence = f"cannot listen: {error.strerror or error}; choose another --port"
@@ -80,13 +81,13 @@ async def _wait(stop: asyncio.Event) -> None:
     Raises:
         OutputError: What was printed before, nobody will see.
     """
-    tasks = [asyncio.create_task(stop.wait()), asyncio.create_task(flush())]
+    stopping, flushing = asyncio.create_task(stop.wait()), asyncio.create_task(flush())
     try:
-        _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not stop.is_set():
-            await tasks[1]
-            await tasks[0]
+        _ = await asyncio.wait({stopping, flushing}, return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
+            await flushing
+            _ = await stopping
     finally:
-        for task in tasks:
-            task.cancel()
-        _ = await asyncio.gather(*tasks, return_exceptions=True)
+        for task in (stopping, flushing):
+            _ = task.cancel()
+        _ = await asyncio.gather(stopping, flushing, return_exceptions=True)

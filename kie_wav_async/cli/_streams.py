@@ -389,10 +389,9 @@ async def wait_for_room() -> None:
     Raises:
         OutputError: They are not taken any more.
     """
-    if _stdout is not None:
-        verify_stdout()
-        if _stdout.is_full:
-            await _stdout.wait(FULL // 2)
+    verify_stdout()
+    if _stdout is not None and _stdout.is_full:
+        await _stdout.wait(FULL // 2)
 
 
 async def flush() -> None:
@@ -406,13 +405,22 @@ async def flush() -> None:
         await _stdout.wait(0)
 
 
+def is_full() -> bool:
+    """Return whether no more results are to be made at present."""
+    return _stdout is not None and _stdout.is_full
+
+
 def is_behind() -> bool:
     """Return whether nobody reads the messages at present."""
     return _stderr is not None and _stderr.is_behind
 
 
-def hurry(patience_s: float = STOPPING_S) -> None:
-    """Give readers that take nothing *patience_s* more: the command was told to stop."""
+def hurry() -> None:
+    """Give readers that take nothing a moment more: the command was told to stop."""
+    _hurry(STOPPING_S)
+
+
+def _hurry(patience_s: float) -> None:
     for pipe in {_stdout, _stderr}:
         if pipe is not None:
             pipe.hurry(patience_s)
@@ -425,7 +433,7 @@ def finish(exit_code: int) -> int:
     try:
         return _finish(exit_code)
     except KeyboardInterrupt:
-        hurry(LEAVING_S)
+        _hurry(LEAVING_S)
         with contextlib.suppress(KeyboardInterrupt):
             _ = _finish(exit_code)
         return INTERRUPTED
@@ -446,7 +454,7 @@ def _finish(exit_code: int) -> int:
 
 def leave(last: str) -> None:
     """Say a last line; for a signal's handler. It takes two seconds at most."""
-    hurry(LEAVING_S)
+    _hurry(LEAVING_S)
     if _stderr is not None:
         _stderr.put(last.encode(errors="replace"))
     _ = _finish(INTERRUPTED)
