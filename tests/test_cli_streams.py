@@ -182,6 +182,24 @@ async def test_stopped_while_the_reader_sleeps(number) -> None:
     assert re.search(r"^ *kie-wav bulk c\.csv ", done.err, re.MULTILINE)
 
 
+async def test_stopped_when_all_is_done_but_not_printed() -> None:
+    """A signal ends a run that only waits for its reader, and the rest is named."""
+    write_catalog(*rows_of(10))
+    async with service(median_s=0.02, window=None) as kie:
+        sleeper = Sleeper(is_full=True)
+        process = await run(kie, *BULK, out=sleeper.writer, STOPPING_S=0.2)
+        await until_held(kie)
+        process.send_signal(signal.SIGINT)
+        done = await end(process)
+        sleeper.leave()
+
+        assert 10 == kie.charges
+    assert done.code in {3, 130}
+    assert "nobody has read stdout for 0.2 s" in done.err
+    assert "kie-wav report out/kie-wav.sqlite3 --urls" in done.err
+    assert "Traceback" not in done.err
+
+
 async def test_stopped_twice_while_both_readers_sleep() -> None:
     """A second signal ends it at once, whoever sleeps, and the ledger bounds the bill."""
     write_catalog(*rows_of(20))
@@ -429,6 +447,22 @@ async def test_who_waits_for_room_is_woken() -> None:
         await asyncio.gather(*waiting)
 
     assert 10_000 == len(slow.got)
+
+
+async def test_who_waits_for_room_can_be_cancelled() -> None:
+    """Whoever waits for a reader that sleeps can be cancelled, and is not woken later."""
+    slow = Slow(takes=100)
+    pipe = _streams._Pipe(slow)
+    pipe.put(b"x" * 1_000)
+    waiting = asyncio.create_task(pipe.wait(0))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    slow.may_go.set()
+    pipe.drain()
+
+    assert 1_000 == len(slow.got)
 
 
 async def test_who_waits_for_a_reader_that_is_gone_is_told() -> None:

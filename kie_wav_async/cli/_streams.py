@@ -21,7 +21,9 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
-from kie_wav_async.cli._output import INTERRUPTED, SERVICE, CliError, say
+from rich.console import Console
+
+from kie_wav_async.cli._output import INTERRUPTED, SERVICE, CliError, plain, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -71,7 +73,8 @@ class OutputError(CliError):
         if self.resume is not None:
             words, command = self.resume
             say(f"{words}:")
-            say(f"  {command}")
+            # To be copied: it is broken nowhere.
+            Console(stderr=True).print(plain(f"  {command}"), soft_wrap=True)
 
 
 class ReaderGoneError(OutputError):
