@@ -107,6 +107,10 @@ class AiohttpTransport:
     It belongs to the session it is given to, is closed with it, and opens its
     connections on the loop that first sends something.
 
+    A submit is given up after 60 s, a read after 30 s, and either after 10 s without
+    a connection. An answer that arrived while the loop was held up beyond that is
+    still taken.
+
     Args:
         proxy:
             http(s) URL of an HTTP proxy for all requests, with user and password

@@ -124,6 +124,11 @@ def exists(name: str) -> bool:
     return Path(name).exists()
 
 
+async def unknown() -> int:
+    """Return how many submits of the ledger are of unknown outcome."""
+    return (await states()).get("unknown", 0)
+
+
 async def until_held(kie) -> None:
     """Return once what was submitted is converted, and for a while nothing more was submitted."""
     before, looks = -1, 0
@@ -180,6 +185,22 @@ async def test_stopped_while_the_reader_sleeps(number) -> None:
     assert "Traceback" not in done.err
     assert "nobody has read stdout" in done.err
     assert re.search(r"^ *kie-wav bulk c\.csv ", done.err, re.MULTILINE)
+
+
+async def test_a_reader_that_never_reads_ends_the_run() -> None:
+    """A reader that takes nothing for too long ends a run as a full disk does."""
+    write_catalog(*rows_of(200))
+    async with service(median_s=0.02, window=None) as kie:
+        sleeper = Sleeper()
+        done = await end(await run(kie, *BULK, out=sleeper.writer, FULL=2000, PATIENCE_S=0.5))
+        sleeper.leave()
+
+        assert 3 == done.code, done.err
+        assert await is_bounded(kie)
+        assert not await unknown()
+    assert "kie-wav: nobody has read stdout for 0.5 s" in done.err
+    assert re.search(r"^ *kie-wav bulk c\.csv ", done.err, re.MULTILINE)
+    assert "Traceback" not in done.err
 
 
 async def test_stopped_when_all_is_done_but_not_printed() -> None:
