@@ -183,7 +183,7 @@ async def test_stopped_while_the_reader_sleeps(number) -> None:
         assert 130 == done.code, done.err
         assert {"succeeded", "planned"} == set(await states())
     assert "Traceback" not in done.err
-    assert "nobody has read stdout" in done.err
+    assert "stdout has not been read" in done.err
     assert re.search(r"^ *kie-wav bulk c\.csv ", done.err, re.MULTILINE)
 
 
@@ -198,7 +198,7 @@ async def test_a_reader_that_never_reads_ends_the_run() -> None:
         assert 3 == done.code, done.err
         assert await is_bounded(kie)
         assert not await unknown()
-    assert "kie-wav: nobody has read stdout for 0.5 s" in done.err
+    assert "kie-wav: stdout has not been read for 0.5 s" in done.err
     assert re.search(r"^ *kie-wav bulk c\.csv ", done.err, re.MULTILINE)
     assert "Traceback" not in done.err
 
@@ -216,7 +216,7 @@ async def test_stopped_when_all_is_done_but_not_printed() -> None:
 
         assert 10 == kie.charges
     assert done.code in {3, 130}
-    assert "nobody has read stdout for 0.2 s" in done.err
+    assert "stdout has not been read for 0.2 s" in done.err
     assert "kie-wav report out/kie-wav.sqlite3 --urls" in done.err
     assert "Traceback" not in done.err
 
@@ -259,7 +259,7 @@ async def test_the_simulator_is_stopped_while_the_reader_sleeps() -> None:
         sleeper.leave()
 
     assert 3 == done.code
-    assert "nobody has read stdout for 0.2 s" in done.err
+    assert "stdout has not been read for 0.2 s" in done.err
 
 
 async def test_nobody_reads_the_messages() -> None:
@@ -319,7 +319,7 @@ async def test_every_command_ends_although_nobody_reads(words) -> None:
         sleeper.leave()
 
     assert 3 == done.code, done.err
-    assert "kie-wav: nobody has read stdout for 0.3 s" in done.err
+    assert "kie-wav: stdout has not been read for 0.3 s" in done.err
     assert "Traceback" not in done.err
 
 

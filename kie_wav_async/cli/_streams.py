@@ -1,10 +1,10 @@
 """
-stdout and stderr that nobody waits for.
+stdout and stderr that never block.
 
-What is printed, by whatever means, goes into a queue, and a thread writes it out: a
-reader that sleeps, or a terminal that was stopped, stops neither the event loop nor a
-signal. Nothing of stdout is lost or changes its place; whoever makes more of it waits
-for room first, with `wait_for_room`.
+What is printed, by whatever means, goes into a queue, and a thread writes it out. A
+reader that pauses, or a stopped terminal, delays neither the event loop nor a signal.
+Nothing of stdout is lost or reordered; a loop that prints results calls
+`wait_for_room` before each, so that the queue stays bounded.
 """
 
 from __future__ import annotations
@@ -45,17 +45,18 @@ PATIENCE_S: Final = 3600.0
 STOPPING_S: Final = 5.0
 LEAVING_S: Final = 1.0
 
-_LOST: Final = "[messages are missing here: nobody read them]\n"
+_LOST: Final = "[messages are missing here: they were not read in time]\n"
 
 
 class OutputError(CliError):
     """
-    stdout takes nothing.
+    Results cannot be printed.
 
     Attributes:
-        is_told: Whether somebody was told.
+        is_told: Whether the user was told.
 
-        resume: The command that goes on, and what is said before it; `None`: there is none.
+        resume: What is said before the command that goes on, and that command; `None`:
+            there is none.
     """
 
     def __init__(self, sentence: str, exit_code: int = SERVICE) -> None:
@@ -65,7 +66,7 @@ class OutputError(CliError):
         self.resume: tuple[str, str] | None = None
 
     def show(self) -> None:
-        """Print the sentence and the command on stderr, unless somebody was told."""
+        """Print the sentence and the command on stderr, once."""
         if self.is_told:
             return
         self.is_told = True
@@ -126,7 +127,7 @@ class _Pipe:
         return self._size > FULL
 
     def put(self, data: bytes) -> None:
-        """Have *data* written, after all that was put before; waits for nobody."""
+        """Have *data* written, after all that was put before; never waits."""
         with self._changed:
             if self.failure is not None or not data:
                 return
@@ -192,7 +193,7 @@ class _Pipe:
     # --- those who wait ---------------------------------------------------------------------
 
     def hurry(self, patience_s: float) -> None:
-        """Have the reader no more than *patience_s* from now on."""
+        """Give up a reader that takes nothing for *patience_s* from now on."""
         with self._changed:
             self.patience_s = min(self.patience_s, patience_s)
             self._since_s = time.monotonic()
@@ -214,7 +215,7 @@ class _Pipe:
             lines = sum(chunk.count(b"\n") for chunk in self._chunks)
             self.fail(
                 OutputError(
-                    f"nobody has read stdout for {self.patience_s:g} s: {lines:,} lines or more "
+                    f"stdout has not been read for {self.patience_s:g} s: {lines:,} lines or more "
                     "were not printed"
                 )
             )
@@ -318,7 +319,7 @@ _stderr: _Pipe | None = None
 
 @contextlib.contextmanager
 def printing() -> Generator[None]:
-    """Have what is printed on stdout and stderr keep nobody waiting in the block."""
+    """Print on stdout and stderr by threads in the block."""
     global _stdout, _stderr  # noqa: PLW0603 - a process has one of each
     before = sys.stdout, sys.stderr
     _open_missing()
@@ -363,7 +364,7 @@ def _is_same(one: io.RawIOBase | None, other: io.RawIOBase | None) -> bool:
 
 
 def _open_missing() -> None:
-    """Have no file of ours take the number of a stream that was closed: it would be written to."""
+    """Open /dev/null for each closed stream: else a file of ours would get its number."""
     for number in range(3):
         try:
             _ = os.fstat(number)
@@ -414,7 +415,7 @@ def is_full() -> bool:
 
 
 def is_behind() -> bool:
-    """Return whether nobody reads the messages at present."""
+    """Return whether messages are not being read at present."""
     return _stderr is not None and _stderr.is_behind
 
 
