@@ -6,6 +6,8 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from kie_wav_async._patience import PatientTimer
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -58,7 +60,11 @@ class SystemClock:
         await asyncio.sleep(delay_s)
 
     def call_at(self, when_mono_s: float, callback: Callable[[], object]) -> TimerHandle:
-        """Set a timer on the running loop."""
+        """
+        Set a timer on the running loop.
+
+        After the loop was held up beyond that time, what has arrived meanwhile is
+        read before *callback* is called.
+        """
         # A loop may count from another moment than time.monotonic does.
-        delay_s = when_mono_s - time.monotonic()
-        return asyncio.get_running_loop().call_later(max(0.0, delay_s), callback)
+        return PatientTimer(max(0.0, when_mono_s - time.monotonic()), callback)

@@ -419,9 +419,10 @@ class FileDownload:
         if pace.is_too_slow:  # Asked first: what has come is never lost.
             msg = f"{answer.host} sends the file too slowly"
             raise MediaError(msg, "too-slow")
-        began_s = self.clock.monotonic()
+        began_s = self.clock.monotonic() - answer.held_s
         piece = await answer.read()
-        pace.note(self.clock.monotonic() - began_s, len(piece))
+        waited_s = self.clock.monotonic() - answer.held_s - began_s
+        pace.note(max(0.0, waited_s), len(piece))
         return piece
 
     async def _too_long(self, part: PartFile, answer: MediaAnswer, most: int) -> Exception:

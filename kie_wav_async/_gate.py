@@ -16,6 +16,7 @@ import attrs
 from kie_wav_async._bounded_log import BoundedLog
 from kie_wav_async._callback import MAX_BODY_LENGTH
 from kie_wav_async._models import verify_type
+from kie_wav_async._patience import PatientTimer
 from kie_wav_async._session import WavSession
 from kie_wav_async.errors import (
     CallbackFormatError,
@@ -199,9 +200,18 @@ async def _within(
         waited: object = coroutine.send(None)
     except StopIteration:
         return
-    async with asyncio.timeout(timeout_s) as timeout:
-        with waiting(timeout):
-            await _Rest(coroutine, waited)
+    async with asyncio.timeout(None) as timeout:
+
+        def end() -> None:
+            if not timeout.expired():
+                timeout.reschedule(0.0)
+
+        timer = PatientTimer(timeout_s, end)
+        try:
+            with waiting(timeout):
+                await _Rest(coroutine, waited)
+        finally:
+            timer.cancel()
 
 
 class _Rest:

@@ -27,16 +27,19 @@ from kie_wav_async._network import (
     through,
     user_agent,
 )
+from kie_wav_async._patience import HoldMeter, patient_timeout
 from kie_wav_async._secret import drop_frames
 from kie_wav_async.errors import DownloadError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
+    from types import SimpleNamespace
 
     from aiohttp.abc import AbstractResolver
     from yarl import URL
 
     from kie_wav_async._network import Network
+    from kie_wav_async._patience import PatientTimer
     from kie_wav_async.errors import DownloadReason
 
 #: Most connections at a time, and so most downloads of a session.
@@ -47,8 +50,8 @@ MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 #: How long a host has for each thing. There is no limit to the whole: a file that
-#: comes is welcome however long it takes.
-TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=30.0, sock_connect=30.0, sock_read=60.0)
+#: comes is welcome however long it takes. Counted by us, as the transport does.
+TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=30.0, sock_read=60.0)
 #: How long it has for the head of its answer, connecting included.
 HEAD_TIMEOUT_S: Final = 90.0
 
@@ -102,6 +105,17 @@ class MediaAnswer:
         self.host = _host(answer.url)
         self._answer = answer
         self._failure: MediaError | None = None
+        self._meter = HoldMeter()
+
+    @property
+    def held_s(self) -> float:
+        """How long our loop was held up since then, in seconds: not the host's fault."""
+        return self._meter.held_s
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._meter.close()
+        self._answer.close()
 
     def header(self, name: str) -> str | None:
         """Return the value of a header; `None` if it is not there, or there twice."""
@@ -122,9 +136,7 @@ class MediaAnswer:
         if self._failure is None:
             before = sys.exception()
             try:
-                # Not left to aiohttp alone: whoever waits for a body whose framing turns
-                # out broken, it forgets, and drops its own timeout with the connection.
-                async with asyncio.timeout(TIMEOUT.sock_read):
+                async with patient_timeout(TIMEOUT.sock_read):
                     return await self._answer.content.readany()
             except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:
                 # RuntimeError: the same, if nobody waited yet.
@@ -188,9 +200,9 @@ class Media:
 
             MediaError: There is no answer.
         """
-        answer = await self._follow(url, headers)
+        answer = MediaAnswer(await self._follow(url, headers))
         try:
-            yield MediaAnswer(answer)
+            yield answer
         finally:
             answer.close()
 
@@ -237,12 +249,16 @@ class Media:
             client = self._clients[is_guarded] = self._client(is_guarded=is_guarded)
         before = sys.exception()
         try:
-            async with asyncio.timeout(HEAD_TIMEOUT_S):
+            async with (
+                patient_timeout(HEAD_TIMEOUT_S),
+                patient_timeout(TIMEOUT.connect) as connecting,
+            ):
                 return await client.get(
                     url,
                     headers=headers,
                     allow_redirects=False,
                     proxy=self._network.proxy_for(url),
+                    trace_request_ctx=connecting,
                 )
         except asyncio.CancelledError as error:
             drop_frames(error, before)  # Those of aiohttp have the proxy's password.
@@ -266,6 +282,8 @@ class Media:
         return _failure(url, error, route=through(self._network.proxy_for(url)))
 
     def _client(self, *, is_guarded: bool) -> aiohttp.ClientSession:
+        trace = aiohttp.TraceConfig()
+        trace.on_request_headers_sent.append(_note_connected)
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 ssl=self._network.ssl,
@@ -276,7 +294,8 @@ class Media:
                 socket_factory=self._open_socket if is_guarded else None,
             ),
             connector_owner=True,
-            timeout=TIMEOUT,
+            timeout=aiohttp.ClientTimeout(total=None),
+            trace_configs=[trace],
             headers={"User-Agent": user_agent(), "Accept-Encoding": "identity", "Accept": "*/*"},
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
@@ -293,6 +312,14 @@ class Media:
         """Close all connections."""
         for client in self._clients.values():
             await client.close()
+
+
+async def _note_connected(
+    _: aiohttp.ClientSession, context: SimpleNamespace, __: aiohttp.TraceRequestHeadersSentParams
+) -> None:
+    connecting: PatientTimer | None = context.trace_request_ctx
+    if connecting is not None:
+        connecting.cancel()
 
 
 def _host(url: URL) -> str:

@@ -28,6 +28,7 @@ from kie_wav_async._ledger_models import (
 from kie_wav_async._ledger_sql import RETRIABLE, LedgerTables
 from kie_wav_async._ledger_thread import Job, LedgerThread
 from kie_wav_async._models import Track, verify_count, verify_id, verify_number, verify_type
+from kie_wav_async._patience import patient_timeout
 from kie_wav_async.errors import LedgerError
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ class SqliteLedger:
             closed = asyncio.get_running_loop().create_future()
             self._let_go(closed)
             try:
-                async with asyncio.timeout(_CLOSING_S):
+                async with patient_timeout(_CLOSING_S):
                     await closed
             except TimeoutError as error:
                 msg = (

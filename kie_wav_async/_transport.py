@@ -27,6 +27,7 @@ from kie_wav_async._network import (
     through,
     user_agent,
 )
+from kie_wav_async._patience import PatientTimer, patient_timeout
 from kie_wav_async._secret import Secret, drop_frames
 from kie_wav_async.errors import TransportError, TransportTimeoutError, WireFormatError
 
@@ -43,6 +44,8 @@ MAX_ANSWER_BYTES: Final = 1 << 20
 
 #: A submit gets longer than a read, because each false timeout leaves a submit
 #: of unknown fate. Ours; the service answered within 3.3 s in all recorded calls.
+#: We count them ourselves: after the loop was held up, aiohttp gives a request up
+#: whose answer has arrived.
 SUBMIT_TIMEOUT: Final = aiohttp.ClientTimeout(total=60.0, connect=10.0)
 READ_TIMEOUT: Final = aiohttp.ClientTimeout(total=30.0, connect=10.0)
 
@@ -70,12 +73,20 @@ class Transport(Protocol):
 
 
 class _Flight:
-    """Whether one request's first byte may have left."""
+    """
+    Whether one request's first byte may have left.
 
-    __slots__ = ("began",)
+    Attributes:
+        began: Whether it may.
 
-    def __init__(self) -> None:
-        self.began = False
+        connecting: Ends the request if no connection stands in time.
+    """
+
+    __slots__ = ("began", "connecting")
+
+    def __init__(self, *, began: bool) -> None:
+        self.began = began
+        self.connecting: PatientTimer | None = None
 
     def tell(self, *, is_submit: bool) -> str:
         """Say what became of the request, and what to do."""
@@ -89,7 +100,10 @@ class _Flight:
 async def _note_sent(
     _: aiohttp.ClientSession, context: SimpleNamespace, __: aiohttp.TraceRequestHeadersSentParams
 ) -> None:
-    context.trace_request_ctx.began = True
+    flight: _Flight = context.trace_request_ctx
+    flight.began = True
+    if flight.connecting is not None:
+        flight.connecting.cancel()
 
 
 def _too_long(response: WireResponse) -> WireFormatError:
@@ -110,6 +124,10 @@ class AiohttpTransport:
 
     It belongs to the session it is given to, is closed with it, and opens its
     connections on the loop that first sends something.
+
+    A submit is given up after 60 s, a read after 30 s, and either after 10 s without
+    a connection. An answer that arrived while the loop was held up beyond that is
+    still taken.
 
     Args:
         proxy:
@@ -154,9 +172,8 @@ class AiohttpTransport:
         self._verify_open()
         # Not the proxy: errors carry frames, and its URL may hold a password.
         route = through(self._proxy_for(request))
-        flight = _Flight()
-        # Reads are not traced: they may be repeated, whatever became of them.
-        flight.began = not request.is_submit
+        # Reads may be repeated, whatever became of them.
+        flight = _Flight(began=not request.is_submit)
         kind = TransportError
         cause: Exception | None = None
         why: str | None
@@ -208,15 +225,20 @@ class AiohttpTransport:
         else:
             http = self._reads = self._reads or self._open(is_submit=False)
         url = URL(request.url, encoded=True)
-        async with http.request(
-            request.method,
-            url,
-            data=request.body,
-            headers=request.headers,
-            allow_redirects=False,
-            proxy=self._proxy_for(request),
-            trace_request_ctx=flight,
-        ) as answer:
+        limits = SUBMIT_TIMEOUT if request.is_submit else READ_TIMEOUT
+        async with (
+            patient_timeout(limits.total),
+            patient_timeout(limits.connect) as flight.connecting,
+            http.request(
+                request.method,
+                url,
+                data=request.body,
+                headers=request.headers,
+                allow_redirects=False,
+                proxy=self._proxy_for(request),
+                trace_request_ctx=flight,
+            ) as answer,
+        ):
             body = bytearray()
             # One byte too many tells a longer answer from a full one.
             while (room := MAX_ANSWER_BYTES + 1 - len(body)) and not answer.content.at_eof():
@@ -238,10 +260,10 @@ class AiohttpTransport:
             connector=aiohttp.TCPConnector(
                 ssl=self.network.ssl, force_close=is_submit, limit=0, ttl_dns_cache=60
             ),
-            timeout=SUBMIT_TIMEOUT if is_submit else READ_TIMEOUT,
+            timeout=aiohttp.ClientTimeout(total=None),
             headers={"User-Agent": user_agent()},
             cookie_jar=aiohttp.DummyCookieJar(),
-            trace_configs=[trace] if is_submit else [],
+            trace_configs=[trace],
         )
 
     async def aclose(self) -> None:

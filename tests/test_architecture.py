@@ -42,7 +42,7 @@ ROWS: list[tuple[int, frozenset[str]]] = [
     (2, frozenset({"_part_file", "_media"})),
     (2, frozenset({"_file_lock", "_part_note"})),
     (2, frozenset({"_transport", "_clock"})),
-    (2, frozenset({"_network"})),
+    (2, frozenset({"_network", "_patience"})),
     (1, frozenset({"_callback", "_callback_url", "_link", "_submit_pause"})),
     (
         1,

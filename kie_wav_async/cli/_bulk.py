@@ -33,6 +33,7 @@ from kie_wav_async.cli._output import USAGE, CliError, cell, clean
 from kie_wav_async.cli._pages import pages
 from kie_wav_async.cli._recheck import Recheck
 from kie_wav_async.cli._saver import Saver, run_together
+from kie_wav_async.cli._streams import OutputError, finish, flush, wait_for_room
 from kie_wav_async.ledger import SqliteLedger, TrackState
 
 if TYPE_CHECKING:
@@ -124,11 +125,10 @@ async def run_bulk(
                 code, stopped_by = await ending
         finally:
             await ledger.aclose()
-        if isinstance(stopped_by, BrokenPipeError):
-            raise stopped_by
         if run.is_stuck:
-            sys.stdout.flush()
-            end_at_once(code)
+            end_at_once(finish(code))
+        if isinstance(stopped_by, OutputError):
+            raise stopped_by
     return code
 
 
@@ -247,7 +247,7 @@ class _Run:
             if self.plan is None:
                 raise
             return error
-        except BrokenPipeError as error:
+        except OutputError as error:
             return error
 
     async def end(
@@ -261,7 +261,8 @@ class _Run:
         """Tell how it ended; return the exit code, and what stopped it, if anything did."""
         try:
             self.print_results()
-        except BrokenPipeError as error:
+            await flush()
+        except OutputError as error:
             stopped_by = stopped_by or error
         if self.saver is not None:
             await self._list_files()
@@ -278,7 +279,15 @@ class _Run:
             saver=self.saver,
             lost=self.earlier.lost,
         )
-        return await tell_ending(ending, self._display, as_json=as_json), stopped_by
+        code = await tell_ending(ending, self._display, as_json=as_json)
+        try:
+            await flush()
+        except OutputError as error:
+            if not isinstance(stopped_by, asyncio.CancelledError):
+                stopped_by = error
+                error.exit_code = max(code, error.exit_code)
+                error.resume = self._order.resume_words, self._order.resume(is_planned=True)
+        return code, stopped_by
 
     async def _list_files(self) -> None:
         """Write the manifest; a run that has saved its files does not fail for it."""
@@ -363,6 +372,7 @@ class _Run:
         for states in (first, [TrackState.PLANNED]):
             async for page in pages(self._ledger, states):
                 for standing in page:
+                    await wait_for_room()
                     if self.saver is not None and standing.state is not TrackState.ACCEPTED:
                         await self.saver.wait_turn()
                     yield standing.track
@@ -405,7 +415,7 @@ class _Run:
         Print what there is to show since it was called last.
 
         Raises:
-            BrokenPipeError: Nobody reads it.
+            OutputError: Nobody reads it.
         """
         while self._results:
             click.echo(os.fsencode(self._results.popleft()))

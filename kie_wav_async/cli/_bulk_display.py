@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
-import os
 import sys
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
@@ -18,6 +16,7 @@ from kie_wav_async import events
 from kie_wav_async.cli._display import Display
 from kie_wav_async.cli._estimate import Tally, bytes_words, count_words, duration_words
 from kie_wav_async.cli._output import clean, plain, without_advice
+from kie_wav_async.cli._streams import is_behind, leave
 from kie_wav_async.errors import MaintenanceError, RateLimitedError, SubmitUnknownError
 
 if TYPE_CHECKING:
@@ -29,8 +28,7 @@ if TYPE_CHECKING:
     from kie_wav_async import Track
     from kie_wav_async.errors import DownloadError, KieWavError
 
-_SHOW_CURSOR: Final = b"\x1b[?25h"
-_STDERR: Final = 2
+_SHOW_CURSOR: Final = "\x1b[?25h"
 
 _MAINTENANCE: Final = "KIE is under maintenance: new submits wait, and ask once a minute"
 _OUTAGE: Final = (
@@ -141,14 +139,6 @@ class Figures:
         return ", ".join(parts)
 
 
-class _Console(Console):
-    """A console that may go away: the work that it shows is worth more than it."""
-
-    def on_broken_pipe(self) -> None:
-        """Say nothing any more; rich would end the program."""
-        self.quiet = True
-
-
 class _Bars(Progress):
     """Bars, with a line or two below them."""
 
@@ -167,7 +157,7 @@ class BulkDisplay(Display):
 
     def __init__(self) -> None:
         """Show nothing yet."""
-        console = _Console(stderr=True)
+        console = Console(stderr=True)
         #: Whether there is a terminal that can show bars.
         self.is_live = console.is_terminal and not console.is_dumb_terminal
         # Refreshed by whoever has news: a thread of its own would complain of a
@@ -208,15 +198,9 @@ class BulkDisplay(Display):
 
     # --- lines that stay --------------------------------------------------------------------
 
-    def say(self, text: str) -> None:
-        """Print a line that stays, as long as there is somebody to read it."""
-        with contextlib.suppress(OSError):
-            super().say(text)
-
     def say_as_is(self, text: str) -> None:
         """Print a line to be copied: it is broken nowhere."""
-        with contextlib.suppress(OSError):
-            self._console.print(plain(text), soft_wrap=True)
+        self._console.print(plain(text), soft_wrap=True)
 
     def tell(self, event: events.Event) -> None:
         """Show an event of the session's that is not in the figures."""
@@ -305,7 +289,8 @@ class BulkDisplay(Display):
     def show(self, figures: Figures) -> None:
         """Show how far it has come."""
         if not self.is_live:
-            self.say(figures.line())
+            if not is_behind():
+                self.say(figures.line())
             return
         tally = figures.tally
         for name, done in {
@@ -334,11 +319,9 @@ class BulkDisplay(Display):
 
     def _refresh(self) -> None:
         self._bars.footer = tuple(line for line in (self._footer, self._hold) if line)
-        with contextlib.suppress(OSError):
-            self._bars.refresh()
+        self._bars.refresh()
 
     def leave(self, last: str) -> None:
         """Say a last line and give the terminal back, from a signal's handler."""
-        cursor = _SHOW_CURSOR if self.is_live else b""
-        with contextlib.suppress(OSError):
-            _ = os.write(_STDERR, cursor + f"\n{clean(last)}\n".encode())
+        cursor = _SHOW_CURSOR if self.is_live else ""
+        leave(f"{cursor}\n{clean(last)}\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 from typing import TYPE_CHECKING, Final
 
@@ -29,6 +30,7 @@ from kie_wav_async.cli._output import (
 )
 from kie_wav_async.cli._output import FAILED as SOME_FAILED
 from kie_wav_async.cli._shell import command_line
+from kie_wav_async.cli._streams import OutputError
 from kie_wav_async.cli._survey import resolve_all_commands, resolve_commands
 from kie_wav_async.ledger import TrackState
 
@@ -69,8 +71,11 @@ async def tell_ending(ending: Ending, display: BulkDisplay, *, as_json: bool) ->
         display.say(f"{ending.order.resume_words}:")
         display.say_as_is(f"  {resume}")
     code = DONE if failure is None else failure.exit_code
-    if as_json:
-        print_json(_facts(ending, books, failure, resume))
+    if isinstance(ending.stopped_by, OutputError):
+        ending.stopped_by.is_told = True
+    elif as_json:
+        with contextlib.suppress(OutputError):  # Who flushes it will see.
+            print_json(_facts(ending, books, failure, resume))
     return code
 
 
@@ -257,9 +262,9 @@ def _failure(ending: Ending, books: Books | None) -> CliError | None:
             return _stop(ending, error, books)
         case asyncio.CancelledError():
             return CliError(INTERRUPTED, f"interrupted; {_rest(ending, books)}")
-        case BrokenPipeError():
-            sentence = f"nobody reads the results any more: stopped; {_rest(ending, books)}"
-            return CliError(SOME_FAILED, sentence)
+        case OutputError() as error:
+            sentence = f"{error}: stopped; {_rest(ending, books)}"
+            return CliError(error.exit_code, sentence)
         case _ if books is None:
             return CliError(SERVICE, "the ledger cannot be read")
         case _:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from kie_wav_async import errors, events
 from kie_wav_async.cli._bulk_display import BulkDisplay, Figures, SavingFigures
 from kie_wav_async.cli._estimate import Durations, Meter, Tally, time_left_s
+from kie_wav_async.cli._streams import is_full
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -30,6 +31,7 @@ _TOO_SLOW: Final = (
     "keeps them. New submits wait until it is less"
 )
 _FAST_ENOUGH: Final = "WAVs are saved in time again: new submits go on"
+_UNREAD: Final = "stdout is not read at present: new submits and downloads wait until it is"
 
 
 class Watch:
@@ -55,6 +57,7 @@ class Watch:
         self._durations = Durations()
         self._submitted_at: dict[str, dt.datetime] = {}
         self._is_throttled = False
+        self._is_unread = False
 
     def tell(self, event: events.Event) -> None:
         """Take an event of the session's."""
@@ -116,6 +119,9 @@ class Watch:
                     self._received.note(began_s, self.saver.received)
                 self.saver.look(tally)
                 self._tell_throttle(self.saver)
+            if is_full() and not self._is_unread:  # Once: it may be so every other moment.
+                self._is_unread = True
+                self._display.say(_UNREAD)
             self._display.show(self._figures(tally))
         return self._clock.monotonic() - began_s
 

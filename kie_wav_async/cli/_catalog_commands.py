@@ -175,7 +175,8 @@ def bulk(
         **settings,
     )
     work = run_bulk(service, order, as_json=as_json)
-    return run_command(work, as_json=as_json)
+    resume = order.resume_words, order.resume(is_planned=False)
+    return run_command(work, as_json=as_json, resume=resume)
 
 
 @click.command()

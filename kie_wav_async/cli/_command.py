@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from typing import TYPE_CHECKING, Any
 
@@ -10,30 +11,44 @@ import click
 
 from kie_wav_async.cli._output import INTERRUPTED, CliError, failure_of, print_json
 from kie_wav_async.cli._service import Service
+from kie_wav_async.cli._streams import OutputError, verify_stdout
 from kie_wav_async.errors import KieWavError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 
-class ReaderGoneError(Exception):
-    """Whoever read our results has gone, as ``head`` does."""
+def run_command(
+    work: Coroutine[Any, Any, int], *, as_json: bool, resume: tuple[str, str] | None = None
+) -> int:
+    """
+    Run a command to its end.
 
+    Args:
+        work: What it does.
 
-def run_command(work: Coroutine[Any, Any, int], *, as_json: bool) -> int:
-    """Run a command to its end."""
+        as_json: Print one JSON object if it fails.
+
+        resume: What is said if nothing can be printed, before anything was done: words,
+            and the command that does the same again.
+    """
     try:
-        return asyncio.run(work)
+        with contextlib.closing(work):
+            verify_stdout()  # Before anything is done whose result could not be printed.
+            resume = None
+            return asyncio.run(work)
     except KieWavError as error:
         failure = failure_of(error)
+    except OutputError as error:
+        error.resume = error.resume or resume
+        raise
     except CliError as error:
         failure = error
     except asyncio.CancelledError:
         failure = CliError(INTERRUPTED, "interrupted")
-    except BrokenPipeError as error:  # click would call it a failure of the command.
-        raise ReaderGoneError from error
     if as_json:
-        print_json({"error": failure.facts})
+        with contextlib.suppress(OutputError):
+            print_json({"error": failure.facts})
     raise failure
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
@@ -15,7 +14,7 @@ from click.core import ParameterSource
 from kie_wav_async import __version__ as version
 from kie_wav_async.cli._attack import run_attack
 from kie_wav_async.cli._catalog_commands import bulk, report, resolve
-from kie_wav_async.cli._command import ReaderGoneError, json_option, run_command, service_options
+from kie_wav_async.cli._command import json_option, run_command, service_options
 from kie_wav_async.cli._convert import run_convert
 from kie_wav_async.cli._demo import run_demo
 from kie_wav_async.cli._listen import read_address
@@ -29,26 +28,24 @@ from kie_wav_async.cli._output import (
 from kie_wav_async.cli._service import Service, as_usage
 from kie_wav_async.cli._simulate import read_script, run_simulator
 from kie_wav_async.cli._status import run_status
+from kie_wav_async.cli._streams import finish, printing
 from kie_wav_async.simulator import Simulator
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-_BROKEN_PIPE: Final = 141  # What a shell shows for a command that SIGPIPE ended.
-
-
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     # The commands tell what matters themselves, in one place and once.
     logging.getLogger("kie_wav_async").addHandler(logging.NullHandler())
-    for stream in (sys.stdout, sys.stderr):
-        if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
-            reconfigure(errors="replace")  # A title may not fit the terminal's encoding.
+    with printing():
+        return finish(_run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _run(given: list[str]) -> int:
     try:
-        given = list(sys.argv[1:] if arguments is None else arguments)
         result: object = cli.main(args=given, prog_name="kie-wav", standalone_mode=False, obj=given)
-        sys.stdout.flush()
     except CliError as error:
         error.show()
         return error.exit_code
@@ -57,10 +54,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except (ReaderGoneError, BrokenPipeError):
-        # The interpreter's last flush must not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
     return result if isinstance(result, int) else DONE
 
 

@@ -18,6 +18,7 @@ from kie_wav_async.cli._output import (
 )
 from kie_wav_async.cli._service import as_usage
 from kie_wav_async.cli._shell import status_command
+from kie_wav_async.cli._streams import OutputError, flush
 from kie_wav_async.cli._target import (
     facts_of,
     file_facts_of,
@@ -92,12 +93,17 @@ async def run_convert(
                     download = await save(session, wav, output, display)
     except asyncio.CancelledError:
         raise _interrupted(session, wav, output, download) from None
-    if as_json:
-        print_json({**facts_of(wav), **file_facts_of(output, download)})
-    elif output is not None:
-        print_path(output)
-    else:
-        print_line(wav.url)
+    try:
+        if as_json:
+            print_json({**facts_of(wav), **file_facts_of(output, download)})
+        elif output is not None:
+            print_path(output)
+        else:
+            print_line(wav.url)
+        await flush()
+    except OutputError as error:  # It is paid for.
+        error.resume = "The conversion is done; see it with", status_command(wav.task_id)
+        raise
     return DONE
 
 

@@ -21,6 +21,7 @@ from yarl import URL
 from kie_wav_async import events
 from kie_wav_async.cli._listen import KEY_NAME
 from kie_wav_async.cli._output import plain, print_line, say, without_advice
+from kie_wav_async.cli._streams import is_behind
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -45,6 +46,16 @@ class Display:
         self._console = console
         self._progress = progress
         self._refusals: set[str] = set()
+        self._is_over = False
+        refresh = progress.live.refresh
+
+        def refresh_if_seen() -> None:
+            # A terminal that was stopped would show all of it once it goes on. What is
+            # shown last is shown in any case.
+            if self._is_over or not is_behind():
+                refresh()
+
+        progress.live.refresh = refresh_if_seen  # type: ignore[method-assign]  # one object's
 
     def __enter__(self) -> Self:
         """Begin to show."""
@@ -58,6 +69,7 @@ class Display:
         traceback: TracebackType | None,
     ) -> None:
         """Stop showing; a transient progress disappears, and the lines stay."""
+        self._is_over = True
         self._progress.stop()
 
     def say(self, text: str) -> None:

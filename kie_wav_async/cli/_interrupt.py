@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 import attrs
 
 from kie_wav_async.cli._output import INTERRUPTED
+from kie_wav_async.cli._streams import hurry
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -75,6 +76,7 @@ class Interrupt:
             # Not the loop's any more: the second one is heard even if the loop is stuck.
             asyncio.get_running_loop().remove_signal_handler(number)
             signal.signal(number, lambda _, __: self.leave())
+        hurry()
         self.on_stop()
         if self._task is not None:
             self._task.cancel()

@@ -13,9 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from kie_wav_async.cli._display import Display
 from kie_wav_async.cli._estimate import bytes_words, count_words
 from kie_wav_async.cli._output import DONE, plain, print_json, print_line, stdout_console
 from kie_wav_async.cli._pages import pages
+from kie_wav_async.cli._streams import wait_for_room
 from kie_wav_async.cli._survey import ids_of, resolve_all_commands, survey, verify_ledger
 from kie_wav_async.ledger import SqliteLedger, TrackState
 
@@ -93,6 +95,7 @@ async def run_urls(path: Path, *, as_json: bool) -> int:
     try:
         async for page in pages(ledger, _WITH_WAV):
             for standing in page:
+                await wait_for_room()
                 _print_url(standing, as_json=as_json)
     finally:
         await ledger.aclose()
@@ -128,7 +131,7 @@ def reading() -> Generator[Callable[[int, int], None]]:
         disable=not console.is_terminal,
     )
     line = progress.add_task("reading", total=None)
-    with progress:
+    with Display(console, progress):
         yield lambda done, total: progress.update(line, completed=done, total=max(done, total))
 
 

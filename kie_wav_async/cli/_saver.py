@@ -14,6 +14,7 @@ from kie_wav_async.cli._output import without_advice
 from kie_wav_async.cli._pages import pages
 from kie_wav_async.cli._places import Places
 from kie_wav_async.cli._saving_queue import SavingQueue
+from kie_wav_async.cli._streams import wait_for_room
 from kie_wav_async.cli._throttle import Throttle
 from kie_wav_async.ledger import TrackState
 
@@ -242,7 +243,7 @@ class Saver:
 
             LedgerError: The ledger cannot be read or written.
 
-            BrokenPipeError: Nobody wants to hear of it any more.
+            OutputError: Nobody wants to hear of it any more.
         """
         try:
             await run_together(*(self._work() for _ in range(self._downloads)))
@@ -251,7 +252,10 @@ class Saver:
                 timer.cancel()
 
     async def _work(self) -> None:
-        while (track := await self._next()) is not None:
+        while True:
+            await wait_for_room()
+            if (track := await self._next()) is None:
+                return
             self._under_way += 1
             try:
                 await self._save(track)

@@ -14,6 +14,7 @@ from yarl import URL
 
 from kie_wav_async.cli._output import DONE, SERVICE, CliError, print_json, print_line, say
 from kie_wav_async.cli._shell import quote
+from kie_wav_async.cli._streams import flush, hurry
 from kie_wav_async.simulator import Fault
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ async def run_simulator(simulator: Simulator, *, as_json: bool) -> int:
                     print_line(f"export {name}={quote(value)}")
             say("A simulated KIE is listening; Ctrl-C stops it.")
             with contextlib.suppress(asyncio.CancelledError):
-                await stop.wait()
+                await _wait(stop)
+            hurry()
             state = kie.state()
     except (OSError, UnicodeError) as error:  # A host may not even be a name.
         why = getattr(error, "strerror", None) or error
@@ -80,3 +82,22 @@ async def run_simulator(simulator: Simulator, *, as_json: bool) -> int:
         f"{sum(state.polls.values())} polls."
     )
     return DONE
+
+
+async def _wait(stop: asyncio.Event) -> None:
+    """
+    Wait until *stop* is set.
+
+    Raises:
+        OutputError: What was printed before, nobody will see.
+    """
+    stopping, flushing = asyncio.create_task(stop.wait()), asyncio.create_task(flush())
+    try:
+        _ = await asyncio.wait({stopping, flushing}, return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
+            await flushing
+            _ = await stopping
+    finally:
+        for task in (stopping, flushing):
+            _ = task.cancel()
+        _ = await asyncio.gather(stopping, flushing, return_exceptions=True)

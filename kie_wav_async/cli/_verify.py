@@ -32,6 +32,7 @@ from kie_wav_async.cli._output import (
     CliError,
 )
 from kie_wav_async.cli._pages import pages
+from kie_wav_async.cli._streams import flush, wait_for_room
 from kie_wav_async.cli._survey import is_folder, is_sqlite
 from kie_wav_async.ledger import SqliteLedger, TrackState
 
@@ -117,7 +118,9 @@ async def run_verify(path: Path, folder: Path | None, *, as_json: bool) -> int:
             ):
                 async for one in results:
                     found.take(one)
+                    await wait_for_room()
                     _print(one, found, display, as_json=as_json)
+            await flush()
         except asyncio.CancelledError:
             raise CliError(INTERRUPTED, f"interrupted: {found.sentence()}") from None
     display.say(found.sentence())
