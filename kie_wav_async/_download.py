@@ -25,24 +25,12 @@ from kie_wav_async import events
 from kie_wav_async._clock import Clock
 from kie_wav_async._envelope import parse_retry_after
 from kie_wav_async._media import Media, MediaError
-from kie_wav_async._models import WavFile
+from kie_wav_async._models import Download, WavFile
 from kie_wav_async._pace import Pace
-from kie_wav_async._part_file import (
-    PartFile,
-    find_untold,
-    find_whole,
-    remove_leftovers,
-    take_as_whole,
-)
+from kie_wav_async._part_file import PartFile, find_wav, remove_leftovers
 from kie_wav_async._ranges import parse_content_range, parse_length, strong_etag
 from kie_wav_async._schedule import RetryPolicy, retry_delay_s
-from kie_wav_async._wav_header import (
-    HEAD_LENGTH,
-    LEAST_LENGTH,
-    is_whole,
-    may_begin,
-    parse_wav_header,
-)
+from kie_wav_async._wav_header import HEAD_LENGTH, MAX_BYTES, ShortWavError, WavScanner
 from kie_wav_async.errors import (
     DownloadError,
     InvalidRequestError,
@@ -58,22 +46,15 @@ from kie_wav_async.errors import (
 
 if TYPE_CHECKING:
     from kie_wav_async._media import MediaAnswer
-    from kie_wav_async._models import Download
     from kie_wav_async.errors import DownloadReason
 
 T = TypeVar("T")
-
-#: Longest file that is taken. Three minutes of sound are 32 MB.
-MAX_BYTES: Final = 1 << 30
 
 #: How attempts follow one another; what the host asks for goes before.
 RETRY: Final = RetryPolicy(attempts=8, base_s=1.0, cap_s=60.0)
 
 # So much is given to the disk at a time.
 _BLOCK: Final = 1 << 20
-# So much more than a file declares is taken of a host that does not tell where it
-# ends: enough to see whether it does.
-_SURPLUS: Final = 1 << 16
 # How often is told how far it has come.
 _TELL_S: Final = 0.25
 
@@ -97,6 +78,11 @@ class _LinkRefusedError(Exception):
 
 class _AlreadyThereError(Exception):
     """What is there is as long as what the host has."""
+
+    def __init__(self, download: Download) -> None:
+        """Hold the file that is there."""
+        super().__init__()
+        self.download = download
 
 
 @attrs.define
@@ -136,12 +122,8 @@ class _Writer:
 
 def _has_all(part: PartFile) -> bool:
     """Return whether all has come, as far as anybody tells how much that is."""
-    if not part.length or part.total is not None:
-        return part.length > 0 and part.length == part.total
-    try:
-        return part.length == parse_wav_header(part.head)
-    except ValueError:
-        return False
+    total = part.wav.promised if part.total is None else part.total
+    return part.length > 0 and part.length == total
 
 
 @attrs.define(kw_only=True)
@@ -167,6 +149,8 @@ class FileDownload:
         chance: Draws a number in [0, 1).
 
         emit: Told of each event but the last.
+
+        accept_short: Whether to save a file that has fewer bytes than it declares.
     """
 
     wav: WavFile
@@ -178,9 +162,13 @@ class FileDownload:
     renew: Callable[[URL], Awaitable[URL]]
     chance: Callable[[], float]
     emit: Callable[..., None]
+    accept_short: bool = False
     _is_renewed: bool = attrs.field(default=False, init=False)
-    # How long a file is that is there, is a WAV file, and does not tell how long it is.
-    _untold: int | None = attrs.field(default=None, init=False)
+    # A WAV file that is there, and whole if it is as long as what the host has.
+    _there: Download | None = attrs.field(default=None, init=False)
+    # How the body is encoded that the part begins with.
+    _coding: str = attrs.field(default="", init=False)
+    _notes: tuple[str, ...] = attrs.field(default=(), init=False)
     # Whether what is there is of no use to anybody.
     _is_spoilt: bool = attrs.field(default=False, init=False)
     _told_mono_s: float = attrs.field(default=-math.inf, init=False)
@@ -196,27 +184,30 @@ class FileDownload:
         return attrs.evolve(download, path=self.path)
 
     async def _save(self) -> Download:
-        found = await self._on_disk(find_whole, self.target)
-        if found is not None:
+        if (found := await self._find()) is not None:
             await self._on_disk(remove_leftovers, self.target, self.wav.task_id)
             return found
         self.media.verify(self.wav.url)
-        self._untold = await self._on_disk(find_untold, self.target)
         part = PartFile(self.target, self.wav.task_id)
         try:
             await self._on_disk(part.open)
             # Another process may have finished it before it let go of the part.
-            found = await self._on_disk(find_whole, self.target)
-            if found is not None:
+            if (found := await self._find()) is not None:
                 self._is_spoilt = True
                 return found
             await self._fetch(part)
-            return await self._on_disk(part.finish)
-        except _AlreadyThereError:
+            return await self._on_disk(part.finish, self._notes)
+        except _AlreadyThereError as already:
             self._is_spoilt = True
-            return await self._on_disk(take_as_whole, self.target)
+            return already.download
         finally:
             await self._on_disk(lambda: part.close(keep=not self._is_spoilt))
+
+    async def _find(self) -> Download | None:
+        """Return the file if it is there and whole, as far as it tells itself."""
+        found = await self._on_disk(lambda: find_wav(self.target, accept_short=self.accept_short))
+        self._there = None if found is None else found.download
+        return self._there if found is not None and found.is_whole else None
 
     # --- attempts ---------------------------------------------------------------------------
 
@@ -308,6 +299,9 @@ class FileDownload:
             # An end that did not come, after everything else.
             if not _has_all(part):
                 raise
+        else:
+            if answer.is_chunked and part.total is None:
+                part.total = part.length
 
     def _verify_answer(self, answer: MediaAnswer) -> None:
         """Return if *answer* may be the file, or a part of it, by its head."""
@@ -319,11 +313,6 @@ class FileDownload:
             retry_after = answer.header("Retry-After")
             msg = f"{host} answered {status}"
             raise MediaError(msg, retry_after=retry_after)
-        is_file = status in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT}
-        if is_file and answer.has("Content-Encoding"):
-            # aiohttp would unpack what was cut off without a word, and any bomb.
-            msg = f"{host} sent the file compressed, unasked"
-            raise self._failed(msg, "encoded")
 
     async def _read_head(self, answer: MediaAnswer, pace: Pace) -> list[bytes]:
         """Return the first pieces of a body: enough to see what it is, if there is as much."""
@@ -344,20 +333,21 @@ class FileDownload:
         total = None if length is None else parse_length(length)
         self._verify_size(total, answer.host)
         pieces = await self._read_head(answer, pace)
-        head = b"".join(pieces)
-        most, declared = (MAX_BYTES if total is None else total), None
-        if len(head) >= HEAD_LENGTH:  # Else it is judged when there is no more of it.
-            declared = self._declared(head)
-            self._verify_size(declared, answer.host)
-            if declared is not None and total is not None:
-                self._verify_declared(total, declared)
-            elif declared is not None:
-                most = min(declared + _SURPLUS, MAX_BYTES)
-            elif total is not None and total == self._untold and not is_range:
-                raise _AlreadyThereError
+        wav = WavScanner()
+        wav.feed(b"".join(pieces))
+        if wav.flaw is not None and (answer.coding or wav.length >= HEAD_LENGTH):
+            if answer.coding:
+                # aiohttp would unpack what was cut off without a word, and any bomb.
+                msg = f"{answer.host} sent the file compressed, unasked"
+                raise self._failed(msg, "encoded")
+            msg = f"what {answer.host} sent {wav.flaw}"
+            raise self._failed(msg, "not-a-wav")
+        if self._there is not None and self._there.bytes == total and not is_range:
+            raise _AlreadyThereError(self._there)
         await self._on_disk(part.restart, strong_etag(answer.header("ETag")), total)
-        await self._on_disk(part.verify_room, total or declared or 0)
-        return pieces, most
+        self._coding = answer.coding
+        await self._on_disk(part.verify_room, total or wav.promised or 0)
+        return pieces, MAX_BYTES if total is None else total
 
     async def _go_on(self, part: PartFile, answer: MediaAnswer, *, is_range: bool) -> int:
         """
@@ -375,6 +365,7 @@ class FileDownload:
             and found.total is not None
             and part.total in {None, found.total}
             and is_same
+            and answer.coding == self._coding
         )
         if found is None or not is_rest:
             await self._on_disk(part.restart, None, None)
@@ -431,40 +422,34 @@ class FileDownload:
 
     # --- what it has to be ------------------------------------------------------------------
 
-    def _declared(self, head: bytes) -> int | None:
-        try:
-            return parse_wav_header(head)
-        except ValueError as error:
-            msg = f"what {self.wav.url.host} sent {error}"
-            raise self._failed(msg, "not-a-wav") from None
-
     async def _verify_whole(self, part: PartFile) -> None:
         """Return if *part* is a whole WAV file; if not, nothing of it is worth keeping."""
-        if part.total is not None and part.length != part.total:
+        wav, host = part.wav, self.wav.url.host
+        if part.total is None and wav.flaw is None:
+            # The connection ended, and only the file tells whether it should have.
+            if wav.promised is None and part.length >= HEAD_LENGTH:
+                self._is_spoilt = True
+                msg = "neither the file nor its host tells how long it is, so it may be cut off"
+                raise self._failed(msg, "truncated")
+            if part.length < (wav.promised or HEAD_LENGTH):
+                whole = "" if wav.promised is None else f" of the {wav.promised:,}"
+                msg = f"{part.length:,}{whole} bytes came"
+                raise MediaError(msg, "truncated")
+        elif part.total is not None and part.length != part.total:
             msg = f"{part.length:,} of {part.total:,} bytes came"
             raise MediaError(msg, "truncated")
-        if part.total is None and part.length < LEAST_LENGTH and may_begin(part.head):
-            msg = f"{part.length:,} bytes came"
-            raise MediaError(msg, "truncated")
         self._is_spoilt = True
-        declared = self._declared(part.head)
-        if declared is None and part.total is None:
-            msg = "neither the file nor its host tells how long it is, so it may be cut off"
-            raise self._failed(msg, "truncated")
-        if declared is not None:
-            if part.total is None and part.length < declared:
-                self._is_spoilt = False
-                msg = f"{part.length:,} of the {declared:,} bytes came that the file declares"
-                raise MediaError(msg, "truncated")
-            self._verify_declared(part.length, declared)
-        self._is_spoilt = False
-
-    def _verify_declared(self, length: int, declared: int) -> None:
-        if is_whole(length, declared):
-            return
         # Asked for again it would be the same: that is how the host has it.
-        msg = f"the file is {length:,} bytes long and declares {declared:,}"
-        raise self._failed(msg, "truncated" if length < declared else "not-a-wav")
+        try:
+            self._notes = wav.verify(accept_short=self.accept_short)
+        except ShortWavError as error:
+            way_out = "; accept_short=True saves it as it is" if error.is_playable else ""
+            msg = f"what {host} sent {error}{way_out}"
+            raise self._failed(msg, "truncated") from None
+        except ValueError as error:
+            msg = f"what {host} sent {error}"
+            raise self._failed(msg, "not-a-wav") from None
+        self._is_spoilt = False
 
     # --- helpers ----------------------------------------------------------------------------
 

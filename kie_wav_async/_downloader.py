@@ -53,12 +53,14 @@ class Downloader:
         self._executor = ThreadPoolExecutor(MAX_CONNECTIONS, "kie-wav-download")
         self._tasks: set[asyncio.Task[Download]] = set()
 
-    async def download(self, wav: WavFile, path: str | os.PathLike[str]) -> Download:
+    async def download(
+        self, wav: WavFile, path: str | os.PathLike[str], *, accept_short: bool
+    ) -> Download:
         """Save *wav* at *path*; see `WavSession.download`."""
         hub = self._desk.hub
         target = _parse_path(path)
         # In a task that closing can cancel; the caller's own we must not.
-        task = hub.verify_loop().create_task(self._save(wav, target))
+        task = hub.verify_loop().create_task(self._save(wav, target, accept_short=accept_short))
         self._tasks.add(task)
         try:
             download = await task
@@ -75,7 +77,7 @@ class Downloader:
         self._desk.emit(events.Downloaded, wav=wav, download=download)
         return download
 
-    async def _save(self, wav: WavFile, path: Path) -> Download:
+    async def _save(self, wav: WavFile, path: Path, *, accept_short: bool) -> Download:
         target = await self._resolve(wav, path)
         async with self._place(wav, target), self._turns:
             work = FileDownload(
@@ -88,6 +90,7 @@ class Downloader:
                 renew=self._renew,
                 chance=self._desk.chance,
                 emit=self._desk.emit,
+                accept_short=accept_short,
             )
             try:
                 return await work.run()

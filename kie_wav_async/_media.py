@@ -103,6 +103,19 @@ class MediaAnswer:
         """Return whether a header is there."""
         return name in self._answer.headers
 
+    @property
+    def coding(self) -> str:
+        """How the body is encoded, as its headers say; ``""`` for nothing that changes bytes."""
+        told = ",".join(self._answer.headers.getall("Content-Encoding", []))
+        names = (name.strip().lower() for name in told.split(","))
+        return ",".join(name for name in names if name not in {"", "identity"})
+
+    @property
+    def is_chunked(self) -> bool:
+        """Whether the end of the body is marked, so that it cannot be missing unnoticed."""
+        told = self._answer.headers.getall("Transfer-Encoding", [])
+        return bool(told) and told[-1].strip(" \t").lower().endswith("chunked")
+
     async def read(self) -> bytes:
         """
         Return what has come of the body, or what comes next; nothing at its end.

@@ -19,10 +19,12 @@ import stat
 import threading
 from typing import TYPE_CHECKING, Final
 
+import attrs
+
 from kie_wav_async._file_lock import try_lock, unlock
 from kie_wav_async._models import Download
 from kie_wav_async._part_note import PartNote, parse_note, this_boot
-from kie_wav_async._wav_header import HEAD_LENGTH, is_whole, parse_wav_header
+from kie_wav_async._wav_header import HEAD_LENGTH, WavScanner
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
@@ -57,54 +59,49 @@ def part_path(target: Path) -> Path:
     return target.with_name(name)
 
 
-def find_whole(target: Path) -> Download | None:
+@attrs.frozen
+class Found:
     """
-    Return the file at *target* if it is a WAV file of the length that it declares.
+    A WAV file that is there already.
+
+    Attributes:
+        download: The file.
+
+        is_whole: Whether its own header says so; else only its host can tell.
+    """
+
+    download: Download
+    is_whole: bool
+
+
+def find_wav(target: Path, *, accept_short: bool = False) -> Found | None:
+    """
+    Return the WAV file at *target*; `None` if there is none.
+
+    Args:
+        target: Where to look.
+
+        accept_short: Return one that has fewer bytes than it declares, too.
 
     Raises:
         OSError: It cannot be read, or what is there is no file.
     """
-    declared, size = _look_at(target)
-    return take_as_whole(target) if declared and is_whole(size, declared) else None
-
-
-def find_untold(target: Path) -> int | None:
-    """
-    Return the length of a WAV file at *target* that does not tell its own; `None` if there is none.
-
-    Raises:
-        OSError: It cannot be read, or what is there is no file.
-    """
-    declared, size = _look_at(target)
-    return size if declared is None else None
-
-
-def take_as_whole(target: Path) -> Download:
-    """
-    Return what is at *target*, whatever it is.
-
-    Raises:
-        OSError: It cannot be read.
-    """
-    digest, size = hashlib.sha256(), 0
-    with target.open("rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-            size += len(piece)
-    return Download(target, size, digest.hexdigest(), resumed=False)
-
-
-def _look_at(target: Path) -> tuple[int | None, int]:
-    """Return what a WAV file declares, `None` if it does not tell, and its size; else zeros."""
+    wav, digest = WavScanner(), hashlib.sha256()
     try:
         # Not opened before it is known to be a file: a pipe would have us wait.
-        found = target.stat()
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(target.stat().st_mode):
             raise OSError(errno.EEXIST, "there is something else of that name")
         with target.open("rb") as file:
-            return parse_wav_header(file.read(HEAD_LENGTH)), found.st_size
+            while piece := file.read(HEAD_LENGTH if not wav.length else _PIECE):
+                digest.update(piece)
+                wav.feed(piece)
+                if wav.flaw is not None:
+                    return None
+        notes = wav.verify(accept_short=accept_short)
     except (FileNotFoundError, ValueError):
-        return 0, 0
+        return None
+    found = Download(target, wav.length, digest.hexdigest(), resumed=False, notes=notes)
+    return Found(found, is_whole=0 < (wav.promised or 0) <= wav.length)
 
 
 def remove_leftovers(target: Path, task_id: str) -> None:
@@ -129,7 +126,7 @@ class PartFile:
 
         length: How many there are.
 
-        head: The first ones, at most `HEAD_LENGTH`.
+        wav: What they say about the file.
 
         etag: The strong tag of the version they belong to; `None`: they cannot be
             gone on with.
@@ -204,7 +201,7 @@ class PartFile:
     def _begin(self) -> None:
         self.length = self._synced = 0
         self.is_resumed = False
-        self.head = b""
+        self.wav = WavScanner()
         self._digest = hashlib.sha256()
 
     @property
@@ -266,8 +263,7 @@ class PartFile:
             self._write_note()
 
     def _take(self, piece: bytes) -> None:
-        if len(self.head) < HEAD_LENGTH:
-            self.head += piece[: HEAD_LENGTH - len(self.head)]
+        self.wav.feed(piece)
         self._digest.update(piece)
         self.length += len(piece)
 
@@ -353,9 +349,12 @@ class PartFile:
         self._synced = self.length
         self._write_note()
 
-    def finish(self) -> Download:
+    def finish(self, notes: tuple[str, ...] = ()) -> Download:
         """
         Give the file its name.
+
+        Args:
+            notes: What is unusual about it.
 
         Raises:
             OSError: The disk says no, or somebody has moved the part.
@@ -379,9 +378,8 @@ class PartFile:
                 self._note_path.unlink()
             _sync_folder(self._target.parent)
             self._close()
-            return Download(
-                self._target, self.length, self._digest.hexdigest(), resumed=self.is_resumed
-            )
+            digest = self._digest.hexdigest()
+            return Download(self._target, self.length, digest, resumed=self.is_resumed, notes=notes)
 
     def close(self, *, keep: bool) -> None:
         """

@@ -29,7 +29,7 @@ from bulk_runs import (
     states,
     write_catalog,
 )
-from cli_runs import is_wav, names, service
+from cli_runs import SHORT, is_wav, names, service
 from kie_wav_async import file_names
 from kie_wav_async.cli import _bulk, _bulk_opening, _bulk_watch, _saver, _throttle
 from kie_wav_async.errors import LedgerError
@@ -135,6 +135,21 @@ async def test_a_run(bulk: Bulk) -> None:
     size = sum((OUT / name).stat().st_size for name in wavs())
     assert f"12 WAVs saved in out, 12 of them in this run ({size / 1e6:.3g} MB).\n" in done.err
     assert "--urls" not in done.err
+
+
+async def test_short_files_can_be_accepted(bulk: Bulk) -> None:
+    """Files that came completely and are short are saved by the same command and one word."""
+    write_catalog(*rows_of(3))
+    async with kie_of(SHORT) as kie:
+        refused = await bulk(kie)
+        saved = await bulk(kie, "--accept-short")
+        charges = kie.charges
+
+    assert (1, 0, 3) == (refused.code, saved.code, charges)
+    assert "declares 3,948; --accept-short saves it as it is" in refused.err
+    assert [444] * 3 == [(OUT / name).stat().st_size for name in wavs()]
+    assert "3 of these WAVs have something unusual, e.g. Song " in saved.err
+    assert ": only 444 of the 3,948 bytes that the header declares\n" in saved.err
 
 
 async def test_again(bulk: Bulk) -> None:

@@ -175,6 +175,101 @@ async def test_progress_of_an_unknown_length_is_told(media, target) -> None:
     assert [(0, None), (len(BODY), None)] == [(one.bytes, one.total) for one in told]
 
 
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_short_file_is_saved_on_request_only(media, target, framing) -> None:
+    """What the host has is truncated, is asked for once, and its message names the way out."""
+    body = BODY[:900]
+    url = media.put("/a.wav", body, Manner(framing=framing))
+    async with downloading() as running:
+        with pytest.raises(DownloadError, match=r"accept_short=True saves it as it is") as caught:
+            await running.download(url, target)
+        assert ("truncated", 1) == (caught.value.reason, len(media.requests))
+        assert [] == [*target.parent.iterdir()]
+        download = await running.session.download(wav_of(url), target, accept_short=True)
+    notes = ("only 900 of the 1,000 bytes that the header declares",)
+    assert attrs.evolve(download, notes=()) == Download(
+        target, 900, hashlib.sha256(body).hexdigest(), resumed=False
+    )
+    assert (body, notes) == (target.read_bytes(), download.notes)
+
+
+@pytest.mark.parametrize("accept_short", [False, True])
+async def test_short_file_that_is_there_is_judged_alike(media, target, accept_short) -> None:
+    """A short file that was accepted stays, and is whole only for who accepts that."""
+    target.write_bytes(BODY[:900])
+    url = media.put("/a.wav", BODY[:900])
+    async with downloading() as running:
+        call = running.session.download(wav_of(url), target, accept_short=accept_short)
+        if accept_short:
+            assert (900, 1) == (
+                (await call).bytes,
+                len((await call_again(running, url, target)).notes),
+            )
+        else:
+            with pytest.raises(DownloadError, match="declares 1,000"):
+                await call
+    assert BODY[:900] == target.read_bytes()
+    assert [target] == [*target.parent.iterdir()]
+
+
+async def call_again(running, url, target):
+    """Download once more what may be short."""
+    return await running.session.download(wav_of(url), target, accept_short=True)
+
+
+@pytest.mark.parametrize("body", [BODY[:40], b"RIFF\xe0\x03\0\0WAVE", b"<html>" * 9], ids=len)
+@pytest.mark.parametrize("manner", [HONEST, Manner(framing="chunked")], ids=["length", "chunked"])
+async def test_what_cannot_be_played_is_never_accepted(media, target, body, manner) -> None:
+    """Without sound nothing is saved, and nobody is told that it could be."""
+    url = media.put("/a.wav", body, manner)
+    async with downloading() as running:
+        for accept_short in (False, True):
+            with pytest.raises(DownloadError) as caught:
+                await running.session.download(wav_of(url), target, accept_short=accept_short)
+            assert "accept_short" not in str(caught.value)
+    assert [] == [*target.parent.iterdir()]
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
+async def test_what_the_connection_cut_is_never_accepted(media, target, framing) -> None:
+    """A transfer that did not come to its end is none, whatever one accepts."""
+    url = media.put("/a.wav", BODY, Manner(framing=framing, cut=900, ignores_range=True))
+    async with downloading() as running:
+        with pytest.raises(DownloadError) as caught:
+            await running.session.download(wav_of(url), target, accept_short=True)
+    assert ("truncated", 8) == (caught.value.reason, len(media.requests))
+    assert "accept_short" not in str(caught.value)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
+@pytest.mark.parametrize("tail", [b"\0", b"TAG" + bytes(125), b"LIST\4\0\0\0INFO"], ids=len)
+async def test_trailing_bytes_are_saved_and_noted(media, target, framing, tail) -> None:
+    """What stands behind the end that a header declares is saved with a note, and left alone."""
+    body = BODY + tail
+    url = media.put("/a.wav", body, Manner(framing=framing))
+    async with downloading() as running:
+        download = await running.download(url, target)
+        assert (f"{len(body):,} bytes, and the header declares 1,000",) == download.notes
+        assert download == await running.download(url, target)
+    assert body == target.read_bytes()
+    assert 1 == len(media.requests)
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_size_that_is_off_is_saved_and_noted(media, target, framing) -> None:
+    """A header that counts itself is noted, and a file that is as long as the host's stays."""
+    body = wav_bytes(declared=1_000)
+    url = media.put("/a.wav", body, Manner(framing=framing))
+    async with downloading() as running:
+        for _ in range(2):
+            download = await running.download(url, target)
+            assert ("1,000 bytes, and the header declares 1,008",) == download.notes
+            media.put("/a.wav", body)
+    assert body == target.read_bytes()
+    assert 2 == len(media.requests)
+
+
 async def test_retries_are_told(media, target) -> None:
     """Each attempt that failed is told with its error, and what is kept in the meantime."""
     url = media.put("/a.wav", BODY, [Manner(cut=400), refusal(500), HONEST])

@@ -23,7 +23,7 @@ import pytest
 import syncs
 from disk import Disk, Fault
 from kie_wav_async import Download, _part_file, _part_note
-from kie_wav_async._part_file import PartFile, find_whole, part_path
+from kie_wav_async._part_file import Found, PartFile, find_wav, part_path
 from kie_wav_async._wav_header import HEAD_LENGTH
 from media import wav_bytes
 
@@ -306,7 +306,7 @@ def test_what_is_no_file_in_the_way_of_the_file_is_an_error(target, put):
     """What is no file at the file's own name is seen at once, without waiting for it."""
     put(target)
     with pytest.raises(OSError, match=r".") as caught:
-        within_patience(lambda: find_whole(target))
+        within_patience(lambda: find_wav(target))
     assert caught.value.errno
 
 
@@ -326,7 +326,7 @@ def test_a_folder_that_comes_into_the_way_stays(target):
 def test_a_link_in_the_way_of_the_file_is_replaced(target):
     """A symbolic link at the file's name is replaced, and what it leads to is not written to."""
     put_link(target)
-    assert find_whole(target) is None
+    assert find_wav(target) is None
     save(target)
     assert not target.is_symlink()
     assert b"precious" == target.with_name("precious").read_bytes()
@@ -335,7 +335,7 @@ def test_a_link_in_the_way_of_the_file_is_replaced(target):
 def test_a_folder_that_is_not_there_is_an_error(tmp_path):
     """No folder is made."""
     target = tmp_path / "none" / "song.wav"
-    assert find_whole(target) is None
+    assert find_wav(target) is None
     with pytest.raises(FileNotFoundError):
         save(target)
     assert [] == names(target.parent)
@@ -350,7 +350,7 @@ def test_an_earlier_part_is_gone_on_with(target):
     with opened(target) as part:
         assert (5_000, ETAG, len(BODY)) == (part.length, part.etag, part.total)
         assert (True, True, True) == (part.is_resumed, part.is_resumable, part.is_shared)
-        assert BODY[:HEAD_LENGTH] == part.head
+        assert len(BODY) == part.wav.promised
         fill(part)
         download = part.finish()
     assert Download(target, len(BODY), hashlib.sha256(BODY).hexdigest(), resumed=True) == download
@@ -366,7 +366,7 @@ def test_a_part_can_end_anywhere(target, stop):
         part.write([BODY[:stop]])
     with opened(target) as part:
         assert (stop, stop > 0) == (part.length, part.is_resumed)
-        assert BODY[: min(stop, HEAD_LENGTH)] == part.head
+        assert (len(BODY) if stop >= HEAD_LENGTH else None) == part.wav.promised
         fill(part)
         assert hashlib.sha256(BODY).hexdigest() == part.finish().sha256
 
@@ -620,7 +620,7 @@ def test_a_restart_forgets_all(target):
     leave(target)
     with opened(target) as part:
         part.restart('"v2"', 10_000)
-        assert (0, b"", False, '"v2"') == (part.length, part.head, part.is_resumed, part.etag)
+        assert (0, 0, False, '"v2"') == (part.length, part.wav.length, part.is_resumed, part.etag)
         assert 0 == part_path(target).stat().st_size
         fill(part, OTHER, etag='"v2"')
         assert hashlib.sha256(OTHER).hexdigest() == part.finish().sha256
@@ -830,7 +830,7 @@ def test_a_file_system_without_locks_has_nothing_left_over(target, monkeypatch):
     "body",
     [
         BODY,
-        wav_bytes(44),
+        wav_bytes(48),
         wav_bytes(1_001),
         wav_bytes(1_000, declared=991),
         wav_bytes(1_000, kind="RF64"),
@@ -838,54 +838,78 @@ def test_a_file_system_without_locks_has_nothing_left_over(target, monkeypatch):
         wav_bytes((1 << 20) + 44),
         wav_bytes((2 << 20) + 45),
     ],
-    ids=["as any", "silent", "odd", "odd, filled up", "RF64", "BW64", "1 MiB", "2 MiB"],
+    ids=["as any", "one frame", "odd", "odd, filled up", "RF64", "BW64", "1 MiB", "2 MiB"],
 )
 def test_a_whole_file_is_found(target, body):
     """A WAV file of the length it declares is told with its hash, and left alone."""
     target.write_bytes(body)
     before = target.stat()
     expected = Download(target, len(body), hashlib.sha256(body).hexdigest(), resumed=False)
-    assert expected == find_whole(target)
+    assert Found(expected, is_whole=True) == find_wav(target)
     after = target.stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+@pytest.mark.parametrize("tail", [b"\0", b"TAG" + bytes(125)], ids=["NUL", "ID3v1"])
+def test_a_whole_file_may_go_on_behind_its_end(target, tail):
+    """A file that has more than it declares is whole, and its note says so."""
+    target.write_bytes(BODY + tail)
+    found = find_wav(target)
+    assert found.is_whole
+    assert (f"{len(BODY + tail):,} bytes, and the header declares 10,000",) == found.download.notes
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        b"",
-        b"RIFF",
-        BODY[:43],
-        BODY[:44],
         BODY[:-1],
-        BODY + b"\0",
-        wav_bytes(1_001) + b"\0\0",
-        b"<!DOCTYPE html>" * 10,
+        wav_bytes(1_000, declared=1_000),
         wav_bytes(1_000, declared=0),
         wav_bytes(1_000, declared=0xFFFFFFFF),
         wav_bytes(1_000, kind="RF64")[:-2],
     ],
-    ids=[
-        *("empty", "4 bytes", "43 bytes", "header", "short", "long", "odd and long", "page"),
-        *("streamed", "streamed, too", "short RF64"),
-    ],
+    ids=["a byte short", "size of the file", "streamed", "streamed, too", "short RF64"],
+)
+def test_a_file_that_may_be_whole_is_found_as_such(target, body):
+    """Where the header does not tell, or only nearly, somebody else has to tell the length."""
+    target.write_bytes(body)
+    found = find_wav(target)
+    assert (False, len(body)) == (found.is_whole, found.download.bytes)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"RIFF", BODY[:12], BODY[:43], BODY[:44], BODY[:-9], b"<!DOCTYPE html>" * 10],
+    ids=["empty", "4 bytes", "12 bytes", "43 bytes", "header", "short", "page"],
 )
 def test_a_file_that_is_not_whole_is_not_found(target, body):
-    """Anything but a WAV file of the length it declares is none."""
+    """Anything but a WAV file that may be complete is none."""
     target.write_bytes(body)
-    assert find_whole(target) is None
+    assert find_wav(target) is None
+
+
+def test_a_short_file_is_found_if_it_is_wanted(target):
+    """A file that is shorter than it declares is found on request, and is never whole."""
+    target.write_bytes(BODY[:-9])
+    found = find_wav(target, accept_short=True)
+    assert (False, ("only 9,991 of the 10,000 bytes that the header declares",)) == (
+        found.is_whole,
+        found.download.notes,
+    )
+    target.write_bytes(BODY[:44])
+    assert find_wav(target, accept_short=True) is None
 
 
 def test_nothing_is_not_found(target):
     """Where there is nothing there is no file."""
-    assert find_whole(target) is None
+    assert find_wav(target) is None
 
 
 def test_a_whole_file_is_found_through_a_link(target):
     """A link to a whole file is one."""
     target.with_name("real.wav").write_bytes(BODY)
     target.symlink_to("real.wav")
-    assert target == find_whole(target).path
+    assert target == find_wav(target).download.path
 
 
 @pytest.mark.parametrize("body", [b"", BODY[:-1], OTHER], ids=["empty", "short", "other"])
@@ -991,7 +1015,7 @@ def test_whatever_fails_nothing_wrong_gets_the_name(tmp_path, disk, code, lasts)
         disk.before = lambda _: None
         met.add(fault.point)
         assert opened_before == open_fds(), fault.point
-        assert find_whole(target) is not None or not target.exists(), fault.point
+        assert find_wav(target) is not None or not target.exists(), fault.point
         assert not target.exists() or BODY == target.read_bytes(), fault.point
         assert hashlib.sha256(BODY).hexdigest() == save(target).sha256
         assert BODY == target.read_bytes(), fault.point

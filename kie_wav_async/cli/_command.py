@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kie_wav_async.cli._output import INTERRUPTED, CliError, failure_of, print_json
+from kie_wav_async.cli._output import (
+    ACCEPT_SHORT,
+    INTERRUPTED,
+    CliError,
+    failure_of,
+    print_json,
+)
 from kie_wav_async.errors import KieWavError
 
 if TYPE_CHECKING:
@@ -36,6 +42,11 @@ def run_command(work: Coroutine[Any, Any, int], *, as_json: bool) -> int:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
+accept_short_option = click.option(
+    ACCEPT_SHORT,
+    is_flag=True,
+    help="Save a WAV that came completely although it is shorter than its header declares.",
+)
 
 
 def service_options(command: Callable[..., int]) -> Callable[..., int]:
