@@ -469,9 +469,10 @@ class DownloadError(KieWavError):
             ``"truncated"``: less came than was announced, or than the file's own
             header declares. ``"not-a-wav"``: it is no WAV file, or one without
             sound. ``"too-large"``: more than 1 GiB. ``"refused-url"``: not https, not
-            a public address, not an allowed host, or it redirects to such. ``"encoded"``: it came compressed.
-            ``"too-slow"``: under 16 KiB a second. ``"unavailable"``: the host gave
-            no usable answer. ``"disk"``: it cannot be written.
+            a public address, not an allowed host, or it redirects to such.
+            ``"encoded"``: it came compressed. ``"too-slow"``: under 16 KiB a second.
+            ``"unavailable"``: the host gave no usable answer. ``"disk"``: it cannot
+            be written.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ import pytest
 import syncs
 from disk import Disk, Fault
 from kie_wav_async import Download, _part_file, _part_note
-from kie_wav_async._part_file import Found, PartFile, find_wav, part_path
+from kie_wav_async._part_file import Found, PartFile, find_wav, part_path, remove_leftovers
 from kie_wav_async._wav_header import HEAD_LENGTH
 from media import wav_bytes
 
@@ -248,55 +248,132 @@ def is_precious(target):
     )
 
 
-@pytest.mark.parametrize(
-    "put", [put_folder, put_socket, put_link, put_loop], ids=lambda put: put.__name__
-)
-def test_what_cannot_be_opened_in_the_way_of_a_part_is_an_error(target, put):
-    """What is no file at the part's name ends the attempt, and is not followed, nor touched."""
-    put(part_path(target))
-    before = part_path(target).lstat()
-    with pytest.raises(OSError, match=r".") as caught:
-        within_patience(lambda: save(target))
-    assert caught.value.errno
-    assert before == part_path(target).lstat()
-    assert is_precious(target)
-    assert not target.exists()
+def put_stranger(path):
+    """Put a file of somebody else there that everybody may write to."""
+    path.write_bytes(b"stranger")
+    path.chmod(0o666)
+    give_away(path)
 
 
-@pytest.mark.parametrize("put", [put_fifo, put_hard_link], ids=lambda put: put.__name__)
-def test_what_is_not_ours_in_the_way_of_a_part_is_left_alone(target, put):
-    """A pipe, or a file that has a second name, at the part's name is not touched."""
-    put(part_path(target))
-    before = part_path(target).lstat()
+def put_empty_stranger(path):
+    """Put an empty file of somebody else there."""
+    path.touch()
+    give_away(path)
+
+
+def give_away(path):
+    """Make a file somebody else's."""
+    if os.geteuid():
+        pytest.skip("only root can give a file away")
+    os.chown(path, STRANGER, STRANGER)
+
+
+STRANGER = 54_321
+PUTS = [put_fifo, put_folder, put_socket, put_link, put_loop, put_hard_link]
+PUTS += [put_stranger, put_empty_stranger]
+
+
+def fresh_path(target):
+    """Return where a note is written before it takes the place of another."""
+    return target.with_name(f".{note_path(target).name}")
+
+
+@pytest.mark.parametrize("place", [part_path, note_path, fresh_path])
+@pytest.mark.parametrize("put", PUTS, ids=lambda put: put.__name__)
+@pytest.mark.parametrize("has_part", [False, True], ids=["alone", "beside a part"])
+def test_what_is_not_ours_is_left_alone(target, place, put, has_part):
+    """Whatever has a name that a part needs, and is not ours, stays, and the file comes."""
+    if has_part:
+        leave(target)
+        place(target).unlink(missing_ok=True)
+    put(place(target))
+    before = place(target).lstat()
+    content = place(target).read_bytes() if put in {put_stranger, put_hard_link} else b""
     there = {*names(target)}
-    assert hashlib.sha256(BODY).hexdigest() == within_patience(lambda: save(target)).sha256
-    assert BODY == target.read_bytes()
-    assert before == part_path(target).lstat()
+
+    download = within_patience(lambda: save(target))
+
+    assert (hashlib.sha256(BODY).hexdigest(), False) == (download.sha256, download.resumed)
+    assert (BODY, os.geteuid()) == (target.read_bytes(), target.stat().st_uid)
+    after = place(target).lstat()
+    assert (before.st_ino, before.st_mode, before.st_uid, before.st_mtime_ns) == (
+        *(after.st_ino, after.st_mode, after.st_uid, after.st_mtime_ns),
+    )
+    assert not content or content == place(target).read_bytes()
     assert is_precious(target)
     assert there | {target.name} == {*names(target)}
 
 
 @pytest.mark.parametrize(
-    "put", [put_fifo, put_socket, put_link, put_loop, put_hard_link], ids=lambda put: put.__name__
+    "given",
+    [(part_path,), (note_path,), (part_path, note_path)],
+    ids=["the part", "the note", "both"],
 )
-def test_what_is_in_the_way_of_a_note_is_not_read_nor_written(target, put):
-    """Whatever has the note's name is taken out of the way, without being opened."""
+def test_a_part_of_another_user_is_not_gone_on_with(target, given):
+    """A part that somebody else prepared, with its note, is not taken up, nor becomes the file."""
+    leave(target, body=OTHER)
+    for place in given:
+        give_away(place(target))
+    with opened(target) as part:
+        assert (False, 0) == (part.is_shared, part.length)
+        fill(part)
+        part.finish()
+    assert (BODY, os.geteuid()) == (target.read_bytes(), target.stat().st_uid)
+    assert OTHER[:5_000] == part_path(target).read_bytes()
+    assert {STRANGER} == {place(target).stat().st_uid for place in given}
+
+
+@pytest.mark.parametrize("is_part", [True, False])
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.ENXIO, errno.ELOOP])
+def test_what_cannot_be_opened_is_not_ours(target, monkeypatch, code, is_part):
+    """A file that somebody else keeps to himself does not stand in the way."""
     leave(target)
-    note_path(target).unlink()
-    put(note_path(target))
-    assert not within_patience(lambda: save(target)).resumed
+    closed = part_path(target) if is_part else note_path(target)
+    os_open = os.open
+
+    def refuse(path, flags, *mode):
+        if path == closed and not flags & os.O_CREAT:
+            raise OSError(code, os.strerror(code))
+        return os_open(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert not save(target).resumed
     assert BODY == target.read_bytes()
-    assert is_precious(target)
-    assert {target.name} == {*names(target)} - {"precious"}
+    assert BODY[:5_000] == part_path(target).read_bytes()
 
 
-def test_a_folder_in_the_way_of_a_note_is_an_error(target):
-    """A folder that has the note's name stays there, and nothing gets the file's name."""
-    note_path(target).mkdir()
-    with pytest.raises(OSError, match=r"."):
-        save(target)
-    assert note_path(target).is_dir()
-    assert not target.exists()
+def test_what_is_not_ours_outlives_a_file_that_is_whole(target):
+    """Cleaning up behind a file that is whole takes nobody's files away."""
+    target.write_bytes(BODY)
+    put_stranger(part_path(target))
+    put_stranger(note_path(target))
+    there = names(target)
+    remove_leftovers(target, TASK)
+    assert there == names(target)
+    assert b"stranger" == part_path(target).read_bytes() == note_path(target).read_bytes()
+
+
+def test_a_file_system_may_have_owners_of_its_own(target, monkeypatch):
+    """Where new files come out as somebody else's, as on a share, a part is gone on with."""
+    leave(target)
+    fstat = os.fstat
+
+    def squash(fd):
+        found = fstat(fd)
+        return os.stat_result((*found[:4], STRANGER, *found[5:]))
+
+    monkeypatch.setattr(os, "fstat", squash)
+    monkeypatch.setattr(os.path, "samestat", lambda one, other: one.st_ino == other.st_ino)
+    assert save(target).resumed
+    assert [target.name] == names(target)
+
+
+def test_what_a_killed_process_left_of_a_note_is_replaced(target):
+    """A note of ours that did not get its name is nothing that stands in the way."""
+    leave(target)
+    fresh_path(target).write_bytes(b"half")
+    assert save(target).resumed
+    assert [target.name] == names(target)
 
 
 @pytest.mark.parametrize(
@@ -1134,6 +1211,9 @@ def test_a_folder_that_cannot_be_synced_is_no_fault(target, disk, call, code, is
         assert hashlib.sha256(BODY).hexdigest() == save(target).sha256
     disk.before = lambda _: None
     assert call == failing.point
+    if is_error and call == "open folder":  # Nothing has changed: the next one ends it.
+        assert not target.exists()
+        assert save(target).resumed
     assert BODY == target.read_bytes()
     assert [target.name] == names(target)
 
