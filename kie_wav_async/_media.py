@@ -18,7 +18,7 @@ import aiohttp
 
 from kie_wav_async._addresses import is_public
 from kie_wav_async._link import is_trusted, join_link, verify_link
-from kie_wav_async._network import presentable, reason_of, user_agent
+from kie_wav_async._network import is_lasting, presentable, reason_of, user_agent
 from kie_wav_async.errors import DownloadError
 
 if TYPE_CHECKING:
@@ -185,7 +185,8 @@ class Media:
         Ask for *url*, follow what it redirects to, and give the last answer.
 
         Raises:
-            DownloadError: It leads to where nothing is fetched from.
+            DownloadError: It leads to where nothing is fetched from, or to a host with which
+                no connection is possible before something is mended.
 
             MediaError: There is no answer.
         """
@@ -235,12 +236,15 @@ class Media:
         try:
             async with asyncio.timeout(HEAD_TIMEOUT_S):
                 return await client.get(url, headers=headers, allow_redirects=False, proxy=proxy)
-        except aiohttp.ClientConnectorError as error:
-            if not isinstance(error.os_error, _PrivateAddressError):
-                raise _failure(url, error) from presentable(error)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # ValueError: yarl and aiohttp raise it for what they cannot send or read.
-            raise _failure(url, error) from presentable(error)
+            refused = getattr(error, "os_error", None)
+            if not isinstance(refused, _PrivateAddressError):
+                failure: Exception = _failure(url, error)
+                if is_lasting(error):
+                    msg = f"{failure}, which does not pass by itself"
+                    failure = DownloadError(msg, reason="unavailable")
+                raise failure from presentable(error)
         msg = (
             f"{_host(url)} leads to an address that is not public; name the host in "
             "insecure_hosts if that is what you want"
