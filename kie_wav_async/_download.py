@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import math
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
@@ -70,6 +71,14 @@ _TRANSIENT: Final = (
 )
 # What it may say otherwise another time; every 5xx besides.
 _PASSING: Final = frozenset({408, 425, 429})
+
+
+#: What the system says that is short of something just now, whatever the file.
+EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+
+
+class _ExhaustedError(Exception):
+    """This machine has no descriptor or no memory left, just now."""
 
 
 class _LinkRefusedError(Exception):
@@ -180,10 +189,20 @@ class FileDownload:
         Raises:
             DownloadError: It is not there.
         """
-        download = await self._save()
-        return attrs.evolve(download, path=self.path)
+        attempt = 1
+        while True:
+            try:
+                download = await self._save()
+            except _ExhaustedError as error:
+                failure = MediaError(str(error))
+                failure.__cause__ = error.__cause__
+            else:
+                return attrs.evolve(download, path=self.path)
+            await self._wait(failure, attempt)
+            attempt += 1
 
     async def _save(self) -> Download:
+        self._is_spoilt = False
         if (found := await self._find()) is not None:
             await self._on_disk(remove_leftovers, self.target, self.wav.task_id)
             return found
@@ -228,20 +247,24 @@ class FileDownload:
                 failure = error
             is_kept = part.is_resumable and part.is_shared
             kept = f", and {part.length:,} bytes of the file are kept" if is_kept else ""
-            told = DownloadError(
-                f"{failure} ({attempt} of {RETRY.attempts} attempts{kept})",
-                reason=failure.reason,
-                task_id=self.wav.task_id,
-                track=self.wav.track,
-            )
-            told.__cause__ = failure.__cause__
-            if attempt >= RETRY.attempts:
-                raise told
-            asked_s = parse_retry_after(failure.retry_after, self.clock.time())
-            delay_s = retry_delay_s(RETRY, attempt, self.chance(), asked_s)
-            self._tell(events.DownloadRetried, error=told, delay_s=delay_s)
-            await self.clock.sleep(delay_s)
+            await self._wait(failure, attempt, kept)
             attempt += 1
+
+    async def _wait(self, failure: MediaError, attempt: int, kept: str = "") -> None:
+        """Wait for the next attempt after one that ended in *failure*, unless it was the last."""
+        told = DownloadError(
+            f"{failure} ({attempt} of {RETRY.attempts} attempts{kept})",
+            reason=failure.reason,
+            task_id=self.wav.task_id,
+            track=self.wav.track,
+        )
+        told.__cause__ = failure.__cause__
+        if attempt >= RETRY.attempts:
+            raise told
+        asked_s = parse_retry_after(failure.retry_after, self.clock.time())
+        delay_s = retry_delay_s(RETRY, attempt, self.chance(), asked_s)
+        self._tell(events.DownloadRetried, error=told, delay_s=delay_s)
+        await self.clock.sleep(delay_s)
 
     async def _fresh(self, refusal: _LinkRefusedError) -> URL:
         """Return another link in place of one that is refused, once."""
@@ -471,6 +494,8 @@ class FileDownload:
 
         Raises:
             DownloadError: The disk says no.
+
+            _ExhaustedError: The machine has nothing left to open or read it with.
         """
         return await self._finish(self._start(work, *args))
 
@@ -490,6 +515,8 @@ class FileDownload:
 
         Raises:
             DownloadError: The disk says no.
+
+            _ExhaustedError: The machine has nothing left to open or read it with.
         """
         caller = asyncio.current_task()
         assert caller is not None  # noqa: S101 - a coroutine runs in a task
@@ -502,4 +529,6 @@ class FileDownload:
             return working.result()
         except OSError as error:
             msg = f"{self.path}: {error.strerror or type(error).__name__}"
+            if error.errno in EXHAUSTED:
+                raise _ExhaustedError(msg) from error
             raise self._failed(msg, "disk") from error

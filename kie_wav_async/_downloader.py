@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from kie_wav_async import events
-from kie_wav_async._download import FileDownload
+from kie_wav_async._download import EXHAUSTED, FileDownload
 from kie_wav_async._media import MAX_CONNECTIONS
 from kie_wav_async._models import verify_type
 from kie_wav_async.errors import DownloadError, SessionClosedError
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from kie_wav_async._desk import Desk
     from kie_wav_async._media import Media
     from kie_wav_async._models import Download, WavFile
+    from kie_wav_async.errors import DownloadReason
 
 
 @attrs.define
@@ -105,7 +106,8 @@ class Downloader:
             return await loop.run_in_executor(self._executor, _resolve_folder, path)
         except OSError as error:
             msg = f"{path}: {error.strerror or type(error).__name__}"
-            failure = DownloadError(msg, reason="disk", task_id=wav.task_id, track=wav.track)
+            reason: DownloadReason = "unavailable" if error.errno in EXHAUSTED else "disk"
+            failure = DownloadError(msg, reason=reason, task_id=wav.task_id, track=wav.track)
             raise failure from error
 
     @contextlib.asynccontextmanager

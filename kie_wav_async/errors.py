@@ -471,8 +471,8 @@ class DownloadError(KieWavError):
             sound. ``"too-large"``: more than 1 GiB. ``"refused-url"``: not https, not
             a public address, not an allowed host, or it redirects to such.
             ``"encoded"``: it came compressed. ``"too-slow"``: under 16 KiB a second.
-            ``"unavailable"``: the host gave no usable answer. ``"disk"``: it cannot
-            be written.
+            ``"unavailable"``: the host gave no usable answer, or this machine has no
+            descriptors or memory left just now. ``"disk"``: it cannot be written.
     """
 
     def __init__(

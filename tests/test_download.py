@@ -20,7 +20,15 @@ from yarl import URL
 
 from disk import Disk, Fault
 from hostile import BODY, KEY, MIB, TRACK, HastyClock, downloading, link
-from kie_wav_async import Download, RetryPolicy, WavFile, WavSession, _part_file, events
+from kie_wav_async import (
+    Download,
+    RetryPolicy,
+    WavFile,
+    WavSession,
+    _downloader,
+    _part_file,
+    events,
+)
 from kie_wav_async._part_file import part_path
 from kie_wav_async._transport import AiohttpTransport
 from kie_wav_async.errors import DownloadError, SessionClosedError, TransportError
@@ -1091,6 +1099,61 @@ async def test_disk_may_fail_at_any_call(media, tmp_path, disk, lasts) -> None:
             if fault.point is None:
                 break
     assert number > 30
+
+
+CODES = [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS]
+
+
+@pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
+async def test_machine_may_be_short_of_something_at_any_call(media, tmp_path, disk, code) -> None:
+    """A machine without descriptors for a moment costs an attempt, whatever call meets it."""
+    async with downloading() as running:
+        for number in range(1, 1_000):
+            target = tmp_path / f"{number}.wav"
+            url = media.put(f"/{number}.wav", BODY, [Manner(cut=400), HONEST])
+            disk.before = fault = Fault(number, code)
+            download = await running.download(url, target)
+            disk.before = lambda _: None
+            assert (BODY, len(BODY)) == (target.read_bytes(), download.bytes), fault.point
+            await running.download(url, target)  # A note that could not be removed goes now.
+            assert [target] == [*tmp_path.iterdir()], fault.point
+            target.unlink()
+            if fault.point is None:
+                break
+    assert number > 30
+    errors = [one.error for one in running.retries if isinstance(one.error.__cause__, OSError)]
+    assert number // 2 < len([one for one in errors if one.__cause__.errno == code])
+    assert {"unavailable", "truncated"} >= {one.reason for one in errors}
+
+
+@pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
+async def test_machine_may_stay_short_of_something(media, target, disk, code) -> None:
+    """What is asked for eight times in vain is no fault of the disk, and is told as passing."""
+    url = media.put("/a.wav", BODY, [Manner(cut=400), HONEST])
+    fault = Fault(1, code, lasts=True)
+    disk.before = lambda point: fault(point) if point == "open part" else None
+    async with downloading() as running:
+        with pytest.raises(DownloadError, match=r"8 of 8 attempts") as caught:
+            await running.download(url, target)
+        assert ("unavailable", code) == (caught.value.reason, caught.value.__cause__.errno)
+        assert (str(target) in str(caught.value), 7) == (True, len(running.retries))
+        assert [] == media.requests
+        disk.before = lambda _: None
+        assert is_saved(await running.download(url, target), target, resumed=True)
+
+
+@pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
+async def test_folder_that_cannot_be_looked_up_just_now(media, target, monkeypatch, code) -> None:
+    """A place that cannot be found out just now is told as passing, too."""
+
+    def refuse(_) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(_downloader.os.path, "realpath", refuse)
+    async with downloading() as running:
+        with pytest.raises(DownloadError) as caught:
+            await running.download(media.put("/a.wav", BODY), target)
+    assert "unavailable" == caught.value.reason
 
 
 async def test_disk_without_room_is_told_before_more_is_fetched(media, target, monkeypatch) -> None:
