@@ -649,12 +649,14 @@ async def test_host_without_a_common_version_of_tls_is_left_at_once(folder, monk
     with socket.create_server(("127.0.0.1", 0)) as listener:
         serving = asyncio.ensure_future(asyncio.to_thread(serve, listener))
         url = f"https://localhost:{listener.getsockname()[1]}/a.wav"
-        with looking_up(monkeypatch, None, maximum_version=ssl.TLSVersion.TLSv1_2):
-            async with downloading(insecure_hosts=["localhost"]) as running:
-                with pytest.raises(DownloadError, match="does not pass by itself") as caught:
-                    await running.download(url, folder / "a.wav")
-        listener.shutdown(socket.SHUT_RDWR)
-        await serving
+        try:
+            with looking_up(monkeypatch, None, maximum_version=ssl.TLSVersion.TLSv1_2):
+                async with downloading(insecure_hosts=["localhost"]) as running:
+                    with pytest.raises(DownloadError, match="does not pass by itself") as caught:
+                        await running.download(url, folder / "a.wav")
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            await serving
     for one in connections:
         one.close()
     assert "PROTOCOL_VERSION" in str(caught.value)
