@@ -113,8 +113,8 @@ class MediaAnswer:
     @property
     def is_chunked(self) -> bool:
         """Whether the end of the body is marked, so that it cannot be missing unnoticed."""
-        told = self._answer.headers.getall("Transfer-Encoding", [])
-        return bool(told) and told[-1].strip(" \t").lower().endswith("chunked")
+        told = ",".join(self._answer.headers.getall("Transfer-Encoding", []))
+        return told.rpartition(",")[2].strip(" \t").lower() == "chunked"
 
     async def read(self) -> bytes:
         """

@@ -413,6 +413,9 @@ LENGTHS: Final[Mapping[str, Case]] = {
         expected="truncated",
         requests=ATTEMPTS,
     ),
+    "no length: a transfer coding that marks no end": Case(
+        manner=lines("Transfer-Encoding: xchunked", body=UNTOLD), expected="truncated"
+    ),
     "no length: written as a stream": Case(
         manner=Manner(framing="close"), body=UNTOLD, expected="truncated"
     ),
