@@ -2,9 +2,9 @@
 One download: from a link to a file that is whole, over as many attempts as that takes.
 
 Nothing is believed that cannot be checked: that a range is the rest of what is
-there, that all has come which was announced, that it is a WAV file, and one of the
-length that it declares. A file that is whole has its name; everything before that
-is `_part_file`'s.
+there, that all has come which was announced, that it is a WAV file with some sound,
+and that its header does not declare more. A file that is whole has its name;
+everything before that is `_part_file`'s.
 """
 
 from __future__ import annotations
