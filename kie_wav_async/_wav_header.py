@@ -54,11 +54,10 @@ _BEFORE_SIZE: Final = 8
 
 # The names of chunks are printable ASCII.
 _NAME: Final = re.compile(rb"[\x20-\x7e]{4}", re.DOTALL)
-# How an error page begins that was sent where sound was expected, in 8 bytes.
-_TEXT: Final = re.compile(
-    rb"(?=[\t\n\r\x20-\x7e]{8})\s*(?:<(?:!doc|!--|\?xml|html|head|body|erro)|\{\s*\"[a-z]{2})",
-    re.IGNORECASE,
-)
+# How HTML, XML or JSON begins that was sent where chunks or sound were expected. Of the
+# sound so many bytes are looked at that no sound has such by chance.
+_TEXT: Final = re.compile(rb"(?=[\t\n\r\x20-\x7e]+\Z)\s*(?:<[!?/a-z]|\{\s*\"[a-z_])", re.IGNORECASE)
+_SOUND_HEAD: Final = 16
 
 
 class ShortWavError(ValueError):
@@ -259,10 +258,10 @@ class WavScanner:
             size = self._long_sound_size
         self._sound_at, self._sound_size = body, _known(size)
         self._chunk_end = body + size + size % 2
-        if 0 < size < _CHUNK.size:
+        if size >= _SOUND_HEAD:
+            self._expect(body, _SOUND_HEAD, self._read_sound)
+        else:  # What follows a sound without a size is sound, or the next chunk.
             self._next_chunk()
-        else:  # The first bytes of sound; without a size they may be the next chunk.
-            self._expect(body, _CHUNK.size, self._read_sound if size else self._read_chunk)
 
     def _read_sound(self, window: bytes) -> None:
         if self._ends_with_text(window):
