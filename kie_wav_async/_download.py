@@ -2,15 +2,16 @@
 One download: from a link to a file that is whole, over as many attempts as that takes.
 
 Nothing is believed that cannot be checked: that a range is the rest of what is
-there, that all has come which was announced, that it is a WAV file, and one of the
-length that it declares. A file that is whole has its name; everything before that
-is `_part_file`'s.
+there, that all has come which was announced, that it is a WAV file with some sound,
+and that its header does not declare more. A file that is whole has its name;
+everything before that is `_part_file`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import math
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
@@ -25,24 +26,12 @@ from kie_wav_async import events
 from kie_wav_async._clock import Clock
 from kie_wav_async._envelope import parse_retry_after
 from kie_wav_async._media import Media, MediaError
-from kie_wav_async._models import WavFile
+from kie_wav_async._models import Download, WavFile
 from kie_wav_async._pace import Pace
-from kie_wav_async._part_file import (
-    PartFile,
-    find_untold,
-    find_whole,
-    remove_leftovers,
-    take_as_whole,
-)
+from kie_wav_async._part_file import PartFile, find_wav, remove_leftovers
 from kie_wav_async._ranges import parse_content_range, parse_length, strong_etag
 from kie_wav_async._schedule import RetryPolicy, retry_delay_s
-from kie_wav_async._wav_header import (
-    HEAD_LENGTH,
-    LEAST_LENGTH,
-    is_whole,
-    may_begin,
-    parse_wav_header,
-)
+from kie_wav_async._wav_header import HEAD_LENGTH, MAX_BYTES, ShortWavError, WavScanner
 from kie_wav_async.errors import (
     DownloadError,
     InvalidRequestError,
@@ -58,22 +47,15 @@ from kie_wav_async.errors import (
 
 if TYPE_CHECKING:
     from kie_wav_async._media import MediaAnswer
-    from kie_wav_async._models import Download
     from kie_wav_async.errors import DownloadReason
 
 T = TypeVar("T")
-
-#: Longest file that is taken. Three minutes of sound are 32 MB.
-MAX_BYTES: Final = 1 << 30
 
 #: How attempts follow one another; what the host asks for goes before.
 RETRY: Final = RetryPolicy(attempts=8, base_s=1.0, cap_s=60.0)
 
 # So much is given to the disk at a time.
 _BLOCK: Final = 1 << 20
-# So much more than a file declares is taken of a host that does not tell where it
-# ends: enough to see whether it does.
-_SURPLUS: Final = 1 << 16
 # How often is told how far it has come.
 _TELL_S: Final = 0.25
 
@@ -91,12 +73,25 @@ _TRANSIENT: Final = (
 _PASSING: Final = frozenset({408, 425, 429})
 
 
+#: What the system says that is short of something just now, whatever the file.
+EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+
+
+class _ExhaustedError(Exception):
+    """This machine has no descriptor or no memory left, just now."""
+
+
 class _LinkRefusedError(Exception):
     """The host does not let us have the file under this link."""
 
 
 class _AlreadyThereError(Exception):
     """What is there is as long as what the host has."""
+
+    def __init__(self, download: Download) -> None:
+        """Hold the file that is there."""
+        super().__init__()
+        self.download = download
 
 
 @attrs.define
@@ -136,12 +131,8 @@ class _Writer:
 
 def _has_all(part: PartFile) -> bool:
     """Return whether all has come, as far as anybody tells how much that is."""
-    if not part.length or part.total is not None:
-        return part.length > 0 and part.length == part.total
-    try:
-        return part.length == parse_wav_header(part.head)
-    except ValueError:
-        return False
+    total = part.wav.promised if part.total is None else part.total
+    return part.length > 0 and part.length == total
 
 
 @attrs.define(kw_only=True)
@@ -169,6 +160,8 @@ class FileDownload:
         chance: Draws a number in [0, 1).
 
         emit: Told of each event but the last.
+
+        accept_short: Whether to save a file that has fewer bytes than it declares.
     """
 
     wav: WavFile
@@ -181,9 +174,13 @@ class FileDownload:
     confirm: Callable[[WavFile], Awaitable[WavFile]]
     chance: Callable[[], float]
     emit: Callable[..., None]
+    accept_short: bool = False
     _is_renewed: bool = attrs.field(default=False, init=False)
-    # How long a file is that is there, is a WAV file, and does not tell how long it is.
-    _untold: int | None = attrs.field(default=None, init=False)
+    # A WAV file that is there, and whole if it is as long as what the host has.
+    _there: Download | None = attrs.field(default=None, init=False)
+    # How the body is encoded that the part begins with.
+    _coding: str = attrs.field(default="", init=False)
+    _notes: tuple[str, ...] = attrs.field(default=(), init=False)
     # Whether what is there is of no use to anybody.
     _is_spoilt: bool = attrs.field(default=False, init=False)
     _told_mono_s: float = attrs.field(default=-math.inf, init=False)
@@ -195,32 +192,45 @@ class FileDownload:
         Raises:
             DownloadError: It is not there.
         """
-        download = await self._save()
-        return attrs.evolve(download, path=self.path)
+        attempt = 1
+        while True:
+            try:
+                download = await self._save()
+            except _ExhaustedError as error:
+                failure = MediaError(str(error))
+                failure.__cause__ = error.__cause__
+            else:
+                return attrs.evolve(download, path=self.path)
+            await self._wait(failure, attempt)
+            attempt += 1
 
     async def _save(self) -> Download:
-        found = await self._on_disk(find_whole, self.target)
-        if found is not None:
+        self._is_spoilt = False
+        if (found := await self._find()) is not None:
             await self._on_disk(remove_leftovers, self.target, self.wav.task_id)
             return found
         self.wav = await self.confirm(self.wav)
         self.media.verify(self.wav.url)
-        self._untold = await self._on_disk(find_untold, self.target)
         part = PartFile(self.target, self.wav.task_id)
         try:
             await self._on_disk(part.open)
             # Another process may have finished it before it let go of the part.
-            found = await self._on_disk(find_whole, self.target)
-            if found is not None:
+            if (found := await self._find()) is not None:
                 self._is_spoilt = True
                 return found
             await self._fetch(part)
-            return await self._on_disk(part.finish)
-        except _AlreadyThereError:
+            return await self._on_disk(part.finish, self._notes)
+        except _AlreadyThereError as already:
             self._is_spoilt = True
-            return await self._on_disk(take_as_whole, self.target)
+            return already.download
         finally:
             await self._on_disk(lambda: part.close(keep=not self._is_spoilt))
+
+    async def _find(self) -> Download | None:
+        """Return the file if it is there and whole, as far as it tells itself."""
+        found = await self._on_disk(lambda: find_wav(self.target, accept_short=self.accept_short))
+        self._there = None if found is None else found.download
+        return self._there if found is not None and found.is_whole else None
 
     # --- attempts ---------------------------------------------------------------------------
 
@@ -241,20 +251,24 @@ class FileDownload:
                 failure = error
             is_kept = part.is_resumable and part.is_shared
             kept = f", and {part.length:,} bytes of the file are kept" if is_kept else ""
-            told = DownloadError(
-                f"{failure} ({attempt} of {RETRY.attempts} attempts{kept})",
-                reason=failure.reason,
-                task_id=self.wav.task_id,
-                track=self.wav.track,
-            )
-            told.__cause__ = failure.__cause__
-            if attempt >= RETRY.attempts:
-                raise told
-            asked_s = parse_retry_after(failure.retry_after, self.clock.time())
-            delay_s = retry_delay_s(RETRY, attempt, self.chance(), asked_s)
-            self._tell(events.DownloadRetried, error=told, delay_s=delay_s)
-            await self.clock.sleep(delay_s)
+            await self._wait(failure, attempt, kept)
             attempt += 1
+
+    async def _wait(self, failure: MediaError, attempt: int, kept: str = "") -> None:
+        """Wait for the next attempt after one that ended in *failure*, unless it was the last."""
+        told = DownloadError(
+            f"{failure} ({attempt} of {RETRY.attempts} attempts{kept})",
+            reason=failure.reason,
+            task_id=self.wav.task_id,
+            track=self.wav.track,
+        )
+        told.__cause__ = failure.__cause__
+        if attempt >= RETRY.attempts:
+            raise told
+        asked_s = parse_retry_after(failure.retry_after, self.clock.time())
+        delay_s = retry_delay_s(RETRY, attempt, self.chance(), asked_s)
+        self._tell(events.DownloadRetried, error=told, delay_s=delay_s)
+        await self.clock.sleep(delay_s)
 
     async def _fresh(self, refusal: _LinkRefusedError) -> URL:
         """Return another link in place of one that is refused, once."""
@@ -312,6 +326,9 @@ class FileDownload:
             # An end that did not come, after everything else.
             if not _has_all(part):
                 raise
+        else:
+            if answer.is_chunked and part.total is None:
+                part.total = part.length
 
     def _verify_answer(self, answer: MediaAnswer) -> None:
         """Return if *answer* may be the file, or a part of it, by its head."""
@@ -323,11 +340,6 @@ class FileDownload:
             retry_after = answer.header("Retry-After")
             msg = f"{host} answered {status}"
             raise MediaError(msg, retry_after=retry_after)
-        is_file = status in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT}
-        if is_file and answer.has("Content-Encoding"):
-            # aiohttp would unpack what was cut off without a word, and any bomb.
-            msg = f"{host} sent the file compressed, unasked"
-            raise self._failed(msg, "encoded")
 
     async def _read_head(self, answer: MediaAnswer, pace: Pace) -> list[bytes]:
         """Return the first pieces of a body: enough to see what it is, if there is as much."""
@@ -348,20 +360,21 @@ class FileDownload:
         total = None if length is None else parse_length(length)
         self._verify_size(total, answer.host)
         pieces = await self._read_head(answer, pace)
-        head = b"".join(pieces)
-        most, declared = (MAX_BYTES if total is None else total), None
-        if len(head) >= HEAD_LENGTH:  # Else it is judged when there is no more of it.
-            declared = self._declared(head)
-            self._verify_size(declared, answer.host)
-            if declared is not None and total is not None:
-                self._verify_declared(total, declared)
-            elif declared is not None:
-                most = min(declared + _SURPLUS, MAX_BYTES)
-            elif total is not None and total == self._untold and not is_range:
-                raise _AlreadyThereError
+        wav = WavScanner()
+        wav.feed(b"".join(pieces))
+        if wav.flaw is not None and (answer.coding or wav.length >= HEAD_LENGTH):
+            if answer.coding:
+                # aiohttp would unpack what was cut off without a word, and any bomb.
+                msg = f"{answer.host} sent the file compressed, unasked"
+                raise self._failed(msg, "encoded")
+            msg = f"what {answer.host} sent {wav.flaw}"
+            raise self._failed(msg, "not-a-wav")
+        if self._there is not None and self._there.bytes == total and not is_range:
+            raise _AlreadyThereError(self._there)
         await self._on_disk(part.restart, strong_etag(answer.header("ETag")), total)
-        await self._on_disk(part.verify_room, total or declared or 0)
-        return pieces, most
+        self._coding = answer.coding
+        await self._on_disk(part.verify_room, total or wav.promised or 0)
+        return pieces, MAX_BYTES if total is None else total
 
     async def _go_on(self, part: PartFile, answer: MediaAnswer, *, is_range: bool) -> int:
         """
@@ -379,6 +392,7 @@ class FileDownload:
             and found.total is not None
             and part.total in {None, found.total}
             and is_same
+            and answer.coding == self._coding
         )
         if found is None or not is_rest:
             await self._on_disk(part.restart, None, None)
@@ -436,40 +450,34 @@ class FileDownload:
 
     # --- what it has to be ------------------------------------------------------------------
 
-    def _declared(self, head: bytes) -> int | None:
-        try:
-            return parse_wav_header(head)
-        except ValueError as error:
-            msg = f"what {self.wav.url.host} sent {error}"
-            raise self._failed(msg, "not-a-wav") from None
-
     async def _verify_whole(self, part: PartFile) -> None:
         """Return if *part* is a whole WAV file; if not, nothing of it is worth keeping."""
-        if part.total is not None and part.length != part.total:
+        wav, host = part.wav, self.wav.url.host
+        if part.total is None and wav.flaw is None:
+            # The connection ended, and only the file tells whether it should have.
+            if wav.promised is None and part.length >= HEAD_LENGTH:
+                self._is_spoilt = True
+                msg = "neither the file nor its host tells how long it is, so it may be cut off"
+                raise self._failed(msg, "truncated")
+            if part.length < (wav.promised or HEAD_LENGTH):
+                whole = "" if wav.promised is None else f" of the {wav.promised:,}"
+                msg = f"{part.length:,}{whole} bytes came"
+                raise MediaError(msg, "truncated")
+        elif part.total is not None and part.length != part.total:
             msg = f"{part.length:,} of {part.total:,} bytes came"
             raise MediaError(msg, "truncated")
-        if part.total is None and part.length < LEAST_LENGTH and may_begin(part.head):
-            msg = f"{part.length:,} bytes came"
-            raise MediaError(msg, "truncated")
         self._is_spoilt = True
-        declared = self._declared(part.head)
-        if declared is None and part.total is None:
-            msg = "neither the file nor its host tells how long it is, so it may be cut off"
-            raise self._failed(msg, "truncated")
-        if declared is not None:
-            if part.total is None and part.length < declared:
-                self._is_spoilt = False
-                msg = f"{part.length:,} of the {declared:,} bytes came that the file declares"
-                raise MediaError(msg, "truncated")
-            self._verify_declared(part.length, declared)
-        self._is_spoilt = False
-
-    def _verify_declared(self, length: int, declared: int) -> None:
-        if is_whole(length, declared):
-            return
         # Asked for again it would be the same: that is how the host has it.
-        msg = f"the file is {length:,} bytes long and declares {declared:,}"
-        raise self._failed(msg, "truncated" if length < declared else "not-a-wav")
+        try:
+            self._notes = wav.verify(accept_short=self.accept_short)
+        except ShortWavError as error:
+            way_out = "; accept_short=True saves it as it is" if error.is_playable else ""
+            msg = f"what {host} sent {error}{way_out}"
+            raise self._failed(msg, "truncated") from None
+        except ValueError as error:
+            msg = f"what {host} sent {error}"
+            raise self._failed(msg, "not-a-wav") from None
+        self._is_spoilt = False
 
     # --- helpers ----------------------------------------------------------------------------
 
@@ -491,6 +499,8 @@ class FileDownload:
 
         Raises:
             DownloadError: The disk says no.
+
+            _ExhaustedError: The machine has nothing left to open or read it with.
         """
         return await self._finish(self._start(work, *args))
 
@@ -510,6 +520,8 @@ class FileDownload:
 
         Raises:
             DownloadError: The disk says no.
+
+            _ExhaustedError: The machine has nothing left to open or read it with.
         """
         caller = asyncio.current_task()
         assert caller is not None  # noqa: S101 - a coroutine runs in a task
@@ -522,4 +534,6 @@ class FileDownload:
             return working.result()
         except OSError as error:
             msg = f"{self.path}: {error.strerror or type(error).__name__}"
+            if error.errno in EXHAUSTED:
+                raise _ExhaustedError(msg) from error
             raise self._failed(msg, "disk") from error

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from kie_wav_async import events
-from kie_wav_async._download import FileDownload
+from kie_wav_async._download import EXHAUSTED, FileDownload
 from kie_wav_async._media import MAX_CONNECTIONS
 from kie_wav_async._models import TaskState, verify_type
 from kie_wav_async.errors import DownloadError, KieWavError, SessionClosedError
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from kie_wav_async._desk import Desk
     from kie_wav_async._media import Media
     from kie_wav_async._models import Download, TaskRecord, WavFile
+    from kie_wav_async.errors import DownloadReason
 
 _logger = logging.getLogger("kie_wav_async")
 
@@ -63,12 +64,14 @@ class Downloader:
         self._executor = ThreadPoolExecutor(MAX_CONNECTIONS, "kie-wav-download")
         self._tasks: set[asyncio.Task[Download]] = set()
 
-    async def download(self, wav: WavFile, path: str | os.PathLike[str]) -> Download:
+    async def download(
+        self, wav: WavFile, path: str | os.PathLike[str], *, accept_short: bool
+    ) -> Download:
         """Save *wav* at *path*; see `WavSession.download`."""
         hub = self._desk.hub
         target = _parse_path(path)
         # In a task that closing can cancel; the caller's own we must not.
-        task = hub.verify_loop().create_task(self._save(wav, target))
+        task = hub.verify_loop().create_task(self._save(wav, target, accept_short=accept_short))
         self._tasks.add(task)
         try:
             download = await task
@@ -85,7 +88,7 @@ class Downloader:
         self._desk.emit(events.Downloaded, wav=wav, download=download)
         return download
 
-    async def _save(self, wav: WavFile, path: Path) -> Download:
+    async def _save(self, wav: WavFile, path: Path, *, accept_short: bool) -> Download:
         target = await self._resolve(wav, path)
         async with self._place(wav, target), self._turns:
             work = FileDownload(
@@ -99,6 +102,7 @@ class Downloader:
                 confirm=self._confirm,
                 chance=self._desk.chance,
                 emit=self._desk.emit,
+                accept_short=accept_short,
             )
             try:
                 return await work.run()
@@ -143,7 +147,8 @@ class Downloader:
             return await loop.run_in_executor(self._executor, _resolve_folder, path)
         except OSError as error:
             msg = f"{path}: {error.strerror or type(error).__name__}"
-            failure = DownloadError(msg, reason="disk", task_id=wav.task_id, track=wav.track)
+            reason: DownloadReason = "unavailable" if error.errno in EXHAUSTED else "disk"
+            failure = DownloadError(msg, reason=reason, task_id=wav.task_id, track=wav.track)
             raise failure from error
 
     @contextlib.asynccontextmanager

@@ -20,6 +20,7 @@ import aiohttp
 from kie_wav_async._addresses import is_public
 from kie_wav_async._link import is_trusted, join_link, verify_link
 from kie_wav_async._network import (
+    is_lasting,
     presentable,
     proxy_failure,
     reason_of,
@@ -126,6 +127,19 @@ class MediaAnswer:
         """Return whether a header is there."""
         return name in self._answer.headers
 
+    @property
+    def coding(self) -> str:
+        """How the body is encoded, as its headers say; ``""`` for nothing that changes bytes."""
+        told = ",".join(self._answer.headers.getall("Content-Encoding", []))
+        names = (name.strip().lower() for name in told.split(","))
+        return ",".join(name for name in names if name not in {"", "identity"})
+
+    @property
+    def is_chunked(self) -> bool:
+        """Whether the end of the body is marked, so that it cannot be missing unnoticed."""
+        told = ",".join(self._answer.headers.getall("Transfer-Encoding", []))
+        return told.rpartition(",")[2].strip(" \t").lower() == "chunked"
+
     async def read(self) -> bytes:
         """
         Return what has come of the body, or what comes next; nothing at its end.
@@ -196,7 +210,8 @@ class Media:
         Ask for *url*, follow what it redirects to, and give the last answer.
 
         Raises:
-            DownloadError: It leads to where nothing is fetched from.
+            DownloadError: It leads to where nothing is fetched from, or to a host with which
+                no connection is possible before something is mended.
 
             MediaError: There is no answer.
         """
@@ -212,7 +227,8 @@ class Media:
             answer = await self._get(url, headers)
             if refusal := refusal_of_proxy(answer.status, self._network.proxy_for(url)):
                 answer.close()
-                raise MediaError(refusal)
+                msg = f"{refusal}, which does not pass by itself"
+                raise DownloadError(msg, reason="unavailable")
             location = answer.headers.get("Location")
             if answer.status not in _REDIRECTS or location is None:
                 return answer
@@ -275,11 +291,17 @@ class Media:
         )
         raise DownloadError(msg, reason="refused-url")
 
-    def _failure_of(self, url: URL, error: Exception) -> MediaError:
+    def _failure_of(self, url: URL, error: Exception) -> MediaError | DownloadError:
         """Return why there is no response: the proxy, or the connection to the host."""
         if why := proxy_failure(error, self._network.proxy_for(url)):
-            return _caused(why, error)
-        return _failure(url, error, route=through(self._network.proxy_for(url)))
+            failure = _caused(why, error)
+        else:
+            failure = _failure(url, error, route=through(self._network.proxy_for(url)))
+        if not is_lasting(error):
+            return failure
+        lasting = DownloadError(f"{failure}, which does not pass by itself", reason="unavailable")
+        lasting.__cause__ = failure.__cause__
+        return lasting
 
     def _client(self, *, is_guarded: bool) -> aiohttp.ClientSession:
         trace = aiohttp.TraceConfig()

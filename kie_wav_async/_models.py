@@ -268,12 +268,17 @@ class Download:
         resumed:
             Whether it was gone on with where an attempt had stopped, of this download
             or of an earlier one.
+
+        notes:
+            What is unusual about the file, in short texts for people: trailing bytes,
+            sizes that its header declares wrongly. Empty for most files.
     """
 
     path: Path
     bytes: int
     sha256: str
     resumed: bool
+    notes: tuple[str, ...] = ()
 
 
 @attrs.frozen

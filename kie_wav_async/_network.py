@@ -191,6 +191,42 @@ def reason_of(error: Exception) -> str:
     return f"{name} ({words})" if words else name
 
 
+# What OpenSSL says where the two sides cannot agree, or the other one speaks no TLS at
+# all. Anything else, a connection that ends in between for instance, may be chance.
+_LASTING_TLS: Final = frozenset(
+    {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "UNKNOWN_PROTOCOL"}
+    | {"UNSUPPORTED_PROTOCOL", "NO_PROTOCOLS_AVAILABLE", "TLSV1_ALERT_PROTOCOL_VERSION"}
+    | {"NO_SHARED_CIPHER", "NO_CIPHERS_AVAILABLE", "SSLV3_ALERT_HANDSHAKE_FAILURE"}
+    | {"TLSV1_ALERT_INSUFFICIENT_SECURITY", "WRONG_SIGNATURE_TYPE", "DH_KEY_TOO_SMALL"}
+    | {"UNSAFE_LEGACY_RENEGOTIATION_DISABLED", "WRONG_SSL_VERSION", "EE_KEY_TOO_SMALL"}
+    | {"TLSV13_ALERT_CERTIFICATE_REQUIRED", "TLSV1_ALERT_UNKNOWN_CA", "CA_MD_TOO_WEAK"}
+    | {"TLSV1_UNRECOGNIZED_NAME", "TLSV1_ALERT_UNRECOGNIZED_NAME"}
+    | {"SSLV3_ALERT_BAD_CERTIFICATE", "SSLV3_ALERT_CERTIFICATE_UNKNOWN"}
+)
+# What a proxy may answer otherwise another time; every 5xx besides.
+_PASSING_STATUS: Final = frozenset({408, 425, 429})
+_SERVER_ERRORS: Final = range(500, 600)
+
+
+def is_lasting(error: Exception) -> bool:
+    """
+    Return whether a connection failed for a reason that does not pass by itself.
+
+    A certificate that does not hold, no common version of TLS, a server that speaks
+    none, a proxy that refuses. A name that is not found may be: a machine that is
+    off the network for a moment finds none.
+    """
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return error.status not in _SERVER_ERRORS and error.status not in _PASSING_STATUS
+    if isinstance(error, aiohttp.InvalidURL):
+        return True
+    if isinstance(error, aiohttp.ClientConnectorError):
+        error = error.os_error
+    if isinstance(error, ssl_module.CertificateError):
+        return True
+    return isinstance(error, ssl_module.SSLError) and error.reason in _LASTING_TLS
+
+
 def presentable(error: Exception) -> Exception | None:
     """
     Return a copy of the part of an aiohttp error that holds nothing of ours or of the peer.

@@ -19,10 +19,12 @@ import stat
 import threading
 from typing import TYPE_CHECKING, Final
 
+import attrs
+
 from kie_wav_async._file_lock import try_lock, unlock
 from kie_wav_async._models import Download
 from kie_wav_async._part_note import PartNote, parse_note, this_boot
-from kie_wav_async._wav_header import HEAD_LENGTH, is_whole, parse_wav_header
+from kie_wav_async._wav_header import HEAD_LENGTH, WavScanner
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
@@ -44,9 +46,21 @@ _PIECE: Final = 1 << 20
 # So much of a strange ``NAME.part.json`` is looked at.
 _NOTE_BYTES: Final = 16_384
 
-_FLAGS: Final = (
-    getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+# No link is followed, and no pipe is waited for.
+_FLAGS: Final = sum(
+    getattr(os, name, 0)
+    for name in ("O_BINARY", "O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY")
 )
+#: What the system says of a name that is there and is no file of ours: a link, a folder,
+#: a socket, a file of somebody else.
+_IN_THE_WAY: Final = frozenset(
+    {errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO, errno.ENOTSUP}
+    | {errno.EACCES, errno.EPERM}
+)
+
+
+class _NotOursError(Exception):
+    """What has the name of a part, or of its note, belongs to somebody else or is in use."""
 
 
 def part_path(target: Path) -> Path:
@@ -57,54 +71,49 @@ def part_path(target: Path) -> Path:
     return target.with_name(name)
 
 
-def find_whole(target: Path) -> Download | None:
+@attrs.frozen
+class Found:
     """
-    Return the file at *target* if it is a WAV file of the length that it declares.
+    A WAV file that is there already.
+
+    Attributes:
+        download: The file.
+
+        is_whole: Whether its own header says so; else only its host can tell.
+    """
+
+    download: Download
+    is_whole: bool
+
+
+def find_wav(target: Path, *, accept_short: bool = False) -> Found | None:
+    """
+    Return the WAV file at *target*; `None` if there is none.
+
+    Args:
+        target: Where to look.
+
+        accept_short: Return one that has fewer bytes than it declares, too.
 
     Raises:
         OSError: It cannot be read, or what is there is no file.
     """
-    declared, size = _look_at(target)
-    return take_as_whole(target) if declared and is_whole(size, declared) else None
-
-
-def find_untold(target: Path) -> int | None:
-    """
-    Return the length of a WAV file at *target* that does not tell its own; `None` if there is none.
-
-    Raises:
-        OSError: It cannot be read, or what is there is no file.
-    """
-    declared, size = _look_at(target)
-    return size if declared is None else None
-
-
-def take_as_whole(target: Path) -> Download:
-    """
-    Return what is at *target*, whatever it is.
-
-    Raises:
-        OSError: It cannot be read.
-    """
-    digest, size = hashlib.sha256(), 0
-    with target.open("rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-            size += len(piece)
-    return Download(target, size, digest.hexdigest(), resumed=False)
-
-
-def _look_at(target: Path) -> tuple[int | None, int]:
-    """Return what a WAV file declares, `None` if it does not tell, and its size; else zeros."""
+    wav, digest = WavScanner(), hashlib.sha256()
     try:
         # Not opened before it is known to be a file: a pipe would have us wait.
-        found = target.stat()
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(target.stat().st_mode):
             raise OSError(errno.EEXIST, "there is something else of that name")
         with target.open("rb") as file:
-            return parse_wav_header(file.read(HEAD_LENGTH)), found.st_size
+            while piece := file.read(HEAD_LENGTH if not wav.length else _PIECE):
+                digest.update(piece)
+                wav.feed(piece)
+                if wav.flaw is not None:
+                    return None
+        notes = wav.verify(accept_short=accept_short)
     except (FileNotFoundError, ValueError):
-        return 0, 0
+        return None
+    found = Download(target, wav.length, digest.hexdigest(), resumed=False, notes=notes)
+    return Found(found, is_whole=0 < (wav.promised or 0) <= wav.length)
 
 
 def remove_leftovers(target: Path, task_id: str) -> None:
@@ -123,13 +132,15 @@ class PartFile:
 
     Two that are opened for one target do not meet: the second one, also in
     another process, gets a name of its own, under which nothing is gone on with.
+    So does one in whose place something is that no process of this user has made:
+    a file of another user, a link, a file with several names, a pipe.
 
     Attributes:
         path: Where the bytes are.
 
         length: How many there are.
 
-        head: The first ones, at most `HEAD_LENGTH`.
+        wav: What they say about the file.
 
         etag: The strong tag of the version they belong to; `None`: they cannot be
             gone on with.
@@ -150,7 +161,7 @@ class PartFile:
         self._one_at_a_time = threading.Lock()
         self._fd = self._note_fd = -1
         self._mode = 0o600
-        self._is_taken_in = False
+        self._is_new = self._is_taken_in = False
         # After a fault nobody knows what is on the disk, whatever the next call says.
         self._fault: tuple[int | None, str] | None = None
         # The same of a disk that is full, where what is there stays good.
@@ -165,10 +176,12 @@ class PartFile:
             OSError: The disk or the system says no.
         """
         with self._careful():
-            self._fd, self.path = _open_locked(self.path)
+            note = None
+            try:
+                note = self._open_shared()
+            except _NotOursError:
+                self._open_private()
             _narrow(self._fd, 0o600)
-            note = self._read_note() if self.is_shared else None
-            self._open_note(note)
             if note is None:
                 os.ftruncate(self._fd, 0)
             else:
@@ -204,54 +217,84 @@ class PartFile:
     def _begin(self) -> None:
         self.length = self._synced = 0
         self.is_resumed = False
-        self.head = b""
+        self.wav = WavScanner()
         self._digest = hashlib.sha256()
 
     @property
     def _note_path(self) -> Path:
         return self.path.with_name(f"{self.path.name}.json")
 
-    def _read_note(self) -> PartNote | None:
+    def _open_shared(self) -> PartNote | None:
         """
-        Return what an earlier process wrote beside its part, if that makes sense.
+        Open what has the part's name, and put a note in the place of the one that is there.
+
+        Returns:
+            What an earlier process noted, if it makes sense.
 
         Raises:
+            _NotOursError: It is not ours to take.
+
             OSError: It cannot be read just now, which is no reason to forget the part.
         """
+        self._fd, self._is_new = _open_locked(self.path)
+        # A name of its own, not any: who finds it after our death takes it for his.
+        fresh = self.path.with_name(f".{self.path.name}.json")
+        fd = _create_note(fresh)
         try:
-            if not stat.S_ISREG(self._note_path.lstat().st_mode):
-                return None  # A pipe would have us wait.
+            try:
+                # That is how a new file comes out here. There is no other way to ask for
+                # the umask than to change it, under the other threads of the process, nor
+                # for the owner, which is not everywhere who the process says that it is.
+                mine = os.fstat(fd)
+                self._mode = stat.S_IMODE(mine.st_mode)
+                note = self._find_note(mine.st_uid)
+                _narrow(fd, 0o600)
+                _write_all(fd, b"" if note is None else note.encode())
+            finally:
+                os.close(fd)
+            fresh.replace(self._note_path)
+        except (OSError, _NotOursError):
+            with contextlib.suppress(OSError):
+                fresh.unlink()
+            raise
+        self._note_fd = os.open(self._note_path, os.O_WRONLY | _FLAGS)
+        return note
+
+    def _find_note(self, uid: int) -> PartNote | None:
+        """Return what is noted about the part that is open, if both are files of *uid*."""
+        part = os.fstat(self._fd)
+        if part.st_uid != uid:
+            raise _NotOursError
+        try:
             fd = os.open(self._note_path, os.O_RDONLY | _FLAGS)
         except FileNotFoundError:
+            # Each part of ours has a note before its first byte, and as long as it lives.
+            if part.st_size:
+                raise _NotOursError from None
             return None
+        except OSError as error:
+            raise _not_ours(error) from error
         try:
+            if not _is_plain(found := os.fstat(fd)) or found.st_uid != uid:
+                raise _NotOursError
             text = os.read(fd, _NOTE_BYTES)
         finally:
             os.close(fd)
         note = parse_note(text)
         return note if note is not None and note.task_id == self._task_id else None
 
-    def _open_note(self, note: PartNote | None) -> None:
-        """Put a note of ours in the place of what is there, in one step, and open it."""
-        # A name of its own, not any: who finds it after our death takes it for his.
-        fresh = self.path.with_name(f".{self.path.name}.json")
-        fresh.unlink(missing_ok=True)
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o666)
-        try:
-            try:
-                # That is how a new file comes out here. There is no other way to ask for
-                # the umask than to change it, under the other threads of the process.
-                self._mode = stat.S_IMODE(os.fstat(fd).st_mode)
-                _narrow(fd, 0o600)
-                _write_all(fd, b"" if note is None else note.encode())
-            finally:
-                os.close(fd)
-            fresh.replace(self._note_path)
-        except OSError:
+    def _open_private(self) -> None:
+        """Let go of what is not ours, and begin under a name that nobody else has."""
+        if self._is_new:
             with contextlib.suppress(OSError):
-                fresh.unlink()
-            raise
-        self._note_fd = os.open(self._note_path, os.O_WRONLY | _FLAGS)
+                self.path.unlink()
+        self._close()
+        self.path = self.path.with_name(f".{secrets.token_hex(16)}.part")
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS
+        self._fd, self._is_new = os.open(self.path, flags, 0o600), True
+        self._note_fd = os.open(self._note_path, flags, 0o666)
+        self._mode = stat.S_IMODE(os.fstat(self._note_fd).st_mode)
+        _narrow(self._note_fd, 0o600)
 
     def _load(self, note: PartNote) -> None:
         """Take in what an earlier process has vouched for; what comes after may be anything."""
@@ -266,8 +309,7 @@ class PartFile:
             self._write_note()
 
     def _take(self, piece: bytes) -> None:
-        if len(self.head) < HEAD_LENGTH:
-            self.head += piece[: HEAD_LENGTH - len(self.head)]
+        self.wav.feed(piece)
         self._digest.update(piece)
         self.length += len(piece)
 
@@ -353,9 +395,12 @@ class PartFile:
         self._synced = self.length
         self._write_note()
 
-    def finish(self) -> Download:
+    def finish(self, notes: tuple[str, ...] = ()) -> Download:
         """
         Give the file its name.
+
+        Args:
+            notes: What is unusual about it.
 
         Raises:
             OSError: The disk says no, or somebody has moved the part.
@@ -365,23 +410,22 @@ class PartFile:
             os.fsync(self._fd)
             if not _is_at(self._fd, self.path):
                 raise OSError(errno.ENOENT, f"somebody has moved {self.path.name}")
-            _narrow(self._fd, self._mode)
-            if os.name == "nt":  # pragma: no cover - the tests run on POSIX
-                self._close()  # Nothing that is open can be renamed there.
-            try:
-                self.path.replace(self._target)
-            except OSError:
+            with _synced(self._target.parent):
+                _narrow(self._fd, self._mode)
+                if os.name == "nt":  # pragma: no cover - the tests run on POSIX
+                    self._close()  # Nothing that is open can be renamed there.
+                try:
+                    self.path.replace(self._target)
+                except OSError:
+                    with contextlib.suppress(OSError):
+                        _narrow(self._fd, 0o600)
+                    raise
+                # Not first: a part without a note is somebody else's file.
                 with contextlib.suppress(OSError):
-                    _narrow(self._fd, 0o600)
-                raise
-            # Not first: a part without a note is somebody else's file.
-            with contextlib.suppress(OSError):
-                self._note_path.unlink()
-            _sync_folder(self._target.parent)
+                    self._note_path.unlink()
             self._close()
-            return Download(
-                self._target, self.length, self._digest.hexdigest(), resumed=self.is_resumed
-            )
+            digest = self._digest.hexdigest()
+            return Download(self._target, self.length, digest, resumed=self.is_resumed, notes=notes)
 
     def close(self, *, keep: bool) -> None:
         """
@@ -397,7 +441,7 @@ class PartFile:
                 elif keep and self.is_resumable and self.is_shared:
                     if self._fault is None:
                         self._sync()
-                elif not self._is_taken_in and os.fstat(self._fd).st_size:
+                elif not self._is_taken_in and not self._is_new:
                     pass  # It could not even be looked at, and may be gone on with.
                 elif _is_at(self._fd, self.path):
                     self.path.unlink()
@@ -420,33 +464,73 @@ class PartFile:
                 os.close(fd)
 
 
-def _open_locked(path: Path) -> tuple[int, Path]:
-    """Open *path* for us alone, or a file of another name if somebody has it."""
+def _open_locked(path: Path) -> tuple[int, bool]:
+    """
+    Open *path* for us alone, and make it if it is not there.
+
+    Returns:
+        The file, and whether it is new.
+
+    Raises:
+        _NotOursError: Somebody has it open, or it is not a file with one name.
+
+        OSError: The disk or the system says no.
+    """
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600)
+        is_new, fd = _open_or_create(path)
         try:
-            found = os.fstat(fd)
-            # What has a second name is somebody's file under that.
-            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-                break
-            is_locked = _try_lock(fd)
-            if is_locked is None and not found.st_size:
-                path.unlink()  # That was us, just now, and nobody goes on with it.
-            if not is_locked:
-                break
+            _lock(fd, path if is_new else None)
             # Whoever had the lock may have given the file its name, or removed it.
             if _is_at(fd, path):
-                # Each part of ours has a note before its first byte, and as long as it lives.
-                if os.fstat(fd).st_size and not os.path.lexists(f"{path}.json"):
-                    break
-                return fd, path
+                return fd, is_new
         except BaseException:
             os.close(fd)
             raise
         os.close(fd)
-    os.close(fd)
-    path = path.with_name(f".{secrets.token_hex(16)}.part")
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600), path
+
+
+def _lock(fd: int, new: Path | None) -> None:
+    """Lock a file; without locks, remove it if it is *new*, since nobody goes on with it."""
+    is_locked = _try_lock(fd) if _is_plain(os.fstat(fd)) else False
+    if is_locked is None and new is not None:
+        new.unlink()
+    if not is_locked:
+        raise _NotOursError
+
+
+def _open_or_create(path: Path) -> tuple[bool, int]:
+    while True:
+        try:
+            return True, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
+        except FileExistsError:
+            try:
+                return False, os.open(path, os.O_RDWR | _FLAGS)
+            except FileNotFoundError:
+                continue  # It was removed just now.
+            except OSError as error:
+                raise _not_ours(error) from error
+
+
+def _create_note(path: Path) -> int:
+    """Make a new file, also in the place of one that a process of ours left there."""
+    while True:
+        try:
+            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o666)
+        except FileExistsError:
+            left = path.lstat()
+            if not _is_plain(left) or (hasattr(os, "geteuid") and left.st_uid != os.geteuid()):
+                raise _NotOursError from None
+            path.unlink()
+
+
+def _is_plain(found: os.stat_result) -> bool:
+    """Return whether it is a file; what has a second name is somebody's file under that."""
+    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
+
+
+def _not_ours(error: OSError) -> Exception:
+    """Return what an *error* means that was met at opening what is there."""
+    return _NotOursError() if error.errno in _IN_THE_WAY else error
 
 
 def _try_lock(fd: int) -> bool | None:
@@ -474,15 +558,27 @@ def _write_all(fd: int, data: bytes) -> None:
         left = left[os.write(fd, left) :]
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # pragma: no cover - the tests run on POSIX
-        return  # There a folder cannot be opened.
+@contextlib.contextmanager
+def _synced(folder: Path) -> Generator[None]:
+    """Sync *folder* after what is done to it; it is opened first, since that may fail."""
+    fd = -1
+    with _where_possible():
+        if os.name != "nt":  # pragma: no branch - there a folder cannot be opened
+            fd = os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     try:
-        fd = os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        try:
-            os.fsync(fd)
-        finally:
+        yield
+        with _where_possible():
+            if fd >= 0:
+                os.fsync(fd)
+    finally:
+        if fd >= 0:
             os.close(fd)
+
+
+@contextlib.contextmanager
+def _where_possible() -> Generator[None]:
+    try:
+        yield
     except OSError as error:
         if error.errno not in _UNSYNCABLE:
             raise

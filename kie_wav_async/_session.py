@@ -745,15 +745,17 @@ class WavSession:
 
     # --- files --------------------------------------------------------------------------------
 
-    async def download(self, wav: WavFile, path: str | os.PathLike[str]) -> Download:
+    async def download(
+        self, wav: WavFile, path: str | os.PathLike[str], *, accept_short: bool = False
+    ) -> Download:
         """
         Save a WAV file, and return once it is whole, synced and under its name.
 
         Until then it is ``NAME.part`` beside its place, readable by its owner only.
         That stays if the download fails or is cancelled, and the next one goes on
         with it, also in another process, if the host names its versions. A WAV file
-        of the length it declares that is there already is left alone; anything else
-        of that name is replaced.
+        that has all bytes it declares, or as many as the host's, is left alone;
+        anything else of that name is replaced.
 
         At most 8 run at a time; others wait. An attempt ends when nothing comes for
         60 s, or less than 16 KiB/s over 60 s; there are 8, with growing waits
@@ -765,6 +767,11 @@ class WavSession:
             wav: What to save.
 
             path: The file's name, in a folder that is there.
+
+            accept_short:
+                Save a file that the host has sent completely although it has fewer
+                bytes than its header declares, with a note in `Download.notes`; by
+                default it is ``"truncated"``.
 
         Raises:
             DownloadError: It is not saved; its ``reason`` says why.
@@ -780,7 +787,7 @@ class WavSession:
         """
         self._desk.hub.verify_open()
         verify_type(wav, WavFile, "wav")
-        return await self._downloader.download(wav, path)
+        return await self._downloader.download(wav, path, accept_short=accept_short)
 
 
 def _parse_api_key(given: str | None) -> str:

@@ -470,12 +470,13 @@ class DownloadError(KieWavError):
     Attributes:
         reason:
             ``"expired"``: the link is refused, and so is a fresh one.
-            ``"truncated"``: less came than was announced. ``"not-a-wav"``: it is no
-            WAV file, or not the length it declares. ``"too-large"``: more than 1
-            GiB, or no end to it. ``"refused-url"``: not https, not a public address, not an allowed
-            host, or it redirects to such. ``"encoded"``: it came compressed.
-            ``"too-slow"``: under 16 KiB a second. ``"unavailable"``: the host gave
-            no usable answer. ``"disk"``: it cannot be written.
+            ``"truncated"``: less came than was announced, or than the file's own
+            header declares. ``"not-a-wav"``: it is no WAV file, or one without
+            sound. ``"too-large"``: more than 1 GiB. ``"refused-url"``: not https, not
+            a public address, not an allowed host, or it redirects to such.
+            ``"encoded"``: it came compressed. ``"too-slow"``: under 16 KiB a second.
+            ``"unavailable"``: the host gave no usable answer, or this machine has no
+            descriptors or memory left just now. ``"disk"``: it cannot be written.
     """
 
     def __init__(

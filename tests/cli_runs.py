@@ -11,6 +11,15 @@ from kie_wav_async.simulator import Fault, Simulator
 if TYPE_CHECKING:
     from pathlib import Path
 
+#: Every download is a WAV file of 444 bytes whose header declares 3,948.
+SHORT = Fault(
+    kind="body",
+    on="media",
+    content_type="audio/wav",
+    body="RIFF\x64\x0f\0\0WAVEfmt \x10\0\0\0\1\0\1\0\x40\x1f\0\0\x40\x1f\0\0\1\0\x08\0"
+    "data\x40\x0f\0\0" + "\0" * 400,
+)
+
 KEY = "sk-not-to-be-seen"
 
 

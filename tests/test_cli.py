@@ -99,7 +99,7 @@ async def test_convert_as_json(kie_wav) -> None:
 
         assert set(told) == {
             *("task_id", "music_task_id", "audio_id", "url"),
-            *("settled_by", "expires_at", "file", "bytes", "sha256"),
+            *("settled_by", "expires_at", "file", "bytes", "sha256", "notes"),
         }
         assert ("m", "a", "poll") == (told["music_task_id"], told["audio_id"], told["settled_by"])
         assert ("song.wav", size_of("song.wav")) == (told["file"], told["bytes"])

@@ -59,8 +59,9 @@ class Files:
         """Return what is in flight."""
         return self.open
 
-    async def download(self, wav: WavFile, path: Path) -> Download:
+    async def download(self, wav: WavFile, path: Path, *, accept_short: bool) -> Download:
         """Take a while for a file, and tell of it."""
+        assert not accept_short
         name = wav.track.audio_id
         self.asked.append((name, self.clock.monotonic() - 1_000.0))
         self.at_once += 1

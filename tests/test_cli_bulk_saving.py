@@ -29,7 +29,7 @@ from bulk_runs import (
     states,
     write_catalog,
 )
-from cli_runs import is_wav, names, service
+from cli_runs import SHORT, is_wav, names, service
 from kie_wav_async import file_names
 from kie_wav_async.cli import _bulk, _bulk_opening, _bulk_watch, _saver, _throttle
 from kie_wav_async.errors import LedgerError
@@ -135,6 +135,73 @@ async def test_a_run(bulk: Bulk) -> None:
     size = sum((OUT / name).stat().st_size for name in wavs())
     assert f"12 WAVs saved in out, 12 of them in this run ({size / 1e6:.3g} MB).\n" in done.err
     assert "--urls" not in done.err
+
+
+async def test_short_files_can_be_accepted(bulk: Bulk) -> None:
+    """Files that came completely and are short are saved by the same command and one word."""
+    write_catalog(*rows_of(3))
+    async with kie_of(SHORT) as kie:
+        refused = await bulk(kie)
+        saved = await bulk(kie, "--accept-short")
+        charges = kie.charges
+
+    assert (1, 0, 3) == (refused.code, saved.code, charges)
+    assert "declares 3,948; --accept-short saves it as it is" in refused.err
+    assert [444] * 3 == [(OUT / name).stat().st_size for name in wavs()]
+    assert "3 of these WAVs have something unusual, e.g. Song " in saved.err
+    assert ": only 444 of the 3,948 bytes that the header declares\n" in saved.err
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE], ids=errno.errorcode.get)
+@pytest.mark.parametrize("times", [3, 10_000])
+async def test_a_machine_without_descriptors_for_one_file(
+    bulk: Bulk, monkeypatch: pytest.MonkeyPatch, code: int, times: int
+) -> None:
+    """A file that cannot be opened just now is tried again later, and ends nothing."""
+    left, os_open = itertools.repeat(1, times), os.open
+
+    def refuse(path, *given, **more) -> int:
+        if str(path).endswith("[a1].wav.part") and next(left, 0):
+            raise OSError(code, os.strerror(code))
+        return os_open(path, *given, **more)
+
+    write_catalog(*rows_of(4))
+    monkeypatch.setattr(os, "open", refuse)
+    async with kie_of() as kie:
+        done = await bulk(kie)
+        monkeypatch.setattr(os, "open", os_open)
+        again = await bulk(kie)
+        charges = kie.charges
+
+    is_short = times > 100
+    assert (int(is_short), 0, 4) == (done.code, again.code, charges), done
+    assert (3 if is_short else 4) == len(done.results)
+    assert 4 == len(wavs())
+    if is_short:
+        assert f"1 x unavailable: {OUT / 'Song 1 [a1].wav'}: {os.strerror(code)}" in done.err
+
+
+async def test_files_that_cannot_be_checked_just_now_are_not_damaged(
+    bulk: Bulk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of earlier runs that cannot be read for want of descriptors are left alone."""
+    write_catalog(*rows_of(3))
+    path_open = Path.open
+
+    def refuse(path, *given, **more):
+        if path.name.endswith("[a1].wav"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return path_open(path, *given, **more)
+
+    async with kie_of() as kie:
+        await bulk(kie)
+        monkeypatch.setattr(Path, "open", refuse)
+        again = await bulk(kie)
+        requests = kie.state().requests["media"]
+
+    assert (0, 3, 3) == (again.code, len(wavs()), requests)
+    assert "damaged" not in again.err
+    assert {"stored": 3} == await states()
 
 
 async def test_again(bulk: Bulk) -> None:

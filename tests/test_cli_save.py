@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, get_args
 import pytest
 from yarl import URL
 
-from cli_runs import KEY, is_wav, names, service, submit_before
+from cli_runs import KEY, SHORT, is_wav, names, service, submit_before
 from kie_wav_async import Download, WavFile, errors, events
 from kie_wav_async.cli import main
 from kie_wav_async.cli._display import WaitDisplay
@@ -123,6 +123,39 @@ async def test_a_file_that_does_not_come(
     assert done.err.endswith(f"kie-wav: {told['message']}\n")
     assert {"song.wav.part", "song.wav.part.json"} >= set(names(tmp_path))
     assert (1, 0) == (charges, state.keys_sent_to_media)
+
+
+@pytest.mark.parametrize("kind", ["convert", "status"])
+async def test_a_short_file_can_be_accepted(kie_wav, tmp_path: Path, kind: str) -> None:
+    """A file that came completely and is short is saved if one says so, and the note is said."""
+    async with service(SHORT) as kie:
+        await submit_before(kie, "a")
+        failed = await kie_wav(kie, "convert", "m", "a", "-o", "song.wav", "--json")
+        told = failed.json()["error"]
+        assert [] == names(tmp_path)
+        command = [*command_in(told["message"]), "--json"]
+        if kind == "convert":
+            command = ["convert", "m", "a", "-o", "song.wav", "--accept-short", "--json"]
+        done = await kie_wav(kie, *command)
+        charges, requests = kie.charges, kie.state().requests["media"]
+
+    note = "only 444 of the 3,948 bytes that the header declares"
+    assert (3, "truncated") == (failed.code, told["reason"])
+    assert "444 bytes long and declares 3,948; --accept-short saves it" in told["message"]
+    assert "--accept-short" in command
+    assert (0, [note], 444) == (done.code, done.json()["notes"], len(contents("song.wav")))
+    assert f"song.wav: {note}\n" in done.err
+    assert (1, 2) == (charges, requests)
+
+
+async def test_notes_are_said_once(kie_wav) -> None:
+    """What is unusual about a file is said on stderr, and is no line of `status`."""
+    async with service(SHORT) as kie:
+        await submit_before(kie, "a")
+        task_id = kie.arrivals[0].task_id
+        done = await kie_wav(kie, "status", task_id, "-o", "song.wav", "--accept-short")
+
+    assert (0, 1, 0) == (done.code, done.err.count("only 444"), done.out.count("only 444"))
 
 
 async def test_what_is_retried_is_told(kie_wav, tmp_path: Path) -> None:
@@ -258,7 +291,8 @@ async def test_a_file_that_came_meanwhile(*, is_fetched: bool, resumed: bool) ->
     wav = WavFile("t", URL("https://x.example/t.wav"), None, "poll", None)
 
     class Session:
-        async def download(self, wav: WavFile, path: Path) -> Download:
+        async def download(self, wav: WavFile, path: Path, *, accept_short: bool) -> Download:
+            assert not accept_short
             at = dt.datetime.now(dt.UTC)
             if is_fetched:
                 display.tell(events.DownloadProgress(at=at, wav=wav, path=path, bytes=1, total=2))

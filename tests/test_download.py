@@ -21,7 +21,15 @@ from yarl import URL
 from certificates import TRUSTED_PEM
 from disk import Disk, Fault
 from hostile import BODY, KEY, MIB, TRACK, HastyClock, downloading, link
-from kie_wav_async import Download, RetryPolicy, WavFile, WavSession, _part_file, events
+from kie_wav_async import (
+    Download,
+    RetryPolicy,
+    WavFile,
+    WavSession,
+    _downloader,
+    _part_file,
+    events,
+)
 from kie_wav_async._part_file import part_path
 from kie_wav_async._transport import AiohttpTransport
 from kie_wav_async.errors import DownloadError, SessionClosedError, TransportError
@@ -174,6 +182,101 @@ async def test_progress_of_an_unknown_length_is_told(media, target) -> None:
         await running.download(url, target)
     told = [event for event in running.told if isinstance(event, events.DownloadProgress)]
     assert [(0, None), (len(BODY), None)] == [(one.bytes, one.total) for one in told]
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_short_file_is_saved_on_request_only(media, target, framing) -> None:
+    """What the host has is truncated, is asked for once, and its message names the way out."""
+    body = BODY[:900]
+    url = media.put("/a.wav", body, Manner(framing=framing))
+    async with downloading() as running:
+        with pytest.raises(DownloadError, match=r"accept_short=True saves it as it is") as caught:
+            await running.download(url, target)
+        assert ("truncated", 1) == (caught.value.reason, len(media.requests))
+        assert [] == [*target.parent.iterdir()]
+        download = await running.session.download(wav_of(url), target, accept_short=True)
+    notes = ("only 900 of the 1,000 bytes that the header declares",)
+    assert attrs.evolve(download, notes=()) == Download(
+        target, 900, hashlib.sha256(body).hexdigest(), resumed=False
+    )
+    assert (body, notes) == (target.read_bytes(), download.notes)
+
+
+@pytest.mark.parametrize("accept_short", [False, True])
+async def test_short_file_that_is_there_is_judged_alike(media, target, accept_short) -> None:
+    """A short file that was accepted stays, and is whole only for who accepts that."""
+    target.write_bytes(BODY[:900])
+    url = media.put("/a.wav", BODY[:900])
+    async with downloading() as running:
+        call = running.session.download(wav_of(url), target, accept_short=accept_short)
+        if accept_short:
+            assert (900, 1) == (
+                (await call).bytes,
+                len((await call_again(running, url, target)).notes),
+            )
+        else:
+            with pytest.raises(DownloadError, match="declares 1,000"):
+                await call
+    assert BODY[:900] == target.read_bytes()
+    assert [target] == [*target.parent.iterdir()]
+
+
+async def call_again(running, url, target):
+    """Download once more what may be short."""
+    return await running.session.download(wav_of(url), target, accept_short=True)
+
+
+@pytest.mark.parametrize("body", [BODY[:40], b"RIFF\xe0\x03\0\0WAVE", b"<html>" * 9], ids=len)
+@pytest.mark.parametrize("manner", [HONEST, Manner(framing="chunked")], ids=["length", "chunked"])
+async def test_what_cannot_be_played_is_never_accepted(media, target, body, manner) -> None:
+    """Without sound nothing is saved, and nobody is told that it could be."""
+    url = media.put("/a.wav", body, manner)
+    async with downloading() as running:
+        for accept_short in (False, True):
+            with pytest.raises(DownloadError) as caught:
+                await running.session.download(wav_of(url), target, accept_short=accept_short)
+            assert "accept_short" not in str(caught.value)
+    assert [] == [*target.parent.iterdir()]
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
+async def test_what_the_connection_cut_is_never_accepted(media, target, framing) -> None:
+    """A transfer that did not come to its end is none, whatever one accepts."""
+    url = media.put("/a.wav", BODY, Manner(framing=framing, cut=900, ignores_range=True))
+    async with downloading() as running:
+        with pytest.raises(DownloadError) as caught:
+            await running.session.download(wav_of(url), target, accept_short=True)
+    assert ("truncated", 8) == (caught.value.reason, len(media.requests))
+    assert "accept_short" not in str(caught.value)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
+@pytest.mark.parametrize("tail", [b"\0", b"TAG" + bytes(125), b"LIST\4\0\0\0INFO"], ids=len)
+async def test_trailing_bytes_are_saved_and_noted(media, target, framing, tail) -> None:
+    """What stands behind the end that a header declares is saved with a note, and left alone."""
+    body = BODY + tail
+    url = media.put("/a.wav", body, Manner(framing=framing))
+    async with downloading() as running:
+        download = await running.download(url, target)
+        assert (f"{len(body):,} bytes, and the header declares 1,000",) == download.notes
+        assert download == await running.download(url, target)
+    assert body == target.read_bytes()
+    assert 1 == len(media.requests)
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_size_that_is_off_is_saved_and_noted(media, target, framing) -> None:
+    """A header that counts itself is noted, and a file that is as long as the host's stays."""
+    body = wav_bytes(declared=1_000)
+    url = media.put("/a.wav", body, Manner(framing=framing))
+    async with downloading() as running:
+        for _ in range(2):
+            download = await running.download(url, target)
+            assert ("1,000 bytes, and the header declares 1,008",) == download.notes
+            media.put("/a.wav", body)
+    assert body == target.read_bytes()
+    assert 2 == len(media.requests)
 
 
 async def test_retries_are_told(media, target) -> None:
@@ -1020,6 +1123,61 @@ async def test_disk_may_fail_at_any_call(media, tmp_path, disk, lasts) -> None:
             if fault.point is None:
                 break
     assert number > 30
+
+
+CODES = [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS]
+
+
+@pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
+async def test_machine_may_be_short_of_something_at_any_call(media, tmp_path, disk, code) -> None:
+    """A machine without descriptors for a moment costs an attempt, whatever call meets it."""
+    async with downloading() as running:
+        for number in range(1, 1_000):
+            target = tmp_path / f"{number}.wav"
+            url = media.put(f"/{number}.wav", BODY, [Manner(cut=400), HONEST])
+            disk.before = fault = Fault(number, code)
+            download = await running.download(url, target)
+            disk.before = lambda _: None
+            assert (BODY, len(BODY)) == (target.read_bytes(), download.bytes), fault.point
+            await running.download(url, target)  # A note that could not be removed goes now.
+            assert [target] == [*tmp_path.iterdir()], fault.point
+            target.unlink()
+            if fault.point is None:
+                break
+    assert number > 30
+    errors = [one.error for one in running.retries if isinstance(one.error.__cause__, OSError)]
+    assert number // 2 < len([one for one in errors if one.__cause__.errno == code])
+    assert {"unavailable", "truncated"} >= {one.reason for one in errors}
+
+
+@pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
+async def test_machine_may_stay_short_of_something(media, target, disk, code) -> None:
+    """What is asked for eight times in vain is no fault of the disk, and is told as passing."""
+    url = media.put("/a.wav", BODY, [Manner(cut=400), HONEST])
+    fault = Fault(1, code, lasts=True)
+    disk.before = lambda point: fault(point) if point == "open part" else None
+    async with downloading() as running:
+        with pytest.raises(DownloadError, match=r"8 of 8 attempts") as caught:
+            await running.download(url, target)
+        assert ("unavailable", code) == (caught.value.reason, caught.value.__cause__.errno)
+        assert (str(target) in str(caught.value), 7) == (True, len(running.retries))
+        assert [] == media.requests
+        disk.before = lambda _: None
+        assert is_saved(await running.download(url, target), target, resumed=True)
+
+
+@pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
+async def test_folder_that_cannot_be_looked_up_just_now(media, target, monkeypatch, code) -> None:
+    """A place that cannot be found out just now is told as passing, too."""
+
+    def refuse(_) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(_downloader.os.path, "realpath", refuse)
+    async with downloading() as running:
+        with pytest.raises(DownloadError) as caught:
+            await running.download(media.put("/a.wav", BODY), target)
+    assert "unavailable" == caught.value.reason
 
 
 async def test_disk_without_room_is_told_before_more_is_fetched(media, target, monkeypatch) -> None:

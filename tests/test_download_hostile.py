@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import itertools
 import random
+import socket
 import ssl
 import sys
 
@@ -475,10 +477,13 @@ async def test_error_holds_no_signature_of_the_link(media, folder):
 
 
 @contextlib.contextmanager
-def looking_up(monkeypatch, resolver, **settings):
+def looking_up(monkeypatch, resolver, *, check_hostname=False, maximum_version=None, **settings):
     """Have sessions look names up with *resolver*, and trust the certificate of the tests."""
     context = ssl.create_default_context(cafile=TRUSTED_PEM)
-    context.check_hostname = False  # It is for localhost, and the names are made up.
+    # It is for localhost, and the names are made up.
+    context.check_hostname = check_hostname
+    if maximum_version is not None:
+        context.maximum_version = maximum_version
 
     def make(_, **given):
         return _media.Media(Network(ssl=context), resolver=resolver, **given, **settings)
@@ -611,7 +616,87 @@ async def test_stranger_s_certificate_is_refused(folder):
                 await running.download(url, folder / "a.wav")
 
     assert "unavailable" == caught.value.reason
-    assert [] == media.requests
+    assert "does not pass by itself" in str(caught.value)
+    assert ([], 1, []) == (media.requests, media.connections, running.clock.slept)
+
+
+async def test_certificate_for_another_name_is_refused_at_once(folder, monkeypatch):
+    """A certificate that is good for another host holds for nobody else."""
+    async with MediaServer(is_tls=True) as media:
+        resolver = ScriptedResolver({"media.example": [[PUBLIC]]}, port=media.port)
+        with looking_up(monkeypatch, resolver, check_hostname=True, is_allowed=is_allowed):
+            async with downloading() as running:
+                with pytest.raises(DownloadError, match="CERTIFICATE_VERIFY_FAILED") as caught:
+                    await running.download("https://media.example/a.wav", folder / "a.wav")
+    assert "does not pass by itself" in str(caught.value)
+    assert ([], 1, []) == (media.requests, media.connections, running.clock.slept)
+
+
+async def test_host_without_a_common_version_of_tls_is_left_at_once(folder, monkeypatch):
+    """A host that speaks another TLS than we do will not speak ours a minute later."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(TRUSTED_PEM)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    connections = []
+
+    def serve(listener):  # In a thread: asyncio drops the alert that says what is wrong.
+        with contextlib.suppress(OSError):
+            while True:
+                connections.append(listener.accept()[0])
+                with contextlib.suppress(ssl.SSLError):
+                    context.wrap_socket(connections[-1], server_side=True)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = asyncio.ensure_future(asyncio.to_thread(serve, listener))
+        url = f"https://localhost:{listener.getsockname()[1]}/a.wav"
+        try:
+            with looking_up(monkeypatch, None, maximum_version=ssl.TLSVersion.TLSv1_2):
+                async with downloading(insecure_hosts=["localhost"]) as running:
+                    with pytest.raises(DownloadError, match="does not pass by itself") as caught:
+                        await running.download(url, folder / "a.wav")
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            await serving
+    for one in connections:
+        one.close()
+    assert "PROTOCOL_VERSION" in str(caught.value)
+    assert ("unavailable", 1, []) == (caught.value.reason, len(connections), running.clock.slept)
+    assert [] == names_in(folder)
+
+
+async def test_host_that_speaks_no_tls_is_left_at_once(folder, monkeypatch):
+    """A port where plain http is spoken will not speak TLS a minute later."""
+    connections = []
+
+    async def refuse(reader, writer):
+        connections.append(await reader.read(1))
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with looking_up(monkeypatch, None):
+            async with downloading(insecure_hosts=["localhost"]) as running:
+                with pytest.raises(DownloadError, match="does not pass by itself") as caught:
+                    await running.download(f"https://localhost:{port}/a.wav", folder / "a.wav")
+    assert ("unavailable", 1, []) == (caught.value.reason, len(connections), running.clock.slept)
+
+
+@pytest.mark.parametrize(
+    "code", [socket.EAI_NONAME, socket.EAI_AGAIN, errno.ECONNREFUSED, errno.ENETUNREACH]
+)
+async def test_what_may_pass_is_tried_again(folder, monkeypatch, code):
+    """A name that is not found, or a host that is not reached, is asked for eight times."""
+
+    class Nowhere(ScriptedResolver):
+        async def resolve(self, *_, **__):
+            raise OSError(code, "no") if code > 0 else socket.gaierror(code, "no")
+
+    with looking_up(monkeypatch, Nowhere({})):
+        async with downloading() as running:
+            with pytest.raises(DownloadError, match="8 of 8 attempts") as caught:
+                await running.download("https://media.example/a.wav", folder / "a.wav")
+    assert ("unavailable", 7) == (caught.value.reason, len(running.clock.slept))
 
 
 async def test_only_named_hosts_are_fetched_from(media, folder):

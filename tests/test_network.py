@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import errno
+import ssl
+from types import SimpleNamespace
+
+import aiohttp
 import pytest
 from yarl import URL
 
-from kie_wav_async._network import Network
+from kie_wav_async._network import Network, is_lasting
 from kie_wav_async._secret import Secret
 
 PROXY = "http://127.0.0.1:3128"
@@ -65,3 +70,49 @@ def test_a_proxy_that_was_named_goes_before_the_environment(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     network = Network(proxy=Secret(PROXY), trust_env=True)
     assert URL(PROXY) == network.proxy_for(URL("https://h.example/"))
+
+
+# --- what does not pass -----------------------------------------------------------------------
+
+KEY = SimpleNamespace(host="h.example", port=443, ssl=True)
+
+
+def tls(reason):
+    """Return what aiohttp raises when OpenSSL says so."""
+    error = ssl.SSLError(1, f"[SSL: {reason}] (_ssl.c:1)")
+    error.reason = reason
+    return aiohttp.ClientConnectorSSLError(KEY, error)
+
+
+def proxy_says(status):
+    """Return what aiohttp raises when a proxy does not let it through."""
+    return aiohttp.ClientHttpProxyError(None, (), status=status, message="no")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (aiohttp.ClientConnectorCertificateError(KEY, ssl.SSLCertVerificationError("no")), True),
+        (tls("WRONG_VERSION_NUMBER"), True),
+        (tls("TLSV1_ALERT_PROTOCOL_VERSION"), True),
+        (tls("SSLV3_ALERT_HANDSHAKE_FAILURE"), True),
+        (tls("UNEXPECTED_EOF_WHILE_READING"), False),
+        (tls("TLSV1_ALERT_INTERNAL_ERROR"), False),
+        (tls(None), False),
+        *((proxy_says(status), True) for status in (400, 401, 403, 404, 405, 407)),
+        *((proxy_says(status), False) for status in (408, 425, 429, 500, 502, 503, 504)),
+        (aiohttp.InvalidURL("https://h.example/"), True),
+        *(
+            (aiohttp.ClientConnectorError(KEY, OSError(code, "no")), False)
+            for code in (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EMFILE)
+        ),
+        (aiohttp.ClientConnectorDNSError(KEY, OSError(-2, "no such name")), False),
+        (aiohttp.ServerDisconnectedError(), False),
+        (ConnectionResetError(), False),
+        (TimeoutError(), False),
+    ],
+    ids=repr,
+)
+def test_some_failures_of_a_connection_do_not_pass(error, expected):
+    """Asking again is of use only where the next connection may end otherwise."""
+    assert expected is is_lasting(error)

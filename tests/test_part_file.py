@@ -23,7 +23,7 @@ import pytest
 import syncs
 from disk import Disk, Fault
 from kie_wav_async import Download, _part_file, _part_note
-from kie_wav_async._part_file import PartFile, find_whole, part_path
+from kie_wav_async._part_file import Found, PartFile, find_wav, part_path, remove_leftovers
 from kie_wav_async._wav_header import HEAD_LENGTH
 from media import wav_bytes
 
@@ -248,55 +248,132 @@ def is_precious(target):
     )
 
 
-@pytest.mark.parametrize(
-    "put", [put_folder, put_socket, put_link, put_loop], ids=lambda put: put.__name__
-)
-def test_what_cannot_be_opened_in_the_way_of_a_part_is_an_error(target, put):
-    """What is no file at the part's name ends the attempt, and is not followed, nor touched."""
-    put(part_path(target))
-    before = part_path(target).lstat()
-    with pytest.raises(OSError, match=r".") as caught:
-        within_patience(lambda: save(target))
-    assert caught.value.errno
-    assert before == part_path(target).lstat()
-    assert is_precious(target)
-    assert not target.exists()
+def put_stranger(path):
+    """Put a file of somebody else there that everybody may write to."""
+    path.write_bytes(b"stranger")
+    path.chmod(0o666)
+    give_away(path)
 
 
-@pytest.mark.parametrize("put", [put_fifo, put_hard_link], ids=lambda put: put.__name__)
-def test_what_is_not_ours_in_the_way_of_a_part_is_left_alone(target, put):
-    """A pipe, or a file that has a second name, at the part's name is not touched."""
-    put(part_path(target))
-    before = part_path(target).lstat()
+def put_empty_stranger(path):
+    """Put an empty file of somebody else there."""
+    path.touch()
+    give_away(path)
+
+
+def give_away(path):
+    """Make a file somebody else's."""
+    if os.geteuid():
+        pytest.skip("only root can give a file away")
+    os.chown(path, STRANGER, STRANGER)
+
+
+STRANGER = 54_321
+PUTS = [put_fifo, put_folder, put_socket, put_link, put_loop, put_hard_link]
+PUTS += [put_stranger, put_empty_stranger]
+
+
+def fresh_path(target):
+    """Return where a note is written before it takes the place of another."""
+    return target.with_name(f".{note_path(target).name}")
+
+
+@pytest.mark.parametrize("place", [part_path, note_path, fresh_path])
+@pytest.mark.parametrize("put", PUTS, ids=lambda put: put.__name__)
+@pytest.mark.parametrize("has_part", [False, True], ids=["alone", "beside a part"])
+def test_what_is_not_ours_is_left_alone(target, place, put, has_part):
+    """Whatever has a name that a part needs, and is not ours, stays, and the file comes."""
+    if has_part:
+        leave(target)
+        place(target).unlink(missing_ok=True)
+    put(place(target))
+    before = place(target).lstat()
+    content = place(target).read_bytes() if put in {put_stranger, put_hard_link} else b""
     there = {*names(target)}
-    assert hashlib.sha256(BODY).hexdigest() == within_patience(lambda: save(target)).sha256
-    assert BODY == target.read_bytes()
-    assert before == part_path(target).lstat()
+
+    download = within_patience(lambda: save(target))
+
+    assert (hashlib.sha256(BODY).hexdigest(), False) == (download.sha256, download.resumed)
+    assert (BODY, os.geteuid()) == (target.read_bytes(), target.stat().st_uid)
+    after = place(target).lstat()
+    assert (before.st_ino, before.st_mode, before.st_uid, before.st_mtime_ns) == (
+        *(after.st_ino, after.st_mode, after.st_uid, after.st_mtime_ns),
+    )
+    assert not content or content == place(target).read_bytes()
     assert is_precious(target)
     assert there | {target.name} == {*names(target)}
 
 
 @pytest.mark.parametrize(
-    "put", [put_fifo, put_socket, put_link, put_loop, put_hard_link], ids=lambda put: put.__name__
+    "given",
+    [(part_path,), (note_path,), (part_path, note_path)],
+    ids=["the part", "the note", "both"],
 )
-def test_what_is_in_the_way_of_a_note_is_not_read_nor_written(target, put):
-    """Whatever has the note's name is taken out of the way, without being opened."""
+def test_a_part_of_another_user_is_not_gone_on_with(target, given):
+    """A part that somebody else prepared, with its note, is not taken up, nor becomes the file."""
+    leave(target, body=OTHER)
+    for place in given:
+        give_away(place(target))
+    with opened(target) as part:
+        assert (False, 0) == (part.is_shared, part.length)
+        fill(part)
+        part.finish()
+    assert (BODY, os.geteuid()) == (target.read_bytes(), target.stat().st_uid)
+    assert OTHER[:5_000] == part_path(target).read_bytes()
+    assert {STRANGER} == {place(target).stat().st_uid for place in given}
+
+
+@pytest.mark.parametrize("is_part", [True, False])
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.ENXIO, errno.ELOOP])
+def test_what_cannot_be_opened_is_not_ours(target, monkeypatch, code, is_part):
+    """A file that somebody else keeps to himself does not stand in the way."""
     leave(target)
-    note_path(target).unlink()
-    put(note_path(target))
-    assert not within_patience(lambda: save(target)).resumed
+    closed = part_path(target) if is_part else note_path(target)
+    os_open = os.open
+
+    def refuse(path, flags, *mode):
+        if path == closed and not flags & os.O_CREAT:
+            raise OSError(code, os.strerror(code))
+        return os_open(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert not save(target).resumed
     assert BODY == target.read_bytes()
-    assert is_precious(target)
-    assert {target.name} == {*names(target)} - {"precious"}
+    assert BODY[:5_000] == part_path(target).read_bytes()
 
 
-def test_a_folder_in_the_way_of_a_note_is_an_error(target):
-    """A folder that has the note's name stays there, and nothing gets the file's name."""
-    note_path(target).mkdir()
-    with pytest.raises(OSError, match=r"."):
-        save(target)
-    assert note_path(target).is_dir()
-    assert not target.exists()
+def test_what_is_not_ours_outlives_a_file_that_is_whole(target):
+    """Cleaning up behind a file that is whole takes nobody's files away."""
+    target.write_bytes(BODY)
+    put_stranger(part_path(target))
+    put_stranger(note_path(target))
+    there = names(target)
+    remove_leftovers(target, TASK)
+    assert there == names(target)
+    assert b"stranger" == part_path(target).read_bytes() == note_path(target).read_bytes()
+
+
+def test_a_file_system_may_have_owners_of_its_own(target, monkeypatch):
+    """Where new files come out as somebody else's, as on a share, a part is gone on with."""
+    leave(target)
+    fstat = os.fstat
+
+    def squash(fd):
+        found = fstat(fd)
+        return os.stat_result((*found[:4], STRANGER, *found[5:]))
+
+    monkeypatch.setattr(os, "fstat", squash)
+    monkeypatch.setattr(os.path, "samestat", lambda one, other: one.st_ino == other.st_ino)
+    assert save(target).resumed
+    assert [target.name] == names(target)
+
+
+def test_what_a_killed_process_left_of_a_note_is_replaced(target):
+    """A note of ours that did not get its name is nothing that stands in the way."""
+    leave(target)
+    fresh_path(target).write_bytes(b"half")
+    assert save(target).resumed
+    assert [target.name] == names(target)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +383,7 @@ def test_what_is_no_file_in_the_way_of_the_file_is_an_error(target, put):
     """What is no file at the file's own name is seen at once, without waiting for it."""
     put(target)
     with pytest.raises(OSError, match=r".") as caught:
-        within_patience(lambda: find_whole(target))
+        within_patience(lambda: find_wav(target))
     assert caught.value.errno
 
 
@@ -326,7 +403,7 @@ def test_a_folder_that_comes_into_the_way_stays(target):
 def test_a_link_in_the_way_of_the_file_is_replaced(target):
     """A symbolic link at the file's name is replaced, and what it leads to is not written to."""
     put_link(target)
-    assert find_whole(target) is None
+    assert find_wav(target) is None
     save(target)
     assert not target.is_symlink()
     assert b"precious" == target.with_name("precious").read_bytes()
@@ -335,7 +412,7 @@ def test_a_link_in_the_way_of_the_file_is_replaced(target):
 def test_a_folder_that_is_not_there_is_an_error(tmp_path):
     """No folder is made."""
     target = tmp_path / "none" / "song.wav"
-    assert find_whole(target) is None
+    assert find_wav(target) is None
     with pytest.raises(FileNotFoundError):
         save(target)
     assert [] == names(target.parent)
@@ -350,7 +427,7 @@ def test_an_earlier_part_is_gone_on_with(target):
     with opened(target) as part:
         assert (5_000, ETAG, len(BODY)) == (part.length, part.etag, part.total)
         assert (True, True, True) == (part.is_resumed, part.is_resumable, part.is_shared)
-        assert BODY[:HEAD_LENGTH] == part.head
+        assert len(BODY) == part.wav.promised
         fill(part)
         download = part.finish()
     assert Download(target, len(BODY), hashlib.sha256(BODY).hexdigest(), resumed=True) == download
@@ -366,7 +443,7 @@ def test_a_part_can_end_anywhere(target, stop):
         part.write([BODY[:stop]])
     with opened(target) as part:
         assert (stop, stop > 0) == (part.length, part.is_resumed)
-        assert BODY[: min(stop, HEAD_LENGTH)] == part.head
+        assert (len(BODY) if stop >= HEAD_LENGTH else None) == part.wav.promised
         fill(part)
         assert hashlib.sha256(BODY).hexdigest() == part.finish().sha256
 
@@ -620,7 +697,7 @@ def test_a_restart_forgets_all(target):
     leave(target)
     with opened(target) as part:
         part.restart('"v2"', 10_000)
-        assert (0, b"", False, '"v2"') == (part.length, part.head, part.is_resumed, part.etag)
+        assert (0, 0, False, '"v2"') == (part.length, part.wav.length, part.is_resumed, part.etag)
         assert 0 == part_path(target).stat().st_size
         fill(part, OTHER, etag='"v2"')
         assert hashlib.sha256(OTHER).hexdigest() == part.finish().sha256
@@ -830,7 +907,7 @@ def test_a_file_system_without_locks_has_nothing_left_over(target, monkeypatch):
     "body",
     [
         BODY,
-        wav_bytes(44),
+        wav_bytes(48),
         wav_bytes(1_001),
         wav_bytes(1_000, declared=991),
         wav_bytes(1_000, kind="RF64"),
@@ -838,54 +915,78 @@ def test_a_file_system_without_locks_has_nothing_left_over(target, monkeypatch):
         wav_bytes((1 << 20) + 44),
         wav_bytes((2 << 20) + 45),
     ],
-    ids=["as any", "silent", "odd", "odd, filled up", "RF64", "BW64", "1 MiB", "2 MiB"],
+    ids=["as any", "one frame", "odd", "odd, filled up", "RF64", "BW64", "1 MiB", "2 MiB"],
 )
 def test_a_whole_file_is_found(target, body):
     """A WAV file of the length it declares is told with its hash, and left alone."""
     target.write_bytes(body)
     before = target.stat()
     expected = Download(target, len(body), hashlib.sha256(body).hexdigest(), resumed=False)
-    assert expected == find_whole(target)
+    assert Found(expected, is_whole=True) == find_wav(target)
     after = target.stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+@pytest.mark.parametrize("tail", [b"\0", b"TAG" + bytes(125)], ids=["NUL", "ID3v1"])
+def test_a_whole_file_may_go_on_behind_its_end(target, tail):
+    """A file that has more than it declares is whole, and its note says so."""
+    target.write_bytes(BODY + tail)
+    found = find_wav(target)
+    assert found.is_whole
+    assert (f"{len(BODY + tail):,} bytes, and the header declares 10,000",) == found.download.notes
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        b"",
-        b"RIFF",
-        BODY[:43],
-        BODY[:44],
         BODY[:-1],
-        BODY + b"\0",
-        wav_bytes(1_001) + b"\0\0",
-        b"<!DOCTYPE html>" * 10,
+        wav_bytes(1_000, declared=1_000),
         wav_bytes(1_000, declared=0),
         wav_bytes(1_000, declared=0xFFFFFFFF),
         wav_bytes(1_000, kind="RF64")[:-2],
     ],
-    ids=[
-        *("empty", "4 bytes", "43 bytes", "header", "short", "long", "odd and long", "page"),
-        *("streamed", "streamed, too", "short RF64"),
-    ],
+    ids=["a byte short", "size of the file", "streamed", "streamed, too", "short RF64"],
+)
+def test_a_file_that_may_be_whole_is_found_as_such(target, body):
+    """Where the header does not tell, or only nearly, somebody else has to tell the length."""
+    target.write_bytes(body)
+    found = find_wav(target)
+    assert (False, len(body)) == (found.is_whole, found.download.bytes)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"RIFF", BODY[:12], BODY[:43], BODY[:44], BODY[:-9], b"<!DOCTYPE html>" * 10],
+    ids=["empty", "4 bytes", "12 bytes", "43 bytes", "header", "short", "page"],
 )
 def test_a_file_that_is_not_whole_is_not_found(target, body):
-    """Anything but a WAV file of the length it declares is none."""
+    """Anything but a WAV file that may be complete is none."""
     target.write_bytes(body)
-    assert find_whole(target) is None
+    assert find_wav(target) is None
+
+
+def test_a_short_file_is_found_if_it_is_wanted(target):
+    """A file that is shorter than it declares is found on request, and is never whole."""
+    target.write_bytes(BODY[:-9])
+    found = find_wav(target, accept_short=True)
+    assert (False, ("only 9,991 of the 10,000 bytes that the header declares",)) == (
+        found.is_whole,
+        found.download.notes,
+    )
+    target.write_bytes(BODY[:44])
+    assert find_wav(target, accept_short=True) is None
 
 
 def test_nothing_is_not_found(target):
     """Where there is nothing there is no file."""
-    assert find_whole(target) is None
+    assert find_wav(target) is None
 
 
 def test_a_whole_file_is_found_through_a_link(target):
     """A link to a whole file is one."""
     target.with_name("real.wav").write_bytes(BODY)
     target.symlink_to("real.wav")
-    assert target == find_whole(target).path
+    assert target == find_wav(target).download.path
 
 
 @pytest.mark.parametrize("body", [b"", BODY[:-1], OTHER], ids=["empty", "short", "other"])
@@ -991,7 +1092,7 @@ def test_whatever_fails_nothing_wrong_gets_the_name(tmp_path, disk, code, lasts)
         disk.before = lambda _: None
         met.add(fault.point)
         assert opened_before == open_fds(), fault.point
-        assert find_whole(target) is not None or not target.exists(), fault.point
+        assert find_wav(target) is not None or not target.exists(), fault.point
         assert not target.exists() or BODY == target.read_bytes(), fault.point
         assert hashlib.sha256(BODY).hexdigest() == save(target).sha256
         assert BODY == target.read_bytes(), fault.point
@@ -1110,6 +1211,9 @@ def test_a_folder_that_cannot_be_synced_is_no_fault(target, disk, call, code, is
         assert hashlib.sha256(BODY).hexdigest() == save(target).sha256
     disk.before = lambda _: None
     assert call == failing.point
+    if is_error and call == "open folder":  # Nothing has changed: the next one ends it.
+        assert not target.exists()
+        assert save(target).resumed
     assert BODY == target.read_bytes()
     assert [target.name] == names(target)
 

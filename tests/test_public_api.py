@@ -141,7 +141,7 @@ METHODS = {
     "convert_all": "(self, tracks)",
     "credits": "async (self)",
     "deliver": "async (self, headers, body, *, query='')",
-    "download": "async (self, wav, path)",
+    "download": "async (self, wav, path, *, accept_short=False)",
     "fresh_url": "async (self, url)",
     "record": "async (self, task_id)",
     "recover": "async (self)",
@@ -158,7 +158,7 @@ HANDLES = {
 }
 VALUES = {
     "Callback": "task_id code message wav_url timestamp raw",
-    "Download": "path bytes sha256 resumed",
+    "Download": "path bytes sha256 resumed notes",
     "Outcome": "index track wav error",
     "PollSchedule": "first_s interval_s jitter backstop_s max_per_s",
     "RateLimit": "count per_s",

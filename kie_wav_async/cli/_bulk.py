@@ -337,6 +337,7 @@ class _Run:
             earlier=self.earlier,
             on_saved=self._take_saved,
             on_put_back=self._display.tell_put_back,
+            accept_short=order.accept_short,
         )
         self.saver = self._watch.saver = saver
         stopped_by: errors.KieWavError | None = None

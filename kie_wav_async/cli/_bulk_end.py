@@ -150,6 +150,9 @@ def _tell_saved(ending: Ending, tally: Tally, display: BulkDisplay) -> None:
         f"{count_words(tally.saved, 'WAV')} saved in {ending.order.folder}, {now:,} of them in "
         f"this run{sizes}."
     )
+    if saver is not None and saver.noted:
+        files = count_words(saver.noted, "of these WAVs has", "of these WAVs have")
+        say(f"{files} something unusual, e.g. {saver.note}")
     unsaved = _unsaved(ending)
     if unsaved:
         count = count_words(sum(entry.count for entry in unsaved), "WAV")

@@ -57,6 +57,8 @@ class Order:
 
         skip_bad: Whether bad lines of the catalog are left out.
 
+        accept_short: Whether files are saved that are shorter than they declare.
+
         retried: Tracks in which states are converted again.
 
         given: What was typed after ``kie-wav``.
@@ -78,6 +80,7 @@ class Order:
     skip_bad: bool
     retried: Collection[TrackState]
     given: Sequence[str]
+    accept_short: bool = False
 
     def resume(self, *, is_planned: bool, is_capped: bool = False) -> str:
         """

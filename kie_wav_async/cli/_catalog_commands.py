@@ -11,7 +11,12 @@ import click
 from kie_wav_async import OnUnknown
 from kie_wav_async.cli._bulk import run_bulk
 from kie_wav_async.cli._bulk_order import Order, read_poll, read_rate, read_template
-from kie_wav_async.cli._command import json_option, run_command, service_options
+from kie_wav_async.cli._command import (
+    accept_short_option,
+    json_option,
+    run_command,
+    service_options,
+)
 from kie_wav_async.cli._listen import read_address
 from kie_wav_async.cli._report import run_report, run_urls
 from kie_wav_async.cli._resolve import Choice, run_resolve
@@ -115,6 +120,7 @@ if TYPE_CHECKING:
     "them.",
 )
 @click.option("--skip-bad", is_flag=True, help="Leave bad lines out of the catalog.")
+@accept_short_option
 @click.option(
     "--retry-failed",
     is_flag=True,

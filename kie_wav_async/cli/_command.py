@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kie_wav_async.cli._output import INTERRUPTED, CliError, failure_of, print_json
+from kie_wav_async.cli._output import (
+    ACCEPT_SHORT,
+    INTERRUPTED,
+    CliError,
+    failure_of,
+    print_json,
+)
 from kie_wav_async.cli._service import Service
 from kie_wav_async.cli._streams import OutputError, verify_stdout
 from kie_wav_async.errors import KieWavError
@@ -53,6 +59,11 @@ def run_command(
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
+accept_short_option = click.option(
+    ACCEPT_SHORT,
+    is_flag=True,
+    help="Save a WAV that came completely although it is shorter than its header declares.",
+)
 
 
 def service_options(command: Callable[..., int]) -> Callable[..., int]:

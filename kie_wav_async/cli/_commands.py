@@ -14,7 +14,12 @@ from click.core import ParameterSource
 from kie_wav_async import __version__ as version
 from kie_wav_async.cli._attack import run_attack
 from kie_wav_async.cli._catalog_commands import bulk, report, resolve
-from kie_wav_async.cli._command import json_option, run_command, service_options
+from kie_wav_async.cli._command import (
+    accept_short_option,
+    json_option,
+    run_command,
+    service_options,
+)
 from kie_wav_async.cli._convert import run_convert
 from kie_wav_async.cli._demo import run_demo
 from kie_wav_async.cli._listen import read_address
@@ -150,6 +155,7 @@ def demo(
     metavar="URL",
     help="Where KIE posts so that it gets to --listen.  [default: $KIE_CALLBACK_URL]",
 )
+@accept_short_option
 @service_options
 def convert(
     music_task_id: str,
@@ -159,6 +165,7 @@ def convert(
     timeout_s: float,
     address: tuple[str, int] | None,
     callback_url: str | None,
+    accept_short: bool,
     service: Service,
     as_json: bool,
 ) -> int:
@@ -182,6 +189,7 @@ def convert(
         timeout_s,
         address=address,
         callback_url=callback_url,
+        accept_short=accept_short,
         as_json=as_json,
     )
     return run_command(work, as_json=as_json)
@@ -196,11 +204,13 @@ def convert(
     metavar="FILE",
     help="Save the WAV as this new file, which costs nothing.",
 )
+@accept_short_option
 @service_options
 def status(
     task_id: str,
     *,
     output: Path | None,
+    accept_short: bool,
     service: Service,
     as_json: bool,
 ) -> int:
@@ -212,7 +222,7 @@ def status(
 
     What `kie-wav convert -o` or a former -o has left of FILE is gone on with.
     """
-    work = run_status(service, task_id, output, as_json=as_json)
+    work = run_status(service, task_id, output, accept_short=accept_short, as_json=as_json)
     return run_command(work, as_json=as_json)
 
 

@@ -42,6 +42,7 @@ async def run_convert(
     *,
     address: tuple[str, int] | None,
     callback_url: str | None,
+    accept_short: bool,
     as_json: bool,
 ) -> int:
     """
@@ -59,6 +60,8 @@ async def run_convert(
         address: The host and port to wait for the callback at; `None`: poll only.
 
         callback_url: Where the service posts to get there; `None`: as in the environment.
+
+        accept_short: Save a file that has fewer bytes than it declares, too.
 
         as_json: Print one JSON object.
 
@@ -90,7 +93,7 @@ async def run_convert(
                     display.tell_interrupted()
                     raise
                 if output is not None:
-                    download = await save(session, wav, output, display)
+                    download = await save(session, wav, output, display, accept_short=accept_short)
     except asyncio.CancelledError:
         raise _interrupted(session, wav, output, download) from None
     try:

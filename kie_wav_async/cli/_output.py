@@ -32,6 +32,9 @@ SERVICE: Final = 3
 UNKNOWN: Final = 4
 INTERRUPTED: Final = 130
 
+#: The option for ``accept_short=True``, which messages of the library name.
+ACCEPT_SHORT: Final = "--accept-short"
+
 _FORMULA: Final = re.compile(r"""'*\s*[=+\-@"]""")
 
 
@@ -156,6 +159,7 @@ def without_advice(error: errors.DownloadError) -> str:
 
 def _as_options(sentence: str) -> str:
     """Return it in words of the command line, which has one option for strange hosts."""
+    sentence = sentence.replace("accept_short=True", ACCEPT_SHORT)
     for name in ("insecure_hosts", "download_hosts"):
         sentence = sentence.replace(f"in {name}", "with --insecure-host")
     return sentence

@@ -33,6 +33,8 @@ _RECENT: Final = 256
 _PIECE: Final = 1 << 20
 # What no file has: there is something, and nobody can say what.
 _NO_SIZE: Final = -1
+# What the system says that is short of something just now, whatever the file.
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 
 
 @attrs.define
@@ -95,7 +97,11 @@ class _Checker:
         for _, _, standing in recent:
             done += 1
             self.tell(done)
-            if await asyncio.to_thread(_digest, self._path(standing)) != standing.sha256:
+            try:
+                digest = await asyncio.to_thread(_digest, self._path(standing))
+            except OSError:
+                continue  # It has the right size, and nobody can read anything just now.
+            if digest != standing.sha256:
                 self.found.files -= 1
                 self.found.bytes -= standing.bytes or 0
                 await self._take_damaged(standing)
@@ -121,8 +127,9 @@ class _Checker:
                 status = self._path(standing).stat()
             except (FileNotFoundError, NotADirectoryError):
                 found.append((None, 0.0))
-            except OSError:
-                found.append((_NO_SIZE, 0.0))
+            except OSError as error:
+                is_unknown = error.errno in _EXHAUSTED
+                found.append((standing.bytes if is_unknown else _NO_SIZE, 0.0))
             else:
                 is_file = stat.S_ISREG(status.st_mode)
                 found.append((status.st_size if is_file else _NO_SIZE, status.st_mtime))
@@ -192,13 +199,20 @@ async def recheck(
 
 
 def _digest(path: Path) -> str | None:
-    """Return the SHA-256 of a file; `None` if it cannot be read."""
+    """
+    Return the SHA-256 of a file; `None` if it cannot be read.
+
+    Raises:
+        OSError: No file can be read just now.
+    """
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
             while piece := file.read(_PIECE):
                 digest.update(piece)
-    except OSError:
+    except OSError as error:
+        if error.errno in _EXHAUSTED:
+            raise
         return None
     return digest.hexdigest()
 

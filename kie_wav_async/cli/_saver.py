@@ -84,6 +84,7 @@ class Saver:
         earlier: Recheck,
         on_saved: Callable[[Standing, str], object],
         on_put_back: Callable[[errors.DownloadError, float], object],
+        accept_short: bool = False,
     ) -> None:
         """
         Begin with nothing saved.
@@ -108,6 +109,8 @@ class Saver:
 
             on_put_back: Called with why a file is not saved yet, and when it is tried
                 again, in seconds.
+
+            accept_short: Whether files are saved that are shorter than they declare.
         """
         #: Files that were saved, and their bytes.
         self.files = self.bytes = 0
@@ -115,6 +118,9 @@ class Saver:
         self.received = 0
         #: Those given up for now.
         self.given_up = 0
+        #: Files about which something is unusual, and one of them in words.
+        self.noted = 0
+        self.note = ""
         self.throttle = Throttle()
         self._session = session
         self._ledger = ledger
@@ -125,6 +131,7 @@ class Saver:
         self._earlier = earlier
         self._on_saved = on_saved
         self._on_put_back = on_put_back
+        self._accept_short = accept_short
         self._queue = SavingQueue()
         self._changed = asyncio.Event()
         self._is_refilling = self._is_closed = False
@@ -299,7 +306,7 @@ class Saver:
         try:
             place = await self._places.find(standing)
             path = self._folder / place
-            download = await self._session.download(wav, path)
+            download = await self._session.download(wav, path, accept_short=self._accept_short)
             await self._store(standing, place, download)
         except errors.DownloadError as error:
             await self._take_failure(standing, error)
@@ -319,6 +326,9 @@ class Saver:
             self.files += 1
             self.bytes += size
             self._failed_in_a_row = 0
+            if download.notes:
+                self.noted += 1
+                self.note = self.note or f"{place}: {'; '.join(download.notes)}"
             self._on_saved(standing, place)
 
         storing = asyncio.ensure_future(store())

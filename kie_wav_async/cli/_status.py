@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from kie_wav_async.cli._service import Service
 
 
-async def run_status(service: Service, task_id: str, output: Path | None, *, as_json: bool) -> int:
+async def run_status(
+    service: Service, task_id: str, output: Path | None, *, accept_short: bool, as_json: bool
+) -> int:
     """
     Print what has become of a conversion, and save its file if that is wanted.
 
@@ -40,6 +42,8 @@ async def run_status(service: Service, task_id: str, output: Path | None, *, as_
         task_id: The conversion.
 
         output: The file to save the WAV in; `None`: save nothing.
+
+        accept_short: Save a file that has fewer bytes than it declares, too.
 
         as_json: Print one JSON object.
 
@@ -61,7 +65,9 @@ async def run_status(service: Service, task_id: str, output: Path | None, *, as_
                 if record is None:
                     raise _unknown(task_id)
                 if output is not None and record.state is not TaskState.FAILED:
-                    download = await save(session, _file_of(record), output, display)
+                    download = await save(
+                        session, _file_of(record), output, display, accept_short=accept_short
+                    )
     except asyncio.CancelledError:
         if output is None:
             raise
@@ -73,7 +79,7 @@ async def run_status(service: Service, task_id: str, output: Path | None, *, as_
         print_json(shown)
     else:
         for name, value in shown.items():
-            if value is not None:
+            if value is not None and name != "notes":  # Those were said.
                 print_line(f"{name:<14}{value}")
     return FAILED if record.state is TaskState.FAILED else DONE
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from kie_wav_async.cli._output import INTERRUPTED, SERVICE, CliError, without_advice
+from kie_wav_async.cli._output import (
+    ACCEPT_SHORT,
+    INTERRUPTED,
+    SERVICE,
+    CliError,
+    without_advice,
+)
 from kie_wav_async.cli._shell import status_command
 from kie_wav_async.errors import DownloadError
 
@@ -17,6 +23,7 @@ if TYPE_CHECKING:
     from kie_wav_async.cli._display import WaitDisplay
 
 _AGAIN: Final = "`{save}` tries once more"
+_AS_IT_IS: Final = f"`{{save}} {ACCEPT_SHORT}` does so"
 _ELSEWHERE: Final = "`{show} -o FILE` saves it elsewhere"
 _LOOK: Final = "`{show}` shows its URL"
 # What to do about a file that is not saved, by the reason for that.
@@ -59,23 +66,33 @@ def verify_target(path: Path) -> None:
         raise ValueError(msg)
 
 
-async def save(session: WavSession, wav: WavFile, path: Path, display: WaitDisplay) -> Download:
+async def save(
+    session: WavSession,
+    wav: WavFile,
+    path: Path,
+    display: WaitDisplay,
+    *,
+    accept_short: bool = False,
+) -> Download:
     """
-    Save *wav* at *path*.
+    Save *wav* at *path*, and say what is unusual about it.
 
     Raises:
         CliError: It is not saved.
     """
     display.tell_saving(path)
     try:
-        download = await session.download(wav, path)
+        download = await session.download(wav, path, accept_short=accept_short)
     except DownloadError as error:
-        do_next = _NEXT.get(error.reason, _AGAIN)
+        why = without_advice(error)
+        do_next = _AS_IT_IS if ACCEPT_SHORT in why else _NEXT.get(error.reason, _AGAIN)
         told = {"type": type(error).__name__, "reason": error.reason}
-        raise _not_saved(wav, path, without_advice(error), do_next, **told) from error
+        raise _not_saved(wav, path, why, do_next, **told) from error
     if not display.is_fetched and not download.resumed:
         # A whole WAV file of that name is left alone, and may be another track's.
         raise _not_saved(wav, path, f"somebody has made {path} meanwhile", _ELSEWHERE)
+    for note in download.notes:
+        display.say(f"{path}: {note}")
     return download
 
 
@@ -115,4 +132,5 @@ def file_facts_of(path: Path | None, download: Download | None) -> dict[str, obj
         "file": None if path is None else str(path),
         "bytes": download and download.bytes,
         "sha256": download and download.sha256,
+        "notes": download and download.notes,
     }
