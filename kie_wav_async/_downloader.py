@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from kie_wav_async._desk import Desk
     from kie_wav_async._media import Media
     from kie_wav_async._models import Download, WavFile
+    from kie_wav_async._wire import NoLink
 
 
 @attrs.define
@@ -43,7 +44,9 @@ class _Place:
 class Downloader:
     """Saves files for callers who wait, a few at a time."""
 
-    def __init__(self, desk: Desk, media: Media, renew: Callable[[URL], Awaitable[URL]]) -> None:
+    def __init__(
+        self, desk: Desk, media: Media, renew: Callable[[URL], Awaitable[URL | NoLink]]
+    ) -> None:
         """Start with nobody waiting."""
         self._desk = desk
         self._media = media

@@ -33,7 +33,7 @@ class TrackState(enum.StrEnum):
     REFUSED = "refused"
     #: Its task ended badly.
     FAILED = "failed"
-    #: Its WAV was at the service, was not saved in time, and is deleted.
+    #: Its WAV was not saved, and the service has said that it was deleted.
     EXPIRED = "expired"
 
 
@@ -75,6 +75,9 @@ class Standing:
         submitted_at: When the submit that made the task was sent; aware, UTC.
             `None` without a task.
 
+        accepted_at: When the service made the task, by the service's own clock; aware,
+            UTC. `None` if it did not say.
+
         settled_at: When the task was seen to have ended; aware, UTC; else `None`.
 
         wav_url: The WAV at the service, exactly as it was sent; `None` without one.
@@ -98,6 +101,7 @@ class Standing:
     task_id: str = ""
     is_adopted: bool = False
     submitted_at: dt.datetime | None = None
+    accepted_at: dt.datetime | None = None
     settled_at: dt.datetime | None = None
     wav_url: URL | None = None
     error_code: int | None = None
@@ -108,7 +112,11 @@ class Standing:
 
     @property
     def expires_at(self) -> dt.datetime | None:
-        """When the service deletes the WAV; `None` without a task, or if its age is unknown."""
+        """
+        When the service deletes the WAV, about; `None` without a task, or if its age is unknown.
+
+        By our clock, so that it is a hint: nothing is given up for it.
+        """
         if self.submitted_at is None or self.is_adopted:
             return None
         return self.submitted_at + dt.timedelta(days=RETENTION_DAYS)

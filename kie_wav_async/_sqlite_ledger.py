@@ -65,8 +65,7 @@ class SqliteLedger:
     some seconds; the end of a submit that it goes on refusing is kept, and written
     before anything else, so that a full disk loses no task once there is room.
 
-    A file that an earlier version wrote is brought up to this one at opening, and
-    that version refuses it from then on.
+    A file that another version of the schema wrote is refused, and stays as it is.
 
     Keep it on a local disk: opening it on a network file system is warned of.
 
@@ -130,7 +129,7 @@ class SqliteLedger:
 
         Raises:
             LedgerError: Another process has it open, or this one has under another
-                `SqliteLedger`; a newer version wrote it; it is no ledger; or the
+                `SqliteLedger`; another version wrote it; it is no ledger; or the
                 disk says no.
         """
         _verify_moment(now_unix_s)
@@ -271,6 +270,7 @@ class SqliteLedger:
         task_id: str = "",
         error_code: int | None = None,
         error: str | None = None,
+        accepted_unix_s: float | None = None,
     ) -> None:
         """
         Write down what came of a submit.
@@ -290,10 +290,17 @@ class SqliteLedger:
         elif task_id:
             msg = f"an outcome of {outcome} names no task: {task_id!r}"
             raise ValueError(msg)
+        _verify_accepted(accepted_unix_s)
         code, words = _code(error_code), _words(error)
         await self._ask(
             lambda tables: tables.end(
-                attempt_id, outcome, now_unix_s, task_id=task_id, error_code=code, error=words
+                attempt_id,
+                outcome,
+                now_unix_s,
+                task_id=task_id,
+                accepted_unix_s=accepted_unix_s if task_id else None,
+                error_code=code,
+                error=words,
             ),
             owed=(attempt_id, task_id),
         )
@@ -316,6 +323,7 @@ class SqliteLedger:
         wav_url: URL | None = None,
         error_code: int | None = None,
         error: str | None = None,
+        accepted_unix_s: float | None = None,
     ) -> None:
         """
         Write down how a task ended: with the WAV at *wav_url*, or badly.
@@ -324,11 +332,17 @@ class SqliteLedger:
         """
         verify_id(task_id, "task_id")
         _verify_moment(now_unix_s)
+        _verify_accepted(accepted_unix_s)
         url = None if wav_url is None else str(wav_url)
         code, words = _code(error_code), _words(error)
         await self._ask(
             lambda tables: tables.settle(
-                task_id, now_unix_s, wav_url=url, error_code=code, error=words
+                task_id,
+                now_unix_s,
+                wav_url=url,
+                accepted_unix_s=accepted_unix_s,
+                error_code=code,
+                error=words,
             )
         )
 
@@ -360,23 +374,21 @@ class SqliteLedger:
 
     async def unstore(self, track: Track) -> None:
         """
-        Write down that the file of a stored track is gone or damaged.
+        Write down that the WAV of a track is to be fetched again.
 
         See `Ledger.unstore`.
         """
         verify_type(track, Track, "track")
         await self._ask(lambda tables: tables.unstore(track))
 
-    async def expire(self, now_unix_s: float, *, track: Track | None = None) -> int:
+    async def expire(self, track: Track) -> None:
         """
-        Give up the WAVs that the service has deleted by now; return how many.
+        Write down that the service has deleted the WAV of a succeeded track.
 
         See `Ledger.expire`.
         """
-        _verify_moment(now_unix_s)
-        if track is not None:
-            verify_type(track, Track, "track")
-        return await self._ask(lambda tables: tables.expire(now_unix_s, track))
+        verify_type(track, Track, "track")
+        await self._ask(lambda tables: tables.expire(track))
 
     async def _ask(
         self,
@@ -410,11 +422,16 @@ class SqliteLedger:
         thread.stop(closed)
 
 
-def _verify_moment(now_unix_s: float) -> None:
-    verify_number(now_unix_s, "now_unix_s", least=0)
-    if now_unix_s > _MAX_UNIX_S:
-        msg = f"now_unix_s must be seconds since 1970, not {now_unix_s!r}"
+def _verify_moment(unix_s: float, name: str = "now_unix_s") -> None:
+    verify_number(unix_s, name, least=0)
+    if unix_s > _MAX_UNIX_S:
+        msg = f"{name} must be seconds since 1970, not {unix_s!r}"
         raise ValueError(msg)
+
+
+def _verify_accepted(accepted_unix_s: float | None) -> None:
+    if accepted_unix_s is not None:
+        _verify_moment(accepted_unix_s, "accepted_unix_s")
 
 
 def _code(error_code: int | None) -> int | None:

@@ -264,18 +264,32 @@ class Submitter:
             return
         error: KieWavError | None = None
         try:
-            error = await self._write_task(conversion, AttemptOutcome.ACCEPTED, task_id)
+            error = await self._write_task(
+                conversion, AttemptOutcome.ACCEPTED, task_id, accepted_unix_s=answer.accepted_unix_s
+            )
         finally:
             # Also if the session closes meanwhile: the service has taken it.
-            self._registry.accept(conversion, task_id, self._desk.clock.monotonic())
+            self._registry.accept(
+                conversion,
+                task_id,
+                self._desk.clock.monotonic(),
+                accepted_unix_s=answer.accepted_unix_s,
+            )
             self._follow(conversion, error)
 
     async def _write_task(
-        self, conversion: Conversion, outcome: AttemptOutcome, task_id: str
+        self,
+        conversion: Conversion,
+        outcome: AttemptOutcome,
+        task_id: str,
+        *,
+        accepted_unix_s: float | None = None,
     ) -> LedgerError | None:
         """Write down which task a submit came to; return why it could not be."""
         try:
-            await self._desk.journal.end(conversion.attempt_id, outcome, task_id=task_id)
+            await self._desk.journal.end(
+                conversion.attempt_id, outcome, task_id=task_id, accepted_unix_s=accepted_unix_s
+            )
         except LedgerError as error:
             _logger.error(  # noqa: TRY400 - the traceback tells nothing of the disk
                 "task %s of %s (attempt %s) could not be written down: %s",

@@ -82,6 +82,10 @@ async def _note_sent(
     context.trace_request_ctx.began = True
 
 
+def _single(values: list[str]) -> str | None:
+    return values[0] if len(values) == 1 else None
+
+
 def _origin(request: WireRequest) -> str:
     return str(URL(request.url, encoded=True).origin())
 
@@ -196,6 +200,7 @@ class AiohttpTransport:
                 body=bytes(body),
                 retry_after=answer.headers.get("Retry-After"),
                 request_id=answer.headers.get("cf-ray"),
+                date=_single(answer.headers.getall("Date", [])),
                 now_unix_s=time.time(),
             )
 

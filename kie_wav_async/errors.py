@@ -465,13 +465,15 @@ class DownloadError(KieWavError):
 
     Attributes:
         reason:
-            ``"expired"``: the link is refused, and so is a fresh one.
+            ``"expired"``: the host refuses the link, the service says that it has no
+            other, and by its own clock the file is older than 14 days.
             ``"truncated"``: less came than was announced. ``"not-a-wav"``: it is no
             WAV file, or not the length it declares. ``"too-large"``: more than 1
             GiB, or no end to it. ``"refused-url"``: not https, not a public address, not an allowed
             host, or it redirects to such. ``"encoded"``: it came compressed.
-            ``"too-slow"``: under 16 KiB a second. ``"unavailable"``: the host gave
-            no usable answer. ``"disk"``: it cannot be written.
+            ``"too-slow"``: under 16 KiB a second. ``"unavailable"``: the host refuses
+            the file or gave no usable answer, and may serve it later. ``"disk"``: it
+            cannot be written.
     """
 
     def __init__(

@@ -420,9 +420,17 @@ async def test_the_throttle_is_told_once(tmp_path: Path) -> None:
         stage.saver.throttle.is_on = is_on
         watch._tell_throttle(stage.saver)
 
-    first, second = watch._display.lines
+    stage.saver._failing.update(track(number) for number in range(20))
+    watch._tell_throttle(stage.saver)
+    watch._tell_throttle(stage.saver)
+    stage.saver._failing.clear()
+    watch._tell_throttle(stage.saver)
+
+    first, second, third, last = watch._display.lines
     assert "New submits wait until it is less" in first
     assert "new submits go on" in second
+    assert "one file after another cannot be saved: new submits wait" in third
+    assert "new submits go on" in last
 
 
 class Lines:
@@ -476,6 +484,73 @@ async def test_file_after_file(stage: Stage) -> None:
     await stage.clock.settle()
 
     assert is_free(waiting)
+    stage.saver.finish()
+    await stage.clock.run(running)
+
+
+async def test_every_refusal_counts_at_once(stage: Stage) -> None:
+    """Files that are tried again later keep submits waiting meanwhile, and each counts once."""
+    stage.files.fails = lambda _, tries: failure("unavailable") if tries == 1 else None
+    for number in range(19):
+        await stage.convert(number)
+    running = asyncio.create_task(stage.saver.run())
+    await stage.clock.settle()
+    assert not stage.saver.is_stuck
+    await stage.convert(19, is_told=True)
+    await stage.clock.settle()
+    waiting = asyncio.create_task(stage.saver.wait_turn())
+    await stage.clock.advance(59.0)
+    await stage.look()
+    await stage.clock.settle()
+    assert (20, False) == (stage.saver.waiting, waiting.done())
+    await stage.clock.advance(2.0)
+    await stage.clock.settle()
+
+    assert is_free(waiting)
+    stage.saver.finish()
+    await stage.clock.run(running)
+    assert 20 == len(stage.saved)
+
+
+async def test_one_file_that_fails_again_and_again_is_one(stage: Stage) -> None:
+    """Seven files that are tried three times each are no twenty files in a row."""
+    stage.files.fails = lambda _, __: failure("unavailable")
+    for number in range(7):
+        await stage.convert(number)
+    stage.saver.finish()
+    await stage.clock.run(stage.saver.run())
+
+    assert (21, 7, False) == (
+        *(len(stage.files.asked), stage.saver.given_up),
+        stage.saver.is_stuck,
+    )
+
+
+async def test_expired_files_count_for_nothing(stage: Stage) -> None:
+    """That the service has deleted old files says nothing of those that are paid for next."""
+    stage.files.fails = lambda _, __: failure("expired")
+    for number in range(25):
+        await stage.convert(number)
+    stage.saver.finish()
+    await stage.clock.run(stage.saver.run())
+
+    assert not stage.saver.is_stuck
+    assert 25 == (await stage.tally()).expired
+
+
+async def test_all_that_there_was_is_tried_first(stage: Stage) -> None:
+    """Who waits for it to be idle waits for every second and third attempt too."""
+    stage.files.fails = lambda _, tries: failure("unavailable") if tries < 3 else None
+    await stage.convert(0)
+    running = asyncio.create_task(stage.saver.run())
+    waiting = asyncio.create_task(stage.saver.wait_idle())
+    await stage.clock.advance(179.0)
+    assert not waiting.done()
+    await stage.clock.advance(2.0)
+    await stage.clock.settle()
+
+    assert is_free(waiting)
+    assert ["a0.wav"] == stage.saved
     stage.saver.finish()
     await stage.clock.run(running)
 

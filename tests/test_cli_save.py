@@ -89,7 +89,7 @@ def command_in(sentence: str) -> list[str]:
 # --- a file that does not come ----------------------------------------------------------------
 
 BAD_FILES = [
-    (Fault(kind="expired", on="media"), "expired", "refuses the link (404)"),
+    (Fault(kind="expired", on="media"), "unavailable", "refuses the link (404)"),
     (CUT, "truncated", "bytes of the file are kept"),
     (Fault(kind="html", on="media", http_status=200), "not-a-wav", "what 127.0.0.1 sent"),
     (Fault(kind="redirect", on="media", url="http://192.0.2.1/x.wav"), "refused-url", "plain http"),

@@ -31,7 +31,7 @@ from kie_wav_async.cli._listen import Listening, listen, read_listening
 from kie_wav_async.cli._manifest import MANIFEST, write_manifest
 from kie_wav_async.cli._output import USAGE, CliError, clean
 from kie_wav_async.cli._pages import pages
-from kie_wav_async.cli._recheck import Recheck
+from kie_wav_async.cli._recheck import Recheck, reclaim
 from kie_wav_async.cli._saver import Saver, run_together
 from kie_wav_async.ledger import SqliteLedger, TrackState
 
@@ -169,6 +169,8 @@ class _Run:
         self._planner: Planner | None = None
         self._session: WavSession | None = None
         self._unsent = 0
+        # WAVs that had expired and are fetched once more.
+        self._reclaimed = 0
         # Not yet printed. Not all that settles is the batch's to yield: it drops what it
         # has as it is closed, and a task may be found for a submit it had given up.
         self._results: deque[str] = deque()
@@ -235,7 +237,10 @@ class _Run:
                     if listening is not None:
                         self._display.tell_listening(listening)
                     await self._plan(session)
-                    tally = await announce(self._order, self._ledger, self._display, self._clock)
+                    tally = await announce(
+                        *(self._order, self._ledger, self._display, self._clock),
+                        reclaimed=self._reclaimed,
+                    )
                     self._watch.begin(tally)
                     async with self._watch.while_running(session):
                         return await self._work(session)
@@ -297,9 +302,10 @@ class _Run:
         async with self._watch.while_planning():
             plan = await self._planner.plan(order.catalog, skip_bad=order.skip_bad)
             if not order.is_saving_off:
-                self.earlier = await recheck_files(order, self._ledger, self._display, self._clock)
-        _ = await self._ledger.expire(self._clock.time())
-        retried = await self._ledger.retry(order.retried) if order.retried else 0
+                self.earlier = await recheck_files(order, self._ledger, self._display)
+        retried = await self._ledger.retry(set(order.retried) - {TrackState.EXPIRED})
+        if TrackState.EXPIRED in order.retried:
+            self._reclaimed = await reclaim(self._ledger)
         self.plan = plan
         known = plan.tracks - plan.new
         parts = [f"{plan.new:,} new"]
@@ -311,6 +317,11 @@ class _Run:
             parts.append(f"{count_words(plan.bad, 'bad line')} left out")
         self._display.clear()
         self._display.say(f"The catalog: {count_words(plan.tracks, 'track')}; {', '.join(parts)}.")
+        if self._reclaimed:
+            self._display.say(
+                f"{count_words(self._reclaimed, 'WAV')} had expired at KIE: fetching each once "
+                "more, which is free, before what is gone is converted again."
+            )
 
     async def _work(self, session: WavSession) -> BaseException | None:
         """Convert, and save; return what ended only the submits, once all else is done."""
@@ -335,6 +346,7 @@ class _Run:
         async def convert() -> None:
             nonlocal stopped_by
             try:
+                await self._give_up(saver)
                 await self._convert(session)
             except _ENDING_ALL:
                 raise
@@ -346,6 +358,14 @@ class _Run:
 
         await run_together(convert(), saver.run())
         return stopped_by
+
+    async def _give_up(self, saver: Saver) -> None:
+        """Plan again what had expired and is gone, once every free way to it was tried."""
+        if not self._reclaimed:
+            return
+        await saver.wait_idle()
+        gone = await self._ledger.retry([TrackState.EXPIRED])
+        self._display.say(f"{count_words(gone, 'WAV is', 'WAVs are')} gone: converting again.")
 
     # --- converting -------------------------------------------------------------------------
 

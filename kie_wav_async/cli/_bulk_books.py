@@ -51,7 +51,7 @@ class Ending:
 
         saver: What saved the files; `None` if nothing did.
 
-        lost: Files that were found damaged, and that the service has no longer.
+        lost: Files that were found damaged, and cannot be moved.
     """
 
     ledger: Ledger

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import errno
 import shutil
 from typing import TYPE_CHECKING, Final
@@ -19,7 +18,6 @@ from kie_wav_async.cli._estimate import (
 )
 from kie_wav_async.cli._recheck import Recheck, recheck, steps
 from kie_wav_async.errors import DownloadError
-from kie_wav_async.ledger import TrackState
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,27 +31,26 @@ if TYPE_CHECKING:
 _LEAST_FREE: Final = 2 * BYTES_PER_TRACK + (64 << 20)
 
 
-async def recheck_files(
-    order: Order, ledger: Ledger, display: BulkDisplay, clock: Clock
-) -> Recheck:
+async def recheck_files(order: Order, ledger: Ledger, display: BulkDisplay) -> Recheck:
     """
     Look at the files of earlier runs, and have the ledger know which are to be saved again.
 
     Raises:
         LedgerError: The ledger cannot be read or written.
     """
-    total = Tally(await ledger.count()).saved
-    if not total:
+    tally = Tally(await ledger.count())
+    total = tally.saved
+    if not total and not tally.expired:
         return Recheck()
 
     def tell(done: int) -> None:
         display.tell_checked(done, steps(total))
 
     tell(0)
-    now = dt.datetime.fromtimestamp(clock.time(), dt.UTC)
-    gives_up = TrackState.EXPIRED in order.retried
-    found = await recheck(ledger, order.folder, now, tell, gives_up=gives_up)
+    found = await recheck(ledger, order.folder, tell)
     display.clear()
+    if found.back:
+        display.say(f"{count_words(found.back, 'file')} of expired tracks found: looking at them.")
     parts: list[str] = []
     if found.missing:
         parts.append(f"{found.missing:,} missing")
@@ -66,9 +63,14 @@ async def recheck_files(
     return found
 
 
-async def announce(order: Order, ledger: Ledger, display: BulkDisplay, clock: Clock) -> Tally:
+async def announce(
+    order: Order, ledger: Ledger, display: BulkDisplay, clock: Clock, *, reclaimed: int = 0
+) -> Tally:
     """
     Say what is to come, before it begins; return where the tracks stand.
+
+    *reclaimed* is how many WAVs are fetched that had expired, and are paid again if they
+    are gone.
 
     Raises:
         DownloadError: There is no room for a file.
@@ -83,6 +85,7 @@ async def announce(order: Order, ledger: Ledger, display: BulkDisplay, clock: Cl
         resubmits=order.resubmits,
         charges=opening.accepted + len(opening.unknown),
         max_charges=order.max_charges,
+        reclaimed=reclaimed,
     )
     display.say(
         f"The ledger: {tally.planned:,} to submit, {tally.in_flight:,} in flight, "

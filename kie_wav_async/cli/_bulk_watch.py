@@ -30,6 +30,8 @@ _TOO_SLOW: Final = (
     "keeps them. New submits wait until it is less"
 )
 _FAST_ENOUGH: Final = "WAVs are saved in time again: new submits go on"
+_STUCK: Final = "one file after another cannot be saved: new submits wait until one is"
+_SAVED_AGAIN: Final = "a file was saved again: new submits go on"
 
 
 class Watch:
@@ -54,7 +56,7 @@ class Watch:
         self._received = Meter()
         self._durations = Durations()
         self._submitted_at: dict[str, dt.datetime] = {}
-        self._is_throttled = False
+        self._is_throttled = self._is_stuck = False
 
     def tell(self, event: events.Event) -> None:
         """Take an event of the session's."""
@@ -123,6 +125,9 @@ class Watch:
         if saver.throttle.is_on != self._is_throttled:
             self._is_throttled = saver.throttle.is_on
             self._display.say(_TOO_SLOW if self._is_throttled else _FAST_ENOUGH)
+        if saver.is_stuck != self._is_stuck:
+            self._is_stuck = saver.is_stuck
+            self._display.say(_STUCK if self._is_stuck else _SAVED_AGAIN)
 
     def _figures(self, tally: Tally) -> Figures:
         order, saver = self._order, self.saver

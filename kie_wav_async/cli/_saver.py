@@ -30,7 +30,7 @@ _PASSING: Final = frozenset({"unavailable", "truncated", "too-slow"})
 # So often a file is tried in one run, with a pause between, which doubles.
 _ROUNDS: Final = 3
 _PAUSE_S: Final = 60.0
-# So many files in a row that cannot be saved, and no more are paid for.
+# So many files that cannot be saved, and none in between that can: no more are paid for.
 _MOST_UNSAVED: Final = 20
 # What a disk says of one name, and may not say of the next.
 _OF_ONE_NAME: Final = frozenset(
@@ -136,7 +136,8 @@ class Saver:
         # How much of each file has come.
         self._parts: dict[Path, int] = {}
         self._unsaved: dict[str, Unsaved] = {}
-        self._failed_in_a_row = 0
+        # Those that could not be saved, at the first attempt or a later one, since one was.
+        self._failing: set[Track] = set()
         self._last_failure = ""
 
     # --- what is told it --------------------------------------------------------------------
@@ -208,18 +209,24 @@ class Saver:
             UnsavableError: Nothing comes any more that could be saved, and too much
                 before could not.
         """
-        while self.throttle.is_on or self._is_stuck:
-            if self._is_stuck and self.is_idle and not self._session.conversions():
+        while self.throttle.is_on or self.is_stuck:
+            if self.is_stuck and self.is_idle and not self._session.conversions():
                 msg = (
-                    f"{count_words(self._failed_in_a_row, 'file')} in a row could not be saved, so "
+                    f"{count_words(len(self._failing), 'file')} in a row could not be saved, so "
                     f"that no more are paid for; of the last one: {self._last_failure}"
                 )
                 raise UnsavableError(msg)
             await self._wait_for_change()
 
+    async def wait_idle(self) -> None:
+        """Return once every WAV that there was has been tried, and nothing waits to be again."""
+        while not self.is_idle:
+            await self._wait_for_change()
+
     @property
-    def _is_stuck(self) -> bool:
-        return self._failed_in_a_row >= _MOST_UNSAVED
+    def is_stuck(self) -> bool:
+        """Whether too many files in a row could not be saved, so that no more are paid for."""
+        return len(self._failing) >= _MOST_UNSAVED
 
     @property
     def is_idle(self) -> bool:
@@ -289,7 +296,14 @@ class Saver:
         if standing is None or url is None or standing.state is not TrackState.SUCCEEDED:
             self._be_done(track)
             return
-        wav = WavFile(standing.task_id, url, standing.track, "poll", standing.expires_at)
+        wav = WavFile(
+            standing.task_id,
+            url,
+            standing.track,
+            "poll",
+            standing.expires_at,
+            accepted_at=standing.accepted_at,
+        )
         path: Path | None = None
         try:
             place = await self._places.find(standing)
@@ -313,7 +327,7 @@ class Saver:
             await self._ledger.store(standing.track, path=place, size=size, sha256=sha256)
             self.files += 1
             self.bytes += size
-            self._failed_in_a_row = 0
+            self._failing.clear()
             self._on_saved(standing, place)
 
         storing = asyncio.ensure_future(store())
@@ -335,18 +349,19 @@ class Saver:
         track, reason = standing.track, error.reason
         if reason == "disk" and not _is_of_one_name(error):
             raise error
+        if reason == "expired":  # It says nothing of other files.
+            self._be_done(track)
+            await self._ledger.expire(track)
+            return
+        self._failing.add(track)
+        self._last_failure = without_advice(error)
         rounds = self._rounds.get(track, 0) + 1
         if reason in _PASSING and rounds < _ROUNDS:
             self._rounds[track] = rounds
             self._put_back(standing, error, _PAUSE_S * 2 ** (rounds - 1))
             return
         self._be_done(track)
-        if reason == "expired":  # That is the ledger's to count.
-            _ = await self._ledger.expire(self._clock.time(), track=track)
-            return
         self.given_up += 1
-        self._failed_in_a_row += 1
-        self._last_failure = without_advice(error)
         entry = self._unsaved.setdefault(reason, Unsaved(reason, self._last_failure, track))
         entry.count += 1
 
