@@ -21,7 +21,7 @@ from kie_wav_async.errors import LedgerError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["connect_to_read", "connect_to_write", "explain"]
+__all__ = ["connect_to_read", "connect_to_write", "explain", "is_missing"]
 
 #: Seconds that SQLite itself waits for a lock which another program has.
 _BUSY_S: Final = 5.0
@@ -64,7 +64,7 @@ def connect_to_write(path: Path) -> sqlite3.Connection:
 
         sqlite3.Error: SQLite says no.
     """
-    if _is_missing(path):
+    if is_missing(path):
         _create(path)
     else:
         # A file that is no ledger of ours stays as it is. SQLite looks, because to
@@ -92,7 +92,7 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
 
         sqlite3.Error: SQLite says no.
     """
-    if _is_missing(path):
+    if is_missing(path):
         msg = f"there is no ledger at {path}: check the name"
         raise LedgerError(msg)
     try:
@@ -130,7 +130,7 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
     )
 
 
-def _is_missing(path: Path) -> bool:
+def is_missing(path: Path) -> bool:
     """Tell whether a ledger could be made at *path*: there is nothing, or an empty file."""
     try:
         found = path.stat()

@@ -145,6 +145,21 @@ class LedgerOpening:
     named: Mapping[str, str]
 
 
+@attrs.frozen
+class LedgerMark:
+    """
+    What tells a ledger from others, and from a copy of itself that is too old to go on with.
+
+    Attributes:
+        ledger_id: Its own, 32 hex digits, for as long as it lives.
+
+        submits: How many submits were begun with it.
+    """
+
+    ledger_id: str
+    submits: int
+
+
 def verify_place(path: object, key: object) -> None:
     """
     Return if a WAV can be told to be at *path*, by *key*.

@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from yarl import URL
 
-from kie_wav_async._ledger_models import AttemptOutcome, LedgerOpening, Standing, TrackState
+from kie_wav_async._ledger_models import (
+    AttemptOutcome,
+    LedgerMark,
+    LedgerOpening,
+    Standing,
+    TrackState,
+)
 from kie_wav_async._models import Track, UnknownSubmit
 from kie_wav_async.errors import LedgerError
 
@@ -112,6 +118,12 @@ class LedgerTables:
             ended_unix_s=tuple(ended for (ended,) in reversed(ends)),
             named={row[3]: row[5] for row in doubtful if row[5] is not None},
         )
+
+    def mark(self) -> LedgerMark:
+        """Tell which ledger it is, and how many submits were begun with it."""
+        row = self._one("SELECT id, (SELECT max(n) FROM attempt) FROM ledger")
+        assert row is not None  # noqa: S101 - its tables were made with one
+        return LedgerMark(row[0], row[1] or 0)
 
     def plan(self, rows: Sequence[tuple[str, str, str | None]]) -> int:
         """Take in what is not there, and titles that were missing; return how many are new."""

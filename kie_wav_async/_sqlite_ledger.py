@@ -72,28 +72,41 @@ class SqliteLedger:
     Args:
         path: The file.
 
+        new_ledger: Begin anew, or with another ledger, where one was that is lost.
+            ``<path>.lock`` keeps which ledger was there and how many submits it knew;
+            without your word one that is missing, empty, another or an older copy
+            is refused, as what it does not know would be paid again.
+
         read_only: Look into a ledger, also while another process works with it.
             The file must be there. Nothing is locked or recovered, a submit under
             way counts as unknown, and every call that would write raises
             `LedgerError`.
 
     Raises:
-        TypeError: *path* is no path, or *read_only* no `bool`.
+        TypeError: *path* is no path, or *read_only* or *new_ledger* no `bool`.
 
         RuntimeError: From every call, if it is not made on the loop that opened
             the ledger.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        new_ledger: bool = False,
+    ) -> None:
         """Keep the settings; open nothing."""
         name = os.fspath(path)
         verify_type(name, str, "path")
         verify_type(read_only, bool, "read_only")
+        verify_type(new_ledger, bool, "new_ledger")
         if not name:
             msg = "path must not be empty"
             raise ValueError(msg)
         self._path = Path(name)
         self._is_read_only = read_only
+        self._is_new = new_ledger
         self._opened = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: LedgerThread | None = None
@@ -129,8 +142,8 @@ class SqliteLedger:
 
         Raises:
             LedgerError: Another process has it open, or this one has under another
-                `SqliteLedger`; another version wrote it; it is no ledger; or the
-                disk says no.
+                `SqliteLedger`; it is not the one that was there; another version
+                wrote it; it is no ledger; or the disk says no.
         """
         _verify_moment(now_unix_s)
         loop = asyncio.get_running_loop()
@@ -143,6 +156,7 @@ class SqliteLedger:
                 self._path,
                 loop=loop,
                 is_read_only=self._is_read_only,
+                is_new=self._is_new,
                 predecessor=self._last_thread,
             )
         self._verify_loop()

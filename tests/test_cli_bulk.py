@@ -561,7 +561,7 @@ async def test_a_ledger_that_fails(bulk: Bulk, monkeypatch: pytest.MonkeyPatch, 
     """A ledger that cannot be written ends the run at once, with one clear sentence."""
     ledger = MemoryLedger()
     ledger.fail_with = {call: NO_SPACE}
-    monkeypatch.setattr(_bulk, "SqliteLedger", lambda _: ledger)
+    monkeypatch.setattr(_bulk, "SqliteLedger", lambda _, **__: ledger)
     write_catalog(*rows_of(100))
     async with kie_of() as kie:
         done = await bulk(kie, "--max-in-flight", "5", "--retry-failed")
@@ -588,7 +588,7 @@ async def test_a_ledger_that_was_moved(
             }
             await super().begin(*args, **named)
 
-    monkeypatch.setattr(_bulk, "SqliteLedger", lambda _: Moved())
+    monkeypatch.setattr(_bulk, "SqliteLedger", lambda _, **__: Moved())
     write_catalog(*rows_of(10))
     async with kie_of() as kie:
         done = await bulk(kie, "--json")
@@ -626,7 +626,7 @@ class FullLedger(MemoryLedger):
 async def test_tasks_that_cannot_be_written(bulk: Bulk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Task ids that only this process knows are told at the end, every one of them."""
     ledger = FullLedger()
-    monkeypatch.setattr(_bulk, "SqliteLedger", lambda _: ledger)
+    monkeypatch.setattr(_bulk, "SqliteLedger", lambda _, **__: ledger)
     write_catalog(*rows_of(100))
     slow = Fault(kind="slow", delay_s=0.1)
     async with kie_of(slow, median_s=1e6) as kie:

@@ -71,6 +71,7 @@ def test_constructing_it_touches_nothing(path):
         ((b"x",), {}, TypeError),
         (("",), {}, ValueError),
         (("x",), {"read_only": 1}, TypeError),
+        (("x",), {"new_ledger": None}, TypeError),
     ],
 )
 def test_what_is_no_path_is_refused(args, options, error):
@@ -104,7 +105,7 @@ async def test_rights_of_others_are_taken_away(path):
 
 
 async def test_a_closed_ledger_is_one_file(path):
-    """Closed, the log is in the file, and only the empty lock stays beside it."""
+    """Closed, the log is in the file, and only the lock stays beside it."""
     async with SqliteLedger(path) as ledger:
         await ledger.plan([TRACK])
     assert ["x.sqlite3", "x.sqlite3.lock"] == beside(path)
@@ -819,7 +820,8 @@ async def test_no_reading_sorts_the_catalog(path, monkeypatch):
     assert ["SCAN track USING COVERING INDEX track_state"] == [
         plan
         for plan in statements
-        if "SCAN" in plan or ("B-TREE" in plan and not any(name in plan for name in few))
+        if ("SCAN" in plan and not plan.startswith("SCAN ledger "))  # Which has one row.
+        or ("B-TREE" in plan and not any(name in plan for name in few))
     ]
     assert len(statements) > 15
 

@@ -22,7 +22,7 @@ from kie_wav_async import CallbackTrust, Outcome, SystemClock, Track, errors, ev
 from kie_wav_async.cli._bulk_books import Ending
 from kie_wav_async.cli._bulk_display import BulkDisplay
 from kie_wav_async.cli._bulk_end import tell_ending
-from kie_wav_async.cli._bulk_opening import announce, recheck_files
+from kie_wav_async.cli._bulk_opening import announce, recheck_files, verify_not_lost
 from kie_wav_async.cli._bulk_plan import Plan, Planner
 from kie_wav_async.cli._bulk_watch import Watch
 from kie_wav_async.cli._estimate import count_words
@@ -90,7 +90,7 @@ async def run_bulk(
     """
     listening = read_listening(order.address, order.callback_url)
     clock = SystemClock() if clock is None else clock
-    ledger = SqliteLedger(order.ledger)
+    ledger = SqliteLedger(order.ledger, new_ledger=order.new_ledger)
     display = BulkDisplay()
     run = _Run(order, ledger, display, clock, as_json=as_json)
     session = service.session(
@@ -107,6 +107,7 @@ async def run_bulk(
         clock=clock,
     )
     _open_folder(order.folder)
+    verify_not_lost(order, display)
     began_s = time.monotonic()
     with Interrupt(run.stop, run.leave):
         _ = await ledger.open(clock.time())

@@ -15,7 +15,7 @@ from kie_wav_async.file_names import verify_template
 from kie_wav_async.ledger import TrackState
 
 # What is said once, and done once it was said.
-_ONCE: Final = frozenset({"--retry-failed", "--retry-expired"})
+_ONCE: Final = frozenset({"--retry-failed", "--retry-expired", "--new-ledger"})
 _CAP: Final = "--max-charges"
 
 
@@ -53,6 +53,8 @@ class Order:
 
         skip_bad: Whether bad lines of the catalog are left out.
 
+        new_ledger: Whether a new ledger may begin where one is lost.
+
         retried: Tracks in which states are converted again.
 
         given: What was typed after ``kie-wav``.
@@ -74,6 +76,7 @@ class Order:
     skip_bad: bool
     retried: Collection[TrackState]
     given: Sequence[str]
+    new_ledger: bool = False
 
     def resume(self, *, is_planned: bool, is_capped: bool = False) -> str:
         """

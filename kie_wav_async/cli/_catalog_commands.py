@@ -37,6 +37,12 @@ from kie_wav_async.ledger import TrackState
     help="The ledger.  [default: DIR/kie-wav.sqlite3]",
 )
 @click.option(
+    "--new-ledger",
+    is_flag=True,
+    help="Begin a new ledger where one is lost, or take the one that is there in its place: what "
+    "the lost one knew is converted again, which is charged again.",
+)
+@click.option(
     "--listen",
     "address",
     metavar="HOST:PORT",
