@@ -128,10 +128,11 @@ async def test_one_track_that_is_refused(bulk: Bulk) -> None:
     assert ["a1"] == [row[1] for row in done.results]
 
 
-async def test_every_refusal_counts_towards_the_brake(bulk: Bulk) -> None:
+@pytest.mark.parametrize("fault", [refusing(403), refusing(503)], ids=["403", "503"])
+async def test_every_refusal_counts_towards_the_brake(bulk: Bulk, fault: Fault) -> None:
     """If file after file is refused no more are paid for, and the rest waits for the next run."""
     write_catalog(*rows_of(400))
-    async with kie_of(refusing()) as kie:
+    async with kie_of(fault) as kie:
         refused = await bulk(kie, "--max-in-flight", "4")
         charges = kie.charges
         kie.set_faults([])

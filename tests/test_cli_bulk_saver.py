@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import errno
 import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,6 @@ from kie_wav_async.testing import FakeClock, MemoryLedger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
 
 DAY_S = 86_400.0
 
@@ -510,6 +510,63 @@ async def test_every_refusal_counts_at_once(stage: Stage) -> None:
     stage.saver.finish()
     await stage.clock.run(running)
     assert 20 == len(stage.saved)
+
+
+async def test_attempts_in_vain_count_too(stage: Stage) -> None:
+    """A host that is down keeps submits waiting long before the first file is given up."""
+
+    def tell_retry(wav: WavFile) -> None:
+        at = dt.datetime.fromtimestamp(stage.clock.time(), dt.UTC)
+        path, error = Path("a0.wav"), failure("unavailable")
+        stage.saver.tell(events.DownloadRetried(at=at, wav=wav, path=path, error=error, delay_s=1))
+
+    await stage.convert(0)
+    stage.files.takes_s = 60.0
+    running = asyncio.create_task(stage.saver.run())
+    await stage.clock.settle()
+    wav = WavFile("t0", URL("https://h/x.wav"), track(0), "poll", None)
+    for _ in range(19):
+        tell_retry(wav)
+    assert not stage.saver.is_stuck
+    tell_retry(wav)
+    assert stage.saver.is_stuck
+    stage.files._tell(wav, Path("a0.wav"), 300)
+    assert stage.saver.is_stuck
+    stage.files._tell(wav, Path("a0.wav"), 301)
+    assert not stage.saver.is_stuck
+    for _ in range(20):
+        tell_retry(wav)
+    waiting = asyncio.create_task(stage.saver.wait_turn())
+    await stage.clock.settle()
+    assert not waiting.done()
+    await stage.clock.advance(61.0)
+
+    assert is_free(waiting)
+    stage.saver.finish()
+    await stage.clock.run(running)
+
+
+async def test_attempts_in_vain_end_nothing(stage: Stage) -> None:
+    """Once a file is given up, the next may be paid for: one host in trouble is no twenty files."""
+    at = dt.datetime.fromtimestamp(stage.clock.time(), dt.UTC)
+    wav = WavFile("t0", URL("https://h/x.wav"), track(0), "poll", None)
+    error = failure("not-a-wav")
+    await stage.convert(0)
+    stage.files.fails = lambda _, __: error
+    stage.files.takes_s = 60.0
+    running = asyncio.create_task(stage.saver.run())
+    await stage.clock.settle()
+    for _ in range(24):
+        stage.saver.tell(
+            events.DownloadRetried(at=at, wav=wav, path=Path("a0.wav"), error=error, delay_s=1)
+        )
+    assert stage.saver.is_stuck
+    await stage.clock.advance(61.0)
+
+    assert not stage.saver.is_stuck
+    await stage.saver.wait_turn()
+    stage.saver.finish()
+    await stage.clock.run(running)
 
 
 async def test_one_file_that_fails_again_and_again_is_one(stage: Stage) -> None:

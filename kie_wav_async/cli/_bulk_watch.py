@@ -31,7 +31,7 @@ _TOO_SLOW: Final = (
 )
 _FAST_ENOUGH: Final = "WAVs are saved in time again: new submits go on"
 _STUCK: Final = "one file after another cannot be saved: new submits wait until one is"
-_SAVED_AGAIN: Final = "a file was saved again: new submits go on"
+_NOT_STUCK: Final = "new submits go on"
 
 
 class Watch:
@@ -127,7 +127,7 @@ class Watch:
             self._display.say(_TOO_SLOW if self._is_throttled else _FAST_ENOUGH)
         if saver.is_stuck != self._is_stuck:
             self._is_stuck = saver.is_stuck
-            self._display.say(_STUCK if self._is_stuck else _SAVED_AGAIN)
+            self._display.say(_STUCK if self._is_stuck else _NOT_STUCK)
 
     def _figures(self, tally: Tally) -> Figures:
         order, saver = self._order, self.saver

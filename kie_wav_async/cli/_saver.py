@@ -31,6 +31,7 @@ _PASSING: Final = frozenset({"unavailable", "truncated", "too-slow"})
 _ROUNDS: Final = 3
 _PAUSE_S: Final = 60.0
 # So many files that cannot be saved, and none in between that can: no more are paid for.
+# So many attempts that bring nothing, and no more are paid for while they go on.
 _MOST_UNSAVED: Final = 20
 # What a disk says of one name, and may not say of the next.
 _OF_ONE_NAME: Final = frozenset(
@@ -138,6 +139,8 @@ class Saver:
         self._unsaved: dict[str, Unsaved] = {}
         # Those that could not be saved, at the first attempt or a later one, since one was.
         self._failing: set[Track] = set()
+        # Attempts that failed since one brought something.
+        self._vain_attempts = 0
         self._last_failure = ""
 
     # --- what is told it --------------------------------------------------------------------
@@ -150,11 +153,13 @@ class Saver:
                 self._changed.set()
             case events.DownloadRetried():
                 self._troubled.add(event.path)
+                self._vain_attempts += 1
             case events.DownloadProgress():
                 self._troubled.discard(event.path)
                 before = self._parts.get(event.path)
-                if before is not None:
-                    self.received += max(0, event.bytes - before)
+                if before is not None and event.bytes > before:
+                    self.received += event.bytes - before
+                    self._vain_attempts = 0
                 self._parts[event.path] = event.bytes
             case _:
                 pass
@@ -210,7 +215,7 @@ class Saver:
                 before could not.
         """
         while self.throttle.is_on or self.is_stuck:
-            if self.is_stuck and self.is_idle and not self._session.conversions():
+            if self._is_hopeless and self.is_idle and not self._session.conversions():
                 msg = (
                     f"{count_words(len(self._failing), 'file')} in a row could not be saved, so "
                     f"that no more are paid for; of the last one: {self._last_failure}"
@@ -225,7 +230,12 @@ class Saver:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether too many files in a row could not be saved, so that no more are paid for."""
+        """Whether so much in a row could not be saved that no more is paid for."""
+        is_in_vain = self._vain_attempts >= _MOST_UNSAVED and not self.is_idle
+        return self._is_hopeless or is_in_vain
+
+    @property
+    def _is_hopeless(self) -> bool:
         return len(self._failing) >= _MOST_UNSAVED
 
     @property
@@ -328,6 +338,7 @@ class Saver:
             self.files += 1
             self.bytes += size
             self._failing.clear()
+            self._vain_attempts = 0
             self._on_saved(standing, place)
 
         storing = asyncio.ensure_future(store())
