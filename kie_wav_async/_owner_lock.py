@@ -63,7 +63,9 @@ class OwnerLock:
 
             OSError: The lock file cannot be made.
         """
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+        flags = os.O_RDWR | os.O_CREAT
+        for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_BINARY"):  # Not every system has each.
+            flags |= getattr(os, name, 0)
         fd = os.open(self.path, flags, 0o600)
         try:
             self._take(fd)

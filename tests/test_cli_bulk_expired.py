@@ -210,6 +210,8 @@ async def test_files_that_were_moved_away_for_one_run(bulk: Bulk, urls) -> None:
 
         assert (1, 0, 6, 6) == (gone.code, done.code, len(wavs()), kie.charges), done
     assert "Of 6 files saved before 6 missing: to be saved again.\n" in gone.err
+    assert "None of them is in out: if its disk is not there, stop" in gone.err
+    assert "None of them" not in done.err
     assert [f"a{number}" for number in range(6)] == left
     assert {"stored": 6} == await states()
 

@@ -106,6 +106,11 @@ async def recheck_files(order: Order, ledger: Ledger, display: BulkDisplay) -> R
     if parts:
         words = " and ".join(parts)
         display.say(f"Of {count_words(total, 'file')} saved before {words}: to be saved again.")
+    if found.missing == total > 1:
+        display.say(
+            f"None of them is in {order.folder}: if its disk is not there, stop, and go on when it "
+            "is."
+        )
     return found
 
 
