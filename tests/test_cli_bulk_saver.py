@@ -106,13 +106,20 @@ class Stage:
         )
         self.files.tell = self.saver.tell
 
-    async def convert(self, number: int, *, days_ago: float = 0.0, is_told: bool = False) -> None:
+    async def convert(
+        self,
+        number: int,
+        *,
+        days_ago: float = 0.0,
+        is_told: bool = False,
+        outcome: AttemptOutcome = AttemptOutcome.ACCEPTED,
+    ) -> None:
         """Have a track converted, by an earlier run or by this one."""
         then, name = self.clock.time() - days_ago * DAY_S, f"{number:032x}"
         await self.ledger.begin(track(number), name, then)
         # Looking for a free place takes a thread, which knows nothing of this clock.
         await self.ledger.reserve(track(number), path=f"a{number}.wav", key=f"a{number}.wav")
-        await self.ledger.end(name, AttemptOutcome.ACCEPTED, then, task_id=f"t{number}")
+        await self.ledger.end(name, outcome, then, task_id=f"t{number}")
         url = URL(f"https://files.example/{number}.wav")
         await self.ledger.settle(f"t{number}", then, wav_url=url)
         if is_told:
@@ -581,6 +588,31 @@ async def test_one_file_that_fails_again_and_again_is_one(stage: Stage) -> None:
         *(len(stage.files.asked), stage.saver.given_up),
         stage.saver.is_stuck,
     )
+
+
+@pytest.mark.parametrize(
+    ("outcome", "days_ago", "is_stuck"),
+    [
+        (AttemptOutcome.ACCEPTED, 0.0, True),
+        (AttemptOutcome.ACCEPTED, 13.0, True),
+        (AttemptOutcome.ACCEPTED, 15.0, False),
+        (AttemptOutcome.ADOPTED, 0.0, True),
+        (AttemptOutcome.ADOPTED, 1.0, False),
+    ],
+)
+async def test_what_may_be_long_deleted_keeps_nothing_from_being_converted(
+    stage: Stage, outcome: AttemptOutcome, days_ago: float, is_stuck: bool
+) -> None:
+    """Files of earlier runs that are past 14 days, or of unknown age, do not count."""
+    stage.files.fails = lambda _, __: failure("unavailable")
+    for number in range(25):
+        await stage.convert(number, days_ago=days_ago, outcome=outcome)
+    stage.saver.finish()
+    await stage.clock.run(stage.saver.run())
+
+    assert is_stuck is stage.saver.is_stuck
+    (entry,) = stage.saver.unsaved
+    assert (25, "why: unavailable") == (entry.count, entry.message)
 
 
 async def test_expired_files_count_for_nothing(stage: Stage) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import errno
 from typing import TYPE_CHECKING, Any, Final
 
@@ -119,6 +120,7 @@ class Saver:
         self._session = session
         self._ledger = ledger
         self._clock = clock
+        self._began = clock.time()
         self._folder = folder
         self._places = Places(folder, ledger, template)
         self._downloads = downloads
@@ -364,8 +366,9 @@ class Saver:
             self._be_done(track)
             await self._ledger.expire(track)
             return
-        self._failing.add(track)
-        self._last_failure = without_advice(error)
+        if self._tells_of_others(standing):
+            self._failing.add(track)
+            self._last_failure = without_advice(error)
         rounds = self._rounds.get(track, 0) + 1
         if reason in _PASSING and rounds < _ROUNDS:
             self._rounds[track] = rounds
@@ -373,8 +376,22 @@ class Saver:
             return
         self._be_done(track)
         self.given_up += 1
-        entry = self._unsaved.setdefault(reason, Unsaved(reason, self._last_failure, track))
+        entry = self._unsaved.setdefault(reason, Unsaved(reason, without_advice(error), track))
         entry.count += 1
+
+    def _tells_of_others(self, standing: Standing) -> bool:
+        """
+        Whether a file that cannot be saved says something of those that are paid for next.
+
+        One of an earlier run may be long deleted, if it is past the retention or of unknown
+        age, and without the service's word on that it is tried in every run. It must not
+        keep all others from being converted.
+        """
+        began, now = (
+            dt.datetime.fromtimestamp(s, dt.UTC) for s in (self._began, self._clock.time())
+        )
+        is_new = standing.settled_at is not None and standing.settled_at >= began
+        return is_new or (standing.expires_at is not None and standing.expires_at > now)
 
     def _put_back(self, standing: Standing, error: errors.DownloadError, pause_s: float) -> None:
         def put_back() -> None:
