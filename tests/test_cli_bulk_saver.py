@@ -601,7 +601,7 @@ async def test_one_file_that_fails_again_and_again_is_one(stage: Stage) -> None:
     ],
 )
 async def test_what_may_be_long_deleted_keeps_nothing_from_being_converted(
-    stage: Stage, outcome: AttemptOutcome, days_ago: float, is_stuck: bool
+    stage: Stage, outcome: AttemptOutcome, days_ago: float, *, is_stuck: bool
 ) -> None:
     """Files of earlier runs that are past 14 days, or of unknown age, do not count."""
     stage.files.fails = lambda _, __: failure("unavailable")

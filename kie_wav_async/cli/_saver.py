@@ -120,7 +120,7 @@ class Saver:
         self._session = session
         self._ledger = ledger
         self._clock = clock
-        self._began = clock.time()
+        self._began = self._now()
         self._folder = folder
         self._places = Places(folder, ledger, template)
         self._downloads = downloads
@@ -387,11 +387,12 @@ class Saver:
         age, and without the service's word on that it is tried in every run. It must not
         keep all others from being converted.
         """
-        began, now = (
-            dt.datetime.fromtimestamp(s, dt.UTC) for s in (self._began, self._clock.time())
-        )
-        is_new = standing.settled_at is not None and standing.settled_at >= began
-        return is_new or (standing.expires_at is not None and standing.expires_at > now)
+        settled_at, expires_at = standing.settled_at, standing.expires_at
+        is_new = settled_at is not None and settled_at >= self._began
+        return is_new or (expires_at is not None and expires_at > self._now())
+
+    def _now(self) -> dt.datetime:
+        return dt.datetime.fromtimestamp(self._clock.time(), dt.UTC)
 
     def _put_back(self, standing: Standing, error: errors.DownloadError, pause_s: float) -> None:
         def put_back() -> None:
