@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import shlex
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
@@ -123,6 +124,26 @@ async def test_a_file_that_does_not_come(
     assert done.err.endswith(f"kie-wav: {told['message']}\n")
     assert {"song.wav.part", "song.wav.part.json"} >= set(names(tmp_path))
     assert (1, 0) == (charges, state.keys_sent_to_media)
+
+
+@pytest.mark.parametrize("days", [13, 15])
+async def test_a_file_that_the_service_has_deleted(kie_wav, days: int) -> None:
+    """Only of a file that KIE says it has deleted a new conversion is spoken, and its price."""
+    made_at = time.time() - days * 86_400
+    faults = [
+        Fault(kind="fields", on="poll", fields={"createTime": int(made_at * 1_000)}),
+        Fault(kind="html", on="media", http_status=404),
+        Fault(kind="code", on="download-url", code=404, msg="no such file"),
+    ]
+    async with service(*faults) as kie:
+        await submit_before(kie, "a")
+        done = await kie_wav(kie, "convert", "m", "a", "-o", "song.wav", "--json")
+
+    told = done.json()["error"]
+    is_gone = days > 14
+    assert (3, "expired" if is_gone else "unavailable") == (done.code, told["reason"])
+    assert is_gone is ("A new conversion is a new charge" in told["message"])
+    assert is_gone is not ("Do not convert it again" in told["message"])
 
 
 async def test_what_is_retried_is_told(kie_wav, tmp_path: Path) -> None:
