@@ -14,7 +14,7 @@ import pytest
 from bulk_runs import LEDGER, OUT, SAVING, Bulk, resume_command, rows_of, states, write_catalog
 from cli_runs import is_wav, names, service
 from kie_wav_async import SystemClock
-from kie_wav_async.cli import _saver, main
+from kie_wav_async.cli import _bulk_opening, _saver, main
 from kie_wav_async.simulator import Fault, Simulator
 
 if TYPE_CHECKING:
@@ -278,6 +278,27 @@ async def test_expired_wavs_that_a_host_refuses_are_not_paid(bulk: Bulk) -> None
 
         assert (1, 0, 3) == (refused.code, done.code, kie.charges), done
     assert {"succeeded": 3} == left
+
+
+async def test_a_run_that_ends_before_expired_wavs_were_fetched(
+    bulk: Bulk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command that goes on has `--retry-expired` until that was obeyed."""
+    write_catalog(*rows_of(2))
+    async with kie_of() as kie:
+        await bulk(kie, "--no-download")
+        age(15)
+        kie.set_faults([refusing(404), NO_LINK])
+        await bulk(kie)
+        with monkeypatch.context() as patched:
+            patched.setattr(_bulk_opening, "_LEAST_FREE", 1 << 60)
+            full = await bulk(kie, "--retry-expired")
+            unpaid = kie.charges
+        done = await bulk(kie, "--retry-expired", "--max-charges", "3")
+
+        assert (3, 1, 2, 3) == (full.code, done.code, unpaid, kie.charges), done
+    assert "--retry-expired" in resume_command(full.err)
+    assert "--retry-expired" not in resume_command(done.err)
 
 
 async def test_files_of_expired_tracks_that_come_back(bulk: Bulk) -> None:

@@ -170,8 +170,8 @@ class _Run:
         self._planner: Planner | None = None
         self._session: WavSession | None = None
         self._unsent = 0
-        # WAVs that had expired and are fetched once more.
-        self._reclaimed = 0
+        # Whether WAVs that had expired are to be fetched once more, before they are paid again.
+        self._is_reclaiming = TrackState.EXPIRED in order.retried
         # Not yet printed. Not all that settles is the batch's to yield: it drops what it
         # has as it is closed, and a task may be found for a submit it had given up.
         self._results: deque[str] = deque()
@@ -201,7 +201,9 @@ class _Run:
 
     def leave(self) -> None:
         """Say what a second Ctrl-C does."""
-        command = self._order.resume(is_planned=self.plan is not None)
+        command = self._order.resume(
+            is_planned=self.plan is not None, is_reclaiming=self._is_reclaiming
+        )
         self._display.leave(f"{self._order.resume_words}: {command}")
 
     def tell(self, event: events.Event) -> None:
@@ -238,10 +240,7 @@ class _Run:
                     if listening is not None:
                         self._display.tell_listening(listening)
                     await self._plan(session)
-                    tally = await announce(
-                        *(self._order, self._ledger, self._display, self._clock),
-                        reclaimed=self._reclaimed,
-                    )
+                    tally = await announce(self._order, self._ledger, self._display, self._clock)
                     self._watch.begin(tally)
                     async with self._watch.while_running(session):
                         return await self._work(session)
@@ -281,6 +280,7 @@ class _Run:
             credits=self.credits,
             seconds=seconds,
             now_unix_s=self._clock.time(),
+            is_reclaiming=self._is_reclaiming,
             saver=self.saver,
             lost=self.earlier.lost,
         )
@@ -305,8 +305,7 @@ class _Run:
             if not order.is_saving_off:
                 self.earlier = await recheck_files(order, self._ledger, self._display)
         retried = await self._ledger.retry(set(order.retried) - {TrackState.EXPIRED})
-        if TrackState.EXPIRED in order.retried:
-            self._reclaimed = await reclaim(self._ledger)
+        reclaimed = await reclaim(self._ledger) if self._is_reclaiming else 0
         self.plan = plan
         known = plan.tracks - plan.new
         parts = [f"{plan.new:,} new"]
@@ -318,9 +317,9 @@ class _Run:
             parts.append(f"{count_words(plan.bad, 'bad line')} left out")
         self._display.clear()
         self._display.say(f"The catalog: {count_words(plan.tracks, 'track')}; {', '.join(parts)}.")
-        if self._reclaimed:
+        if reclaimed:
             self._display.say(
-                f"{count_words(self._reclaimed, 'WAV')} had expired at KIE: fetching each once "
+                f"{count_words(reclaimed, 'WAV')} had expired at KIE: fetching each once "
                 "more, which is free, before what is gone is converted again."
             )
 
@@ -362,11 +361,13 @@ class _Run:
 
     async def _give_up(self, saver: Saver) -> None:
         """Plan again what had expired and is gone, once every free way to it was tried."""
-        if not self._reclaimed:
+        if not self._is_reclaiming:
             return
         await saver.wait_idle()
         gone = await self._ledger.retry([TrackState.EXPIRED])
-        self._display.say(f"{count_words(gone, 'WAV is', 'WAVs are')} gone: converting again.")
+        self._is_reclaiming = False
+        if gone:
+            self._display.say(f"{count_words(gone, 'WAV is', 'WAVs are')} gone: converting again.")
 
     # --- converting -------------------------------------------------------------------------
 

@@ -64,7 +64,11 @@ async def tell_ending(ending: Ending, display: BulkDisplay, *, as_json: bool) ->
         )
     elif failure is not None and _is_left(ending, books):
         is_capped = _is_capped(ending, books)
-        resume = ending.order.resume(is_planned=ending.plan is not None, is_capped=is_capped)
+        resume = ending.order.resume(
+            is_planned=ending.plan is not None,
+            is_capped=is_capped,
+            is_reclaiming=ending.is_reclaiming,
+        )
         if is_capped and books is not None:
             display.say(f"For all that is left, N would have to be {_enough(ending, books):,}.")
         display.say(f"{ending.order.resume_words}:")

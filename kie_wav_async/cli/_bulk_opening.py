@@ -22,6 +22,7 @@ from kie_wav_async.cli._manifest import MANIFEST, Entry, read_manifest
 from kie_wav_async.cli._output import SERVICE, CliError
 from kie_wav_async.cli._recheck import Recheck, recheck, steps
 from kie_wav_async.errors import DownloadError
+from kie_wav_async.ledger import TrackState
 
 if TYPE_CHECKING:
     from kie_wav_async import Clock
@@ -114,14 +115,9 @@ async def recheck_files(order: Order, ledger: Ledger, display: BulkDisplay) -> R
     return found
 
 
-async def announce(
-    order: Order, ledger: Ledger, display: BulkDisplay, clock: Clock, *, reclaimed: int = 0
-) -> Tally:
+async def announce(order: Order, ledger: Ledger, display: BulkDisplay, clock: Clock) -> Tally:
     """
     Say what is to come, before it begins; return where the tracks stand.
-
-    *reclaimed* is how many WAVs are fetched that had expired, and are paid again if they
-    are gone.
 
     Raises:
         DownloadError: There is no room for a file.
@@ -136,7 +132,7 @@ async def announce(
         resubmits=order.resubmits,
         charges=opening.accepted + len(opening.unknown),
         max_charges=order.max_charges,
-        reclaimed=reclaimed,
+        reclaimed=tally.unsaved if TrackState.EXPIRED in order.retried else 0,
     )
     display.say(
         f"The ledger: {tally.planned:,} to submit, {tally.in_flight:,} in flight, "

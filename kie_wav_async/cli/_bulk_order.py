@@ -15,7 +15,8 @@ from kie_wav_async.file_names import verify_template
 from kie_wav_async.ledger import TrackState
 
 # What is said once, and done once it was said.
-_ONCE: Final = frozenset({"--retry-failed", "--retry-expired", "--new-ledger"})
+_RECLAIM: Final = "--retry-expired"
+_ONCE: Final = frozenset({"--retry-failed", _RECLAIM, "--new-ledger"})
 _CAP: Final = "--max-charges"
 
 
@@ -78,7 +79,9 @@ class Order:
     given: Sequence[str]
     new_ledger: bool = False
 
-    def resume(self, *, is_planned: bool, is_capped: bool = False) -> str:
+    def resume(
+        self, *, is_planned: bool, is_capped: bool = False, is_reclaiming: bool = False
+    ) -> str:
         """
         Return what is to be typed to go on.
 
@@ -86,8 +89,13 @@ class Order:
             is_planned: Whether what is said once was done, and is not to be said again.
 
             is_capped: Whether the cap on charges was reached: it has to be another one.
+
+            is_reclaiming: Whether WAVs that had expired are still to be fetched once more.
         """
-        words = [word for word in self.given if not (is_planned and word in _ONCE)]
+        done = _ONCE if is_planned else frozenset[str]()
+        if is_reclaiming:
+            done -= {_RECLAIM}
+        words = [word for word in self.given if word not in done]
         if is_capped:
             for place, word in enumerate(words):
                 if word == _CAP:
