@@ -26,18 +26,17 @@ from kie_wav_async import events
 from kie_wav_async._clock import Clock
 from kie_wav_async._envelope import parse_retry_after
 from kie_wav_async._media import Media, MediaError
-from kie_wav_async._models import Download, WavFile
+from kie_wav_async._models import Download, WavFile, is_past_retention
 from kie_wav_async._pace import Pace
 from kie_wav_async._part_file import PartFile, find_wav, remove_leftovers
 from kie_wav_async._ranges import parse_content_range, parse_length, strong_etag
 from kie_wav_async._schedule import RetryPolicy, retry_delay_s
 from kie_wav_async._wav_header import HEAD_LENGTH, MAX_BYTES, ShortWavError, WavScanner
+from kie_wav_async._wire import NoLink
 from kie_wav_async.errors import (
     DownloadError,
-    InvalidRequestError,
     KieWavError,
     MaintenanceError,
-    NotFoundError,
     RateLimitedError,
     ServerError,
     SessionClosedError,
@@ -153,7 +152,7 @@ class FileDownload:
 
         executor: The threads that wait for the disk.
 
-        renew: Asks the service for a fresh link to the file.
+        renew: Asks the service for a fresh link to the file, which it may not have.
 
         confirm: Asks the service for the file's link, if only a callback has named it.
 
@@ -170,7 +169,7 @@ class FileDownload:
     media: Media
     clock: Clock
     executor: Executor
-    renew: Callable[[URL], Awaitable[URL]]
+    renew: Callable[[URL], Awaitable[URL | NoLink]]
     confirm: Callable[[WavFile], Awaitable[WavFile]]
     chance: Callable[[], float]
     emit: Callable[..., None]
@@ -273,13 +272,11 @@ class FileDownload:
     async def _fresh(self, refusal: _LinkRefusedError) -> URL:
         """Return another link in place of one that is refused, once."""
         if self._is_renewed:
+            # Whatever the host says: only the service knows whether it has the file.
             msg = f"{refusal}, and so is the one that KIE gave in its place"
-            raise self._failed(msg, "expired")
+            raise self._failed(msg, "unavailable")
         try:
             fresh = await self.renew(self.wav.url)
-        except (InvalidRequestError, NotFoundError) as error:
-            msg = f"{refusal}, and KIE has no other"
-            raise self._failed(msg, "expired") from error
         except SessionClosedError:
             raise
         except KieWavError as error:
@@ -287,6 +284,10 @@ class FileDownload:
             if isinstance(error, _TRANSIENT):
                 raise MediaError(msg) from error
             raise self._failed(msg, "unavailable") from error
+        if isinstance(fresh, NoLink):
+            msg = f"{refusal}, and KIE has no other ({fresh.message})"
+            is_gone = is_past_retention(self.wav.accepted_at, fresh.at_unix_s)
+            raise self._failed(msg, "expired" if is_gone else "unavailable")
         self._is_renewed = True
         self.media.verify(fresh)
         return fresh

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from kie_wav_async._desk import Desk
     from kie_wav_async._media import Media
     from kie_wav_async._models import Download, TaskRecord, WavFile
+    from kie_wav_async._wire import NoLink
     from kie_wav_async.errors import DownloadReason
 
 _logger = logging.getLogger("kie_wav_async")
@@ -51,7 +52,7 @@ class Downloader:
         self,
         desk: Desk,
         media: Media,
-        renew: Callable[[URL], Awaitable[URL]],
+        renew: Callable[[URL], Awaitable[URL | NoLink]],
         look_up: Callable[[str], Awaitable[TaskRecord | None]],
     ) -> None:
         """Start with nobody waiting; *renew* and *look_up* ask the service."""

@@ -275,10 +275,36 @@ def parse_retry_after(value: str | None, now_unix_s: float) -> float | None:
     text = value.strip()
     if re.fullmatch(r"[0-9]{1,9}", text):
         return float(text)
+    at_unix_s = _parse_http_date(text)
+    return None if at_unix_s is None else max(0.0, at_unix_s - now_unix_s)
+
+
+#: No time of the service is before it: a clock that says so was never set.
+_EARLIEST_UNIX_S: Final = dt.datetime(2020, 1, 1, tzinfo=dt.UTC).timestamp()
+_LATEST_UNIX_S: Final = dt.datetime(2200, 1, 1, tzinfo=dt.UTC).timestamp()
+
+
+def parse_date(value: str | None) -> float | None:
+    """
+    Return the Unix time that a ``Date`` header names; `None` if it is of no use.
+
+    It is of none if it is absent, no HTTP date of RFC 9110, or before 2020 or after 2200.
+    """
+    return None if value is None else plausible_time(_parse_http_date(value.strip()))
+
+
+def plausible_time(unix_s: float | None) -> float | None:
+    """Return *unix_s* if it can be the time of an event at the service; else `None`."""
+    if unix_s is None or not _EARLIEST_UNIX_S <= unix_s < _LATEST_UNIX_S:
+        return None
+    return unix_s
+
+
+def _parse_http_date(text: str) -> float | None:
     try:
         moment = email.utils.parsedate_to_datetime(text)
         if moment.tzinfo is None:  # The oldest form names no zone, and means GMT.
             moment = moment.replace(tzinfo=dt.UTC)
-        return max(0.0, moment.timestamp() - now_unix_s)
+        return moment.timestamp()
     except (ValueError, OverflowError):
         return None

@@ -131,6 +131,7 @@ class Intake:
                 track=standing.track,
                 settled_by=standing.settled_by or "poll",
                 expires_at=standing.expires_at,
+                accepted_at=standing.accepted_at,
             )
             _ = self._registry.restore_result(track, wav)
 
@@ -162,6 +163,7 @@ class Intake:
             self._desk.clock.monotonic(),
             attempt_id=standing.task_attempt_id,
             submitted_unix_s=submitted_at.timestamp() if submitted_at and is_ours else None,
+            accepted_at=standing.accepted_at,
         )
         self._turns.remove(conversion)
         self._poller.follow(conversion, is_restored=True)

@@ -53,6 +53,7 @@ class _End:
     task_id: str
     error_code: int | None
     error: str | None
+    accepted_unix_s: float | None = None
 
 
 class Journal:
@@ -258,15 +259,17 @@ class Journal:
         *,
         task_id: str = "",
         error: KieWavError | None = None,
+        accepted_unix_s: float | None = None,
     ) -> None:
         """
-        Write down what came of a submit.
+        Write down what came of a submit, and when the service accepted it by its own clock.
 
         Raises:
             LedgerError: It could not be written, and is owed.
         """
         if self._ledger is not None:
-            end = _End(attempt_id, outcome, self._clock.time(), task_id, *_words(error))
+            now = self._clock.time()
+            end = _End(attempt_id, outcome, now, task_id, *_words(error), accepted_unix_s)
             try:
                 await self._say(end)
             except LedgerError:
@@ -308,6 +311,7 @@ class Journal:
             task_id=end.task_id,
             error_code=end.error_code,
             error=end.error,
+            accepted_unix_s=end.accepted_unix_s,
         )
 
     async def _say_owed(self) -> None:
@@ -356,12 +360,14 @@ class Journal:
         now = self._clock.time()
         await self._say_owed()  # The task may be among it.
         if isinstance(outcome, WavFile):
+            at = outcome.accepted_at
             await _told(
                 self._ledger.settle,
                 task_id,
                 now,
                 wav_url=outcome.url,
                 settled_by=outcome.settled_by,
+                accepted_unix_s=None if at is None else at.timestamp(),
             )
         else:
             code, text = _words(outcome)

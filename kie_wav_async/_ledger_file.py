@@ -15,18 +15,13 @@ import stat
 import sys
 from typing import TYPE_CHECKING, Final
 
-from kie_wav_async._ledger_schema import (
-    APPLICATION_ID,
-    SCHEMA_VERSION,
-    create_tables,
-    upgrade_tables,
-)
+from kie_wav_async._ledger_schema import APPLICATION_ID, SCHEMA_VERSION, create_tables
 from kie_wav_async.errors import LedgerError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["connect_to_read", "connect_to_write", "explain"]
+__all__ = ["connect_to_read", "connect_to_write", "explain", "is_missing"]
 
 #: Seconds that SQLite itself waits for a lock which another program has.
 _BUSY_S: Final = 5.0
@@ -60,16 +55,16 @@ def connect_to_write(path: Path) -> sqlite3.Connection:
     """
     Open the ledger at *path*, which is made if it is not there.
 
-    One of an earlier version is brought up to ours. The caller has the owner's lock.
+    The caller has the owner's lock.
 
     Raises:
-        LedgerError: It is no ledger, has a second name, or a newer version wrote it.
+        LedgerError: It is no ledger, has a second name, or is of another version.
 
         OSError: The system says no.
 
         sqlite3.Error: SQLite says no.
     """
-    if _is_missing(path):
+    if is_missing(path):
         _create(path)
     else:
         # A file that is no ledger of ours stays as it is. SQLite looks, because to
@@ -79,7 +74,6 @@ def connect_to_write(path: Path) -> sqlite3.Connection:
     connection = _connect_ours(path, "rw")
     try:
         _make_durable(connection, path)
-        upgrade_tables(connection)
     except BaseException:
         connection.close()
         raise
@@ -91,14 +85,14 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
     Open the ledger at *path* and change nothing.
 
     Raises:
-        LedgerError: It is not there, is no ledger, has a second name, or a newer
-            version wrote it.
+        LedgerError: It is not there, is no ledger, has a second name, or is of
+            another version.
 
         OSError: The system says no.
 
         sqlite3.Error: SQLite says no.
     """
-    if _is_missing(path):
+    if is_missing(path):
         msg = f"there is no ledger at {path}: check the name"
         raise LedgerError(msg)
     try:
@@ -136,7 +130,7 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
     )
 
 
-def _is_missing(path: Path) -> bool:
+def is_missing(path: Path) -> bool:
     """Tell whether a ledger could be made at *path*: there is nothing, or an empty file."""
     try:
         found = path.stat()
@@ -215,10 +209,12 @@ def _verify_ours(connection: sqlite3.Connection, path: Path) -> None:
     if application != APPLICATION_ID or version < 1:  # We make none without a version.
         msg = f"{path} is another program's database, and stays as it is: name another file"
         raise LedgerError(msg)
-    if version > SCHEMA_VERSION:
+    if version != SCHEMA_VERSION:
+        age = "a newer" if version > SCHEMA_VERSION else "an older"
         msg = (
-            f"the ledger {path} was written by a newer version (its schema is {version}, ours "
-            f"{SCHEMA_VERSION}): upgrade kie-wav-async"
+            f"the ledger {path} was written by {age} version of kie-wav-async (its schema is "
+            f"{version}, this version reads and writes {SCHEMA_VERSION} only), and stays as it "
+            "is: use it with the version that wrote it"
         )
         raise LedgerError(msg)
 

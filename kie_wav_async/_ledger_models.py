@@ -37,7 +37,7 @@ class TrackState(enum.StrEnum):
     REFUSED = "refused"
     #: Its task ended badly.
     FAILED = "failed"
-    #: Its WAV was at the service, was not saved in time, and is deleted.
+    #: Its WAV was not saved, and the service has said that it was deleted.
     EXPIRED = "expired"
 
 
@@ -82,6 +82,9 @@ class Standing:
         submitted_at: When the submit that made the task was sent; aware, UTC.
             `None` without a task.
 
+        accepted_at: When the service made the task, by the service's own clock; aware,
+            UTC. `None` if it did not say.
+
         settled_at: When the task was seen to have ended; aware, UTC; else `None`.
 
         wav_url: The WAV at the service, exactly as it was sent; `None` without one.
@@ -108,6 +111,7 @@ class Standing:
     task_attempt_id: str = ""
     is_adopted: bool = False
     submitted_at: dt.datetime | None = None
+    accepted_at: dt.datetime | None = None
     settled_at: dt.datetime | None = None
     wav_url: URL | None = None
     settled_by: SettledBy | None = None
@@ -119,7 +123,11 @@ class Standing:
 
     @property
     def expires_at(self) -> dt.datetime | None:
-        """When the service deletes the WAV; `None` without a task, or if its age is unknown."""
+        """
+        When the service deletes the WAV, about; `None` without a task, or if its age is unknown.
+
+        By our clock, so that it is a hint: nothing is given up for it.
+        """
         if self.submitted_at is None or self.is_adopted:
             return None
         return self.submitted_at + dt.timedelta(days=RETENTION_DAYS)
@@ -177,6 +185,21 @@ class LedgerOpening:
     ended_unix_s: tuple[float, ...]
     named: Mapping[str, str]
     hosts: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class LedgerMark:
+    """
+    What tells a ledger from others, and from a copy of itself that is too old to go on with.
+
+    Attributes:
+        ledger_id: Its own, 32 hex digits, for as long as it lives.
+
+        submits: How many submits were begun with it.
+    """
+
+    ledger_id: str
+    submits: int
 
 
 def verify_place(path: object, key: object) -> None:

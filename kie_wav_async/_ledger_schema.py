@@ -1,8 +1,8 @@
 """
-The tables of a ledger's file, and how a file of an earlier version gets them.
+The tables of a ledger's file.
 
-What only reads a ledger reads one of every version, so it must not ask for a
-column that came later.
+A file of another version is refused by name, to be read as well as to be written:
+nothing is released yet, so there is nothing to migrate.
 """
 
 from __future__ import annotations
@@ -12,17 +12,14 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     import sqlite3
 
-__all__ = ["APPLICATION_ID", "SCHEMA_VERSION", "create_tables", "upgrade_tables"]
+__all__ = ["APPLICATION_ID", "SCHEMA_VERSION", "create_tables"]
 
 #: Marks a file as ours: "kwav".
 APPLICATION_ID: Final = 0x6B776176
-SCHEMA_VERSION: Final = 2
-
-_PATH_KEYS: Final = (
-    "CREATE UNIQUE INDEX track_path_key ON track (path_key) WHERE path_key IS NOT NULL"
-)
+SCHEMA_VERSION: Final = 3
 
 _SCHEMA: Final = f"""
+    CREATE TABLE ledger (id TEXT NOT NULL); -- one row, which tells this ledger from others
     CREATE TABLE track (
         idx INTEGER PRIMARY KEY,
         music_task_id TEXT NOT NULL,
@@ -41,11 +38,11 @@ _SCHEMA: Final = f"""
         path TEXT, -- where its file is, or is to be
         bytes INTEGER, -- NULL unless it rests 'stored', and so is sha256
         sha256 TEXT,
-        path_key TEXT, -- the path as file systems compare it (since version 2)
+        path_key TEXT, -- the path as file systems compare it
         UNIQUE (music_task_id, audio_id)
     );
     CREATE INDEX track_state ON track (state);
-    {_PATH_KEYS};
+    CREATE UNIQUE INDEX track_path_key ON track (path_key) WHERE path_key IS NOT NULL;
     CREATE TABLE attempt (
         n INTEGER PRIMARY KEY, -- in the order in which they began
         id TEXT NOT NULL UNIQUE,
@@ -54,6 +51,7 @@ _SCHEMA: Final = f"""
         ended REAL,
         outcome TEXT NOT NULL DEFAULT 'open',
         task_id TEXT,
+        accepted REAL, -- when the service made the task, by the service's clock
         task_end TEXT, -- 'succeeded' or 'failed'
         named_task TEXT, -- by a callback
         error_code INTEGER,
@@ -72,34 +70,9 @@ _SCHEMA: Final = f"""
     PRAGMA user_version = {SCHEMA_VERSION};
 """
 
-# What makes of each earlier version the next one.
-_UPGRADES: Final = {
-    1: (
-        "ALTER TABLE track ADD COLUMN path_key TEXT",
-        _PATH_KEYS,
-        "ALTER TABLE attempt ADD COLUMN resolved_from TEXT",
-    )
-}
-
 
 def create_tables(connection: sqlite3.Connection) -> None:
     """Make the tables, inside the transaction that is open."""
     for statement in _SCHEMA.split(";"):
         connection.execute(statement)
-
-
-def upgrade_tables(connection: sqlite3.Connection) -> None:
-    """
-    Bring the tables of an earlier version up to ours, in a transaction of its own.
-
-    Whoever dies or fails half way leaves the earlier version.
-    """
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version == SCHEMA_VERSION:
-        return
-    connection.execute("BEGIN IMMEDIATE")
-    for earlier in range(version, SCHEMA_VERSION):
-        for statement in _UPGRADES[earlier]:
-            connection.execute(statement)
-    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    connection.execute("COMMIT")
+    connection.execute("INSERT INTO ledger VALUES (lower(hex(randomblob(16))))")

@@ -24,11 +24,12 @@ from kie_wav_async._ledger_models import (
     MAX_HOSTS,
     AttemptEntry,
     AttemptOutcome,
+    LedgerMark,
     LedgerOpening,
     Standing,
     TrackState,
 )
-from kie_wav_async._models import RETENTION_DAYS, Track, UnknownSubmit
+from kie_wav_async._models import Track, UnknownSubmit
 from kie_wav_async.errors import LedgerError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ RETRIABLE: Final = frozenset({TrackState.REFUSED, TrackState.FAILED, TrackState.
 
 _STANDING: Final = """
     SELECT track.idx, music_task_id, audio_id, title, state, latest.id, task.task_id,
-        task.outcome, task.began, settled, wav_url, track.error_code, track.error,
+        task.outcome, task.began, task.accepted, settled, wav_url, track.error_code, track.error,
         path, bytes, sha256, task.id, settled_by
     FROM track
     LEFT JOIN attempt AS latest ON latest.n = track.latest
@@ -121,6 +122,12 @@ class LedgerTables:
             named={row[3]: row[5] for row in doubtful if row[5] is not None},
             hosts=tuple(name for (name,) in self._all("SELECT name FROM host ORDER BY n")),
         )
+
+    def mark(self) -> LedgerMark:
+        """Tell which ledger it is, and how many submits were begun with it."""
+        row = self._one("SELECT id, (SELECT max(n) FROM attempt) FROM ledger")
+        assert row is not None  # noqa: S101 - its tables were made with one
+        return LedgerMark(row[0], row[1] or 0)
 
     def plan(self, rows: Sequence[tuple[str, str, str | None]]) -> int:
         """Take in what is not there, and titles that were missing; return how many are new."""
@@ -232,6 +239,7 @@ class LedgerTables:
         now_unix_s: float,
         *,
         task_id: str,
+        accepted_unix_s: float | None,
         error_code: int | None,
         error: str | None,
     ) -> None:
@@ -243,9 +251,9 @@ class LedgerTables:
         # The end of a submit is when it left the wire, not when its fate was found out.
         self._run(
             "UPDATE attempt SET outcome = ?, ended = coalesce(ended, ?), task_id = ?,"
-            " error_code = ?, error = ?, resolved_from = NULL WHERE n = ?",
+            " accepted = ?, error_code = ?, error = ?, resolved_from = NULL WHERE n = ?",
             *(outcome, now_unix_s, task_id if outcome in _HAS_TASK else None),
-            *(error_code, error, number),
+            *(accepted_unix_s, error_code, error, number),
         )
         if outcome in _HAS_TASK:
             self._follow_first(index, number)
@@ -285,14 +293,21 @@ class LedgerTables:
             return True  # It was said before.
         if outcome != base:
             self._take_back(index, number, base)
-        self.end(attempt_id, word, now_unix_s, task_id=task_id, error_code=None, error=None)
+        self.end(
+            *(attempt_id, word, now_unix_s),
+            task_id=task_id,
+            accepted_unix_s=None,
+            error_code=None,
+            error=None,
+        )
         self._run("UPDATE attempt SET resolved_from = ? WHERE n = ?", base, number)
         return True
 
     def _take_back(self, index: int, number: int, base: str) -> None:
         """Have an attempt be what it was before a word, and its track with it."""
         self._run(
-            "UPDATE attempt SET outcome = ?, task_id = NULL, task_end = NULL WHERE n = ?",
+            "UPDATE attempt SET outcome = ?, task_id = NULL, task_end = NULL, accepted = NULL"
+            " WHERE n = ?",
             *(base, number),
         )
         is_followed = self._one("SELECT followed = ? FROM track WHERE idx = ?", number, index)
@@ -363,6 +378,7 @@ class LedgerTables:
         *,
         wav_url: str | None,
         settled_by: str,
+        accepted_unix_s: float | None,
         error_code: int | None,
         error: str | None,
     ) -> None:
@@ -374,8 +390,10 @@ class LedgerTables:
         )
         end = TrackState.FAILED if wav_url is None else TrackState.SUCCEEDED
         self._run(
-            "UPDATE attempt SET task_end = ? WHERE task_id = ? AND task_end IS NULL",
-            *(end, task_id),
+            "UPDATE attempt SET task_end = ?,"
+            " accepted = coalesce(max(accepted, ?), accepted, ?)"
+            " WHERE task_id = ? AND task_end IS NULL",
+            *(end, accepted_unix_s, accepted_unix_s, task_id),
         )
         for index, number, is_followed in ending:
             if wav_url is not None:
@@ -423,31 +441,24 @@ class LedgerTables:
         self._restate(standing.index)
 
     def unstore(self, track: Track) -> None:
-        """Have a track succeeded again whose file is not here any more."""
+        """Have a track succeeded again whose WAV is not here, and may be at the service."""
         standing = self.find(track)
         if standing is None:
             return
         self._run(
             "UPDATE track SET rest = ?, bytes = NULL, sha256 = NULL"
-            " WHERE idx = ? AND rest = 'stored'",
+            " WHERE idx = ? AND rest IN ('stored', 'expired')",
             *(TrackState.SUCCEEDED, standing.index),
         )
         self._restate(standing.index)
 
-    def expire(self, now_unix_s: float, track: Track | None) -> int:
-        """Give up *track* if it succeeded, or all that were sent 14 days ago; return how many."""
-        if track is not None:
-            return self._run(
-                "UPDATE track SET state = 'expired', rest = 'expired'"
-                " WHERE state = 'succeeded' AND music_task_id = ? AND audio_id = ?",
-                *(track.music_task_id, track.audio_id),
-            ).rowcount
-        return self._run(
+    def expire(self, track: Track) -> None:
+        """Give up the WAV of a track that succeeded."""
+        self._run(
             "UPDATE track SET state = 'expired', rest = 'expired'"
-            " WHERE state = 'succeeded' AND EXISTS"
-            " (SELECT 1 FROM attempt WHERE n = followed AND outcome = 'accepted' AND began <= ?)",
-            now_unix_s - RETENTION_DAYS * 86_400,
-        ).rowcount
+            " WHERE state = 'succeeded' AND music_task_id = ? AND audio_id = ?",
+            *(track.music_task_id, track.audio_id),
+        )
 
     def _may_begin(self, standing: Standing, *, again: bool) -> bool:
         if not again:
@@ -520,7 +531,8 @@ def _moment(unix_s: float) -> dt.datetime:
 
 def _standing(row: _Row) -> Standing:
     (index, music_task_id, audio_id, title, state, attempt_id, task_id, outcome, began) = row[:9]
-    (settled, wav_url, error_code, error, path, size, sha256, task_attempt_id, named_by) = row[9:]
+    (accepted, settled, wav_url, error_code, error, path, size, sha256) = row[9:17]
+    (task_attempt_id, named_by) = row[17:]
     says_why = state in _SAYS_WHY
     return Standing(
         index=index,
@@ -531,6 +543,7 @@ def _standing(row: _Row) -> Standing:
         task_attempt_id=task_attempt_id or "",
         is_adopted=outcome == AttemptOutcome.ADOPTED,
         submitted_at=None if task_id is None else _moment(began),
+        accepted_at=None if accepted is None else _moment(accepted),
         settled_at=None if settled is None else _moment(settled),
         wav_url=None if wav_url is None else URL(wav_url, encoded=True),
         settled_by=None if wav_url is None else named_by,

@@ -11,6 +11,7 @@ Every call can be made twice, so it does not matter whether the first one counte
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import logging
@@ -21,14 +22,17 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from kie_wav_async._ledger_file import connect_to_read, connect_to_write, explain
+from kie_wav_async._ledger_file import connect_to_read, connect_to_write, explain, is_missing
 from kie_wav_async._ledger_sql import LedgerTables
 from kie_wav_async._owner_lock import OwnerLock, network_file_system
 from kie_wav_async.errors import LedgerError
+
+if TYPE_CHECKING:
+    from kie_wav_async._ledger_models import LedgerMark
 
 __all__ = ["Job", "LedgerThread"]
 
@@ -88,12 +92,14 @@ class LedgerThread:
         *,
         loop: asyncio.AbstractEventLoop,
         is_read_only: bool,
+        is_new: bool,
         predecessor: threading.Thread | None,
     ) -> None:
         """Start it; it waits for *predecessor* to let go of the file."""
         self._path = path
         self._loop = loop
         self._is_read_only = is_read_only
+        self._is_new = is_new
         self._predecessor = predecessor
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._is_stopping = threading.Event()
@@ -193,8 +199,15 @@ class LedgerThread:
         except FileNotFoundError as error:
             msg = f"the folder of the ledger {self._path} is not there: make it first"
             raise LedgerError(msg) from error
+        known = None if self._is_new else self._lock.mark
+        if known is not None and known.submits and is_missing(self._path):
+            raise LedgerError(_lost(self._path, f"there is no ledger at {self._path}", known))
         self._connection = connect_to_write(self._path)
         self._identity = _identity(self._path)
+        found = LedgerTables(self._connection).mark()
+        if known is not None and known.submits:
+            _verify_same(self._path, known, found)
+        self._lock.note(found)
 
     def _warn_of_network(self) -> None:
         if sys.platform != "linux":
@@ -251,6 +264,9 @@ class LedgerThread:
                 job.error = self._refusal("used", error)
             connection.execute("RELEASE job")
         connection.execute("COMMIT")
+        if is_write and self._lock is not None:
+            with contextlib.suppress(sqlite3.Error):  # It is written, and noted with the next.
+                self._lock.note(tables.mark())
 
     def _connected(self) -> sqlite3.Connection:
         # What is written into a file that was moved away is written for nobody.
@@ -334,6 +350,32 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_dev, found.st_ino
+
+
+def _verify_same(path: Path, known: LedgerMark, found: LedgerMark) -> None:
+    """
+    Return if the ledger at *path* is the one that was there, with all that was paid.
+
+    Raises:
+        LedgerError: It is another one, or an older copy, or its log was removed.
+    """
+    if found.ledger_id != known.ledger_id:
+        raise LedgerError(_lost(path, f"{path} is not the ledger that was there", known))
+    if found.submits < known.submits:
+        what = (
+            f"the ledger {path} knows of {found.submits:,} submits, so it is an older copy, or its "
+            f"log, {path.name}-wal, was removed or damaged"
+        )
+        raise LedgerError(_lost(path, what, known))
+
+
+def _lost(path: Path, what: str, known: LedgerMark) -> str:
+    """Say that a ledger is not what it was, and what to do."""
+    return (
+        f"{what}, and {path.name}.lock says that {known.submits:,} submits were begun with the one "
+        "that belongs here: put that back, with its -wal file if there is one. Only if it is lost "
+        "say --new-ledger, or new_ledger=True in a program: what it knew may be paid again"
+    )
 
 
 def _recover_first(

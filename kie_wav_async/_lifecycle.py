@@ -45,6 +45,7 @@ import enum
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    import datetime as dt
     from collections.abc import Mapping
 
     from kie_wav_async._models import Track, WavFile
@@ -150,10 +151,14 @@ class Entry:
             The task that an earlier attempt turned out to have made while this one
             was on the wire; ``""`` for none.
 
+        accepted_at: When the service made the task, by its own clock; `None` if it did
+            not say.
+
         outcome: The file or the error, once terminal.
     """
 
     __slots__ = (
+        "accepted_at",
         "accepted_mono_s",
         "attempt_id",
         "attempts",
@@ -187,6 +192,7 @@ class Entry:
         self.bare_successes = 0
         self.phase = Phase.QUEUED
         self.origin = Origin.SUBMITTED
+        self.accepted_at: dt.datetime | None = None
         self.accepted_mono_s = 0.0
         self.submitted_unix_s = 0.0
         self.outcome: WavFile | KieWavError | None = None

@@ -67,6 +67,8 @@ class _Attempt:
     named: str = ""
     #: What it was before the user's word, if its outcome is that.
     resolved_from: AttemptOutcome | None = None
+    #: When the service made its task, by the service's clock.
+    accepted_unix_s: float | None = None
 
 
 @attrs.define(eq=False)
@@ -110,16 +112,12 @@ class _Row:
         self.settled_unix_s = self.wav_url = self.file = None
         self.error_code = self.error = None
 
-    def is_due(self, now: dt.datetime) -> bool:
-        """Whether the service has deleted its WAV by *now*, as far as can be known."""
-        expires_at = self.standing().expires_at
-        return expires_at is not None and expires_at <= now
-
     def standing(self) -> Standing:
         """Tell all there is to tell."""
         state, task = self.state(), self.followed
         is_bad = state in _BAD
         size, sha256 = self.file or (None, None)
+        accepted_unix_s = None if task is None else task.accepted_unix_s
         return Standing(
             index=self.index,
             track=self.track,
@@ -129,6 +127,7 @@ class _Row:
             task_attempt_id="" if task is None else task.attempt_id,
             is_adopted=task is not None and task.outcome is AttemptOutcome.ADOPTED,
             submitted_at=None if task is None else _moment(task.begun_unix_s),
+            accepted_at=None if accepted_unix_s is None else _moment(accepted_unix_s),
             settled_at=None if self.settled_unix_s is None else _moment(self.settled_unix_s),
             wav_url=self.wav_url,
             settled_by=None if self.wav_url is None else self.settled_by,
@@ -204,6 +203,7 @@ class _Books:
         if attempt.task_id:
             self.by_task[attempt.task_id].remove(attempt)
         attempt.outcome, attempt.task_id, attempt.is_task_over = attempt.resolved_from, "", False
+        attempt.accepted_unix_s = None
         if row.followed is not attempt:
             return
         row.answered = 0
@@ -399,6 +399,7 @@ class MemoryLedger:
         task_id: str = "",
         error_code: int | None = None,
         error: str | None = None,
+        accepted_unix_s: float | None = None,
     ) -> None:
         """Write down what came of a submit; see `Ledger.end`."""
         if outcome in _WITH_TASK:
@@ -406,11 +407,14 @@ class MemoryLedger:
         elif task_id:
             msg = f"an outcome of {outcome} names no task: {task_id!r}"
             raise ValueError(msg)
-        await self._call("end", attempt_id, outcome, now_unix_s, task_id, error_code, error)
+        given = (task_id, error_code, error, accepted_unix_s)
+        await self._call("end", attempt_id, outcome, now_unix_s, *given)
         attempt = self._books.attempts.get(attempt_id)
         if attempt is not None:
             words = (error_code, error)
             self._end(attempt, outcome, now_unix_s, task_id=task_id, words=words)
+            if task_id and attempt.task_id == task_id and attempt.outcome is outcome:
+                attempt.accepted_unix_s = accepted_unix_s
         await self._return("end")
 
     def _end(
@@ -483,14 +487,18 @@ class MemoryLedger:
         settled_by: SettledBy = "poll",
         error_code: int | None = None,
         error: str | None = None,
+        accepted_unix_s: float | None = None,
     ) -> None:
         """Write down how a task ended; see `Ledger.settle`."""
         verify_settled_by(settled_by)
-        await self._call("settle", task_id, now_unix_s, wav_url, settled_by, error_code, error)
+        given = (wav_url, settled_by, error_code, error, accepted_unix_s)
+        await self._call("settle", task_id, now_unix_s, *given)
         made = self._books.by_task.get(task_id, [])
         ending = [attempt for attempt in made if not attempt.is_task_over]
         for attempt in ending:
             attempt.is_task_over, attempt.has_wav = True, wav_url is not None
+            known = [s for s in (attempt.accepted_unix_s, accepted_unix_s) if s is not None]
+            attempt.accepted_unix_s = max(known, default=None)
         for attempt in reversed(ending):
             row = attempt.row
             if wav_url is not None and row.rest not in _WITH_WAV:
@@ -530,25 +538,20 @@ class MemoryLedger:
         await self._return("store")
 
     async def unstore(self, track: Track) -> None:
-        """Write down that a file is gone or damaged; see `Ledger.unstore`."""
+        """Write down that a WAV is to be fetched again; see `Ledger.unstore`."""
         await self._call("unstore", track)
         row = self._books.rows.get(track)
-        if row is not None and row.rest is TrackState.STORED:
+        if row is not None and row.rest in {TrackState.STORED, TrackState.EXPIRED}:
             row.rest, row.file = TrackState.SUCCEEDED, None
         await self._return("unstore")
 
-    async def expire(self, now_unix_s: float, *, track: Track | None = None) -> int:
-        """Give up the WAVs that are deleted by now; see `Ledger.expire`."""
-        await self._call("expire", now_unix_s, track)
-        rows = [r for r in self._books.rows.values() if r.state() is TrackState.SUCCEEDED]
-        if track is None:
-            due = [row for row in rows if row.is_due(_moment(now_unix_s))]
-        else:
-            due = [row for row in rows if row.track == track]
-        for row in due:
+    async def expire(self, track: Track) -> None:
+        """Write down that the service has deleted a WAV; see `Ledger.expire`."""
+        await self._call("expire", track)
+        row = self._books.rows.get(track)
+        if row is not None and row.state() is TrackState.SUCCEEDED:
             row.rest = TrackState.EXPIRED
         await self._return("expire")
-        return len(due)
 
     # --- inside -----------------------------------------------------------------------------
 

@@ -28,6 +28,21 @@ MAX_ID_LENGTH = 256
 #: Source: docs.kie.ai, "Getting Started with KIE API".
 RETENTION_DAYS = 14
 
+
+def is_past_retention(accepted_at: dt.datetime | None, now_unix_s: float | None) -> bool:
+    """
+    Return whether the service may have deleted a WAV, by its own clock alone.
+
+    Args:
+        accepted_at: When it made the task; aware. `None`: it did not say.
+
+        now_unix_s: What time it is there; `None`: it did not say.
+    """
+    if accepted_at is None or now_unix_s is None:
+        return False
+    return now_unix_s - accepted_at.timestamp() > RETENTION_DAYS * 86_400
+
+
 SettledBy = Literal["callback", "poll"]
 
 
@@ -240,8 +255,13 @@ class WavFile:
 
         expires_at:
             14 days after our submit, aware, UTC: the service deletes the file
-            about then. `None` for a task submitted elsewhere (attached or
-            adopted), whose age we do not know.
+            about then. By our clock, so that it is a hint. `None` for a task submitted
+            elsewhere (attached or adopted), whose age we do not know.
+
+        accepted_at:
+            When the service made the task, by its own clock, aware, UTC: the ``Date`` of
+            its response, or a ``createTime`` sent as a number. `None` if it did not say:
+            then no download of it ends with ``"expired"``.
 
     Source: docs.kie.ai, "Convert to WAV" (retention).
     """
@@ -251,6 +271,7 @@ class WavFile:
     track: Track | None
     settled_by: SettledBy
     expires_at: dt.datetime | None
+    accepted_at: dt.datetime | None = None
 
 
 @attrs.frozen
@@ -401,6 +422,8 @@ class WireResponse:
 
         request_id: The ``cf-ray`` header; `None` if absent.
 
+        date: The ``Date`` header as sent; `None` if absent, or sent more than once.
+
         now_unix_s: Our wall clock when the answer came, to read HTTP dates by.
     """
 
@@ -408,6 +431,7 @@ class WireResponse:
     body: bytes
     retry_after: str | None = None
     request_id: str | None = None
+    date: str | None = None
     now_unix_s: float = 0.0
 
 

@@ -1,4 +1,4 @@
-"""Whether a file is ours alone: the lock beside it, and the file system it lies on."""
+"""Whether a file is ours alone, and the one it was: the lock beside it, and its file system."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Final
 
 from kie_wav_async._file_lock import try_lock, unlock
+from kie_wav_async._ledger_models import LedgerMark
 from kie_wav_async.errors import LedgerError
 
 if TYPE_CHECKING:
@@ -26,19 +27,31 @@ _NETWORK_TYPES: Final = frozenset(
 )
 
 
+# The mark stands in a lock file in one line of a fixed length, before who has the lock.
+_MARK: Final = re.compile(rb"kie-wav-ledger ([0-9a-f]{32}) ([0-9]{18})\n")
+_MARK_LENGTH: Final = 67
+_NO_MARK: Final = LedgerMark("0" * 32, 0)
+
+
 class OwnerLock:
     """
     The right to write a file, held by one process at a time, and once in it.
 
     It stands on a file of its own beside the other: to close any descriptor of a
     database drops the locks that SQLite has on it. The operating system takes it
-    back when the process dies; the file stays, empty.
+    back when the process dies. The file stays, and says which ledger was there.
+
+    Attributes:
+        path: The lock file.
+
+        mark: The ledger that was last beside it; `None` if it does not say.
     """
 
     def __init__(self, owned: Path) -> None:
         """Be the lock of *owned*, not yet taken."""
         self._owned = owned
         self.path: Final = owned.with_name(f"{owned.name}.lock")
+        self.mark: LedgerMark | None = None
         self._fd: int | None = None
 
     def acquire(self) -> None:
@@ -50,7 +63,9 @@ class OwnerLock:
 
             OSError: The lock file cannot be made.
         """
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+        flags = os.O_RDWR | os.O_CREAT
+        for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_BINARY"):  # Not every system has each.
+            flags |= getattr(os, name, 0)
         fd = os.open(self.path, flags, 0o600)
         try:
             self._take(fd)
@@ -66,7 +81,7 @@ class OwnerLock:
             return
         # What a bad disk says of it does not matter: nobody has the lock any more.
         with contextlib.suppress(OSError):
-            os.ftruncate(fd, 0)
+            os.ftruncate(fd, _MARK_LENGTH if self.mark is not None else 0)
         # Not left to the closing: a forked child may have the file open still.
         with contextlib.suppress(OSError):
             unlock(fd)
@@ -81,11 +96,33 @@ class OwnerLock:
             return False
 
     def _take(self, fd: int) -> None:
-        if not try_lock(fd):
-            raise LedgerError(self._refusal(os.read(fd, 300)))
-        os.ftruncate(fd, 0)
-        os.lseek(fd, 0, os.SEEK_SET)
-        os.write(fd, f"{os.getpid()} {socket.gethostname()}\n".encode())
+        is_ours = try_lock(fd)
+        said = os.read(fd, 400)
+        found = _MARK.match(said)
+        if not is_ours:
+            raise LedgerError(self._refusal(said[found.end() if found else 0 :]))
+        mark = None if found is None else LedgerMark(found[1].decode(), int(found[2]))
+        self.mark = None if mark == _NO_MARK else mark
+        owner = f"{os.getpid()} {socket.gethostname()}\n".encode()
+        if found is None:
+            os.ftruncate(fd, 0)
+            _write(fd, 0, _line_of(_NO_MARK))
+        else:
+            os.ftruncate(fd, _MARK_LENGTH)  # What it says of the ledger is not to be lost.
+        _write(fd, _MARK_LENGTH, owner)
+
+    def note(self, mark: LedgerMark) -> None:
+        """
+        Write down which ledger is beside it, for the next one who has the lock.
+
+        It is not synced: a machine that stops may have an older mark, which allows more.
+        What cannot be written is let go: the ledger itself has it.
+        """
+        if self._fd is None or mark == self.mark:
+            return
+        with contextlib.suppress(OSError):
+            _write(self._fd, 0, _line_of(mark))
+            self.mark = mark
 
     def _refusal(self, said: bytes) -> str:
         found = re.fullmatch(r"([0-9]{1,10}) ([\w.-]{1,255})\n", said.decode("utf-8", "replace"))
@@ -104,6 +141,16 @@ class OwnerLock:
             f"the ledger {self._owned} is open in process {pid} on {host}: "
             "let it finish or stop it, or name another ledger"
         )
+
+
+def _line_of(mark: LedgerMark) -> bytes:
+    return f"kie-wav-ledger {mark.ledger_id} {mark.submits:018d}\n".encode()
+
+
+def _write(fd: int, at: int, data: bytes) -> None:
+    """Write *data* in one call, so that who is killed here leaves all of it or nothing."""
+    os.lseek(fd, at, os.SEEK_SET)
+    os.write(fd, data)
 
 
 def network_file_system(mountinfo: str, path: PurePosixPath) -> str | None:

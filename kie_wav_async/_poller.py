@@ -45,7 +45,7 @@ from kie_wav_async._schedule import (
     first_poll_delay_s,
     next_poll_delay_s,
 )
-from kie_wav_async._wire import is_known_status, parse_record
+from kie_wav_async._wire import created_at, is_known_status, parse_record
 from kie_wav_async.errors import AuthenticationError, KieWavError, RateLimitedError
 
 if TYPE_CHECKING:
@@ -381,7 +381,14 @@ class Poller:
             if not (conversion.is_recognised or is_foreign(conversion, record)):
                 self._recognise(conversion, record)
         now = self._desk.clock.monotonic()
-        if self._desk.registry.observe(conversion, record, now, "poll", is_hint=is_hint):
+        if self._desk.registry.observe(
+            conversion,
+            record,
+            now,
+            "poll",
+            is_hint=is_hint,
+            created_at=None if record is None else created_at(record),
+        ):
             self._desk.ended(conversion)
 
     def _recognise(self, conversion: Conversion, record: TaskRecord) -> None:

@@ -236,6 +236,7 @@ class Registry(Generic[E]):
         advance(entry, Event.SEND)
         entry.attempt_id = attempt_id
         entry.submitted_unix_s = now_unix_s
+        entry.accepted_at = None
         entry.is_risky = self.is_in_doubt(entry)
         entry.found_task_id = ""
         self._sending.add(attempt_id)
@@ -300,8 +301,21 @@ class Registry(Generic[E]):
         advance(entry, Event.RESEND)
         entry.attempts = 0
 
-    def accept(self, entry: E, task_id: str, now_mono_s: float) -> None:
-        """Note that the service created *task_id* for the submit on the wire."""
+    def accept(
+        self,
+        entry: E,
+        task_id: str,
+        now_mono_s: float,
+        *,
+        accepted_unix_s: float | None = None,
+    ) -> None:
+        """
+        Note that the service created *task_id* for the submit on the wire.
+
+        *accepted_unix_s* is when, by its own clock; `None` if it did not say.
+        """
+        if accepted_unix_s is not None:
+            entry.accepted_at = dt.datetime.fromtimestamp(accepted_unix_s, dt.UTC)
         self._follow(entry, task_id, now_mono_s, Origin.SUBMITTED)
         self.tally.accepted += 1
         if entry.is_risky:
@@ -496,17 +510,20 @@ class Registry(Generic[E]):
         *,
         attempt_id: str,
         submitted_unix_s: float | None,
+        accepted_at: dt.datetime | None = None,
     ) -> E:
         """
         Follow a task of an earlier run again, of a track that has no task here.
 
-        *submitted_unix_s* is `None` if the task was not made by our submit.
+        *submitted_unix_s* is `None` if the task was not made by our submit;
+        *accepted_at* is when the service made it, by its own clock, if it said so.
         """
         entry = self._by_track.get(track)
         if entry is None:
             entry = self._by_track[track] = self._make_entry(track)
             entry.phase = Phase.FOUND
         entry.attempt_id = attempt_id
+        entry.accepted_at = accepted_at
         origin = Origin.ADOPTED
         if submitted_unix_s is not None:
             origin, entry.submitted_unix_s = Origin.SUBMITTED, submitted_unix_s
@@ -554,6 +571,7 @@ class Registry(Generic[E]):
         settled_by: SettledBy,
         *,
         is_hint: bool = False,
+        created_at: dt.datetime | None = None,
     ) -> bool:
         """
         Take in what the service says of a task; return whether this settled it.
@@ -562,6 +580,8 @@ class Registry(Generic[E]):
         terminal is counted if it is terminal too, and changes nothing. A poll that
         a callback caused (*is_hint*) is not counted among those that may bring no
         news: replayed callbacks must not use up our patience with the service.
+        *created_at* is when the service made the task, if the record says so in a way
+        that can be compared with other clocks.
         """
         if entry.phase is not Phase.ACCEPTED:
             self.note_late(record)
@@ -589,6 +609,7 @@ class Registry(Generic[E]):
             track=entry.track,
             settled_by=settled_by,
             expires_at=expires_at,
+            accepted_at=_later(entry.accepted_at, created_at),
         )
         self._end(entry, wav)
         return True
@@ -723,6 +744,11 @@ def _remember(books: OrderedDict[K, V], key: K, value: V, most: int) -> None:
     books.move_to_end(key)
     if len(books) > most:
         books.popitem(last=False)
+
+
+def _later(one: dt.datetime | None, other: dt.datetime | None) -> dt.datetime | None:
+    """Return the later of two times that may be unknown: the younger a file, the safer."""
+    return max((at for at in (one, other) if at is not None), default=None)
 
 
 def is_bare_success(record: TaskRecord) -> bool:

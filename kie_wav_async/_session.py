@@ -58,6 +58,7 @@ from kie_wav_async._wire import (
     parse_credits,
     parse_fresh_url,
     parse_record,
+    parse_renewal,
     parse_tracks,
     parse_url,
 )
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from kie_wav_async import events
     from kie_wav_async._conversion import Conversion
     from kie_wav_async._signature import Headers
+    from kie_wav_async._wire import NoLink
 
 _logger = logging.getLogger("kie_wav_async")
 
@@ -287,7 +289,7 @@ class WavSession:
             insecure_hosts=hosts,
             download_hosts=allowed,
         )
-        self._downloader = Downloader(self._desk, media, self.fresh_url, self.record)
+        self._downloader = Downloader(self._desk, media, self._renew, self.record)
         self._max_in_flight = max_in_flight
         self._desk.hub.on_wait = self._poller.revive
         self._closing: asyncio.Task[None] | None = None
@@ -742,6 +744,10 @@ class WavSession:
             msg = f"url must be an absolute http(s) URL, not {str(url)[:200]!r}"
             raise ValueError(msg)
         return await self._reader.read(self._desk.requests.fresh_url(parsed), parse_fresh_url)
+
+    async def _renew(self, url: URL) -> URL | NoLink:
+        """Return a fresh link to the file behind *url*, or the service's word that it has none."""
+        return await self._reader.read(self._desk.requests.fresh_url(url), parse_renewal)
 
     # --- files --------------------------------------------------------------------------------
 

@@ -71,13 +71,17 @@ class SqliteLedger:
     some seconds; the end of a submit that it goes on refusing is kept, and written
     before anything else, so that a full disk loses no task once there is room.
 
-    A file that an earlier version wrote is brought up to this one at opening, and
-    that version refuses it from then on.
+    A file that another version of the schema wrote is refused, and stays as it is.
 
     Keep it on a local disk: opening it on a network file system is warned of.
 
     Args:
         path: The file.
+
+        new_ledger: Begin anew, or with another ledger, where one was that is lost.
+            ``<path>.lock`` keeps which ledger was there and how many submits it knew;
+            without your word one that is missing, empty, another or an older copy
+            is refused, as what it does not know would be paid again.
 
         read_only: Look into a ledger, also while another process works with it.
             The file must be there. Nothing is locked or recovered, a submit under
@@ -85,22 +89,30 @@ class SqliteLedger:
             `LedgerError`.
 
     Raises:
-        TypeError: *path* is no path, or *read_only* no `bool`.
+        TypeError: *path* is no path, or *read_only* or *new_ledger* no `bool`.
 
         RuntimeError: From every call, if it is not made on the loop that opened
             the ledger.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        new_ledger: bool = False,
+    ) -> None:
         """Keep the settings; open nothing."""
         name = os.fspath(path)
         verify_type(name, str, "path")
         verify_type(read_only, bool, "read_only")
+        verify_type(new_ledger, bool, "new_ledger")
         if not name:
             msg = "path must not be empty"
             raise ValueError(msg)
         self._path = Path(name)
         self._is_read_only = read_only
+        self._is_new = new_ledger
         self._opened = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: LedgerThread | None = None
@@ -139,8 +151,8 @@ class SqliteLedger:
 
         Raises:
             LedgerError: Another process has it open, or this one has under another
-                `SqliteLedger`; a newer version wrote it; it is no ledger; or the
-                disk says no.
+                `SqliteLedger`; it is not the one that was there; another version
+                wrote it; it is no ledger; or the disk says no.
         """
         _verify_moment(now_unix_s)
         loop = asyncio.get_running_loop()
@@ -153,6 +165,7 @@ class SqliteLedger:
                 self._path,
                 loop=loop,
                 is_read_only=self._is_read_only,
+                is_new=self._is_new,
                 predecessor=self._last_thread,
             )
         self._verify_loop()
@@ -280,6 +293,7 @@ class SqliteLedger:
         task_id: str = "",
         error_code: int | None = None,
         error: str | None = None,
+        accepted_unix_s: float | None = None,
     ) -> None:
         """
         Write down what came of a submit.
@@ -299,10 +313,17 @@ class SqliteLedger:
         elif task_id:
             msg = f"an outcome of {outcome} names no task: {task_id!r}"
             raise ValueError(msg)
+        _verify_accepted(accepted_unix_s)
         code, words = _code(error_code), _words(error)
         await self._ask(
             lambda tables: tables.end(
-                attempt_id, outcome, now_unix_s, task_id=task_id, error_code=code, error=words
+                attempt_id,
+                outcome,
+                now_unix_s,
+                task_id=task_id,
+                accepted_unix_s=accepted_unix_s if task_id else None,
+                error_code=code,
+                error=words,
             ),
             owed=(attempt_id, task_id),
         )
@@ -360,6 +381,7 @@ class SqliteLedger:
         settled_by: SettledBy = "poll",
         error_code: int | None = None,
         error: str | None = None,
+        accepted_unix_s: float | None = None,
     ) -> None:
         """
         Write down how a task ended: with the WAV at *wav_url*, or badly.
@@ -369,6 +391,7 @@ class SqliteLedger:
         verify_id(task_id, "task_id")
         verify_settled_by(settled_by)
         _verify_moment(now_unix_s)
+        _verify_accepted(accepted_unix_s)
         url = None if wav_url is None else str(wav_url)
         code, words = _code(error_code), _words(error)
         await self._ask(
@@ -377,6 +400,7 @@ class SqliteLedger:
                 now_unix_s,
                 wav_url=url,
                 settled_by=settled_by,
+                accepted_unix_s=accepted_unix_s,
                 error_code=code,
                 error=words,
             )
@@ -410,23 +434,21 @@ class SqliteLedger:
 
     async def unstore(self, track: Track) -> None:
         """
-        Write down that the file of a stored track is gone or damaged.
+        Write down that the WAV of a track is to be fetched again.
 
         See `Ledger.unstore`.
         """
         verify_type(track, Track, "track")
         await self._ask(lambda tables: tables.unstore(track))
 
-    async def expire(self, now_unix_s: float, *, track: Track | None = None) -> int:
+    async def expire(self, track: Track) -> None:
         """
-        Give up the WAVs that the service has deleted by now; return how many.
+        Write down that the service has deleted the WAV of a succeeded track.
 
         See `Ledger.expire`.
         """
-        _verify_moment(now_unix_s)
-        if track is not None:
-            verify_type(track, Track, "track")
-        return await self._ask(lambda tables: tables.expire(now_unix_s, track))
+        verify_type(track, Track, "track")
+        await self._ask(lambda tables: tables.expire(track))
 
     async def _ask(
         self,
@@ -460,11 +482,16 @@ class SqliteLedger:
         thread.stop(closed)
 
 
-def _verify_moment(now_unix_s: float) -> None:
-    verify_number(now_unix_s, "now_unix_s", least=0)
-    if now_unix_s > _MAX_UNIX_S:
-        msg = f"now_unix_s must be seconds since 1970, not {now_unix_s!r}"
+def _verify_moment(unix_s: float, name: str = "now_unix_s") -> None:
+    verify_number(unix_s, name, least=0)
+    if unix_s > _MAX_UNIX_S:
+        msg = f"{name} must be seconds since 1970, not {unix_s!r}"
         raise ValueError(msg)
+
+
+def _verify_accepted(accepted_unix_s: float | None) -> None:
+    if accepted_unix_s is not None:
+        _verify_moment(accepted_unix_s, "accepted_unix_s")
 
 
 def _code(error_code: int | None) -> int | None:

@@ -28,7 +28,7 @@ from kie_wav_async._schedule import (
     retry_delay_s,
 )
 from kie_wav_async._submit_pause import UNKNOWN_IN_A_ROW
-from kie_wav_async._wire import is_answered, parse_submit
+from kie_wav_async._wire import SubmitAnswer, is_answered, parse_submit
 from kie_wav_async.errors import (
     AlreadyExistsError,
     AuthenticationError,
@@ -196,7 +196,7 @@ class Submitter:
             if answer.exists:
                 await self._adopt(conversion, answer.task_id)
             else:
-                await self._accept(conversion, answer.task_id)
+                await self._accept(conversion, answer)
 
     async def _may_go(self, conversion: Conversion) -> bool:
         """Have the intent written down; if that cannot be, or there is no need, end the submit."""
@@ -279,21 +279,36 @@ class Submitter:
 
     # --- ends of an attempt -------------------------------------------------------------
 
-    async def _accept(self, conversion: Conversion, task_id: str) -> None:
+    async def _accept(self, conversion: Conversion, answer: SubmitAnswer) -> None:
+        task_id = answer.task_id
         error: KieWavError | None = None
         try:
-            error = await self._write_task(conversion, AttemptOutcome.ACCEPTED, task_id)
+            error = await self._write_task(
+                conversion, AttemptOutcome.ACCEPTED, task_id, accepted_unix_s=answer.accepted_unix_s
+            )
         finally:
             # Also if the session closes meanwhile: the service has taken it.
-            self._registry.accept(conversion, task_id, self._desk.clock.monotonic())
+            self._registry.accept(
+                conversion,
+                task_id,
+                self._desk.clock.monotonic(),
+                accepted_unix_s=answer.accepted_unix_s,
+            )
             self._follow(conversion, error)
 
     async def _write_task(
-        self, conversion: Conversion, outcome: AttemptOutcome, task_id: str
+        self,
+        conversion: Conversion,
+        outcome: AttemptOutcome,
+        task_id: str,
+        *,
+        accepted_unix_s: float | None = None,
     ) -> LedgerError | None:
         """Write down which task a submit came to; return why it could not be."""
         try:
-            await self._desk.journal.end(conversion.attempt_id, outcome, task_id=task_id)
+            await self._desk.journal.end(
+                conversion.attempt_id, outcome, task_id=task_id, accepted_unix_s=accepted_unix_s
+            )
         except LedgerError as error:
             _logger.error(  # noqa: TRY400 - the traceback tells nothing of the disk
                 "task %s of %s (attempt %s) could not be written down: %s",

@@ -114,6 +114,10 @@ def _too_long(response: WireResponse) -> WireFormatError:
     return WireFormatError(msg, http_status=response.status)
 
 
+def _single(values: list[str]) -> str | None:
+    return values[0] if len(values) == 1 else None
+
+
 def _origin(request: WireRequest) -> str:
     return str(URL(request.url, encoded=True).origin())
 
@@ -250,6 +254,7 @@ class AiohttpTransport:
                 body=bytes(body),
                 retry_after=answer.headers.get("Retry-After"),
                 request_id=answer.headers.get("cf-ray"),
+                date=_single(answer.headers.getall("Date", [])),
                 now_unix_s=time.time(),
             )
 

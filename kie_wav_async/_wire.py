@@ -31,8 +31,10 @@ from kie_wav_async._envelope import (
     JsonObject,
     as_object,
     load_object,
+    parse_date,
     parse_int,
     parse_text,
+    plausible_time,
     raise_for_code,
     read_envelope,
     unreadable,
@@ -56,10 +58,29 @@ class SubmitAnswer:
         task_id: The conversion task.
 
         exists: Whether it existed before (code 409) rather than being created.
+
+        accepted_unix_s: When it was created, by the service's clock; `None` if it existed
+            before, or the answer has no usable ``Date``.
     """
 
     task_id: str
     exists: bool = False
+    accepted_unix_s: float | None = None
+
+
+@attrs.frozen
+class NoLink:
+    """
+    The service's word that it has no link to a file.
+
+    Attributes:
+        message: What it said.
+
+        at_unix_s: When, by its own clock; `None` if the answer has no usable ``Date``.
+    """
+
+    message: str
+    at_unix_s: float | None
 
 
 # --- reading: where things are spelled -----------------------------------------
@@ -220,6 +241,21 @@ def parse_moment(value: object) -> dt.datetime | None:
     return None
 
 
+def created_at(record: TaskRecord) -> dt.datetime | None:
+    """
+    Return when the service made the task of *record*; aware, UTC.
+
+    `None` unless its ``createTime`` is a number, or a string of digits: other text names
+    no zone. Seconds and milliseconds since 1970 are read.
+    """
+    value = record.raw.get("createTime")
+    number = None if isinstance(value, str) and ":" in value else parse_int(value)
+    if number is None:
+        return None
+    seconds = plausible_time(number / 1000 if abs(number) >= _MILLISECONDS_FROM else float(number))
+    return None if seconds is None else dt.datetime.fromtimestamp(seconds, dt.UTC)
+
+
 # --- the converter: canonical objects to models -----------------------------------
 
 
@@ -314,7 +350,11 @@ def parse_submit(response: WireResponse) -> SubmitAnswer:
     if task_id is None:
         raise_for_code(envelope)  # 409 without an id: AlreadyExistsError.
         raise unreadable(response, "a submit's answer without a task id")
-    return SubmitAnswer(task_id=task_id, exists=exists)
+    return SubmitAnswer(
+        task_id=task_id,
+        exists=exists,
+        accepted_unix_s=None if exists else parse_date(response.date),
+    )
 
 
 #: The code, and the hundreds of codes, that tell nothing of a submit.
@@ -463,3 +503,25 @@ def parse_fresh_url(response: WireResponse) -> URL:
     if url is None:
         raise unreadable(response, "a link that is no absolute URL")
     return url
+
+
+#: The codes by which the service says that it has no link to a file.
+_NO_LINK: Final = frozenset({404, 422})
+
+
+def parse_renewal(response: WireResponse) -> URL | NoLink:
+    """
+    Read what the service says of a link that a host refuses.
+
+    Only a code in the body counts as its word that there is none: an HTTP status may be
+    that of anything in between.
+
+    Raises:
+        ServiceError: The service rejected the request for another reason.
+
+        WireFormatError: Unreadable, or not an absolute http(s) URL.
+    """
+    envelope = read_envelope(response)
+    if envelope.in_body and envelope.code in _NO_LINK:
+        return NoLink(f"{envelope.code} {envelope.message!r}", parse_date(response.date))
+    return parse_fresh_url(response)

@@ -469,14 +469,16 @@ class DownloadError(KieWavError):
 
     Attributes:
         reason:
-            ``"expired"``: the link is refused, and so is a fresh one.
+            ``"expired"``: the host refuses the link, the service says that it has no
+            other, and by its own clock the file is older than 14 days.
             ``"truncated"``: less came than was announced, or than the file's own
             header declares. ``"not-a-wav"``: it is no WAV file, or one without
             sound. ``"too-large"``: more than 1 GiB. ``"refused-url"``: not https, not
             a public address, not an allowed host, or it redirects to such.
             ``"encoded"``: it came compressed. ``"too-slow"``: under 16 KiB a second.
-            ``"unavailable"``: the host gave no usable answer, or this machine has no
-            descriptors or memory left just now. ``"disk"``: it cannot be written.
+            ``"unavailable"``: the host refuses the file or gave no usable answer, and
+            may serve it later, or this machine has no descriptors or memory left just
+            now. ``"disk"``: it cannot be written.
     """
 
     def __init__(

@@ -63,7 +63,7 @@ class Ledger(Protocol):
         closes with the last `aclose`.
 
         Raises:
-            LedgerError: Another process has it open, a newer version wrote it, or
+            LedgerError: Another process has it open, another version wrote it, or
                 it cannot be read.
         """
         ...
@@ -125,6 +125,7 @@ class Ledger(Protocol):
         task_id: str = "",
         error_code: int | None = None,
         error: str | None = None,
+        accepted_unix_s: float | None = None,
     ) -> None:
         """
         Write down what came of a submit.
@@ -140,6 +141,9 @@ class Ledger(Protocol):
         nothing the track stands where it would without this submit: unknown if a
         later one than its WAV is, succeeded if it has a WAV, else planned, refused
         or existing. An attempt that is not there is ignored.
+
+        *accepted_unix_s* is when the service made the task, by the service's own
+        clock; `None` if it did not say.
         """
         ...
 
@@ -186,6 +190,7 @@ class Ledger(Protocol):
         settled_by: SettledBy = "poll",
         error_code: int | None = None,
         error: str | None = None,
+        accepted_unix_s: float | None = None,
     ) -> None:
         """
         Write down how a task ended: with the WAV at *wav_url*, or badly.
@@ -196,6 +201,9 @@ class Ledger(Protocol):
         succeed. One whose task fails is followed under another that has not
         ended, if there is one; else it is unknown if a submit of it is, and has
         failed if none is. A task that is not there is ignored.
+
+        *accepted_unix_s* is when the service made the task, as its record says; of two
+        such times the later one is kept.
         """
         ...
 
@@ -233,19 +241,19 @@ class Ledger(Protocol):
 
     async def unstore(self, track: Track) -> None:
         """
-        Write down that the file of a stored track is gone or damaged.
+        Write down that the WAV of a track is to be fetched again.
 
-        It has succeeded then, its path kept, and its WAV is to be fetched again or
-        expires. A track without a file stays as it is.
+        The file of a stored track is gone or damaged, or the WAV of an expired one may
+        be at the service after all. The track has succeeded then, and its path is kept.
+        Any other stays as it is.
         """
         ...
 
-    async def expire(self, now_unix_s: float, *, track: Track | None = None) -> int:
+    async def expire(self, track: Track) -> None:
         """
-        Give up the WAVs that the service has deleted by now; return how many.
+        Write down that the service has deleted the WAV of a succeeded track.
 
-        A succeeded track is expired 14 days after its submit was sent, if that is
-        known. With *track*, it alone is, whatever its age, if it has succeeded: the
-        service has said that it has the WAV no longer.
+        Whatever its age by our clock: it is the service that has said so. Any other
+        track stays as it is.
         """
         ...

@@ -275,17 +275,15 @@ class _Life:
             TrackState.FAILED,
             TrackState.EXPIRED,
         }:
-            # Only what is to expire is old enough for it.
-            is_old = state is TrackState.EXPIRED
-            _, task_id = await self.submit(track, ago_s=_RETENTION_S if is_old else 0.0)
+            _, task_id = await self.submit(track)
             if state is TrackState.FAILED:
                 await self.fail(task_id)
             elif state is not TrackState.ACCEPTED:
                 await self.succeed(task_id)
             if state is TrackState.STORED:
                 await self.store(track)
-            elif is_old:
-                await self.ledger.expire(self.tick())
+            elif state is TrackState.EXPIRED:
+                await self.ledger.expire(track)
         await self.expect(track, state)
         return track
 
@@ -1226,7 +1224,7 @@ class LedgerConformance:
             _, task_id = await life.submit(track)
             if is_expired:
                 await life.succeed(task_id)
-                await life.ledger.expire(life.tick(_RETENTION_S + 1.0))
+                await life.ledger.expire(track)
             else:
                 await life.fail(task_id)
             await life.ledger.retry([TrackState.EXPIRED, TrackState.FAILED])
@@ -1387,41 +1385,54 @@ class LedgerConformance:
         await life.unchanged(before, "a file of a track without a WAV")
 
     @_promise
-    async def test_a_wav_expires_after_14_days(self) -> None:
-        """A succeeded track expires 14 days after its submit was sent, and not before."""
+    async def test_a_task_is_as_old_as_its_submit(self) -> None:
+        """By our clock a task is made when its submit is sent; one that existed is older."""
         life = self.life
-        tracks = [life.track(), life.track()]
-        sent: list[float] = []
-        for track in tracks:
-            _, task_id = await life.submit(track)
-            sent.append(life.now - 1.0)
+        for outcome in (AttemptOutcome.ACCEPTED, AttemptOutcome.ADOPTED):
+            track = life.track()
+            _, task_id = await life.submit(track, outcome)
+            sent = life.now - 1.0
             life.tick(3600.0)
             await life.succeed(task_id)
-        await life.expect(
-            tracks[0], TrackState.SUCCEEDED, expires_at=_moment(sent[0] + _RETENTION_S)
-        )
-        ledger = life.ledger
-        _same(await ledger.expire(sent[0] + _RETENTION_S - 1.0), 0, "the WAVs expired too early")
-        _same(await ledger.expire(sent[0] + _RETENTION_S + 1.0), 1, "the WAVs expired in time")
-        await life.expect(tracks[0], TrackState.EXPIRED)
-        await life.expect(tracks[1], TrackState.SUCCEEDED)
-        _same(await ledger.expire(sent[0] + _RETENTION_S + 1.0), 0, "the WAVs expired twice")
-        _same(await ledger.expire(sent[1] + _RETENTION_S + 1.0), 1, "the WAVs expired at last")
+            is_adopted = outcome is AttemptOutcome.ADOPTED
+            await life.expect(
+                track,
+                TrackState.SUCCEEDED,
+                submitted_at=_moment(sent),
+                expires_at=None if is_adopted else _moment(sent + _RETENTION_S),
+            )
 
     @_promise
-    async def test_only_a_wav_of_known_age_expires(self) -> None:
-        """Nothing but a succeeded track expires, and none whose task existed before our submit."""
+    async def test_the_time_of_acceptance_is_the_later_one(self) -> None:
+        """
+        When a task was made, by the service's clock, is kept: the later of two times.
+
+        It is of the task that the track is followed under, and has no part in its state.
+        """
         life = self.life
-        for state in TrackState:
-            if state not in {TrackState.SUCCEEDED, TrackState.EXPIRED}:
-                await life.made(state)
-        track = life.track()
-        _, task_id = await life.submit(track, AttemptOutcome.ADOPTED)
-        await life.succeed(task_id)
-        await life.expect(track, TrackState.SUCCEEDED, is_adopted=True, expires_at=None)
-        before = await life.told()
-        _same(await life.ledger.expire(life.tick(10 * _RETENTION_S)), 0, "the WAVs expired")
-        await life.unchanged(before, "an expiry of nothing")
+        for ended, settled, expected in (
+            (None, None, None),
+            (2_000.0, None, 2_000.0),
+            (None, 3_000.0, 3_000.0),
+            (2_000.0, 3_000.0, 3_000.0),
+            (3_000.0, 2_000.0, 3_000.0),
+        ):
+            track = life.track()
+            attempt_id, task_id = await life.begin(track), life.id()
+            accepted = AttemptOutcome.ACCEPTED
+            await life.ledger.end(
+                attempt_id, accepted, life.tick(), task_id=task_id, accepted_unix_s=ended
+            )
+            at = None if ended is None else _moment(ended)
+            await life.expect(track, TrackState.ACCEPTED, accepted_at=at)
+            await life.ledger.settle(task_id, life.tick(), wav_url=_WAV, accepted_unix_s=settled)
+            await life.ledger.settle(task_id, life.tick(), wav_url=_WAV, accepted_unix_s=9_000.0)
+            await life.die()
+            at = None if expected is None else _moment(expected)
+            await life.expect(track, TrackState.SUCCEEDED, accepted_at=at)
+            _, task_id = await life.submit(track, again=True)
+            await life.expect(track, TrackState.ACCEPTED, accepted_at=None)
+            await life.fail(task_id)
 
     @_promise
     async def test_retry_plans_what_is_named(self) -> None:
@@ -1566,7 +1577,7 @@ class LedgerConformance:
         _, task_id = await life.submit(track)
         await life.succeed(task_id)
         await expect(TrackState.SUCCEEDED)
-        await life.ledger.expire(life.tick(_RETENTION_S + 1.0))
+        await life.ledger.expire(track)
         await expect(TrackState.EXPIRED)
         await life.ledger.retry([TrackState.EXPIRED])
         await expect(TrackState.PLANNED)
@@ -1613,21 +1624,23 @@ class LedgerConformance:
             _same(await life.find(track), expected, "a track whose file is gone")
             await life.no_place(other, "y.wav", key)
         await life.place(track, "z.wav", key)
-        _same(await life.ledger.expire(life.tick(_RETENTION_S)), 1, "the WAVs expired at last")
+        await life.ledger.expire(track)
+        await life.expect(track, TrackState.EXPIRED)
 
     @_promise
-    async def test_only_a_file_is_gone(self) -> None:
-        """Of a track that is not stored, or is not there, no file can be gone."""
+    async def test_only_a_wav_is_fetched_again(self) -> None:
+        """A track that is neither stored nor expired stays as it is when its file is gone."""
         life = self.life
-        tracks = [await life.made(state) for state in TrackState if state != TrackState.STORED]
+        fetched = {TrackState.STORED, TrackState.EXPIRED}
+        tracks = [await life.made(state) for state in TrackState if state not in fetched]
         before = await life.told()
         for track in [*tracks, life.track()]:
             await life.ledger.unstore(track)
         await life.unchanged(before, "a file gone of a track without one")
 
     @_promise
-    async def test_a_wav_that_is_deleted_expires_at_once(self) -> None:
-        """Named, a succeeded track expires whatever its age; no other does, however old."""
+    async def test_a_wav_expires_when_the_service_says_so(self) -> None:
+        """A succeeded track expires when it is named, whatever its age, and no other does."""
         life = self.life
         tracks = {state: await life.made(state) for state in TrackState}
         adopted, old = life.track(), life.track()
@@ -1637,17 +1650,29 @@ class LedgerConformance:
         await life.succeed(task_id)
         before = await life.told()
         for track in [*(t for s, t in tracks.items() if s != TrackState.SUCCEEDED), life.track()]:
-            _same(await life.ledger.expire(life.now, track=track), 0, "the WAVs expired of none")
+            await life.ledger.expire(track)
             await life.unchanged(before, "the expiry of a track without a WAV")
         for track in (tracks[TrackState.SUCCEEDED], adopted):
             standing = await life.find(track)
-            for expired in (1, 0):
-                _same(await life.ledger.expire(life.now, track=track), expired, "the WAVs expired")
+            for _ in range(2):
+                await life.ledger.expire(track)
             await life.die()
             expected = attrs.evolve(standing, state=TrackState.EXPIRED)
             _same(await life.find(track), expected, "a track whose WAV is deleted")
         await life.expect(old, TrackState.SUCCEEDED)
         _same(await life.ledger.retry([TrackState.EXPIRED]), 3, "the tracks planned again")
+
+    @_promise
+    async def test_what_is_expired_may_be_fetched_again(self) -> None:
+        """An expired track has succeeded as before if its WAV is to be fetched again."""
+        life = self.life
+        track = await life.made(TrackState.SUCCEEDED)
+        await life.place(track, "x.wav", life.id())
+        succeeded = await life.find(track)
+        await life.ledger.expire(track)
+        await life.ledger.unstore(track)
+        await life.die()
+        _same(await life.find(track), succeeded, "a track that is to be fetched again")
 
     # --- calls ------------------------------------------------------------------------------
 
@@ -1658,7 +1683,6 @@ class LedgerConformance:
         good, bad = life.track(), life.track()
         ids = [life.id() for _ in range(4)]
         now, later = life.tick(), life.tick()
-        due = now + _RETENTION_S + 10.0
         accepted, refused = AttemptOutcome.ACCEPTED, AttemptOutcome.REFUSED
         calls: list[Callable[[], Coroutine[Any, Any, object]]] = [
             lambda: life.ledger.begin(good, ids[0], now),
@@ -1674,14 +1698,16 @@ class LedgerConformance:
             lambda: life.ledger.settle("task", later, wav_url=_WAV),
             lambda: life.ledger.store(good, path="p", size=1, sha256="s"),
             lambda: life.ledger.unstore(good),
-            lambda: life.ledger.expire(now, track=good),
+            lambda: life.ledger.expire(good),
+            lambda: life.ledger.unstore(good),
+            lambda: life.ledger.expire(good),
             lambda: life.ledger.store(good, path="q", size=2, sha256="s"),
             lambda: life.ledger.begin(bad, ids[2], now),
             lambda: life.ledger.end(ids[2], refused, later, error_code=422, error=_WORDS),
             lambda: life.ledger.begin(bad, ids[3], now),
             lambda: life.ledger.end(ids[3], accepted, later, task_id="other"),
             lambda: life.ledger.settle("other", later, wav_url=_WAV),
-            lambda: life.ledger.expire(due),
+            lambda: life.ledger.expire(bad),
         ]
         for number, call in enumerate(calls):
             await call()

@@ -257,21 +257,34 @@ class ScriptedTransport:
 # --- replies ----------------------------------------------------------------------------
 
 
-def answer(payload: object, *, status: int = 200, retry_after: str | None = None) -> WireResponse:
+def answer(
+    payload: object,
+    *,
+    status: int = 200,
+    retry_after: str | None = None,
+    date: str | None = None,
+) -> WireResponse:
     """Return an answer with *payload* as its JSON body."""
-    return WireResponse(status=status, body=json.dumps(payload).encode(), retry_after=retry_after)
+    body = json.dumps(payload).encode()
+    return WireResponse(status=status, body=body, retry_after=retry_after, date=date)
 
 
-def accepted(task_id: str) -> WireResponse:
-    """Return the answer to a submit that created *task_id*."""
-    return answer({"code": 200, "msg": "success", "data": {"taskId": task_id}})
+def accepted(task_id: str, *, date: str | None = None) -> WireResponse:
+    """Return the answer to a submit that created *task_id*; *date* is its ``Date`` header."""
+    return answer({"code": 200, "msg": "success", "data": {"taskId": task_id}}, date=date)
 
 
 def refused(
-    code: int, message: str = "", *, data: object = None, retry_after: str | None = None
+    code: int,
+    message: str = "",
+    *,
+    data: object = None,
+    retry_after: str | None = None,
+    date: str | None = None,
 ) -> WireResponse:
     """Return an answer that says no, in HTTP 200 as the service does."""
-    return answer({"code": code, "msg": message, "data": data}, retry_after=retry_after)
+    payload = {"code": code, "msg": message, "data": data}
+    return answer(payload, retry_after=retry_after, date=date)
 
 
 def no_record() -> WireResponse:

@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 WRITES = (
     "plan",
     "retry",
-    "expire",
     "begin",
     *(f"end {outcome.value}" for outcome in AttemptOutcome),
     "hear",

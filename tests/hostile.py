@@ -752,16 +752,16 @@ STATUSES: Final[Mapping[str, Case]] = {
     "403, so the fresh link": Case(
         manner=refusal(403),
         fresh=fresh_at("/b.wav", refusal(403)),
-        expected="expired",
+        expected="unavailable",
         requests=2,
     ),
     "403, and the service has no other": Case(
-        manner=refusal(403), fresh=lambda _: [refused(422, "no such file")], expected="expired"
+        manner=refusal(403), fresh=lambda _: [refused(422, "no such file")], expected="unavailable"
     ),
     "403 half way, and the service has no other": Case(
         manner=[CUT, refusal(403)],
         fresh=lambda _: [refused(422, "no such file")],
-        expected="expired",
+        expected="unavailable",
         requests=2,
         kept=400,
     ),

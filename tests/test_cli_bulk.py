@@ -7,7 +7,6 @@ import datetime as dt
 import re
 import shlex
 import socket
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -360,7 +359,7 @@ async def test_the_command_that_goes_on(bulk: Bulk) -> None:
     write_catalog(*rows_of(5))
     once = ("--retry-failed", "--retry-expired")
     async with kie_of(credits="1", price="0.4") as kie:
-        done = await bulk(kie, *once, "--max-in-flight", "1")
+        done = await bulk(kie, once[0], "--max-in-flight", "1")
     command = shlex.split(resume_command(done.err))
     order = order_of(given=["bulk", "-", *once], catalog="-")
 
@@ -607,7 +606,7 @@ async def test_a_ledger_that_fails(bulk: Bulk, monkeypatch: pytest.MonkeyPatch, 
     """A ledger that cannot be written ends the run at once, with one clear sentence."""
     ledger = MemoryLedger()
     ledger.fail_with = {call: NO_SPACE}
-    monkeypatch.setattr(_bulk, "SqliteLedger", lambda _: ledger)
+    monkeypatch.setattr(_bulk, "SqliteLedger", lambda _, **__: ledger)
     write_catalog(*rows_of(100))
     async with kie_of() as kie:
         done = await bulk(kie, "--max-in-flight", "5", "--retry-failed")
@@ -634,7 +633,7 @@ async def test_a_ledger_that_was_moved(
             }
             await super().begin(*args, **named)
 
-    monkeypatch.setattr(_bulk, "SqliteLedger", lambda _: Moved())
+    monkeypatch.setattr(_bulk, "SqliteLedger", lambda _, **__: Moved())
     write_catalog(*rows_of(10))
     async with kie_of() as kie:
         done = await bulk(kie, "--json")
@@ -672,7 +671,7 @@ class FullLedger(MemoryLedger):
 async def test_tasks_that_cannot_be_written(bulk: Bulk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Task ids that only this process knows are told at the end, every one of them."""
     ledger = FullLedger()
-    monkeypatch.setattr(_bulk, "SqliteLedger", lambda _: ledger)
+    monkeypatch.setattr(_bulk, "SqliteLedger", lambda _, **__: ledger)
     write_catalog(*rows_of(100))
     slow = Fault(kind="slow", delay_s=0.1)
     async with kie_of(slow, median_s=1e6) as kie:
@@ -880,20 +879,14 @@ async def test_the_brake_and_repeats(fast) -> None:
     assert "N would have to be 4." in err
 
 
-async def test_what_kie_has_deleted(fast) -> None:
-    """An expired WAV is told of, and converted again only when asked."""
-    write_catalog(*rows_of(2))
-    async with service(median_s=5.0, time_scale=200) as kie:
-        await fast(kie)
-        async with SqliteLedger(LEDGER) as ledger:
-            assert 2 == await ledger.expire(time.time() + 15 * 86_400)
-        told = await fast(kie)
-        kie.reset()
-        again = await fast(kie, retried=[TrackState.EXPIRED])
+async def test_expired_wavs_are_fetched_before_they_are_paid(bulk: Bulk) -> None:
+    """`--retry-expired` fetches files first, so it makes no sense with `--no-download`."""
+    write_catalog(*rows_of(1))
+    async with kie_of() as kie:
+        done = await bulk(kie, "--retry-expired")
 
-        assert (0, 0, 2) == (told[0], again[0], kie.charges)
-    assert "2 WAVs expired at KIE; --retry-expired converts again" in told[1]
-    assert "2 that came to nothing are tried again" in again[1]
+    assert (2, 0) == (done.code, kie.charges)
+    assert "leave --no-download out" in done.err
 
 
 # --- callbacks --------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import errno
 import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,6 @@ from kie_wav_async.testing import FakeClock, MemoryLedger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
 
 DAY_S = 86_400.0
 
@@ -107,13 +107,20 @@ class Stage:
         )
         self.files.tell = self.saver.tell
 
-    async def convert(self, number: int, *, days_ago: float = 0.0, is_told: bool = False) -> None:
+    async def convert(
+        self,
+        number: int,
+        *,
+        days_ago: float = 0.0,
+        is_told: bool = False,
+        outcome: AttemptOutcome = AttemptOutcome.ACCEPTED,
+    ) -> None:
         """Have a track converted, by an earlier run or by this one."""
         then, name = self.clock.time() - days_ago * DAY_S, f"{number:032x}"
         await self.ledger.begin(track(number), name, then)
         # Looking for a free place takes a thread, which knows nothing of this clock.
         await self.ledger.reserve(track(number), path=f"a{number}.wav", key=f"a{number}.wav")
-        await self.ledger.end(name, AttemptOutcome.ACCEPTED, then, task_id=f"t{number}")
+        await self.ledger.end(name, outcome, then, task_id=f"t{number}")
         url = URL(f"https://files.example/{number}.wav")
         await self.ledger.settle(f"t{number}", then, wav_url=url)
         if is_told:
@@ -421,9 +428,17 @@ async def test_the_throttle_is_told_once(tmp_path: Path) -> None:
         stage.saver.throttle.is_on = is_on
         watch._tell_throttle(stage.saver)
 
-    first, second = watch._display.lines
+    stage.saver._failing.update(track(number) for number in range(20))
+    watch._tell_throttle(stage.saver)
+    watch._tell_throttle(stage.saver)
+    stage.saver._failing.clear()
+    watch._tell_throttle(stage.saver)
+
+    first, second, third, last = watch._display.lines
     assert "New submits wait until it is less" in first
     assert "new submits go on" in second
+    assert "one file after another cannot be saved: new submits wait" in third
+    assert "new submits go on" in last
 
 
 class Lines:
@@ -477,6 +492,155 @@ async def test_file_after_file(stage: Stage) -> None:
     await stage.clock.settle()
 
     assert is_free(waiting)
+    stage.saver.finish()
+    await stage.clock.run(running)
+
+
+async def test_every_refusal_counts_at_once(stage: Stage) -> None:
+    """Files that are tried again later keep submits waiting meanwhile, and each counts once."""
+    stage.files.fails = lambda _, tries: failure("unavailable") if tries == 1 else None
+    for number in range(19):
+        await stage.convert(number)
+    running = asyncio.create_task(stage.saver.run())
+    await stage.clock.settle()
+    assert not stage.saver.is_stuck
+    await stage.convert(19, is_told=True)
+    await stage.clock.settle()
+    waiting = asyncio.create_task(stage.saver.wait_turn())
+    await stage.clock.advance(59.0)
+    await stage.look()
+    await stage.clock.settle()
+    assert (20, False) == (stage.saver.waiting, waiting.done())
+    await stage.clock.advance(2.0)
+    await stage.clock.settle()
+
+    assert is_free(waiting)
+    stage.saver.finish()
+    await stage.clock.run(running)
+    assert 20 == len(stage.saved)
+
+
+async def test_attempts_in_vain_count_too(stage: Stage) -> None:
+    """A host that is down keeps submits waiting long before the first file is given up."""
+
+    def tell_retry(wav: WavFile) -> None:
+        at = dt.datetime.fromtimestamp(stage.clock.time(), dt.UTC)
+        path, error = Path("a0.wav"), failure("unavailable")
+        stage.saver.tell(events.DownloadRetried(at=at, wav=wav, path=path, error=error, delay_s=1))
+
+    await stage.convert(0)
+    stage.files.takes_s = 60.0
+    running = asyncio.create_task(stage.saver.run())
+    await stage.clock.settle()
+    wav = WavFile("t0", URL("https://h/x.wav"), track(0), "poll", None)
+    for _ in range(19):
+        tell_retry(wav)
+    assert not stage.saver.is_stuck
+    tell_retry(wav)
+    assert stage.saver.is_stuck
+    stage.files._tell(wav, Path("a0.wav"), 300)
+    assert stage.saver.is_stuck
+    stage.files._tell(wav, Path("a0.wav"), 301)
+    assert not stage.saver.is_stuck
+    for _ in range(20):
+        tell_retry(wav)
+    waiting = asyncio.create_task(stage.saver.wait_turn())
+    await stage.clock.settle()
+    assert not waiting.done()
+    await stage.clock.advance(61.0)
+
+    assert is_free(waiting)
+    stage.saver.finish()
+    await stage.clock.run(running)
+
+
+async def test_attempts_in_vain_end_nothing(stage: Stage) -> None:
+    """Once a file is given up, the next may be paid for: one host in trouble is no twenty files."""
+    at = dt.datetime.fromtimestamp(stage.clock.time(), dt.UTC)
+    wav = WavFile("t0", URL("https://h/x.wav"), track(0), "poll", None)
+    error = failure("not-a-wav")
+    await stage.convert(0)
+    stage.files.fails = lambda _, __: error
+    stage.files.takes_s = 60.0
+    running = asyncio.create_task(stage.saver.run())
+    await stage.clock.settle()
+    for _ in range(24):
+        stage.saver.tell(
+            events.DownloadRetried(at=at, wav=wav, path=Path("a0.wav"), error=error, delay_s=1)
+        )
+    assert stage.saver.is_stuck
+    await stage.clock.advance(61.0)
+
+    assert not stage.saver.is_stuck
+    await stage.saver.wait_turn()
+    stage.saver.finish()
+    await stage.clock.run(running)
+
+
+async def test_one_file_that_fails_again_and_again_is_one(stage: Stage) -> None:
+    """Seven files that are tried three times each are no twenty files in a row."""
+    stage.files.fails = lambda _, __: failure("unavailable")
+    for number in range(7):
+        await stage.convert(number)
+    stage.saver.finish()
+    await stage.clock.run(stage.saver.run())
+
+    assert (21, 7, False) == (
+        *(len(stage.files.asked), stage.saver.given_up),
+        stage.saver.is_stuck,
+    )
+
+
+@pytest.mark.parametrize(
+    ("outcome", "days_ago", "is_stuck"),
+    [
+        (AttemptOutcome.ACCEPTED, 0.0, True),
+        (AttemptOutcome.ACCEPTED, 13.0, True),
+        (AttemptOutcome.ACCEPTED, 15.0, False),
+        (AttemptOutcome.ADOPTED, 0.0, True),
+        (AttemptOutcome.ADOPTED, 1.0, False),
+    ],
+)
+async def test_what_may_be_long_deleted_keeps_nothing_from_being_converted(
+    stage: Stage, outcome: AttemptOutcome, days_ago: float, *, is_stuck: bool
+) -> None:
+    """Files of earlier runs that are past 14 days, or of unknown age, do not count."""
+    stage.files.fails = lambda _, __: failure("unavailable")
+    for number in range(25):
+        await stage.convert(number, days_ago=days_ago, outcome=outcome)
+    stage.saver.finish()
+    await stage.clock.run(stage.saver.run())
+
+    assert is_stuck is stage.saver.is_stuck
+    (entry,) = stage.saver.unsaved
+    assert (25, "why: unavailable") == (entry.count, entry.message)
+
+
+async def test_expired_files_count_for_nothing(stage: Stage) -> None:
+    """That the service has deleted old files says nothing of those that are paid for next."""
+    stage.files.fails = lambda _, __: failure("expired")
+    for number in range(25):
+        await stage.convert(number)
+    stage.saver.finish()
+    await stage.clock.run(stage.saver.run())
+
+    assert not stage.saver.is_stuck
+    assert 25 == (await stage.tally()).expired
+
+
+async def test_all_that_there_was_is_tried_first(stage: Stage) -> None:
+    """Who waits for it to be idle waits for every second and third attempt too."""
+    stage.files.fails = lambda _, tries: failure("unavailable") if tries < 3 else None
+    await stage.convert(0)
+    running = asyncio.create_task(stage.saver.run())
+    waiting = asyncio.create_task(stage.saver.wait_idle())
+    await stage.clock.advance(179.0)
+    assert not waiting.done()
+    await stage.clock.advance(2.0)
+    await stage.clock.settle()
+
+    assert is_free(waiting)
+    assert ["a0.wav"] == stage.saved
     stage.saver.finish()
     await stage.clock.run(running)
 

@@ -421,24 +421,6 @@ async def test_a_trouble_that_passes(bulk: Bulk) -> None:
     assert 1 == done.err.count("not saved yet, and tried again in ")
 
 
-async def test_links_that_have_expired(bulk: Bulk) -> None:
-    """What KIE has deleted is told, and converted again only when asked."""
-    write_catalog(*rows_of(3))
-    async with kie_of(media("expired", audio_id="a1")) as kie:
-        done = await bulk(kie)
-        same = await bulk(kie)
-        kie.reset()
-        kie.set_faults([])
-        again = await bulk(kie, "--retry-expired")
-
-        assert (1, 1, 0, 1) == (done.code, same.code, again.code, kie.charges), done
-    for run in (done, same):
-        assert "1 WAV expired at KIE; --retry-expired converts again" in run.err
-        assert "kie-wav: 1 WAV is not saved\n" in run.err
-        assert "Go on with" not in run.err
-    assert {"stored": 3} == await states()
-
-
 async def test_file_after_file(bulk: Bulk, monkeypatch: pytest.MonkeyPatch) -> None:
     """If one file after another cannot be saved no more are paid for, and the rest waits."""
     monkeypatch.setattr(_saver, "_MOST_UNSAVED", 5)
@@ -593,43 +575,6 @@ async def test_files_that_are_damaged(bulk: Bulk, *, is_short: bool) -> None:
     assert (good, bad) == (digest(OUT / "Song 1 [a1].wav"), aside.read_bytes())
     assert (OUT / "Song 1 [a1].wav.damaged").read_bytes() == b"of another day"
     assert ["a1"] == [row[1] for row in done.results]
-
-
-async def test_damaged_and_expired(bulk: Bulk) -> None:
-    """What is missing or damaged, and KIE has no longer, stays on the books till it is given up."""
-    write_catalog(*rows_of(2))
-    async with kie_of() as kie:
-        await bulk(kie, "--no-download")
-        async with SqliteLedger(LEDGER) as ledger:
-            page = await ledger.page(TrackState)
-        async with SqliteLedger("books.db") as ledger:
-            for one in page:
-                await rewrite(ledger, one, 13)
-        await bulk(kie, "--ledger", "books.db")
-        async with SqliteLedger("older.db") as ledger:
-            # As it is two days later.
-            for one in page:
-                await rewrite(ledger, one, 15)
-                await ledger.reserve(one.track, path=name_of(one), key=name_of(one))
-                size, sha256 = file_of(OUT / name_of(one))
-                await ledger.store(one.track, path=name_of(one), size=size, sha256=sha256)
-        bad = spoil(name_of(page[1]))
-        (OUT / name_of(page[0])).unlink()
-        done = await bulk(kie, "--ledger", "older.db", "--json")
-        left = (wavs(), (OUT / name_of(page[1])).read_bytes())
-        kie.reset()
-        (OUT / name_of(page[1])).unlink()
-        again = await bulk(kie, "--ledger", "older.db", "--retry-expired")
-
-        assert (1, 0, 2) == (done.code, again.code, kie.charges), again
-    told = "2 files are missing or damaged, and KIE has the WAV no longer (out/Song 0 [a0].wav)"
-    assert told in done.err
-    assert "expired at KIE" not in done.err
-    assert "2 WAVs are not saved" in done.err
-    assert (["Song 1 [a1].wav"], bad) == left
-    assert ["Song 0 [a0].wav", "Song 1 [a1].wav"] == done.json()["saving"]["damaged"]
-    assert "Of 2 files saved before 2 missing: to be saved again.\n" in again.err
-    assert ["Song 0 [a0].wav", "Song 1 [a1].wav"] == wavs()
 
 
 def name_of(one: Standing) -> str:
@@ -803,24 +748,3 @@ async def test_ledger_that_leads_out_of_the_folder(bulk: Bulk) -> None:
     assert b"somebody else's" == victim.read_bytes()
     # What is under its first name is nobody's by now.
     assert 3 == len(wavs())
-
-
-async def test_missing_file_is_put_back(bulk: Bulk) -> None:
-    """A file that is missing while KIE has it no longer is as it was once it is back."""
-    write_catalog(*rows_of(1))
-    async with kie_of() as kie:
-        await bulk(kie)
-        path = OUT / "Song 0 [a0].wav"
-        async with SqliteLedger("older.db") as ledger:
-            async with SqliteLedger(LEDGER) as new:
-                (one,) = await new.page(TrackState)
-            await rewrite(ledger, one, 15)
-            size, sha256 = file_of(path)
-            await ledger.store(one.track, path=path.name, size=size, sha256=sha256)
-        away = path.rename("elsewhere.wav")
-        gone = await bulk(kie, "--ledger", "older.db")
-        away.rename(path)
-        done = await bulk(kie, "--ledger", "older.db")
-
-        assert (1, 0, 1) == (gone.code, done.code, kie.charges), (gone.err, done.err)
-    assert "1 file is missing or damaged" in gone.err

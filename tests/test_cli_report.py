@@ -85,7 +85,7 @@ async def write_all() -> None:
         await writer.convert(3, took_s=40.25)
         await ledger.store(track(3), path="a3.wav", size=44, sha256="0" * 64)
         await writer.convert(4, took_s=31.0, ago_s=15 * DAY_S)
-        await ledger.expire(writer.now_unix_s)
+        await ledger.expire(track(4))
         await writer.fail(5, 500, "Internal Error")
         await writer.fail(6, 500, "Internal Error")
         await writer.end(
@@ -167,9 +167,13 @@ def test_as_json(report) -> None:
         ("exists", None, "a WAV is there, under a task id that was not told", 1, "a8", None),
     } == set(reasons(told)[1:])
     (soonest,) = told["expiring"].pop("soonest")
-    assert {"within_s": 172_800.0, "count": 1, "of_unknown_age": 0, "expired": 1} == told[
-        "expiring"
-    ]
+    assert {
+        "within_s": 172_800.0,
+        "count": 1,
+        "overdue": 0,
+        "of_unknown_age": 0,
+        "expired": 1,
+    } == told["expiring"]
     assert dt.datetime.fromisoformat(soonest.pop("expires_at")) > dt.datetime.now(dt.UTC)
     assert {
         "music_task_id": "m",
@@ -243,7 +247,10 @@ def test_on_a_terminal(seen, columns: int) -> None:
     assert "A callback named its task, t10." in text
     assert attempt(11)[:8] not in text
     assert "[i]track[/i]" in text
-    assert "1 to be deleted by the service within 48 hours, 1 deleted already." in text
+    assert (
+        "1 to be deleted by the service within 48 hours, 1 deleted, as the service has said."
+        in text
+    )
     assert "31.0 s (median), 40.2 s (99 of 100)" in text
     assert " Saved: 1 file, 44 bytes. " in text
     assert not [line for line in lines if len(line) > columns and "kie-wav resolve" not in line]
@@ -450,7 +457,7 @@ async def surveyed(ledger: MemoryLedger) -> Survey:
 
 
 async def test_what_expires() -> None:
-    """What is not saved is counted by when it is deleted: within 48 hours, already, or unknown."""
+    """What is not saved is counted by age: deleted within 48 hours, past 14 days, or unknown."""
     ledger = MemoryLedger()
     await ledger.open(NOW_S)
     writer = Writer(ledger, NOW_S)
@@ -463,22 +470,25 @@ async def test_what_expires() -> None:
     await ledger.aclose()
     found = await surveyed(ledger)
 
-    assert (4, 1, 1) == (found.expiring, found.expired, found.ageless)
+    assert (4, 1, 1) == (found.expiring, found.overdue, found.ageless)
     assert ["a3", "a4", "a10", "a2"] == [one.track.audio_id for one in found.soonest()]
 
 
-async def test_what_is_noted_as_expired_and_what_is_not() -> None:
-    """A WAV that is gone counts once, whether the ledger has noted it or not."""
+async def test_only_the_service_says_that_a_wav_is_deleted() -> None:
+    """A WAV past 14 days by our clock is told as such, and only one the service denies as gone."""
     ledger = MemoryLedger()
     await ledger.open(NOW_S)
     writer = Writer(ledger, NOW_S)
     for number in range(3):
         await writer.convert(number, ago_s=15 * DAY_S)
-    await ledger.expire(NOW_S)
+    await ledger.expire(track(1))
     await writer.convert(3, ago_s=16 * DAY_S)
     await ledger.aclose()
+    found = await surveyed(ledger)
 
-    assert 4 == (await surveyed(ledger)).expired
+    assert (1, 3) == (found.expired, found.overdue)
+    overdue = {name: found.facts()["expiring"][name] for name in ("expired", "overdue")}
+    assert {"expired": 1, "overdue": 3} == overdue
 
 
 async def test_reasons_without_end() -> None:
@@ -654,6 +664,22 @@ def test_urls_as_json(report) -> None:
         first[name] for name in ("audio_id", "task_id", "url")
     )
     assert (None, "a3", "a3.wav") == (first["file"], second["audio_id"], second["file"])
+
+
+def test_urls_whatever_is_under_way(report) -> None:
+    """`--urls` has the link of a track whose WAV is there while a second submit is unknown."""
+
+    async def convert() -> None:
+        async with SqliteLedger(LEDGER) as ledger:
+            writer = Writer(ledger)
+            await writer.convert(1, ago_s=20 * DAY_S)
+            await ledger.begin(track(1), attempt(99), NOW_S, again=True)
+            await ledger.end(attempt(99), AttemptOutcome.UNKNOWN, NOW_S)
+
+    asyncio.run(convert())
+    assert [["m", "a1", "t1", "https://files.example/t1.wav"]] == [
+        cells[:4] for cells in report("--urls").lines
+    ]
 
 
 def test_urls_of_many(report) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import shlex
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
@@ -89,7 +90,7 @@ def command_in(sentence: str) -> list[str]:
 # --- a file that does not come ----------------------------------------------------------------
 
 BAD_FILES = [
-    (Fault(kind="expired", on="media"), "expired", "refuses the link (404)"),
+    (Fault(kind="expired", on="media"), "unavailable", "refuses the link (404)"),
     (CUT, "truncated", "bytes of the file are kept"),
     (Fault(kind="html", on="media", http_status=200), "not-a-wav", "what 127.0.0.1 sent"),
     (Fault(kind="redirect", on="media", url="http://192.0.2.1/x.wav"), "refused-url", "plain http"),
@@ -156,6 +157,26 @@ async def test_notes_are_said_once(kie_wav) -> None:
         done = await kie_wav(kie, "status", task_id, "-o", "song.wav", "--accept-short")
 
     assert (0, 1, 0) == (done.code, done.err.count("only 444"), done.out.count("only 444"))
+
+
+@pytest.mark.parametrize("days", [13, 15])
+async def test_a_file_that_the_service_has_deleted(kie_wav, days: int) -> None:
+    """Only of a file that KIE says it has deleted a new conversion is spoken, and its price."""
+    made_at = time.time() - days * 86_400
+    faults = [
+        Fault(kind="fields", on="poll", fields={"createTime": int(made_at * 1_000)}),
+        Fault(kind="html", on="media", http_status=404),
+        Fault(kind="code", on="download-url", code=404, msg="no such file"),
+    ]
+    async with service(*faults) as kie:
+        await submit_before(kie, "a")
+        done = await kie_wav(kie, "convert", "m", "a", "-o", "song.wav", "--json")
+
+    told = done.json()["error"]
+    is_gone = days > 14
+    assert (3, "expired" if is_gone else "unavailable") == (done.code, told["reason"])
+    assert is_gone is ("A new conversion is a new charge" in told["message"])
+    assert is_gone is not ("Do not convert it again" in told["message"])
 
 
 async def test_what_is_retried_is_told(kie_wav, tmp_path: Path) -> None:

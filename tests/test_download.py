@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import datetime as dt
 import errno
 import hashlib
 import itertools
@@ -30,10 +31,11 @@ from kie_wav_async import (
     _part_file,
     events,
 )
+from kie_wav_async._models import WireResponse
 from kie_wav_async._part_file import part_path
 from kie_wav_async._transport import AiohttpTransport
 from kie_wav_async.errors import DownloadError, SessionClosedError, TransportError
-from kie_wav_async.testing import FakeClock, ScriptedTransport, refused
+from kie_wav_async.testing import FakeClock, ScriptedTransport, answer, refused
 from media import HONEST, Manner, MediaServer, refusal, wav_bytes
 from proxy import Plan, Proxy, http
 
@@ -778,13 +780,28 @@ async def test_service_that_stays_gone_is_unavailable(media, target) -> None:
     assert 400 == is_kept(target)
 
 
+ACCEPTED_AT = dt.datetime(2025, 1, 1, 12, tzinfo=dt.UTC)
+#: As long after it as the service keeps files, and a second more or less.
+PAST = "Wed, 15 Jan 2025 12:00:01 GMT"
+NOT_PAST = "Wed, 15 Jan 2025 11:59:59 GMT"
+
+
+def html(status):
+    """Return a page in place of an answer of the service, as of something in between."""
+    body = b"<html>404 Not Found</html>"
+    return WireResponse(status=status, body=body, date=PAST)
+
+
 @pytest.mark.parametrize("code", [404, 422])
-async def test_file_that_the_service_has_no_more_has_expired(media, target, code) -> None:
-    """Where the service has no other link the file has expired, and it is not asked twice."""
-    url = media.put("/a.wav", BODY, refusal(404))
-    async with downloading(refused(code)) as running:
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+async def test_file_that_the_service_has_deleted_has_expired(media, target, status, code) -> None:
+    """A link that is refused, no other at the service, 14 days by its clock: expired, at once."""
+    url = media.put("/a.wav", BODY, refusal(status))
+    async with downloading(refused(code, "no such file", date=PAST)) as running:
         with pytest.raises(DownloadError, match="a new charge") as caught:
-            await running.download(url, target)
+            await running.session.download(
+                attrs.evolve(wav_of(url), accepted_at=ACCEPTED_AT), target
+            )
         assert [str(url)] == running.renewals
         assert [] == running.clock.slept
     assert ("expired", "t1", TRACK) == (
@@ -792,7 +809,69 @@ async def test_file_that_the_service_has_no_more_has_expired(media, target, code
         caught.value.task_id,
         caught.value.track,
     )
+    assert f"KIE has no other ({code} 'no such file')" in str(caught.value)
     assert [] == [*target.parent.iterdir()]
+
+
+WEAK = {
+    "not yet 14 days": (ACCEPTED_AT, refused(404, date=NOT_PAST)),
+    "before it was accepted": (ACCEPTED_AT, refused(404, date="Wed, 01 Jan 2025 11:00:00 GMT")),
+    "no Date of the link": (ACCEPTED_AT, refused(404)),
+    "no Date of the submit": (None, refused(404, date=PAST)),
+    "a Date that is none": (ACCEPTED_AT, refused(404, date="15.01.2030")),
+    "a Date of no time": (ACCEPTED_AT, refused(404, date="Wed, 15 Jan 9999 12:00:01 GMT")),
+    "in another zone": (ACCEPTED_AT, refused(404, date="Wed, 15 Jan 2025 13:00:01 +0200")),
+    "an HTTP status alone": (ACCEPTED_AT, answer({"msg": "no"}, status=404, date=PAST)),
+    "a page with 404": (ACCEPTED_AT, html(404)),
+    "a page with 422": (ACCEPTED_AT, html(422)),
+    "401": (ACCEPTED_AT, refused(401, date=PAST)),
+    "402": (ACCEPTED_AT, refused(402, date=PAST)),
+    "505": (ACCEPTED_AT, refused(505, date=PAST)),
+}
+
+
+@pytest.mark.parametrize(("accepted_at", "said"), WEAK.values(), ids=WEAK)
+async def test_weak_evidence_gives_no_file_up(media, target, accepted_at, said) -> None:
+    """A refusal is passing unless the service says, by its own clock, that the file is gone."""
+    url = media.put("/a.wav", BODY, [refusal(403), HONEST])
+    wav = attrs.evolve(wav_of(url), accepted_at=accepted_at)
+    async with downloading(said) as running:
+        running.clock.jump_wall(10 * 365 * 86_400.0)
+        with pytest.raises(DownloadError, match="download it again later") as caught:
+            await running.session.download(wav, target)
+        assert "unavailable" == caught.value.reason
+        assert is_saved(await running.session.download(wav, target), target)
+
+
+BUSY = {
+    "a page with 200": html(200),
+    "data: null": answer({"code": 200, "msg": "success", "data": None}, date=PAST),
+    "429": refused(429, date=PAST),
+    "455": refused(455, date=PAST),
+    "500": refused(500, date=PAST),
+    "501": refused(501, date=PAST),
+}
+
+
+@pytest.mark.parametrize("said", BUSY.values(), ids=BUSY)
+async def test_service_that_says_nothing_of_the_file_gives_none_up(media, target, said) -> None:
+    """Whatever else the service says of a link costs an attempt, and the next may save the file."""
+    url = media.put("/a.wav", BODY, [refusal(403), HONEST])
+    wav = attrs.evolve(wav_of(url), accepted_at=ACCEPTED_AT)
+    async with downloading(said, retry=RetryPolicy(attempts=1)) as running:
+        assert is_saved(await running.session.download(wav, target), target)
+    assert ["unavailable"] == [told.error.reason for told in running.retries]
+
+
+async def test_fresh_link_that_is_refused_too_gives_no_file_up(media, target) -> None:
+    """What a host says of a link that the service has just given says nothing of the file."""
+    url = media.put("/a.wav", BODY, refusal(404))
+    async with downloading(link(media.put("/b.wav", BODY, refusal(404)))) as running:
+        with pytest.raises(DownloadError, match="download it again later") as caught:
+            await running.session.download(
+                attrs.evolve(wav_of(url), accepted_at=ACCEPTED_AT), target
+            )
+    assert "unavailable" == caught.value.reason
 
 
 @pytest.mark.parametrize("code", [401, 402])

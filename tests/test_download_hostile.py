@@ -17,7 +17,7 @@ import attrs
 import pytest
 from yarl import URL
 
-from certificates import TRUSTED_PEM
+from certificates import SERVER_PEM, TRUSTED_PEM
 from hostile import (
     ATTEMPTS,
     BODY,
@@ -635,7 +635,7 @@ async def test_certificate_for_another_name_is_refused_at_once(folder, monkeypat
 async def test_host_without_a_common_version_of_tls_is_left_at_once(folder, monkeypatch):
     """A host that speaks another TLS than we do will not speak ours a minute later."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(TRUSTED_PEM)
+    context.load_cert_chain(SERVER_PEM)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     connections = []
 

@@ -122,6 +122,7 @@ def test_a_new_entry_is_queued_and_knows_nothing() -> None:
     entry = Entry(Track("5c79", "e1"))
 
     assert {
+        "accepted_at": None,
         "accepted_mono_s": 0.0,
         "attempt_id": "",
         "attempts": 0,

@@ -39,7 +39,7 @@ async def every_call(ledger):
     yield "unstore", ledger.unstore(TRACK)
     yield "reserve", ledger.reserve(TRACK, path="x.wav", key="x.wav")
     yield "store", ledger.store(TRACK, path="x.wav", size=1, sha256="ab")
-    yield "expire", ledger.expire(5.0, track=TRACK)
+    yield "expire", ledger.expire(TRACK)
     yield "retry", ledger.retry([TrackState.FAILED])
     yield "find", ledger.find(TRACK)
     yield "page", ledger.page([TrackState.STORED])
@@ -69,16 +69,16 @@ async def test_calls_are_kept_in_order():
     await ledger.end("a1", AttemptOutcome.REFUSED, 3.0, error_code=422, error="no")
     await ledger.page(states)
     await ledger.reserve(TRACK, path="x.wav", key="x")
-    await ledger.expire(4.0)
+    await ledger.expire(TRACK)
     await ledger.aclose()
     assert ledger.calls == [
         ("open", (1.0,)),
         ("plan", ((TRACK,),)),
         ("begin", (TRACK, "a1", 2.0, False)),
-        ("end", ("a1", AttemptOutcome.REFUSED, 3.0, "", 422, "no")),
+        ("end", ("a1", AttemptOutcome.REFUSED, 3.0, "", 422, "no", None)),
         ("page", (frozenset(states), 0, 1000)),
         ("reserve", (TRACK, "x.wav", "x")),
-        ("expire", (4.0, None)),
+        ("expire", (TRACK,)),
         ("aclose", ()),
     ]
 

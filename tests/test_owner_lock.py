@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 import pytest
 
 from kie_wav_async import Track
+from kie_wav_async._ledger_models import LedgerMark
 from kie_wav_async._owner_lock import OwnerLock, network_file_system
 from kie_wav_async.errors import LedgerError
 from kie_wav_async.ledger import SqliteLedger, TrackState
@@ -169,11 +170,54 @@ def test_the_lock_file_is_ours_alone_and_says_who(path):
     """The lock file can be read by its owner only, and names the process while it is held."""
     lock = OwnerLock(path)
     lock.acquire()
-    assert f"{os.getpid()} {socket.gethostname()}\n" == lock.path.read_text()
+    assert lock.path.read_text().endswith(f"\n{os.getpid()} {socket.gethostname()}\n")
     assert 0o600 == stat.S_IMODE(lock.path.stat().st_mode)
     lock.release()
     assert "" == lock.path.read_text()
     lock.release()
+
+
+def test_the_lock_file_keeps_which_ledger_was_there(path):
+    """What was noted of a ledger is there for every later owner, given back or not."""
+    first = OwnerLock(path)
+    first.acquire()
+    assert None is first.mark
+    for submits in (0, 7, 123_456_789):
+        first.note(LedgerMark("ab" * 16, submits))
+    first.release()
+    first.note(LedgerMark("cd" * 16, 1))
+    for _ in range(2):
+        lock = OwnerLock(path)
+        lock.acquire()
+        assert LedgerMark("ab" * 16, 123_456_789) == lock.mark
+        assert lock.path.read_text().endswith(f"\n{os.getpid()} {socket.gethostname()}\n")
+        with pytest.raises(LedgerError, match=f"already open in this process .pid {os.getpid()}"):
+            OwnerLock(path).acquire()
+        lock.release()
+    (line,) = lock.path.read_text().splitlines()
+    assert f"kie-wav-ledger {'ab' * 16} 000000000123456789" == line
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"garbage",
+        b"1 host\n",
+        b"kie-wav-ledger " + b"ab" * 16 + b" 5\n",
+        b"kie-wav-ledger " + b"0" * 32 + b" " + b"0" * 18 + b"\n1 host\n",
+        b"x" * 900,
+    ],
+)
+def test_a_lock_file_that_says_nothing_is_no_mark(path, content):
+    """A lock file of another kind is taken over, and says nothing of a ledger."""
+    lock = OwnerLock(path)
+    lock.path.write_bytes(content)
+    lock.acquire()
+    assert None is lock.mark
+    lock.note(LedgerMark("ab" * 16, 1))
+    lock.release()
+    assert 67 == lock.path.stat().st_size
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ VALUES = {
     ),
     "Track": "music_task_id audio_id title",
     "UnknownSubmit": "track attempt_id at",
-    "WavFile": "task_id url track settled_by expires_at",
+    "WavFile": "task_id url track settled_by expires_at accepted_at",
 }
 
 FUNCTIONS = {

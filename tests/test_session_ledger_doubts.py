@@ -313,7 +313,7 @@ async def bring_to(ledger: MemoryLedger, state: TrackState, now: float) -> None:
     if state is TrackState.STORED:
         await ledger.store(track(), path="a.wav", size=1, sha256="0" * 64)
     if state is TrackState.EXPIRED:
-        await ledger.expire(now + 15 * 86_400)
+        await ledger.expire(track())
     assert state is await state_of(ledger)
     await ledger.aclose()
 

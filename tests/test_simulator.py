@@ -794,6 +794,19 @@ async def test_link_serves_the_same_file():
     assert bodies[0] == bodies[1]
 
 
+async def test_file_is_deleted_after_the_retention():
+    """From 14 days on a file is not found, and neither is a link to it."""
+    now = Moved()
+    async with running(now=now, median_s=0) as (_, client):
+        url = await client.wav_url()
+        told = []
+        for after in (14 * 86_400 - 1.0, 1.0):
+            now.at += after
+            told.append(((await fetch(client, url))[0], (await link(client, url))["code"]))
+
+    assert [(200, 200), (404, 404)] == told
+
+
 async def test_link_dies_after_20_minutes():
     """A temporary link is refused from its 20th minute on."""
     now = Moved()

@@ -10,7 +10,6 @@ from kie_wav_async import Track
 from kie_wav_async.ledger import AttemptOutcome, SqliteLedger, TrackState
 
 NOW = 1_700_000_000.0
-TWO_WEEKS_S = 14 * 86_400.0
 TRACK = Track("5c79", "e231", title="Song")
 WAV = URL("https://files.example/x.wav")
 ANOTHER_WAV = URL("https://files.example/y.wav")
@@ -56,17 +55,17 @@ refused     .          .       .     .     planned  .
 failed      .          .       .     .     planned  .
 expired     .          .       .     .     planned  .
 
-            reserve    store   unstore    expire   miss
-planned     .          .       .          .        .
-submitting  .          .       .          .        .
-unknown     .          .       .          .        .
-exists      .          .       .          .        .
-accepted    .          .       .          .        .
-succeeded   .          stored  .          expired  expired
-stored      .          .       succeeded  .        .
-refused     .          .       .          .        .
-failed      .          .       .          .        .
-expired     .          stored  .          .        .
+            reserve    store   unstore    expire
+planned     .          .       .          .
+submitting  .          .       .          .
+unknown     .          .       .          .
+exists      .          .       .          .
+accepted    .          .       .          .
+succeeded   .          stored  .          expired
+stored      .          .       succeeded  .
+refused     .          .       .          .
+failed      .          .       .          .
+expired     .          stored  succeeded  .
 """
 
 
@@ -122,8 +121,7 @@ class Life:
             "store": lambda: ledger.store(TRACK, path="x.wav", size=4, sha256="00"),
             "reserve": lambda: ledger.reserve(TRACK, path="x.wav", key="x"),
             "unstore": lambda: ledger.unstore(TRACK),
-            "expire": lambda: ledger.expire(NOW + TWO_WEEKS_S),
-            "miss": lambda: ledger.expire(NOW + 3, track=TRACK),
+            "expire": lambda: ledger.expire(TRACK),
             "retry": lambda: ledger.retry(["refused", "failed", "expired"]),
         }
         return calls[word]()
@@ -221,9 +219,9 @@ async def test_each_call_makes_of_each_state_what_the_table_says(tmp_path, state
         ("begin accepted wav store again:a2 accepted:a2:t2 store", "accepted", "t2"),
         ("begin accepted wav store again:a2 unstore not_created:a2", "succeeded", "t1"),
         ("begin accepted wav store again:a2 unknown:a2 unstore", "unknown", "t1"),
-        ("begin accepted wav again:a2 miss not_created:a2", "succeeded", "t1"),
-        ("begin accepted wav store unstore miss retry", "planned", ""),
-        ("begin adopted wav miss", "expired", "t1"),
+        ("begin accepted wav again:a2 expire not_created:a2", "succeeded", "t1"),
+        ("begin accepted wav store unstore expire retry", "planned", ""),
+        ("begin adopted wav expire", "expired", "t1"),
         ("begin accepted wav expire again:a2 not_created:a2", "expired", "t1"),
         ("begin accepted wav expire again:a2 refused:a2", "expired", "t1"),
         ("begin accepted wav expire again:a2 accepted:a2:t2 wav::t2", "succeeded", "t2"),
@@ -358,23 +356,14 @@ async def test_only_the_first_end_of_a_task_counts(tmp_path):
 
 
 async def test_an_adopted_task_has_no_age(tmp_path):
-    """A task that existed before is marked so, and never taken as expired."""
+    """A task that existed before is marked so, and has no age by our clock."""
     async with Life(tmp_path / "x.sqlite3") as life:
         await life.go("begin adopted wav")
-        assert 0 == await life.do("expire")
         standing = await life.standing()
     assert (True, None, TrackState.SUCCEEDED) == (
         *(standing.is_adopted, standing.expires_at),
         standing.state,
     )
-
-
-@pytest.mark.parametrize(("age_s", "count"), [(TWO_WEEKS_S - 0.001, 0), (TWO_WEEKS_S, 1)])
-async def test_a_wav_expires_two_weeks_after_its_submit(tmp_path, age_s, count):
-    """A WAV is given up at 14 days after its submit was sent, and not before."""
-    async with Life(tmp_path / "x.sqlite3") as life:
-        await life.go("begin accepted wav")
-        assert count == await life.ledger.expire(NOW + age_s)
 
 
 async def test_a_late_answer_keeps_the_time_of_the_submit(tmp_path):
@@ -444,7 +433,7 @@ async def test_what_is_left_open_is_unknown_since_the_opening(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "call", ["accepted", "hear", "wav", "bad", "reserve", "store", "unstore", "miss"]
+    "call", ["accepted", "hear", "wav", "bad", "reserve", "store", "unstore", "expire"]
 )
 async def test_what_is_not_there_is_ignored(tmp_path, call):
     """Of an attempt, a task or a track that is not there nothing is written."""

@@ -295,6 +295,24 @@ async def test_answer_without_the_headers_has_none(transport):
     assert (None, None) == (response.retry_after, response.request_id)
 
 
+@pytest.mark.parametrize(
+    ("headers", "date"),
+    [
+        ((), None),
+        (("Date: Wed, 15 Jan 2025 12:00:00 GMT",), "Wed, 15 Jan 2025 12:00:00 GMT"),
+        (("date: x",), "x"),
+        (("Date: Wed, 15 Jan 2025 12:00:00 GMT", "Date: Wed, 01 Jan 2025 12:00:00 GMT"), None),
+    ],
+    ids=["none", "one", "another", "two"],
+)
+async def test_date_is_handed_on_if_there_is_one(transport, headers, date):
+    """The Date header comes through as sent; two of them are none."""
+    async with answering(http("200 OK", b"{}", *headers)) as server:
+        response = await transport.send(submit_to(server.base_url))
+
+    assert date == response.date
+
+
 @pytest.mark.parametrize("status", REDIRECTS)
 @REQUESTS
 async def test_redirect_is_not_followed(transport, request_to, status):

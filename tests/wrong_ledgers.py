@@ -750,7 +750,7 @@ class FreesWhatIsAnothers(MemoryLedger, Rows):
         await super().end(attempt_id, outcome, now_unix_s, task_id=task_id, **kwargs)
 
 
-@wrong("retry_plans_what_is_named")
+@wrong("a_task_is_as_old_as_its_submit")
 class DatesTasksByTheirAnswer(MemoryLedger, Rows):
     """A task is as old as the answer that named it."""
 
@@ -982,55 +982,105 @@ class StoresSmallFiles(MemoryLedger):
         await super().store(track, path=path, size=size % 2**32, sha256=sha256)
 
 
-@wrong("a_wav_expires_after_14_days")
-class ExpiresEarly(MemoryLedger):
-    """A WAV is given up a minute too soon."""
+@wrong("a_wav_expires_when_the_service_says_so")
+class ExpiresByAge(MemoryLedger, Rows):
+    """A WAV expires by our clock, whatever the service says."""
 
-    async def expire(self, now_unix_s, **kwargs):
-        return await super().expire(now_unix_s + 60.0, **kwargs)
-
-
-@wrong("only_a_wav_of_known_age_expires")
-class ExpiresBySettlement(MemoryLedger, Rows):
-    """A WAV is kept for 14 days from when it was there."""
-
-    async def expire(self, now_unix_s, **kwargs):
-        for row in self.rows():
-            if row.settled_unix_s is not None and row.followed is not None:
-                row.followed.begun_unix_s = row.settled_unix_s
-        return await super().expire(now_unix_s, **kwargs)
+    async def expire(self, track):
+        row = self.row(track)
+        if row is not None and row.standing().is_adopted:
+            return
+        await super().expire(track)
 
 
-@wrong("calls_made_twice_change_nothing")
+@wrong("a_wav_expires_when_the_service_says_so")
+class ExpiresTheOthersToo(MemoryLedger, Rows):
+    """When one WAV is deleted, so are those of the same age."""
+
+    async def expire(self, track):
+        await super().expire(track)
+        row = self.row(track)
+        if row is not None and row.rest is TrackState.EXPIRED:
+            for other in self.rows():
+                if other.state() is TrackState.SUCCEEDED:
+                    other.rest = TrackState.EXPIRED
+
+
+@wrong("a_wav_expires_when_the_service_says_so")
 class ExpiresFiles(MemoryLedger, Rows):
-    """A file here expires with the one at the service."""
+    """A file here is given up with its WAV at the service."""
 
-    async def expire(self, now_unix_s, **kwargs):
-        for row in self.rows():
-            if row.rest is TrackState.STORED:
-                row.rest = TrackState.SUCCEEDED
-        return await super().expire(now_unix_s, **kwargs)
-
-
-@wrong("only_a_wav_of_known_age_expires")
-class ExpiresWhatIsAdopted(MemoryLedger, Rows):
-    """A task of unknown age is as old as our submit."""
-
-    async def expire(self, now_unix_s, **kwargs):
-        expired = await super().expire(now_unix_s, **kwargs)
-        for row in self.rows():
-            if row.state() is TrackState.SUCCEEDED and row.standing().is_adopted:
-                row.rest = TrackState.EXPIRED
-        return expired
+    async def expire(self, track):
+        row = self.row(track)
+        if row is not None and row.rest is TrackState.STORED:
+            row.rest, row.file = TrackState.SUCCEEDED, None
+        await super().expire(track)
 
 
-@wrong("a_wav_expires_after_14_days")
-class ExpiresTwice(MemoryLedger, Rows):
-    """What is expired is counted again."""
+@wrong("a_wav_expires_when_the_service_says_so")
+class ForgetsTheEndOfWhatIsDeleted(MemoryLedger, Rows):
+    """What the service has deleted never was."""
 
-    async def expire(self, now_unix_s, **kwargs):
-        await super().expire(now_unix_s, **kwargs)
-        return sum(row.state() is TrackState.EXPIRED for row in self.rows())
+    async def expire(self, track):
+        await super().expire(track)
+        row = self.row(track)
+        if row is not None and row.rest is TrackState.EXPIRED:
+            row.wav_url = None
+
+
+@wrong("what_is_expired_may_be_fetched_again")
+class GivesUpForGood(MemoryLedger, Rows):
+    """What is expired once stays so."""
+
+    async def unstore(self, track):
+        row = self.row(track)
+        if row is None or row.rest is not TrackState.EXPIRED:
+            await super().unstore(track)
+
+
+@wrong("what_is_expired_may_be_fetched_again")
+class ForgetsThePlaceOfWhatComesBack(MemoryLedger, Rows):
+    """What comes back is to be saved elsewhere."""
+
+    async def unstore(self, track):
+        row = self.row(track)
+        if row is not None and row.rest is TrackState.EXPIRED and row.path is not None:
+            self._books.place(row, row.path, None)
+            row.path = None
+        await super().unstore(track)
+
+
+@wrong("the_time_of_acceptance_is_the_later_one")
+class ForgetsWhenItWasAccepted(MemoryLedger):
+    """When a task was made is not kept with the submit."""
+
+    async def end(self, *args, **kwargs):
+        await super().end(*args, **(kwargs | {"accepted_unix_s": None}))
+
+
+@wrong("the_time_of_acceptance_is_the_later_one")
+class TakesTheRecordsWord(MemoryLedger, Rows):
+    """What the record says of the time counts, though the service's clock said a later one."""
+
+    async def settle(self, task_id, now_unix_s, *, accepted_unix_s=None, **kwargs):
+        made = self._books.by_task.get(task_id, [])
+        if accepted_unix_s is not None:
+            for attempt in made:
+                if not attempt.is_task_over:
+                    attempt.accepted_unix_s = None
+        await super().settle(task_id, now_unix_s, accepted_unix_s=accepted_unix_s, **kwargs)
+
+
+@wrong("the_time_of_acceptance_is_the_later_one")
+class KeepsTheAgeOfAnotherTask(MemoryLedger, Rows):
+    """A track is as old as its first task."""
+
+    async def end(self, attempt_id, *args, accepted_unix_s=None, **kwargs):
+        attempt = self.attempt(attempt_id)
+        if attempt is not None and accepted_unix_s is None:
+            first = attempt.row.attempts[0]
+            accepted_unix_s = first.accepted_unix_s if first is not attempt else None
+        await super().end(attempt_id, *args, accepted_unix_s=accepted_unix_s, **kwargs)
 
 
 @wrong("retry_plans_what_is_named")
@@ -1389,28 +1439,18 @@ class MissesNothingInDoubt(MemoryLedger, Rows):
             await super().unstore(track)
 
 
-@wrong("a_file_that_is_gone_is_fetched_again")
-class NeverExpiresWhatWasStored(MemoryLedger, Rows):
-    """A WAV that was a file here once does not expire."""
-
-    async def unstore(self, track):
-        await super().unstore(track)
-        if (row := self.row(track)) is not None and row.followed is not None:
-            row.followed.outcome = AttemptOutcome.ADOPTED
-
-
-@wrong("only_a_file_is_gone")
-class FindsAnythingGone(MemoryLedger, Rows):
-    """An expired track has succeeded again once its file is said to be gone."""
+@wrong("only_a_wav_is_fetched_again")
+class FetchesWhatFailed(MemoryLedger, Rows):
+    """A failed track has succeeded once its file is said to be gone."""
 
     async def unstore(self, track):
         row = self.row(track)
-        if row is not None and row.rest is TrackState.EXPIRED:
+        if row is not None and row.rest is TrackState.FAILED:
             row.rest = TrackState.STORED
         await super().unstore(track)
 
 
-@wrong("only_a_file_is_gone")
+@wrong("only_a_wav_is_fetched_again")
 class MissesWhatNeverWas(MemoryLedger, Rows):
     """A file gone of a track that is not there is an error."""
 
@@ -1421,64 +1461,16 @@ class MissesWhatNeverWas(MemoryLedger, Rows):
         await super().unstore(track)
 
 
-@wrong("a_wav_that_is_deleted_expires_at_once")
-class ExpiresByAgeAlone(MemoryLedger):
-    """What the service says of one WAV is nothing against the calendar."""
-
-    async def expire(self, now_unix_s, *, track=None):
-        return 0 if track is not None else await super().expire(now_unix_s)
-
-
-@wrong("a_wav_that_is_deleted_expires_at_once")
-class ExpiresTheOthersToo(MemoryLedger):
-    """Of one WAV or of all: what is old expires."""
-
-    async def expire(self, now_unix_s, *, track=None):
-        await super().expire(now_unix_s)
-        return await super().expire(now_unix_s, track=track)
-
-
-@wrong("a_wav_that_is_deleted_expires_at_once")
-class ExpiresNamedFiles(MemoryLedger, Rows):
-    """A file here is given up with its WAV at the service."""
-
-    async def expire(self, now_unix_s, *, track=None):
-        row = self.row(track)
-        if row is not None and row.rest is TrackState.STORED:
-            row.rest, row.file = TrackState.SUCCEEDED, None
-        return await super().expire(now_unix_s, track=track)
-
-
-@wrong("a_wav_that_is_deleted_expires_at_once")
-class ExpiresOnceMore(MemoryLedger, Rows):
-    """What is expired already is counted when it is named."""
-
-    async def expire(self, now_unix_s, *, track=None):
-        row = self.row(track)
-        expired = await super().expire(now_unix_s, track=track)
-        return 1 if row is not None and row.rest is TrackState.EXPIRED else expired
-
-
-@wrong("a_wav_that_is_deleted_expires_at_once")
-class ForgetsTheEndOfWhatIsDeleted(MemoryLedger, Rows):
-    """What the service has deleted never was."""
-
-    async def expire(self, now_unix_s, *, track=None):
-        expired = await super().expire(now_unix_s, track=track)
-        if track is not None and expired:
-            self.row(track).wav_url = None
-        return expired
-
-
 @wrong("calls_made_twice_change_nothing")
 class TakesTheFileAwayTwice(MemoryLedger, Rows):
     """A file that is gone again is to be paid again."""
 
     async def unstore(self, track):
         row = self.row(track)
-        if row is not None and row.rest is TrackState.SUCCEEDED:
-            row.rest = TrackState.EXPIRED
+        is_again = row is not None and row.rest is TrackState.SUCCEEDED
         await super().unstore(track)
+        if is_again:
+            row.rest = TrackState.EXPIRED
 
 
 @wrong("calls_take_effect_in_order")

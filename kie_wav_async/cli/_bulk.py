@@ -22,7 +22,7 @@ from kie_wav_async import CallbackTrust, Outcome, SystemClock, Track, errors, ev
 from kie_wav_async.cli._bulk_books import Ending
 from kie_wav_async.cli._bulk_display import BulkDisplay
 from kie_wav_async.cli._bulk_end import tell_ending
-from kie_wav_async.cli._bulk_opening import announce, recheck_files
+from kie_wav_async.cli._bulk_opening import announce, recheck_files, verify_not_lost
 from kie_wav_async.cli._bulk_plan import Plan, Planner
 from kie_wav_async.cli._bulk_watch import Watch
 from kie_wav_async.cli._estimate import count_words
@@ -31,7 +31,7 @@ from kie_wav_async.cli._listen import Listening, listen, read_listening
 from kie_wav_async.cli._manifest import MANIFEST, write_manifest
 from kie_wav_async.cli._output import USAGE, CliError, cell, clean
 from kie_wav_async.cli._pages import pages
-from kie_wav_async.cli._recheck import Recheck
+from kie_wav_async.cli._recheck import Recheck, reclaim
 from kie_wav_async.cli._saver import Saver, run_together
 from kie_wav_async.cli._streams import OutputError, finish, flush, wait_for_room
 from kie_wav_async.ledger import SqliteLedger, TrackState
@@ -91,7 +91,7 @@ async def run_bulk(
     """
     listening = read_listening(order.address, order.callback_url)
     clock = SystemClock() if clock is None else clock
-    ledger = SqliteLedger(order.ledger)
+    ledger = SqliteLedger(order.ledger, new_ledger=order.new_ledger)
     display = BulkDisplay()
     run = _Run(order, ledger, display, clock, as_json=as_json)
     session = service.session(
@@ -108,6 +108,7 @@ async def run_bulk(
         clock=clock,
     )
     _open_folder(order.folder)
+    verify_not_lost(order, display)
     began_s = time.monotonic()
     with Interrupt(run.stop, run.leave):
         _ = await ledger.open(clock.time())
@@ -169,6 +170,8 @@ class _Run:
         self._planner: Planner | None = None
         self._session: WavSession | None = None
         self._unsent = 0
+        # Whether WAVs that had expired are to be fetched once more, before they are paid again.
+        self._is_reclaiming = TrackState.EXPIRED in order.retried
         # Not yet printed. Not all that settles is the batch's to yield: it drops what it
         # has as it is closed, and a task may be found for a submit it had given up.
         self._results: deque[str] = deque()
@@ -198,7 +201,9 @@ class _Run:
 
     def leave(self) -> None:
         """Say what a second Ctrl-C does."""
-        command = self._order.resume(is_planned=self.plan is not None)
+        command = self._order.resume(
+            is_planned=self.plan is not None, is_reclaiming=self._is_reclaiming
+        )
         self._display.leave(f"{self._order.resume_words}: {command}")
 
     def tell(self, event: events.Event) -> None:
@@ -276,6 +281,7 @@ class _Run:
             credits=self.credits,
             seconds=seconds,
             now_unix_s=self._clock.time(),
+            is_reclaiming=self._is_reclaiming,
             saver=self.saver,
             lost=self.earlier.lost,
         )
@@ -306,9 +312,9 @@ class _Run:
         async with self._watch.while_planning():
             plan = await self._planner.plan(order.catalog, skip_bad=order.skip_bad)
             if not order.is_saving_off:
-                self.earlier = await recheck_files(order, self._ledger, self._display, self._clock)
-        _ = await self._ledger.expire(self._clock.time())
-        retried = await self._ledger.retry(order.retried) if order.retried else 0
+                self.earlier = await recheck_files(order, self._ledger, self._display)
+        retried = await self._ledger.retry(set(order.retried) - {TrackState.EXPIRED})
+        reclaimed = await reclaim(self._ledger) if self._is_reclaiming else 0
         self.plan = plan
         known = plan.tracks - plan.new
         parts = [f"{plan.new:,} new"]
@@ -320,6 +326,11 @@ class _Run:
             parts.append(f"{count_words(plan.bad, 'bad line')} left out")
         self._display.clear()
         self._display.say(f"The catalog: {count_words(plan.tracks, 'track')}; {', '.join(parts)}.")
+        if reclaimed:
+            self._display.say(
+                f"{count_words(reclaimed, 'WAV')} had expired at KIE: fetching each once "
+                "more, which is free, before what is gone is converted again."
+            )
 
     async def _work(self, session: WavSession) -> BaseException | None:
         """Convert, and save; return what ended only the submits, once all else is done."""
@@ -345,6 +356,7 @@ class _Run:
         async def convert() -> None:
             nonlocal stopped_by
             try:
+                await self._give_up(saver)
                 await self._convert(session)
             except _ENDING_ALL:
                 raise
@@ -356,6 +368,16 @@ class _Run:
 
         await run_together(convert(), saver.run())
         return stopped_by
+
+    async def _give_up(self, saver: Saver) -> None:
+        """Plan again what had expired and is gone, once every free way to it was tried."""
+        if not self._is_reclaiming:
+            return
+        await saver.wait_idle()
+        gone = await self._ledger.retry([TrackState.EXPIRED])
+        self._is_reclaiming = False
+        if gone:
+            self._display.say(f"{count_words(gone, 'WAV is', 'WAVs are')} gone: converting again.")
 
     # --- converting -------------------------------------------------------------------------
 

@@ -49,9 +49,11 @@ class Ending:
 
         now_unix_s: The time.
 
+        is_reclaiming: Whether WAVs that had expired are still to be fetched once more.
+
         saver: What saved the files; `None` if nothing did.
 
-        lost: Files that were found damaged, and that the service has no longer.
+        lost: Files that were found damaged, and cannot be moved.
     """
 
     ledger: Ledger
@@ -63,6 +65,7 @@ class Ending:
     credits: Decimal | None
     seconds: float
     now_unix_s: float
+    is_reclaiming: bool = False
     saver: Saver | None = None
     lost: Sequence[Standing] = ()
 

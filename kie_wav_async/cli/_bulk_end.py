@@ -65,7 +65,11 @@ async def tell_ending(ending: Ending, display: BulkDisplay, *, as_json: bool) ->
         )
     elif failure is not None and _is_left(ending, books):
         is_capped = _is_capped(ending, books)
-        resume = ending.order.resume(is_planned=ending.plan is not None, is_capped=is_capped)
+        resume = ending.order.resume(
+            is_planned=ending.plan is not None,
+            is_capped=is_capped,
+            is_reclaiming=ending.is_reclaiming,
+        )
         if is_capped and books is not None:
             display.say(f"For all that is left, N would have to be {_enough(ending, books)}.")
         display.say(f"{ending.order.resume_words}:")
@@ -126,8 +130,9 @@ def _tell(ending: Ending, books: Books, display: BulkDisplay) -> None:
         _tell_existing(ending, books, display)
     if tally.expired:
         say(
-            f"{count_words(tally.expired, 'WAV')} expired at KIE; --retry-expired converts again, "
-            "which is charged again."
+            f"{count_words(tally.expired, 'WAV')} expired at KIE, as it says itself; "
+            "--retry-expired tries each link once more, which is free, and converts again what "
+            "is gone, which is charged again."
         )
     if books.opening.unknown:
         _tell_doubts(ending, books, display)
@@ -166,10 +171,9 @@ def _tell_saved(ending: Ending, tally: Tally, display: BulkDisplay) -> None:
     if ending.lost:
         one = ending.lost[0]
         say(
-            f"{count_words(len(ending.lost), 'file is', 'files are')} missing or damaged, and KIE "
-            f"has the WAV no longer ({ending.order.folder / str(one.path)}). Put it back; or "
-            "delete it, and say --retry-expired, to have it converted again, which is charged "
-            "again."
+            f"{count_words(len(ending.lost), 'file is', 'files are')} damaged and cannot be "
+            f"renamed ({ending.order.folder / str(one.path)}): rename or delete it, and the same "
+            "command saves it again, which is free."
         )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import errno
+import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from kie_wav_async.cli._estimate import (
@@ -17,13 +18,13 @@ from kie_wav_async.cli._estimate import (
     most_charges,
     time_left_s,
 )
+from kie_wav_async.cli._manifest import MANIFEST, Entry, read_manifest
+from kie_wav_async.cli._output import SERVICE, CliError
 from kie_wav_async.cli._recheck import Recheck, recheck, steps
 from kie_wav_async.errors import DownloadError
 from kie_wav_async.ledger import TrackState
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from kie_wav_async import Clock
     from kie_wav_async.cli._bulk_display import BulkDisplay
     from kie_wav_async.cli._bulk_order import Order
@@ -33,27 +34,70 @@ if TYPE_CHECKING:
 _LEAST_FREE: Final = 2 * BYTES_PER_TRACK + (64 << 20)
 
 
-async def recheck_files(
-    order: Order, ledger: Ledger, display: BulkDisplay, clock: Clock
-) -> Recheck:
+def verify_not_lost(order: Order, display: BulkDisplay) -> None:
+    """
+    Return if there is a ledger, or no sign that there was one; say so if a new one is wanted.
+
+    Raises:
+        CliError: One was there and is gone: with a new one all it knew would be paid again.
+    """
+    ledger = Path(os.path.realpath(order.ledger))
+    is_empty = ledger.exists()
+    if is_empty and (not ledger.is_file() or ledger.stat().st_size):
+        return  # Whether it is the right one the ledger finds out.
+    signs = _signs_of_a_ledger(order.folder, ledger, is_empty=is_empty)
+    if not signs:
+        return
+    found = (
+        f"{ledger} is {'empty' if is_empty else 'not there'}, but there is {' and '.join(signs)}"
+    )
+    if order.new_ledger:
+        display.say(f"{found}: beginning a new ledger, and what the lost one knew is paid again.")
+        return
+    sentence = (
+        f"{found}: a ledger was here, and what it knew would be converted and paid again. Nothing "
+        "was submitted. Put the ledger back, or name it with --ledger; only if it is lost, begin "
+        "anew with --new-ledger"
+    )
+    raise CliError(SERVICE, sentence)
+
+
+def _signs_of_a_ledger(folder: Path, ledger: Path, *, is_empty: bool) -> list[str]:
+    """Say what there is of a ledger that is gone, and of the files that were saved with it."""
+    manifest = folder / MANIFEST
+    if manifest.exists():
+        listed = sum(isinstance(entry, Entry) for entry in read_manifest(manifest))
+        return [f"{manifest}, which lists {count_words(listed, 'saved file')}"]
+    lock = ledger.with_name(f"{ledger.name}.lock")
+    if not is_empty and not lock.exists():
+        return []
+    saved = sum(path.suffix == ".wav" for path in folder.iterdir())
+    if not saved:
+        return []
+    files = f"{count_words(saved, 'WAV file')} in {folder}"
+    return [files] if is_empty else [str(lock), files]
+
+
+async def recheck_files(order: Order, ledger: Ledger, display: BulkDisplay) -> Recheck:
     """
     Look at the files of earlier runs, and have the ledger know which are to be saved again.
 
     Raises:
         LedgerError: The ledger cannot be read or written.
     """
-    total = Tally(await ledger.count()).saved
-    if not total:
+    tally = Tally(await ledger.count())
+    total = tally.saved
+    if not total and not tally.expired:
         return Recheck()
 
     def tell(done: int) -> None:
         display.tell_checked(done, steps(total))
 
     tell(0)
-    now = dt.datetime.fromtimestamp(clock.time(), dt.UTC)
-    gives_up = TrackState.EXPIRED in order.retried
-    found = await recheck(ledger, order.folder, now, tell, gives_up=gives_up)
+    found = await recheck(ledger, order.folder, tell)
     display.clear()
+    if found.back:
+        display.say(f"{count_words(found.back, 'file')} of expired tracks found: looking at them.")
     parts: list[str] = []
     if found.missing:
         parts.append(f"{found.missing:,} missing")
@@ -63,6 +107,11 @@ async def recheck_files(
     if parts:
         words = " and ".join(parts)
         display.say(f"Of {count_words(total, 'file')} saved before {words}: to be saved again.")
+    if found.missing == total > 1:
+        display.say(
+            f"None of them is in {order.folder}: if its disk is not there, stop, and go on when it "
+            "is."
+        )
     return found
 
 
@@ -83,6 +132,7 @@ async def announce(order: Order, ledger: Ledger, display: BulkDisplay, clock: Cl
         resubmits=order.resubmits,
         charges=opening.accepted + len(opening.unknown),
         max_charges=order.max_charges,
+        reclaimed=tally.unsaved if TrackState.EXPIRED in order.retried else 0,
     )
     display.say(
         f"The ledger: {tally.planned:,} to submit, {tally.in_flight:,} in flight, "

@@ -15,7 +15,8 @@ from kie_wav_async.file_names import verify_template
 from kie_wav_async.ledger import TrackState
 
 # What is said once, and done once it was said.
-_ONCE: Final = frozenset({"--retry-failed", "--retry-expired"})
+_RECLAIM: Final = "--retry-expired"
+_ONCE: Final = frozenset({"--retry-failed", _RECLAIM, "--new-ledger"})
 _CAP: Final = "--max-charges"
 _PROXY: Final = "--proxy"
 
@@ -58,6 +59,7 @@ class Order:
         skip_bad: Whether bad lines of the catalog are left out.
 
         accept_short: Whether files are saved that are shorter than they declare.
+        new_ledger: Whether a new ledger may begin where one is lost.
 
         retried: Tracks in which states are converted again.
 
@@ -81,8 +83,11 @@ class Order:
     retried: Collection[TrackState]
     given: Sequence[str]
     accept_short: bool = False
+    new_ledger: bool = False
 
-    def resume(self, *, is_planned: bool, is_capped: bool = False) -> str:
+    def resume(
+        self, *, is_planned: bool, is_capped: bool = False, is_reclaiming: bool = False
+    ) -> str:
         """
         Return what is to be typed to go on.
 
@@ -91,9 +96,14 @@ class Order:
 
             is_capped: Whether the cap on charges was reached: it has to be another one.
 
+            is_reclaiming: Whether WAVs that had expired are still to be fetched once more.
+
         A placeholder in capitals stands for what is not known or must not be shown.
         """
-        words = [word for word in self.given if not (is_planned and word in _ONCE)]
+        done = _ONCE if is_planned else frozenset[str]()
+        if is_reclaiming:
+            done -= {_RECLAIM}
+        words = [word for word in self.given if word not in done]
         if self.catalog.startswith(_PASSING):
             words = ["CATALOG" if word == self.catalog else word for word in words]
         if is_capped:

@@ -32,6 +32,8 @@ _TOO_SLOW: Final = (
 )
 _FAST_ENOUGH: Final = "WAVs are saved in time again: new submits go on"
 _UNREAD: Final = "stdout is not read at present: new submits and downloads wait until it is"
+_STUCK: Final = "one file after another cannot be saved: new submits wait until one is"
+_NOT_STUCK: Final = "new submits go on"
 
 
 class Watch:
@@ -56,7 +58,7 @@ class Watch:
         self._received = Meter()
         self._durations = Durations()
         self._submitted_at: dict[str, dt.datetime] = {}
-        self._is_throttled = False
+        self._is_throttled = self._is_stuck = False
         self._is_unread = False
 
     def tell(self, event: events.Event) -> None:
@@ -129,6 +131,9 @@ class Watch:
         if saver.throttle.is_on != self._is_throttled:
             self._is_throttled = saver.throttle.is_on
             self._display.say(_TOO_SLOW if self._is_throttled else _FAST_ENOUGH)
+        if saver.is_stuck != self._is_stuck:
+            self._is_stuck = saver.is_stuck
+            self._display.say(_STUCK if self._is_stuck else _NOT_STUCK)
 
     def _figures(self, tally: Tally) -> Figures:
         order, saver = self._order, self.saver

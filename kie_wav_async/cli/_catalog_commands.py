@@ -46,6 +46,12 @@ if TYPE_CHECKING:
     help="The ledger.  [default: DIR/kie-wav.sqlite3]",
 )
 @click.option(
+    "--new-ledger",
+    is_flag=True,
+    help="Begin a new ledger where one is lost, or take the one that is there in its place: what "
+    "the lost one knew is converted again, which is charged again.",
+)
+@click.option(
     "--listen",
     "address",
     metavar="HOST:PORT",
@@ -129,7 +135,8 @@ if TYPE_CHECKING:
 @click.option(
     "--retry-expired",
     is_flag=True,
-    help="Convert again what KIE has deleted; each is a new charge.",
+    help="Try the links of expired WAVs once more, free, and convert again what KIE has deleted; "
+    "each of those is a new charge.",
 )
 @service_options
 @click.pass_obj
@@ -168,6 +175,9 @@ def bulk(
     tabs; with --no-download one for each track converted, with the URL instead.
     With --json there is one object at the end instead.
     """
+    if no_download and retry_expired:
+        msg = "--retry-expired fetches each file once more before it pays: leave --no-download out"
+        raise click.UsageError(msg)
     order = Order(
         catalog=catalog,
         folder=folder,
@@ -211,7 +221,7 @@ def report(ledger: Path, *, urls: bool, verify: bool, folder: Path | None, as_js
 
     In a pipe it prints lines of cells, apart by tabs.
 
-    With --urls there is one line for each WAV that is at KIE or saved: music task,
+    With --urls there is one line for each WAV that may be at KIE or is saved: music task,
     audio id, conversion task, URL, when KIE deletes it, if that is known, and the
     file, if it is saved. With --json as well it is one object a line.
 

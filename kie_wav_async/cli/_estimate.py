@@ -96,12 +96,17 @@ class Tally:
 
     @property
     def expired(self) -> int:
-        """Those whose WAV the service has deleted."""
+        """Those whose WAV the service has deleted, as it says itself."""
         return self.of(TrackState.EXPIRED)
 
 
 def most_charges(
-    tally: Tally, *, resubmits: bool, charges: int = 0, max_charges: int | None = None
+    tally: Tally,
+    *,
+    resubmits: bool,
+    charges: int = 0,
+    max_charges: int | None = None,
+    reclaimed: int = 0,
 ) -> int:
     """
     Return how many new charges a run may cause at the worst.
@@ -114,10 +119,12 @@ def most_charges(
         charges: Submits accepted or unknown so far.
 
         max_charges: The cap on them; `None` for none.
+
+        reclaimed: Those with a WAV that are planned again if it turns out to be gone.
     """
-    most = tally.planned
+    most = tally.planned + reclaimed
     if resubmits:  # What is planned can be lost, and sent once more, in the same run.
-        most = 2 * tally.planned + tally.unknown
+        most = 2 * most + tally.unknown
     return most if max_charges is None else max(0, min(most, max_charges - charges))
 
 

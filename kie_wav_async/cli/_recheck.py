@@ -2,13 +2,14 @@
 The files of earlier runs, looked at before the next one begins.
 
 Of each is looked whether it is there, and as long as it was. What a crash of the
-machine can have hurt was written last, so of those the SHA-256 is checked too.
+machine can have hurt was written last, so of those the SHA-256 is checked too. What is
+missing or damaged is fetched again: whether the service still has it, the service says,
+and no clock of ours. The file of an expired track may be back.
 """
 
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import errno
 import hashlib
 import heapq
@@ -54,8 +55,10 @@ class Recheck:
 
         damaged: How many there are of those.
 
-        lost: Those that are not there or not what they were, and that the service has no
-            longer: they were left as they are, and the ledger keeps what they were.
+        back: How many files of expired tracks are there, and are to be looked at.
+
+        lost: Those that are not what they were and cannot be moved: they were left as they
+            are, and the ledger keeps what they were.
     """
 
     files: int = 0
@@ -63,6 +66,7 @@ class Recheck:
     missing: int = 0
     damaged: int = 0
     aside: Path | None = None
+    back: int = 0
     lost: list[Standing] = attrs.field(factory=list[Standing])
 
 
@@ -70,9 +74,7 @@ class Recheck:
 class _Checker:
     ledger: Ledger
     folder: Path
-    now: dt.datetime
     tell: Callable[[int], object]
-    gives_up: bool
     found: Recheck = attrs.field(factory=Recheck, init=False)
 
     async def check(self) -> Recheck:
@@ -83,7 +85,8 @@ class _Checker:
             looked = await asyncio.to_thread(self._look, page)
             for standing, (size, changed_s) in zip(page, looked, strict=True):
                 if size is None:
-                    await self._take_missing(standing)
+                    self.found.missing += 1
+                    await self.ledger.unstore(standing.track)
                 elif size != standing.bytes:
                     await self._take_damaged(standing)
                 else:
@@ -105,7 +108,18 @@ class _Checker:
                 self.found.files -= 1
                 self.found.bytes -= standing.bytes or 0
                 await self._take_damaged(standing)
+        await self._find_back()
         return self.found
+
+    async def _find_back(self) -> None:
+        """Have every expired track looked at whose file is there, be it moved back or copied."""
+        async for page in pages(self.ledger, [TrackState.EXPIRED]):
+            for standing, (size, _) in zip(
+                page, await asyncio.to_thread(self._look, page), strict=True
+            ):
+                if standing.path is not None and size is not None:
+                    self.found.back += 1
+                    await self.ledger.unstore(standing.track)
 
     def _path(self, standing: Standing) -> Path:
         """
@@ -135,24 +149,7 @@ class _Checker:
                 found.append((status.st_size if is_file else _NO_SIZE, status.st_mtime))
         return found
 
-    def _is_gone(self, standing: Standing) -> bool:
-        """Whether the service has the WAV no longer."""
-        expires_at = standing.expires_at
-        return expires_at is not None and expires_at <= self.now
-
-    async def _take_missing(self, standing: Standing) -> None:
-        # It may be found again, and nobody else knows what it was: the folder may be the
-        # wrong one, or its disk not there.
-        if self._is_gone(standing) and not self.gives_up:
-            self.found.lost.append(standing)
-            return
-        self.found.missing += 1
-        await self.ledger.unstore(standing.track)
-
     async def _take_damaged(self, standing: Standing) -> None:
-        if self._is_gone(standing):
-            self.found.lost.append(standing)
-            return
         path = self._path(standing)
         try:
             aside = await asyncio.to_thread(_move_aside, path)
@@ -169,14 +166,7 @@ def steps(files: int) -> int:
     return files + min(files, _RECENT)
 
 
-async def recheck(
-    ledger: Ledger,
-    folder: Path,
-    now: dt.datetime,
-    tell: Callable[[int], object],
-    *,
-    gives_up: bool,
-) -> Recheck:
+async def recheck(ledger: Ledger, folder: Path, tell: Callable[[int], object]) -> Recheck:
     """
     Check the files that a ledger has as stored, and have it know which are not good.
 
@@ -185,17 +175,28 @@ async def recheck(
 
         folder: Where the files are.
 
-        now: The time; aware.
-
         tell: Called with how many were looked at, or read, which comes on top: see `steps`.
-
-        gives_up: Whether files that are missing, and that the service has no longer, are
-            not to be waited for.
 
     Raises:
         LedgerError: The ledger cannot be read or written.
     """
-    return await _Checker(ledger, folder, now, tell, gives_up).check()
+    return await _Checker(ledger, folder, tell).check()
+
+
+async def reclaim(ledger: Ledger) -> int:
+    """
+    Have every expired WAV fetched once more, as the service may have it after all.
+
+    Returns how many there are.
+
+    Raises:
+        LedgerError: The ledger cannot be read or written.
+    """
+    count = 0
+    async for page in pages(ledger, [TrackState.EXPIRED]):
+        _ = await asyncio.gather(*(ledger.unstore(standing.track) for standing in page))
+        count += len(page)
+    return count
 
 
 def _digest(path: Path) -> str | None:

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from kie_wav_async.cli._survey import Survey
     from kie_wav_async.ledger import Standing
 
-_WITH_WAV: Final = (TrackState.SUCCEEDED, TrackState.STORED)
+# Whatever else is under way of a track: only what the service says it has deleted is left out.
+_WITH_WAV: Final = tuple(state for state in TrackState if state is not TrackState.EXPIRED)
 
 # How many are listed of what there may be any number of.
 _LISTED: Final = 10
@@ -45,7 +46,7 @@ _MEANING: Final[dict[TrackState, str]] = {
     TrackState.STORED: "converted and saved",
     TrackState.REFUSED: "refused by the service; nothing was created",
     TrackState.FAILED: "the conversion failed",
-    TrackState.EXPIRED: "converted, not saved in time, deleted by the service",
+    TrackState.EXPIRED: "converted, not saved, deleted by the service",
 }
 
 
@@ -77,7 +78,7 @@ async def run_report(path: Path, *, as_json: bool) -> int:
 
 async def run_urls(path: Path, *, as_json: bool) -> int:
     """
-    Print a line for each WAV that is at the service or saved, however many there are.
+    Print a line for each WAV that may be at the service or is saved, however many there are.
 
     Args:
         path: The ledger; a run may be under way with it.
@@ -96,14 +97,15 @@ async def run_urls(path: Path, *, as_json: bool) -> int:
         async for page in pages(ledger, _WITH_WAV):
             for standing in page:
                 await wait_for_room()
-                _print_url(standing, as_json=as_json)
+                if standing.wav_url is not None:
+                    _print_url(standing, as_json=as_json)
     finally:
         await ledger.aclose()
     return DONE
 
 
 def _print_url(standing: Standing, *, as_json: bool) -> None:
-    url = None if standing.wav_url is None else str(standing.wav_url)
+    url = str(standing.wav_url)
     expires_at = standing.expires_at and standing.expires_at.isoformat()
     # Before it is stored, that is where it will be.
     file = standing.path if standing.state is TrackState.STORED else None
@@ -111,7 +113,7 @@ def _print_url(standing: Standing, *, as_json: bool) -> None:
         facts = {"task_id": standing.task_id, "url": url, "expires_at": expires_at, "file": file}
         print_json({**ids_of(standing.track), **facts})
     else:
-        print_line(*_cells(standing), url or "", expires_at or "", file or "")
+        print_line(*_cells(standing), url, expires_at or "", file or "")
 
 
 @contextlib.contextmanager
@@ -173,6 +175,7 @@ def _print(found: Survey) -> None:
         )
     _print_saved(found)
     print_line("expiring", "within_48h", found.expiring)
+    print_line("expiring", "overdue", found.overdue)
     print_line("expiring", "of_unknown_age", found.ageless)
     print_line("expiring", "expired", found.expired)
     for one in found.soonest():
@@ -331,7 +334,8 @@ def _show_expiring(found: Survey, console: Console) -> None:
         f"{count:,} {what}"
         for count, what in (
             (found.expiring, "to be deleted by the service within 48 hours"),
-            (found.expired, "deleted already"),
+            (found.overdue, "past 14 days by this machine's clock, perhaps still there"),
+            (found.expired, "deleted, as the service has said"),
             (found.ageless, "of unknown age"),
         )
         if count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import errno
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,7 +32,8 @@ _PASSING: Final = frozenset({"unavailable", "truncated", "too-slow"})
 # So often a file is tried in one run, with a pause between, which doubles.
 _ROUNDS: Final = 3
 _PAUSE_S: Final = 60.0
-# So many files in a row that cannot be saved, and no more are paid for.
+# So many files that cannot be saved, and none in between that can: no more are paid for.
+# So many attempts that bring nothing, and no more are paid for while they go on.
 _MOST_UNSAVED: Final = 20
 # What a disk says of one name, and may not say of the next.
 _OF_ONE_NAME: Final = frozenset(
@@ -125,6 +127,7 @@ class Saver:
         self._session = session
         self._ledger = ledger
         self._clock = clock
+        self._began = self._now()
         self._folder = folder
         self._places = Places(folder, ledger, template)
         self._downloads = downloads
@@ -144,7 +147,10 @@ class Saver:
         # How much of each file has come.
         self._parts: dict[Path, int] = {}
         self._unsaved: dict[str, Unsaved] = {}
-        self._failed_in_a_row = 0
+        # Those that could not be saved, at the first attempt or a later one, since one was.
+        self._failing: set[Track] = set()
+        # Attempts that failed since one brought something.
+        self._vain_attempts = 0
         self._last_failure = ""
 
     # --- what is told it --------------------------------------------------------------------
@@ -157,11 +163,13 @@ class Saver:
                 self._changed.set()
             case events.DownloadRetried():
                 self._troubled.add(event.path)
+                self._vain_attempts += 1
             case events.DownloadProgress():
                 self._troubled.discard(event.path)
                 before = self._parts.get(event.path)
-                if before is not None:
-                    self.received += max(0, event.bytes - before)
+                if before is not None and event.bytes > before:
+                    self.received += event.bytes - before
+                    self._vain_attempts = 0
                 self._parts[event.path] = event.bytes
             case _:
                 pass
@@ -216,18 +224,29 @@ class Saver:
             UnsavableError: Nothing comes any more that could be saved, and too much
                 before could not.
         """
-        while self.throttle.is_on or self._is_stuck:
-            if self._is_stuck and self.is_idle and not self._session.conversions():
+        while self.throttle.is_on or self.is_stuck:
+            if self._is_hopeless and self.is_idle and not self._session.conversions():
                 msg = (
-                    f"{count_words(self._failed_in_a_row, 'file')} in a row could not be saved, so "
+                    f"{count_words(len(self._failing), 'file')} in a row could not be saved, so "
                     f"that no more are paid for; of the last one: {self._last_failure}"
                 )
                 raise UnsavableError(msg)
             await self._wait_for_change()
 
+    async def wait_idle(self) -> None:
+        """Return once every WAV that there was has been tried, and nothing waits to be again."""
+        while not self.is_idle:
+            await self._wait_for_change()
+
     @property
-    def _is_stuck(self) -> bool:
-        return self._failed_in_a_row >= _MOST_UNSAVED
+    def is_stuck(self) -> bool:
+        """Whether so much in a row could not be saved that no more is paid for."""
+        is_in_vain = self._vain_attempts >= _MOST_UNSAVED and not self.is_idle
+        return self._is_hopeless or is_in_vain
+
+    @property
+    def _is_hopeless(self) -> bool:
+        return len(self._failing) >= _MOST_UNSAVED
 
     @property
     def is_idle(self) -> bool:
@@ -300,8 +319,14 @@ class Saver:
         if standing is None or url is None or standing.state is not TrackState.SUCCEEDED:
             self._be_done(track)
             return
-        named_by = standing.settled_by or "poll"
-        wav = WavFile(standing.task_id, url, standing.track, named_by, standing.expires_at)
+        wav = WavFile(
+            standing.task_id,
+            url,
+            standing.track,
+            standing.settled_by or "poll",
+            standing.expires_at,
+            accepted_at=standing.accepted_at,
+        )
         path: Path | None = None
         try:
             place = await self._places.find(standing)
@@ -325,7 +350,8 @@ class Saver:
             await self._ledger.store(standing.track, path=place, size=size, sha256=sha256)
             self.files += 1
             self.bytes += size
-            self._failed_in_a_row = 0
+            self._failing.clear()
+            self._vain_attempts = 0
             if download.notes:
                 self.noted += 1
                 self.note = self.note or f"{place}: {'; '.join(download.notes)}"
@@ -350,20 +376,37 @@ class Saver:
         track, reason = standing.track, error.reason
         if reason == "disk" and not _is_of_one_name(error):
             raise error
+        if reason == "expired":  # It says nothing of other files.
+            self._be_done(track)
+            await self._ledger.expire(track)
+            return
+        if self._tells_of_others(standing):
+            self._failing.add(track)
+            self._last_failure = without_advice(error)
         rounds = self._rounds.get(track, 0) + 1
         if reason in _PASSING and rounds < _ROUNDS:
             self._rounds[track] = rounds
             self._put_back(standing, error, _PAUSE_S * 2 ** (rounds - 1))
             return
         self._be_done(track)
-        if reason == "expired":  # That is the ledger's to count.
-            _ = await self._ledger.expire(self._clock.time(), track=track)
-            return
         self.given_up += 1
-        self._failed_in_a_row += 1
-        self._last_failure = without_advice(error)
-        entry = self._unsaved.setdefault(reason, Unsaved(reason, self._last_failure, track))
+        entry = self._unsaved.setdefault(reason, Unsaved(reason, without_advice(error), track))
         entry.count += 1
+
+    def _tells_of_others(self, standing: Standing) -> bool:
+        """
+        Whether a file that cannot be saved says something of those that are paid for next.
+
+        One of an earlier run may be long deleted, if it is past the retention or of unknown
+        age, and without the service's word on that it is tried in every run. It must not
+        keep all others from being converted.
+        """
+        settled_at, expires_at = standing.settled_at, standing.expires_at
+        is_new = settled_at is not None and settled_at >= self._began
+        return is_new or (expires_at is not None and expires_at > self._now())
+
+    def _now(self) -> dt.datetime:
+        return dt.datetime.fromtimestamp(self._clock.time(), dt.UTC)
 
     def _put_back(self, standing: Standing, error: errors.DownloadError, pause_s: float) -> None:
         def put_back() -> None:

@@ -159,7 +159,8 @@ class Survey:
 
         expiring: How many WAVs are not saved and gone within 48 hours.
 
-        overdue: How many should be gone and are not noted as such.
+        overdue: How many are not saved and past the retention by our clock: they may still
+            be there.
 
         ageless: How many are not saved, and of unknown age.
 
@@ -249,8 +250,8 @@ class Survey:
 
     @property
     def expired(self) -> int:
-        """How many WAVs are gone and not saved, noted as such or not yet."""
-        return self.states[TrackState.EXPIRED] + self.overdue
+        """How many WAVs are not saved and gone, as the service has said."""
+        return self.states[TrackState.EXPIRED]
 
     @property
     def converted(self) -> int:
@@ -362,6 +363,7 @@ class Survey:
                     }
                     for one in self.soonest()
                 ],
+                "overdue": self.overdue,
                 "of_unknown_age": self.ageless,
                 "expired": self.expired,
             },

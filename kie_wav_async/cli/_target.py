@@ -28,7 +28,6 @@ _ELSEWHERE: Final = "`{show} -o FILE` saves it elsewhere"
 _LOOK: Final = "`{show}` shows its URL"
 # What to do about a file that is not saved, by the reason for that.
 _NEXT: Final[Mapping[str, str]] = {
-    "expired": f"{_AGAIN}. KIE deletes files after 14 days, and a new conversion is a new charge",
     "refused-url": f"{_AGAIN}; if that host is one of your own, name it with --insecure-host",
     "not-a-wav": _LOOK,
     "too-large": _LOOK,
@@ -101,6 +100,8 @@ def _not_saved(wav: WavFile, path: Path, why: str, do_next: str, **facts: object
         save=status_command(wav.task_id, path), show=status_command(wav.task_id)
     )
     sentence = f"the WAV is made but not saved: {why}. Do not convert it again: {do_next}"
+    if facts.get("reason") == "expired":
+        sentence = f"KIE has deleted the WAV: {why}. A new conversion is a new charge"
     return CliError(SERVICE, sentence, **facts, **facts_of(wav))
 
 

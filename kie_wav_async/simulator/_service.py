@@ -362,7 +362,7 @@ class Service:
         return envelope(200, "success", float(self.credits))
 
     def download_url(self, body: Payload | None, at: float, link_id: str) -> Payload:
-        """Answer with a link of 20 minutes to a file of ours, or refuse a foreign one."""
+        """Answer with a link of 20 minutes to a file of ours; refuse a foreign or deleted one."""
         if body is None:
             return envelope(400, "The request body is not valid JSON")
         url = _text(body, "url") or ""
@@ -372,6 +372,9 @@ class Service:
             task = self.files.get(url[len(prefix) : -len(suffix)])
         if task is None or task.ending != "SUCCESS" or at < task.done_at:
             return envelope(422, "url is wrong")
+        if at >= task.done_at + self._real_s(self.settings.retention_s):
+            # Not recorded: 404 is among the codes that the page lists.
+            return envelope(404, "file not found")
         self._links[link_id] = (task.file_id, at + self._real_s(_LINK_S))
         return envelope(200, "success", f"{self.base_url}/t/{link_id}.wav")
 
