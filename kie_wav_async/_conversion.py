@@ -124,6 +124,7 @@ class Conversion(Entry):
         "_hub",
         "_submit_waiters",
         "_waiters",
+        "awaits_callback",
         "due_mono_s",
         "is_patient",
         "is_unwritten",
@@ -140,6 +141,8 @@ class Conversion(Entry):
         self.is_patient = False
         #: When it is polled next, by the schedule; infinite while that poll is on the wire.
         self.due_mono_s = math.inf
+        #: Whether its next poll comes late, as callbacks are healthy.
+        self.awaits_callback = False
         #: Whether its end is still on its way into the ledger.
         self.is_unwritten = False
 

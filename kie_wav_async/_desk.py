@@ -70,7 +70,7 @@ class Desk:
 
         callback_url: Where the service is told to post, before the attempt is named.
 
-        health: Whether callbacks flow.
+        health: Whether callbacks are healthy.
 
         on_followed: Called when a task has entered the registry.
 

@@ -137,7 +137,9 @@ class Entry:
 
         is_again: Whether the user said to submit it all the same.
 
-        is_called_back: Whether an authentic callback of the task has come.
+        is_called_back:
+            Whether an authentic callback of the task has come since the last poll by
+            schedule was sent: what ends it now, the callback told.
 
         is_risky:
             Whether the submit went out while an earlier attempt was in doubt, so

@@ -121,6 +121,7 @@ class Poller:
         self._refused_at = -math.inf
         self._words: set[str] = set()
         self._is_closed = False
+        desk.health.on_end = self._resume_schedule
 
     # --- what others call -------------------------------------------------------------
 
@@ -139,11 +140,26 @@ class Poller:
         # and a task that is not of our making may call back elsewhere.
         has_backstop = self._timeout_s is None or self._schedule.backstop_s < self._timeout_s
         is_ours = conversion.origin is Origin.SUBMITTED
-        flow = has_backstop and is_ours and self._desk.health.is_good(now)
-        delay_s = first_poll_delay_s(self._schedule, callbacks_flow=flow)
+        conversion.awaits_callback = (
+            has_backstop and is_ours and not is_restored and self._desk.health.is_good
+        )
+        delay_s = first_poll_delay_s(self._schedule, awaits_callback=conversion.awaits_callback)
         if is_restored:
             delay_s = self._schedule.interval_s * self._desk.chance()
         self._push(conversion, now + delay_s)
+        self._arm()
+
+    def _resume_schedule(self) -> None:
+        """Poll by the normal schedule what was left to callbacks: they are not healthy now."""
+        now = self._desk.clock.monotonic()
+        for conversion in self._desk.registry.in_flight():
+            if not conversion.awaits_callback:
+                continue
+            conversion.awaits_callback = False
+            first_at = conversion.accepted_mono_s + self._schedule.first_s
+            # Polls that would have been sent by now are spread over one interval.
+            soon = now + self._schedule.interval_s * self._desk.chance()
+            self._push(conversion, first_at if first_at > now else soon)
         self._arm()
 
     def hint(self, task_id: str) -> None:
@@ -258,6 +274,7 @@ class Poller:
             if conversion.due_mono_s != due or conversion.phase is not Phase.ACCEPTED:
                 continue
             conversion.due_mono_s = math.inf
+            conversion.awaits_callback = conversion.is_called_back = False
             # A poll of its task that is on the wire does for this one too.
             if conversion.task_id not in self._asking:
                 self._send(conversion.task_id, due, now)

@@ -141,11 +141,20 @@ class Receiver:
         else:
             self._registry.tally.orphans += 1
             if self._keys:
+                if not self._is_of_ours(attempt_id):
+                    self._desk.health.end()
                 notice = self._notice_of(task_id, root, attempt_id)
                 self._inbox.keep(notice, self._desk.clock.monotonic())
                 if attempt_id is not None and self._registry.is_sending(attempt_id):
                     self._desk.journal.hear(attempt_id, task_id)
         return CallbackVerdict.CONFIRMING if explains else verdict
+
+    def _is_of_ours(self, attempt_id: str | None) -> bool:
+        """Return whether the delivery of a task we do not know names a submit of ours."""
+        return attempt_id is not None and (
+            self._registry.is_sending(attempt_id)
+            or self._registry.unknown_submit(attempt_id) is not None
+        )
 
     def _explain(self, task_id: str, attempt_id: str | None) -> bool:
         """Have a lost submit looked into that the delivery names; return whether it does."""
@@ -160,7 +169,6 @@ class Receiver:
         now = self._desk.clock.monotonic()
         if self._keys:
             conversion.is_called_back = True
-            self._desk.health.called_back(now)
             self._poller.reconsider()
         is_ours = (
             conversion.origin is Origin.SUBMITTED and conversion.attempt_id == notice.attempt_id

@@ -397,8 +397,8 @@ BUGS = [
             ("the order of the polls is lost", ("        self._last.move_to_end(task_id)\n", "")),
         ],
         "_health": [
-            ("one callback counts for ever", ("<= ALIVE_S", "< math.inf")),
-            ("polls do not count", ("is_alive and not any(self._needed_poll)", "is_alive")),
+            ("one callback is enough", (">= LOOKED_BACK", "> 0")),
+            ("polls do not count", ("            self.end()\n", "            pass\n")),
         ],
     }.items()
     for name, *changes in rows
