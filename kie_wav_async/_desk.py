@@ -24,6 +24,7 @@ from kie_wav_async._journal import Journal
 from kie_wav_async._lifecycle import Origin, Phase
 from kie_wav_async._models import WavFile
 from kie_wav_async._registry import Registry
+from kie_wav_async._tasks import start
 from kie_wav_async.errors import LedgerError
 
 if TYPE_CHECKING:
@@ -148,7 +149,8 @@ class Desk:
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
         """Run *coroutine* as a task of the session's, which outlives its callers."""
-        task = self.hub.verify_loop().create_task(coroutine)
+        _ = self.hub.verify_loop()
+        task = start(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._forget)
         return task

@@ -19,6 +19,7 @@ from kie_wav_async import events
 from kie_wav_async._download import FileDownload
 from kie_wav_async._media import MAX_CONNECTIONS
 from kie_wav_async._models import verify_type
+from kie_wav_async._tasks import start
 from kie_wav_async.errors import DownloadError, SessionClosedError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Downloader:
         hub = self._desk.hub
         target = _parse_path(path)
         # In a task that closing can cancel; the caller's own we must not.
-        task = hub.verify_loop().create_task(self._save(wav, target))
+        task = start(self._save(wav, target))
         self._tasks.add(task)
         try:
             download = await task

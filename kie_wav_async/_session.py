@@ -51,6 +51,7 @@ from kie_wav_async._requests import (
 from kie_wav_async._schedule import PollSchedule, RetryPolicy
 from kie_wav_async._signature import parse_keys
 from kie_wav_async._submitter import Submitter
+from kie_wav_async._tasks import start
 from kie_wav_async._transport import AiohttpTransport, Transport
 from kie_wav_async._turns import Turns
 from kie_wav_async._wire import (
@@ -348,9 +349,9 @@ class WavSession:
         """
         if self._desk.hub.loop is None:
             return
-        loop = self._desk.hub.verify_loop()
+        _ = self._desk.hub.verify_loop()
         if self._closing is None:
-            self._closing = loop.create_task(self._close())
+            self._closing = start(self._close())
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:

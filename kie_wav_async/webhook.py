@@ -30,6 +30,7 @@ from aiohttp import HttpVersion11, hdrs, web
 
 from kie_wav_async._gate import UNREADABLE, Answer, Gate, GoneError
 from kie_wav_async._models import verify_type
+from kie_wav_async._tasks import start
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -385,7 +386,7 @@ class CallbackServer:
 
 async def _start(site: web.BaseSite) -> None:
     """Start a site; if cancelled, wait until it can be stopped: asyncio listens already."""
-    starting = asyncio.ensure_future(site.start())
+    starting = start(site.start())
     try:
         await asyncio.shield(starting)
     except asyncio.CancelledError:

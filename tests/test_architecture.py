@@ -40,7 +40,7 @@ ROWS: list[tuple[int, frozenset[str]]] = [
     (2, frozenset({"_download"})),
     (2, frozenset({"_part_file", "_media"})),
     (2, frozenset({"_file_lock", "_part_note"})),
-    (2, frozenset({"_transport", "_clock"})),
+    (2, frozenset({"_transport", "_clock", "_tasks"})),
     (2, frozenset({"_network"})),
     (1, frozenset({"_callback", "_callback_url", "_link"})),
     (
