@@ -79,7 +79,7 @@ class Desk:
 
         on_place_freed: Called when a conversion of ours has left the registry.
 
-        on_key_refused: Called when the service has refused the API key for good.
+        on_polling_refused: Called when the service has refused all polling.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Desk:
         self.on_followed: Callable[[Conversion], None] = lambda _: None
         self.on_lost: Callable[[UnknownSubmit], None] = lambda _: None
         self.on_place_freed: Callable[[], None] = lambda: None
-        self.on_key_refused: Callable[[KieWavError], None] = lambda _: None
+        self.on_polling_refused: Callable[[KieWavError], None] = lambda _: None
         self._secret = api_key if len(api_key) >= _SECRET_FROM else ""
         self._secret_bytes = self._secret.encode()
         self._on_event = on_event

@@ -13,9 +13,11 @@ wait. One poll of a task is on the wire at a time, and what it brings is news fo
 everything that follows the task.
 
 What a poll can bring. A record is news and goes to the registry. A 401 is about
-the key and not the task, so all polling rests, asks once more, and on a second
-401 ends all waits; the tasks stay in the books and polling starts again when
-somebody waits again. Everything else, an HTML page, a 5xx, a reset, is no news.
+the key and a route that is gone about the address, not the task, so all polling
+rests, one poll asks again for all, and a second 401, or a third answer in a row
+that there is no such route, ends all waits; the tasks stay in the books and
+polling starts again when somebody waits again. Everything else, an HTML page, a
+5xx, a reset, is no news.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import itertools
 import logging
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -38,14 +40,20 @@ from kie_wav_async._lifecycle import Origin, Phase
 from kie_wav_async._models import TaskRecord
 from kie_wav_async._registry import is_bare_success, is_foreign
 from kie_wav_async._schedule import (
-    AUTHENTICATION_RETRY_S,
+    REFUSAL_RETRY_S,
     PollSchedule,
     RetryPolicy,
     first_poll_delay_s,
     next_poll_delay_s,
 )
 from kie_wav_async._wire import is_known_status, parse_record
-from kie_wav_async.errors import AuthenticationError, KieWavError, RateLimitedError
+from kie_wav_async.errors import (
+    AuthenticationError,
+    EndpointGoneError,
+    KieWavError,
+    RateLimitedError,
+    WireFormatError,
+)
 
 if TYPE_CHECKING:
     from kie_wav_async._conversion import Conversion
@@ -64,13 +72,19 @@ _MAX_LATE_S: Final = 0.1
 #: Most tasks probed at a time: as many as there are early callbacks. Ours.
 _MAX_PROBES: Final = 10_000
 
-#: How long after a refusal of the key no callback has it tried again: whoever
-#: replays them could have each waiter told of it every moment. Ours.
+#: How many refusals in a row end all waits: of the key, or of the route.
+_LAST_REFUSAL: Final[Mapping[type[KieWavError], int]] = {
+    AuthenticationError: 2,
+    EndpointGoneError: 3,
+}
+
+#: How long after that no callback has it tried again: whoever replays them could
+#: have each waiter told of it every moment. Ours.
 _RECONSIDER_S: Final = 60.0
 
-#: Most unknown status words remembered as logged, so that a lying peer cannot
+#: Most kinds of unknown answers remembered as logged, so that a lying peer cannot
 #: grow the set.
-_MAX_WORDS: Final = 100
+_MAX_LOGGED: Final = 100
 
 
 @attrs.frozen(eq=False)
@@ -117,9 +131,9 @@ class Poller:
         self._timer = desk.timer(self._tick)
         self._next_poll_at = -math.inf
         self._paused_until = -math.inf
-        self._key = _KeyDoubt()
+        self._refusal = _NOT_REFUSED
         self._refused_at = -math.inf
-        self._words: set[str] = set()
+        self._logged: set[str] = set()
         self._is_closed = False
         desk.health.on_end = self._resume_schedule
 
@@ -178,13 +192,13 @@ class Poller:
             self.hint(probe.task_id)
 
     def revive(self) -> None:
-        """Somebody waits: ask again, even if the key was refused."""
-        if self._key.is_refused:
-            self._key = _KeyDoubt(strikes=1)
+        """Somebody waits: ask again, even if the service refused it for all."""
+        if self._refusal.is_final:
+            self._refusal = attrs.evolve(self._refusal, count=self._refusal.count - 1)
             self._arm()
 
     def reconsider(self) -> None:
-        """An authentic callback came: ask again once a minute, even if the key was refused."""
+        """An authentic callback came: ask again once a minute, even after a final refusal."""
         if self._desk.clock.monotonic() >= self._refused_at + _RECONSIDER_S:
             self.revive()
 
@@ -230,8 +244,8 @@ class Poller:
         self._arm()
 
     def _arm(self) -> None:
-        """Set the timer for whatever comes first; for nothing once the key is refused."""
-        if self._is_closed or self._key.is_refused:
+        """Set the timer for whatever comes first; for nothing after a final refusal."""
+        if self._is_closed or self._refusal.is_final:
             return
         when = self._deadline()
         if self._may_ask():
@@ -244,8 +258,8 @@ class Poller:
             self._timer.set(when)
 
     def _may_ask(self) -> bool:
-        # While the key is in doubt one poll asks for all.
-        return len(self._asking) < (1 if self._key.strikes else _MAX_ON_WIRE)
+        # After a refusal one poll asks for all.
+        return len(self._asking) < (1 if self._refusal.count else _MAX_ON_WIRE)
 
     def _deadline(self) -> float:
         """Return the next deadline; forget those of conversions already terminal."""
@@ -261,7 +275,7 @@ class Poller:
         return self._deadlines[0].accepted_mono_s + self._timeout_s
 
     def _tick(self) -> None:
-        if self._key.is_refused:
+        if self._refusal.is_final:
             return
         now = self._desk.clock.monotonic()
         while self._timeout_s is not None and self._deadline() <= now:
@@ -311,24 +325,24 @@ class Poller:
     # --- one poll -----------------------------------------------------------------------
 
     async def _ask(self, task_id: str, sent_at: float) -> None:
-        doubt = self._key
+        before = self._refusal
         # Counted from the poll's start, so that latency does not stretch the interval.
         again_from = sent_at
         is_news = False
         try:
             record = await self.poll(task_id)
-        except AuthenticationError as error:
-            self._strike(doubt, error)
+        except (AuthenticationError, EndpointGoneError) as error:
+            self._refuse(before, error)
         except KieWavError as error:
             self._no_news(task_id, error)
+            self._end_row(before)
             again_from = self._desk.clock.monotonic()
         except Exception:
             # A transport of the user's may raise anything; the wait goes on.
             _logger.exception("polling task %s failed; asking again later", task_id)
             again_from = self._desk.clock.monotonic()
         else:
-            if self._key.strikes:
-                self._key = _KeyDoubt()
+            self._refusal = _NOT_REFUSED
             is_news = record is not None and not is_bare_success(record)
             self._spread(task_id, record)
         finally:
@@ -381,7 +395,12 @@ class Poller:
         """
         if record is not None:
             if not is_known_status(record):
-                self._log_word(record)
+                self._log_once(
+                    f"status {record.status}",
+                    "task %s has the unknown status %r: taken as pending",
+                    record.task_id,
+                    record.status,
+                )
             if not (conversion.is_recognised or is_foreign(conversion, record)):
                 self._recognise(conversion, record)
         now = self._desk.clock.monotonic()
@@ -400,51 +419,65 @@ class Poller:
 
     def _no_news(self, task_id: str, error: KieWavError) -> None:
         _logger.debug("no news of task %s: %s", task_id, error)
+        if isinstance(error, WireFormatError):
+            self._log_once("unreadable", "%s; polling goes on", error)
         if isinstance(error, RateLimitedError) and error.retry_after_s is not None:
             delay_s = min(error.retry_after_s, self._retry.retry_after_cap_s)
             self._paused_until = max(self._paused_until, self._desk.clock.monotonic() + delay_s)
             self._desk.emit(events.PollingPaused, reason="rate-limit", delay_s=delay_s)
 
-    def _strike(self, doubt: _KeyDoubt, error: AuthenticationError) -> None:
-        """Take in a 401, unless the poll went out before the doubt it speaks of."""
-        if doubt is not self._key:
+    def _refuse(self, before: _Refusal, error: AuthenticationError | EndpointGoneError) -> None:
+        """Take in a refusal that is about no task, unless its poll went out before the last."""
+        if before is not self._refusal:
             return
-        if not doubt.strikes:
-            self._key = _KeyDoubt(strikes=1)
-            self._paused_until = self._desk.clock.monotonic() + AUTHENTICATION_RETRY_S
-            self._desk.emit(
-                events.PollingPaused, reason="authentication", delay_s=AUTHENTICATION_RETRY_S
-            )
+        refusal = self._refusal = before.and_then(type(error))
+        is_key = isinstance(error, AuthenticationError)
+        reason = "authentication" if is_key else "endpoint-gone"
+        if not refusal.is_final:
+            self._paused_until = self._desk.clock.monotonic() + REFUSAL_RETRY_S
+            self._desk.emit(events.PollingPaused, reason=reason, delay_s=REFUSAL_RETRY_S)
             return
-        self._key = _KeyDoubt(strikes=2)
         self._refused_at = self._desk.clock.monotonic()
-        _logger.error("the service refuses the API key: all waits end, the tasks stay open")
-        self._desk.emit(events.PollingPaused, reason="authentication", delay_s=None)
+        _logger.error(
+            "the service %s: all waits end, the tasks stay open",
+            "refuses the API key" if is_key else "has no such route",
+        )
+        self._desk.emit(events.PollingPaused, reason=reason, delay_s=None)
         for conversion in tuple(self._desk.registry.in_flight()):
             conversion.wake(error)
-        self._desk.on_key_refused(error)
+        self._desk.on_polling_refused(error)
 
-    def _log_word(self, record: TaskRecord) -> None:
-        if record.status not in self._words and len(self._words) < _MAX_WORDS:
-            self._words.add(record.status)
-            _logger.warning(
-                "task %s has the unknown status %r: taken as pending",
-                record.task_id,
-                record.status,
-            )
+    def _end_row(self, before: _Refusal) -> None:
+        """Take in an answer that is none of the refusals: only a key stays in doubt."""
+        if before is self._refusal and self._refusal.kind is EndpointGoneError:
+            self._refusal = _NOT_REFUSED
+
+    def _log_once(self, what: str, message: str, *args: object) -> None:
+        """Log a warning, unless one of the same kind was logged before."""
+        if what not in self._logged and len(self._logged) < _MAX_LOGGED:
+            self._logged.add(what)
+            _logger.warning(message, *args)
 
 
 @attrs.frozen(eq=False)
-class _KeyDoubt:
+class _Refusal:
     """
-    How much the service doubts our key: refused polls in a row.
+    What polls in a row were refused with, and how many.
 
-    A new object each time the doubt changes, so that a poll can tell whether
-    its 401 is news.
+    A new object each time that changes, so that a poll can tell whether its
+    refusal is news.
     """
 
-    strikes: int = 0
+    kind: type[KieWavError] = KieWavError
+    count: int = 0
 
     @property
-    def is_refused(self) -> bool:
-        return self.strikes > 1
+    def is_final(self) -> bool:
+        return self.count >= _LAST_REFUSAL.get(self.kind, 1) and self.count > 0
+
+    def and_then(self, kind: type[KieWavError]) -> _Refusal:
+        """Return what follows with one more refusal, of *kind*."""
+        return _Refusal(kind, self.count + 1 if kind is self.kind else 1)
+
+
+_NOT_REFUSED: Final = _Refusal()

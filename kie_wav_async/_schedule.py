@@ -19,8 +19,9 @@ MAINTENANCE_PROBE_S = 60.0
 #: died by then. Ours.
 RESUBMIT_AFTER_S = 60.0
 
-#: How long polling rests after a first 401, before it asks once more. Ours.
-AUTHENTICATION_RETRY_S = 5.0
+#: How long polling rests after a refusal that is about no task, before one poll
+#: asks again for all. Ours.
+REFUSAL_RETRY_S = 5.0
 
 
 @attrs.frozen(kw_only=True)

@@ -31,6 +31,7 @@ from kie_wav_async._wire import SubmitAnswer, parse_submit
 from kie_wav_async.errors import (
     AlreadyExistsError,
     AuthenticationError,
+    EndpointGoneError,
     FeatureDisabledError,
     InsufficientCreditsError,
     KieWavError,
@@ -87,7 +88,7 @@ class Submitter:
         turns.on_turn = self._send
         turns.on_spent = self._refuse_all
         desk.on_place_freed = turns.pump
-        desk.on_key_refused = self._end_waits
+        desk.on_polling_refused = self._end_waits
         desk.hub.on_abandon = self._abandon
 
     # --- not sent after all --------------------------------------------------------------
@@ -552,6 +553,7 @@ def _outcome_of(error: KieWavError) -> AttemptOutcome:
             AuthenticationError()
             | InsufficientCreditsError()
             | FeatureDisabledError()
+            | EndpointGoneError()
             | TransportError()
         ):
             return AttemptOutcome.NOT_CREATED  # It is not about the track.

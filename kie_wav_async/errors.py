@@ -15,6 +15,7 @@ Everything that can go wrong, as one tree::
     │   ├── SourceUnavailableError      451
     │   ├── MaintenanceError            455
     │   ├── FeatureDisabledError        505
+    │   ├── EndpointGoneError           404 without a code, 410
     │   └── ServerError                 408, other 5xx
     ├── SubmitUnknownError          the submit may or may not have been accepted
     ├── ChargeLimitError            max_charges reached
@@ -50,6 +51,7 @@ __all__ = [
     "ConversionFailedError",
     "ConversionTimeoutError",
     "DownloadError",
+    "EndpointGoneError",
     "FeatureDisabledError",
     "InsufficientCreditsError",
     "InvalidRequestError",
@@ -282,6 +284,20 @@ class FeatureDisabledError(ServiceError):
     """505: the feature is switched off."""
 
     advice = "WAV conversion is switched off on the service's side: ask again another day"
+
+
+class EndpointGoneError(ServiceError):
+    """
+    The service has no such route, or has retired it: a 404 without a ``code``, or 410.
+
+    Nothing was created. From a wait: three polls in a row were answered so. The
+    tasks go on, and polling resumes when somebody waits again.
+    """
+
+    advice = (
+        "there is no such address: check base_url (KIE_BASE_URL), and that no proxy is in "
+        "between; if both are right, the service has retired this API. Nothing was created"
+    )
 
 
 class ServerError(ServiceError):

@@ -51,6 +51,7 @@ ROWS: list[tuple[int, frozenset[str]]] = [
             | {"_wav_header", "_ranges", "_addresses", "_pace", "file_names"}
         ),
     ),
+    (1, frozenset({"_wav_links"})),
     (1, frozenset({"_envelope", "_lifecycle"})),
     (0, frozenset({"events"})),
     (0, frozenset({"_ledger_models"})),

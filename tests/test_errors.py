@@ -46,6 +46,7 @@ SERVICE_ERRORS = [
     errors.SourceUnavailableError,
     errors.MaintenanceError,
     errors.FeatureDisabledError,
+    errors.EndpointGoneError,
     errors.ServerError,
 ]
 
@@ -114,6 +115,7 @@ SAMPLES: list[tuple[partial[KieWavError], dict[str, object], str]] = [
                 "else generate the music again",
                 "ask again in some minutes",
                 "ask again another day",
+                "check base_url (KIE_BASE_URL)",
                 "ask again",
             ],
             strict=True,

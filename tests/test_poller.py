@@ -52,7 +52,6 @@ NO_NEWS = {
     "code 455": lambda _: refused(455),
     "code 402": lambda _: refused(402),
     "status 403": lambda _: raw(b"error 1010", 403),
-    "status 404 without a code": lambda _: raw(b'{"status":404}', 404),
     "a redirect": lambda _: raw(b"", 307),
     "reset": raising(lost()),
     "timeout": raising(TransportTimeoutError("slow")),
@@ -83,6 +82,22 @@ async def test_no_news_changes_nothing(reply) -> None:
         assert 15.0 + 10 * 10.0 == pytest.approx(clock.monotonic() - started, abs=1e-6)
         assert 11 == session.statistics().polls
         assert 1 == session.statistics().settled_by_poll
+
+
+@pytest.mark.parametrize("code", [400, 404, 422, 500, 501])
+async def test_failure_told_under_an_error_code_ends_the_wait(code) -> None:
+    """An error code beside a record of our task that failed is that record, at once."""
+    clock = FakeClock()
+    service = FakeService(clock)
+    why = {"successFlag": "GENERATE_WAV_FAILED", "errorCode": 501, "errorMessage": "x"}
+    service.poll_replies.append(
+        lambda task_id: answer({"code": code, "msg": "no", "data": {"taskId": task_id, **why}})
+    )
+    async with service.session(poll=STEADY) as session:
+        with pytest.raises(ConversionFailedError, match=r"failed \(x\)") as caught:
+            await clock.run(session.convert(track()))
+        assert 501 == caught.value.record.error_code
+        assert 1 == session.statistics().polls
 
 
 # --- data: null ---------------------------------------------------------------------------

@@ -52,6 +52,7 @@ NAMES = {
         "ConversionFailedError",
         "ConversionTimeoutError",
         "DownloadError",
+        "EndpointGoneError",
         "FeatureDisabledError",
         "InsufficientCreditsError",
         "InvalidRequestError",
