@@ -235,6 +235,21 @@ def parse_text(value: object) -> str:
     return strip_controls(value[:2000])[:500] if isinstance(value, str) else ""
 
 
+#: A callback URL in JSON, quoted however often: its query may hold a secret.
+_CALLBACK_URL: Final = re.compile(
+    r'(call_?back_?url\\*"\s*:\s*\\*")[^"]*?(?=\\*"|$)', re.IGNORECASE
+)
+
+#: How much of an answer an error quotes that the user has to look at himself.
+_QUOTE_LENGTH: Final = 500
+
+
+def quote(data: JsonObject) -> str:
+    """Return *data* for an error's text: JSON, printable, bounded, without callback URLs."""
+    text = json.dumps(data, ensure_ascii=False)[: 100 * _QUOTE_LENGTH]
+    return strip_controls(_CALLBACK_URL.sub(r"\1[hidden]", text))[:_QUOTE_LENGTH]
+
+
 def unreadable(
     response: WireResponse, why: str, *, task_id: str | None = None
 ) -> errors.WireFormatError:

@@ -149,6 +149,10 @@ class Entry:
             The task that an earlier attempt turned out to have made while this one
             was on the wire; ``""`` for none.
 
+        unread_answer:
+            The record, shortened, that last said success and named no file that we
+            can read; ``""`` for none.
+
         outcome: The file or the error, once terminal.
     """
 
@@ -156,7 +160,6 @@ class Entry:
         "accepted_mono_s",
         "attempt_id",
         "attempts",
-        "bare_successes",
         "found_task_id",
         "is_again",
         "is_called_back",
@@ -169,6 +172,7 @@ class Entry:
         "submitted_unix_s",
         "task_id",
         "track",
+        "unread_answer",
     )
 
     def __init__(self, track: Track | None) -> None:
@@ -183,7 +187,7 @@ class Entry:
         self.is_called_back = False
         self.is_risky = False
         self.misses = 0
-        self.bare_successes = 0
+        self.unread_answer = ""
         self.phase = Phase.QUEUED
         self.origin = Origin.SUBMITTED
         self.accepted_mono_s = 0.0

@@ -343,7 +343,7 @@ class Poller:
             again_from = self._desk.clock.monotonic()
         else:
             self._refusal = _NOT_REFUSED
-            is_news = record is not None and not is_bare_success(record)
+            is_news = record is not None
             self._spread(task_id, record)
         finally:
             is_hinted = self._asking.pop(task_id)
@@ -400,6 +400,12 @@ class Poller:
                     "task %s has the unknown status %r: taken as pending",
                     record.task_id,
                     record.status,
+                )
+            if is_bare_success(record):
+                self._log_once(
+                    "success without a file",
+                    "task %s succeeded, but its answer names no file that we can read: waiting",
+                    record.task_id,
                 )
             if not (conversion.is_recognised or is_foreign(conversion, record)):
                 self._recognise(conversion, record)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import attrs
 
+from kie_wav_async._envelope import quote
 from kie_wav_async._lifecycle import Entry, Event, IllegalTransition, Origin, Phase, advance
 from kie_wav_async._models import (
     RETENTION_DAYS,
@@ -53,9 +54,6 @@ GRACE_S: Final = 60.0
 
 #: How many polls of an attached task may find no record; its age is unknown.
 ATTACHED_MISSES: Final = 3
-
-#: How often a record may claim success without naming a file.
-BARE_SUCCESSES: Final = 3
 
 
 @attrs.define
@@ -449,6 +447,7 @@ class Registry(Generic[E]):
             self._end(entry, error)
             return True
         if record is None or record.state is not TaskState.SUCCEEDED or record.wav_url is None:
+            # A success without a file we can read: the file may be named later.
             return False
         advance(entry, Event.SUCCEED)
         if settled_by == "poll":
@@ -479,7 +478,12 @@ class Registry(Generic[E]):
         self.tally.timed_out += 1
         self._end(
             entry,
-            ConversionTimeoutError(timeout_s=timeout_s, task_id=entry.task_id, track=entry.track),
+            ConversionTimeoutError(
+                timeout_s=timeout_s,
+                task_id=entry.task_id,
+                track=entry.track,
+                answer=entry.unread_answer,
+            ),
         )
 
     # --- inside -------------------------------------------------------------------
@@ -529,6 +533,7 @@ class Registry(Generic[E]):
                 track=entry.track,
             )
         entry.misses = 0
+        entry.unread_answer = quote(record.raw) if is_bare_success(record) else ""
         if is_foreign(entry, record):
             return AlreadyExistsError(
                 code=409,
@@ -541,14 +546,6 @@ class Registry(Generic[E]):
             return ConversionFailedError(
                 f"task {entry.task_id} failed ({why})", record=record, track=entry.track
             )
-        if is_bare_success(record):
-            entry.bare_successes += not is_hint
-            if entry.bare_successes >= BARE_SUCCESSES:
-                return ConversionFailedError(
-                    f"task {entry.task_id} succeeded {BARE_SUCCESSES} times without naming a file",
-                    record=record,
-                    track=entry.track,
-                )
         return None
 
     def _resolve(self, attempt_id: str) -> UnknownSubmit:
@@ -602,7 +599,7 @@ def _remember(books: OrderedDict[K, V], key: K, value: V, most: int) -> None:
 
 
 def is_bare_success(record: TaskRecord) -> bool:
-    """Return whether *record* claims success and names no file, which may come later."""
+    """Return whether *record* says success and names no file that we can read."""
     return record.state is TaskState.SUCCEEDED and record.wav_url is None
 
 

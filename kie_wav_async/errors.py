@@ -366,19 +366,36 @@ class ConversionTimeoutError(KieWavError, TimeoutError):
     """
     Our timeout passed; the task may still finish on the service's side.
 
+    The session keeps the task: asking for the track again waits for it again, and
+    sends and costs nothing.
+
     Attributes:
-        timeout_s: The timeout, in seconds since the submit was accepted.
+        timeout_s: How long we waited, in seconds.
+
+        answer:
+            Where the service says that the task succeeded, but names no file that
+            we can read: its last answer, 500 characters at most, without control
+            characters and callback URLs. Empty otherwise.
     """
 
-    def __init__(self, *, timeout_s: float, task_id: str, track: Track | None = None) -> None:
+    def __init__(
+        self, *, timeout_s: float, task_id: str, track: Track | None = None, answer: str = ""
+    ) -> None:
         """Name the task, so that it can be taken up again."""
-        super().__init__(
-            f"task {task_id} is not finished {timeout_s:g} s after it was accepted: it may "
-            f"still finish, so attach({task_id!r}) rather than submit again",
-            task_id=task_id,
-            track=track,
-        )
+        if answer:
+            text = (
+                f"task {task_id} succeeded, but {timeout_s:g} s after we began to wait its "
+                f"answer still names no file that we can read: {answer}. It is paid for, so do "
+                f"not submit the track again: attach({task_id!r}) later, or fetch the file by hand"
+            )
+        else:
+            text = (
+                f"task {task_id} is not finished {timeout_s:g} s after we began to wait: it may "
+                f"still finish, so wait again with attach({task_id!r}), which costs nothing"
+            )
+        super().__init__(text, task_id=task_id, track=track)
         self.timeout_s = timeout_s
+        self.answer = answer
 
 
 SignatureReason: TypeAlias = Literal["headers", "timestamp", "signature", "stale"]

@@ -124,7 +124,6 @@ def test_a_new_entry_is_queued_and_knows_nothing() -> None:
         "accepted_mono_s": 0.0,
         "attempt_id": "",
         "attempts": 0,
-        "bare_successes": 0,
         "found_task_id": "",
         "is_again": False,
         "is_called_back": False,
@@ -137,5 +136,6 @@ def test_a_new_entry_is_queued_and_knows_nothing() -> None:
         "submitted_unix_s": 0.0,
         "task_id": "",
         "track": Track("5c79", "e1"),
+        "unread_answer": "",
     } == state_of(entry)
     assert not hasattr(entry, "__dict__")

@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from fakes import LOST_CHARGED, LOST_FREE, UNSENT, FakeService, lost, raw, track
+from fakes import LOST_CHARGED, LOST_FREE, UNSENT, FakeService, counted, lost, raw, track
 from kie_wav_async import OnUnknown, PollSchedule, RetryPolicy, events
 from kie_wav_async.errors import (
     AuthenticationError,
@@ -166,28 +166,51 @@ async def test_attached_task_without_record_is_missed_three_times() -> None:
 # --- endings ------------------------------------------------------------------------------
 
 
-async def test_success_without_url_is_believed_the_third_time() -> None:
-    """A task that claims success thrice and names no file has failed, and shows its record."""
+def bare(task_id, **fields):
+    """Return the record of a success that names no file."""
+    return pending(task_id, successFlag="SUCCESS", **fields)
+
+
+async def test_success_without_url_is_no_news_until_the_timeout(caplog) -> None:
+    """It is polled on, logged once, and the error then shows the answer and does not say pay."""
     clock = FakeClock()
     service = FakeService(clock)
-    bare = lambda task_id: pending(task_id, successFlag="SUCCESS")  # noqa: E731 - a row's reply
-    service.poll_replies += [bare, pending, bare, bare]
-    async with service.session(poll=STEADY) as session:
-        with pytest.raises(ConversionFailedError) as caught:
+    service.poll_replies += [
+        lambda task_id: bare(task_id, response={"x": "https://h/y"}, callbackUrl="https://s/?t=0")
+    ] * 100
+    async with service.session(poll=STEADY, timeout_s=200.0) as session:
+        with pytest.raises(ConversionTimeoutError) as caught:
             await clock.run(session.convert(track()))
-        assert "SUCCESS" == caught.value.record.status
-        assert 4 == session.statistics().polls
-        assert 1 == session.statistics().failed
+        assert 19 == session.statistics().polls
+        assert {"submitted": 1, "accepted": 1, "timed_out": 1, "polls": 19} == counted(session)
+    assert '"response": {"x": "https://h/y"}' in caught.value.answer
+    assert '"callbackUrl": "[hidden]"' in caught.value.answer
+    assert caught.value.answer in str(caught.value)
+    assert "do not submit the track again: attach('task0001')" in str(caught.value)
+    assert 1 == sum("names no file" in record.getMessage() for record in caplog.records)
 
 
-async def test_success_names_its_file_at_last() -> None:
-    """Two successes without a file do no harm to one that names it."""
+async def test_the_answer_is_shown_only_if_it_is_the_last_word() -> None:
+    """A task that is pending again is one that may still finish."""
+    clock = FakeClock()
+    service = FakeService(clock, conversion_s=1e9)
+    service.poll_replies += [bare, bare]
+    async with service.session(poll=STEADY, timeout_s=200.0) as session:
+        with pytest.raises(ConversionTimeoutError, match="may still finish") as caught:
+            await clock.run(session.convert(track()))
+    assert "" == caught.value.answer
+
+
+@pytest.mark.parametrize("polls", [1, 3, 4, 10, 80])
+async def test_success_names_its_file_when_it_likes(polls) -> None:
+    """However many successes came without a file, the one that names it settles."""
     clock = FakeClock()
     service = FakeService(clock, conversion_s=0.0)
-    service.poll_replies += [lambda task_id: pending(task_id, successFlag="SUCCESS")] * 2
+    service.poll_replies += [bare] * polls
     async with service.session(poll=STEADY) as session:
         wav = await clock.run(session.convert(track()))
         assert "https://media.invalid/task0001.wav" == str(wav.url)
+        assert polls + 1 == session.statistics().polls
 
 
 async def test_callback_exception_with_url_is_success() -> None:

@@ -26,7 +26,7 @@ from kie_wav_async.errors import (
 from kie_wav_async.testing import FakeClock, failed, no_record, pending, refused
 
 if TYPE_CHECKING:
-    from kie_wav_async import Conversion, WavSession, WireResponse
+    from kie_wav_async import Conversion, WavSession
 
 CONFIRMING, SETTLED = CallbackVerdict.CONFIRMING, CallbackVerdict.SETTLED
 
@@ -604,29 +604,6 @@ async def test_so_many_tasks_are_probed_and_no_more(clock, service, monkeypatch)
 
 
 # --- patience -----------------------------------------------------------------------------
-
-
-async def test_hints_do_not_use_up_patience_with_a_bare_success(clock, service) -> None:
-    """A record that names no file is borne three scheduled polls, however often callbacks come."""
-
-    def bare(task_id: str) -> WireResponse:
-        return pending(task_id, successFlag="SUCCESS")
-
-    service.poll_replies += [bare] * 30
-    poll = PollSchedule(first_s=15.0, interval_s=10.0, jitter=0.0)
-    async with hinting(service, poll=poll) as session:
-        (conversion,) = await in_flight(clock, session)
-        for _ in range(4):
-            await hint(service, session)
-            await clock.advance(2.0)
-        assert (4, False) == (session.statistics().polls, conversion.done())
-        # Polled by schedule at 10, 20 and 30 s; it is 8 now.
-        await clock.advance(21.5)
-        assert not conversion.done()
-        await clock.advance(1.0)
-        with pytest.raises(ConversionFailedError):
-            conversion.result()
-        assert 7 == session.statistics().polls
 
 
 async def test_hints_do_not_use_up_patience_with_an_attached_task(clock, service) -> None:

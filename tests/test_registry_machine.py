@@ -47,7 +47,6 @@ class Row:
     is_recognised: bool = True
     accepted_at: float = 0.0
     misses: int = 0
-    bare: int = 0
     ended_with: type | None = None
 
 
@@ -395,7 +394,7 @@ class BooksMachine(RuleBasedStateMachine):
             assert not has_settled
             self.duplicates += state in {TaskState.SUCCEEDED, TaskState.FAILED}
             return
-        error = self.judge(row, state, audio_id, has_file=has_file, is_hint=is_hint)
+        error = self.judge(row, state, audio_id, is_hint=is_hint)
         if error is not None:
             self.count["failed"] += 1
             self.end(row, "FAILED", error)
@@ -410,7 +409,6 @@ class BooksMachine(RuleBasedStateMachine):
         state: TaskState | None,
         audio_id: str | None,
         *,
-        has_file: bool,
         is_hint: bool,
     ) -> type | None:
         if state is None:
@@ -422,9 +420,6 @@ class BooksMachine(RuleBasedStateMachine):
         own = None if row.track is None else row.track.audio_id
         if row.origin == "ADOPTED" and None not in {own, audio_id} and own != audio_id:
             return AlreadyExistsError
-        if state is TaskState.SUCCEEDED and not has_file:
-            row.bare += not is_hint
-            return ConversionFailedError if row.bare == 3 else None
         return ConversionFailedError if state is TaskState.FAILED else None
 
     @precondition(lambda self: self.rows)

@@ -97,10 +97,17 @@ def failure_of(error: errors.KieWavError) -> CliError:
             )
         case errors.ConversionTimeoutError():
             code = FAILED
+            ask = f"`kie-wav status {error.task_id}`"
             sentence = (
                 f"task {error.task_id} is not finished after {error.timeout_s:g} s but may still "
-                f"finish: ask with `kie-wav status {error.task_id}` instead of converting again"
+                f"finish: ask with {ask} instead of converting again"
             )
+            if error.answer:
+                sentence = (
+                    f"task {error.task_id} succeeded, but its answer names no file that can be "
+                    f"read: {error.answer}. It is paid for: ask later with {ask}, or fetch the "
+                    "file by hand, instead of converting again"
+                )
         case errors.ConversionFailedError():
             code = FAILED
         case errors.AlreadyExistsError():
