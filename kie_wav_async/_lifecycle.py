@@ -15,6 +15,7 @@ changes nothing. Nothing but `Registry` changes an entry's phase::
     UNKNOWN   accept → ACCEPTED   resend → QUEUED      withdraw → WITHDRAWN
     FOUND     accept → ACCEPTED
     ACCEPTED  succeed → SUCCEEDED fail → FAILED        time_out → TIMED_OUT
+    KEPT      accept → ACCEPTED   succeed → SUCCEEDED  fail → FAILED
 
 and, for an entry that was UNKNOWN before, relapse → UNKNOWN from QUEUED and SENDING.
 
@@ -32,7 +33,9 @@ The bill is thus bounded at any time: ``accepted <= charged <= accepted + unknow
 plus what is on the wire.
 
 Terminal once: the first terminal news settles an entry; later news is counted
-and changes nothing. What succeeded is remembered, the last 10,000 of them, so
+and changes nothing. An entry that TIMED_OUT leaves another one for its task,
+which is KEPT: known and not polled, until it is asked for again or a callback
+brings news. What succeeded is remembered, the last 10,000 of them, so
 that a track asked for again is not paid again.
 
 Pure: values and one table; who applies it, and when, is the registry's business.
@@ -59,6 +62,7 @@ class Phase(enum.Enum):
     QUEUED = enum.auto()  #: waits for its turn
     SENDING = enum.auto()  #: its submit is on the wire
     UNKNOWN = enum.auto()  #: its submit may have been accepted
+    KEPT = enum.auto()  #: the wait for its task timed out; it is known, and not polled
     FOUND = enum.auto()  #: its task is named by someone, who need not be its submitter
     ACCEPTED = enum.auto()  #: has a task id, and is followed
     SUCCEEDED = enum.auto()
@@ -103,6 +107,9 @@ TRANSITIONS: Final[Mapping[tuple[Phase, Event], Phase]] = {
     (Phase.ACCEPTED, Event.SUCCEED): Phase.SUCCEEDED,
     (Phase.ACCEPTED, Event.FAIL): Phase.FAILED,
     (Phase.ACCEPTED, Event.TIME_OUT): Phase.TIMED_OUT,
+    (Phase.KEPT, Event.ACCEPT): Phase.ACCEPTED,
+    (Phase.KEPT, Event.SUCCEED): Phase.SUCCEEDED,
+    (Phase.KEPT, Event.FAIL): Phase.FAILED,
 }
 
 

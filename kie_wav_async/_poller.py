@@ -143,8 +143,8 @@ class Poller:
         """
         Poll *conversion*, just accepted, until it is terminal.
 
-        *is_restored*: it was accepted by an earlier run, and maybe many with it,
-        so its first poll comes at some moment of the next interval.
+        *is_restored*: it was accepted long ago, and maybe many with it, so its first
+        poll comes at some moment of the next interval.
         """
         self.revive()
         now = self._desk.clock.monotonic()
@@ -175,6 +175,16 @@ class Poller:
             soon = now + self._schedule.interval_s * self._desk.chance()
             self._push(conversion, first_at if first_at > now else soon)
         self._arm()
+
+    def rejoin(self, task_id: str) -> Conversion | None:
+        """Poll a task again that is kept, and return its new conversion; `None` if it is not."""
+        for conversion in self._desk.registry.known(task_id):
+            if conversion.phase is Phase.KEPT:
+                self._desk.registry.rejoin(conversion, self._desk.clock.monotonic())
+                self.follow(conversion, is_restored=True)
+                self._desk.on_followed(conversion)
+                return conversion
+        return None
 
     def hint(self, task_id: str) -> None:
         """Poll a task as soon as the limits allow: a callback says there is news."""
@@ -280,7 +290,7 @@ class Poller:
         now = self._desk.clock.monotonic()
         while self._timeout_s is not None and self._deadline() <= now:
             late: Conversion = self._deadlines.popleft()
-            self._desk.registry.time_out(late, self._timeout_s)
+            self._desk.registry.time_out(late, self._timeout_s, now)
             self._desk.ended(late)
         self._send_hints(now)
         while self._due and self._due[0][0] <= now and self._is_free(now):
@@ -303,7 +313,7 @@ class Poller:
             if self._hinted.get(task_id) != due:
                 continue
             del self._hinted[task_id]
-            if task_id not in self._probes and not self._desk.registry.following(task_id):
+            if task_id not in self._probes and not self._desk.registry.known(task_id):
                 continue
             turn = max(due, limiter.next_at)
             limiter.spend(task_id, now)
@@ -358,7 +368,7 @@ class Poller:
         probe = self._probes.get(task_id)
         if probe is not None and probe.on_record(record):
             del self._probes[task_id]
-        conversions = self._desk.registry.following(task_id)
+        conversions = self._desk.registry.known(task_id)
         if probe is None and not conversions:
             self._desk.registry.note_late(record)
         for conversion in conversions:

@@ -127,7 +127,7 @@ class Receiver:
 
     def _take(self, task_id: str, root: JsonObject, attempt_id: str | None) -> CallbackVerdict:
         explains = bool(self._keys) and self._explain(task_id, attempt_id)
-        conversions = self._registry.following(task_id)
+        conversions = self._registry.known(task_id)
         if conversions:
             notice = self._notice_of(task_id, root, attempt_id)
             # An attached task may turn out to be one that is submitted here.
@@ -223,7 +223,7 @@ class Receiver:
         url = find_callback_url(record)
         is_taken = any(
             followed.track not in {None, doubt.track}
-            for followed in self._registry.following(record.task_id)
+            for followed in self._registry.known(record.task_id)
         )
         if (
             is_taken

@@ -48,6 +48,13 @@ REMEMBERED: Final = 10_000
 #: a callback delivered again is known for what it is.
 ENDED_REMEMBERED: Final = 10_000
 
+#: How long a task whose wait timed out is kept: as long as its file.
+KEPT_S: Final = RETENTION_DAYS * 86_400.0
+
+#: Most of those; 400 conversions at a time that all time out after 15 minutes are
+#: so many in two and a half days.
+MAX_KEPT: Final = 100_000
+
 #: How long after acceptance a missing record is no news. The service may not
 #: show a task it has just created. Ours.
 GRACE_S: Final = 60.0
@@ -90,6 +97,9 @@ class Registry(Generic[E]):
         self._by_task: dict[str, E] = {}
         # Who follows a task beside the first; rare: attached, and then submitted.
         self._beside: dict[str, list[E]] = {}
+        # Tasks whose wait timed out, the first to do so first.
+        self._kept: OrderedDict[str, E] = OrderedDict()
+        self._kept_by_track: dict[Track, list[E]] = {}
         self._results: OrderedDict[Track, E] = OrderedDict()
         # With whether a submit that is counted made it.
         self._ended_tasks: OrderedDict[str, bool] = OrderedDict()
@@ -115,6 +125,16 @@ class Registry(Generic[E]):
         """Return every entry in flight under *task_id*, the first one first."""
         first = self._by_task.get(task_id)
         return () if first is None else (first, *self._beside.get(task_id, ()))
+
+    def known(self, task_id: str) -> tuple[E, ...]:
+        """Return every entry that news of *task_id* is for, in flight or kept."""
+        kept = self._kept.get(task_id)
+        return self.following(task_id) if kept is None else (kept,)
+
+    def find_kept(self, track: Track) -> E | None:
+        """Return the latest entry of *track* whose wait timed out, if one is kept."""
+        kept = self._kept_by_track.get(track)
+        return kept[-1] if kept else None
 
     def has_ended(self, task_id: str) -> bool:
         """Return whether the task, not in flight now, is one of the last that ended here."""
@@ -437,7 +457,7 @@ class Registry(Generic[E]):
         a callback caused (*is_hint*) is not counted among those that may bring no
         news: replayed callbacks must not use up our patience with the service.
         """
-        if entry.phase is not Phase.ACCEPTED:
+        if entry.phase not in {Phase.ACCEPTED, Phase.KEPT}:
             self.note_late(record)
             return False
         error = self._judge(entry, record, now_mono_s, is_hint=is_hint)
@@ -472,8 +492,8 @@ class Registry(Generic[E]):
         """Note what came of a poll whose task ended, or was given up, meanwhile."""
         self.tally.duplicates += record is not None and record.state is not TaskState.PENDING
 
-    def time_out(self, entry: E, timeout_s: float) -> None:
-        """Note that we stop waiting for the task; it may still finish."""
+    def time_out(self, entry: E, timeout_s: float, now_mono_s: float) -> None:
+        """Note that we stop waiting for the task; it may still finish, and is kept."""
         advance(entry, Event.TIME_OUT)
         self.tally.timed_out += 1
         self._end(
@@ -486,7 +506,50 @@ class Registry(Generic[E]):
             ),
         )
 
+        self._keep(entry, now_mono_s)
+
+    def rejoin(self, entry: E, now_mono_s: float) -> None:
+        """Follow a kept task again, as if it had just been accepted."""
+        self._follow(entry, entry.task_id, now_mono_s, entry.origin)
+        if entry.track is not None:
+            self._by_track.setdefault(entry.track, entry)
+
     # --- inside -------------------------------------------------------------------
+
+    def _keep(self, ended: E, now_mono_s: float) -> None:
+        """Keep the task of an entry that timed out, unless another one still follows it."""
+        follower = self._by_task.get(ended.task_id)
+        if follower is not None:
+            if ended.track is not None and follower.track in {None, ended.track}:
+                self.name_track(follower, ended.track)
+            return
+        entry = self._make_entry(ended.track)
+        entry.phase = Phase.KEPT
+        entry.task_id = ended.task_id
+        entry.attempt_id = ended.attempt_id
+        entry.origin = ended.origin
+        entry.is_recognised = ended.is_recognised
+        entry.submitted_unix_s = ended.submitted_unix_s
+        entry.accepted_mono_s = now_mono_s
+        self._kept[entry.task_id] = entry
+        if entry.track is not None:
+            self._kept_by_track.setdefault(entry.track, []).append(entry)
+        oldest = next(iter(self._kept.values()))
+        while len(self._kept) > MAX_KEPT or now_mono_s - oldest.accepted_mono_s >= KEPT_S:
+            self._release(oldest)
+            oldest = next(iter(self._kept.values()))
+
+    def _release(self, entry: E) -> bool:
+        """Keep an entry no longer; return whether it was kept."""
+        if self._kept.get(entry.task_id) is not entry:
+            return False
+        del self._kept[entry.task_id]
+        if entry.track is not None:
+            others = self._kept_by_track[entry.track]
+            others.remove(entry)
+            if not others:
+                del self._kept_by_track[entry.track]
+        return True
 
     def _verify_free(self, entry: E) -> None:
         if self.is_in_doubt(entry):
@@ -501,6 +564,8 @@ class Registry(Generic[E]):
     def _follow(self, entry: E, task_id: str, now_mono_s: float, origin: Origin) -> None:
         was_sending = entry.phase is Phase.SENDING
         advance(entry, Event.ACCEPT)
+        if task_id in self._kept:
+            _ = self._release(self._kept[task_id])
         entry.task_id = task_id
         entry.origin = origin
         entry.accepted_mono_s = now_mono_s
@@ -563,9 +628,10 @@ class Registry(Generic[E]):
         """Take a terminal entry out of the books of the living."""
         entry.outcome = outcome
         if entry.task_id:
-            self._in_flight -= 1
-            self._places -= entry.origin is not Origin.ATTACHED
-            self._unfollow(entry)
+            if not self._release(entry):
+                self._in_flight -= 1
+                self._places -= entry.origin is not Origin.ATTACHED
+                self._unfollow(entry)
             if entry.phase is not Phase.TIMED_OUT:
                 is_counted = entry.origin is Origin.SUBMITTED
                 _remember(self._ended_tasks, entry.task_id, is_counted, ENDED_REMEMBERED)

@@ -142,8 +142,10 @@ class WavSession:
 
         timeout_s:
             Acceptance to result, per conversion, in seconds, above 0; `None` for
-            no limit. After it the wait ends with `ConversionTimeoutError`; the
-            task may still finish, and `attach` takes it up again.
+            no limit. After it the wait ends with `ConversionTimeoutError`, and the
+            task is no longer polled. It stays known for 14 days, the last 100,000
+            such tasks: a callback still settles it, and asking for the track again,
+            or `attach`, waits for it again, with a new timeout and no new charge.
 
         max_charges:
             Most submits accepted or unknown in this session, or ever in its
@@ -412,17 +414,19 @@ class WavSession:
 
         Waits for its turn under ``rate_limit`` and ``max_in_flight``. Nothing is
         sent for a track in flight, whose conversion is returned, nor for one of
-        the last 10,000 results, which is returned settled, nor for one whose
-        submit is unknown, which raises again. Only successes are remembered: a
-        track that failed is sent again. A submit still queued is withdrawn when
-        its last waiter is cancelled; one on the wire is finished by the session.
+        the last 10,000 results, which is returned settled, nor for one whose wait
+        timed out, which is waited for again in a new conversion, nor for one whose
+        submit is unknown, which raises again. A track that failed is sent again. A
+        submit still queued is withdrawn when its last waiter is cancelled; one on
+        the wire is finished by the session.
 
         Args:
             track: What to convert.
 
             again:
-                Your word to submit once more all the same: a settled track, or
-                one whose submit is unknown, at the risk of a second charge.
+                Your word to submit once more all the same: a settled track, one
+                whose wait timed out, or one whose submit is unknown, at the risk of
+                a second charge.
 
         Raises:
             SubmitUnknownError: It may or may not have been accepted.
@@ -490,7 +494,8 @@ class WavSession:
         """
         Follow a task submitted earlier or elsewhere.
 
-        A task already followed gives its conversion. For a submit of unknown
+        A task already followed gives its conversion; one whose wait timed out is
+        waited for again in a new one, with a new ``timeout_s``. For a submit of unknown
         fate whose task you have found, use `resolve_unknown`.
 
         Args:
@@ -509,7 +514,11 @@ class WavSession:
         verify_id(task_id, "task_id")
         if track is not None:
             verify_type(track, Track, "track")
-        conversion = self._desk.registry.find_task(task_id)
+        known = self._desk.registry.known(task_id)
+        if known and track is not None and known[0].track not in {None, track}:
+            msg = f"task {task_id} is followed for another track, {known[0].track}"
+            raise ValueError(msg)
+        conversion = self._poller.rejoin(task_id) or self._desk.registry.find_task(task_id)
         if conversion is None:
             now = self._desk.clock.monotonic()
             conversion = self._desk.registry.attach(task_id, track, now)
@@ -517,9 +526,6 @@ class WavSession:
             self._desk.on_followed(conversion)
         elif track is not None and conversion.track is None:
             self._desk.registry.name_track(conversion, track)
-        elif track not in {None, conversion.track}:
-            msg = f"task {task_id} is followed for another track, {conversion.track}"
-            raise ValueError(msg)
         return conversion
 
     async def recover(self) -> tuple[Conversion, ...]:
@@ -639,10 +645,10 @@ class WavSession:
         if doubt is None:
             msg = f"no unknown submit has the attempt_id {attempt_id!r}"
             raise ValueError(msg)
-        followed = None if task_id is None else self._desk.registry.find_task(task_id)
-        if followed is not None and followed.track not in {None, doubt.track}:
-            msg = f"task {task_id} is followed for another track, {followed.track}"
-            raise ValueError(msg)
+        for known in () if task_id is None else self._desk.registry.known(task_id):
+            if known.track not in {None, doubt.track}:
+                msg = f"task {task_id} is followed for another track, {known.track}"
+                raise ValueError(msg)
         adoption = self._submitter.adopt(doubt, task_id)
         if self._desk.journal.is_kept:
             adoption = self._desk.journal.see_through(adoption)

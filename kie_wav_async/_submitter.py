@@ -268,6 +268,7 @@ class Submitter:
             error = await self._write_task(conversion, AttemptOutcome.ACCEPTED, task_id)
         finally:
             # Also if the session closes meanwhile: the service has taken it.
+            _ = self._poller.rejoin(task_id)
             self._registry.accept(conversion, task_id, self._desk.clock.monotonic())
             self._follow(conversion, error)
 
@@ -324,6 +325,7 @@ class Submitter:
             self._note(conversion, AttemptOutcome.EXISTS, foreign)
             self._refuse(conversion, foreign)
             return
+        _ = self._poller.rejoin(task_id)
         self._registry.adopt_existing(conversion, task_id, self._desk.clock.monotonic())
         self._follow(conversion, error)
         if record is not None:
@@ -336,9 +338,9 @@ class Submitter:
         return self._is_taken(task_id, conversion) or audio_id not in {None, ours}
 
     def _is_taken(self, task_id: str, conversion: Conversion) -> bool:
-        """Whether *task_id* is in flight for another track, so cannot be this one's."""
-        other = self._registry.find_task(task_id)
-        return other is not None and other.track not in {None, conversion.track}
+        """Whether *task_id* is known as another track's, so cannot be this one's."""
+        others = self._registry.known(task_id)
+        return any(other.track not in {None, conversion.track} for other in others)
 
     def _follow(self, conversion: Conversion, error: KieWavError | None = None) -> None:
         """
@@ -430,6 +432,7 @@ class Submitter:
         task_id = conversion.found_task_id
         if not task_id or conversion.phase is not Phase.SENDING:
             return False
+        _ = self._poller.rejoin(task_id)
         self._registry.adopt_existing(conversion, task_id, self._desk.clock.monotonic())
         self._follow(conversion)
         # It may be long over, with nobody left who asks.
@@ -497,7 +500,7 @@ class Submitter:
             # Its waiters get the task that was found instead of a second submit.
             self._turns.remove(queued)
             _ = self._registry.relapse(queued)
-        followed = self._registry.find_task(task_id)
+        followed = self._poller.rejoin(task_id) or self._registry.find_task(task_id)
         conversion = self._registry.adopt_unknown(
             doubt.attempt_id, task_id, self._desk.clock.monotonic()
         )

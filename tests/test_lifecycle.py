@@ -20,18 +20,18 @@ from kie_wav_async._lifecycle import (
 
 #: Where each event leads from each phase, by hand; "." for nowhere.
 TABLE = """
-         QUEUED    SENDING  UNKNOWN   FOUND    ACCEPTED  SUCCEEDED FAILED TIMED_OUT REFUSED WITHDRAWN
-SEND     SENDING   .        .         .        .         .         .      .         .       .
-POSTPONE .         QUEUED   .         .        .         .         .      .         .       .
-REFUSE   REFUSED   REFUSED  .         .        .         .         .      .         .       .
-WITHDRAW WITHDRAWN .        WITHDRAWN .        .         .         .      .         .       .
-LOSE     .         UNKNOWN  .         .        .         .         .      .         .       .
-RELAPSE  UNKNOWN   UNKNOWN  .         .        .         .         .      .         .       .
-RESEND   .         .        QUEUED    .        .         .         .      .         .       .
-ACCEPT   .         ACCEPTED ACCEPTED  ACCEPTED .         .         .      .         .       .
-SUCCEED  .         .        .         .        SUCCEEDED .         .      .         .       .
-FAIL     .         .        .         .        FAILED    .         .      .         .       .
-TIME_OUT .         .        .         .        TIMED_OUT .         .      .         .       .
+         QUEUED    SENDING  UNKNOWN   KEPT      FOUND    ACCEPTED  SUCCEEDED FAILED TIMED_OUT REFUSED WITHDRAWN
+SEND     SENDING   .        .         .         .        .         .         .      .         .       .
+POSTPONE .         QUEUED   .         .         .        .         .         .      .         .       .
+REFUSE   REFUSED   REFUSED  .         .         .        .         .         .      .         .       .
+WITHDRAW WITHDRAWN .        WITHDRAWN .         .        .         .         .      .         .       .
+LOSE     .         UNKNOWN  .         .         .        .         .         .      .         .       .
+RELAPSE  UNKNOWN   UNKNOWN  .         .         .        .         .         .      .         .       .
+RESEND   .         .        QUEUED    .         .        .         .         .      .         .       .
+ACCEPT   .         ACCEPTED ACCEPTED  ACCEPTED  ACCEPTED .         .         .      .         .       .
+SUCCEED  .         .        .         SUCCEEDED .        SUCCEEDED .         .      .         .       .
+FAIL     .         .        .         FAILED    .        FAILED    .         .      .         .       .
+TIME_OUT .         .        .         .         .        TIMED_OUT .         .      .         .       .
 """  # noqa: E501 - a row of the table is a line
 
 HEAD, *ROWS = [line.split() for line in TABLE.strip().splitlines()]

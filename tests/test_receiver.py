@@ -441,25 +441,21 @@ async def test_poll_under_way_is_a_duplicate(clock, service) -> None:
         assert 1 == session.statistics().duplicates
 
 
-async def test_callback_after_a_timeout_is_for_attach(clock, service) -> None:
-    """A callback of a conversion that timed out is kept, and attach() then asks at once."""
+async def test_callback_after_a_timeout_settles_the_task(clock, service) -> None:
+    """A callback of a conversion that timed out is taken, for whoever asks for the track again."""
     service.conversion_s = 1e9
     async with service.listening(timeout_s=100.0) as session:
         conversion = await clock.run(session.submit(track()))
         await clock.advance(100.0)
-        assert conversion.done()
         polls = session.statistics().polls
-        assert ORPHAN is await service.callback("task0001").to(session)
-        service.finish("task0001")
-        await clock.advance(60.0)
-        assert polls == session.statistics().polls
-        assert 1 == session.statistics().orphans
-        attached_at = clock.monotonic()
-        wav = await clock.run(session.attach("task0001").wait())
+        assert SETTLED is await service.callback("task0001").to(session)
+        with pytest.raises(ConversionTimeoutError):
+            conversion.result()
+        wav = await clock.run(session.convert(track()))
 
-        assert attached_at == clock.monotonic() == service.polls_of("task0001")[-1]
-        assert ("poll", None) == (wav.settled_by, wav.expires_at)
-        assert polls + 1 == session.statistics().polls
+        assert ("callback", "called-back.wav") == (wav.settled_by, wav.url.name)
+        assert wav.expires_at is not None
+        assert (polls, 1) == (session.statistics().polls, service.charged)
 
 
 # --- before the answer --------------------------------------------------------------------

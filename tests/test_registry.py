@@ -464,7 +464,7 @@ class TestAdoption:
         """A doubt resolved after its track has ended gives the track a new entry."""
         entry = resent(books)
         books.accept(entry, "t2", 100.0)
-        books.time_out(entry, 5.0)
+        books.time_out(entry, 5.0, 1_000.0)
         anew = books.adopt_unknown("a1", "t1", 110.0)
 
         assert anew is not entry
@@ -530,7 +530,7 @@ class TestAdoption:
         books.resend(entry)
         books.send(entry, "a3", NOW_UNIX_S)
         books.accept(entry, "t1", 100.0)
-        books.time_out(entry, 5.0)
+        books.time_out(entry, 5.0, 1_000.0)
         assert books.absolve("a2") is None
 
     @pytest.mark.parametrize("resolve", ["adopt", "absolve"])
@@ -581,7 +581,7 @@ class TestAttach:
 
         assert books.find(TRACK) is entry
         assert books.find_task("t1") is attached
-        books.time_out(attached, 5.0)
+        books.time_out(attached, 5.0, 1_000.0)
         assert books.find(TRACK) is entry
 
     def test_a_track_can_be_named_later(self, books: Books) -> None:
@@ -703,7 +703,7 @@ class TestNews:
         entry = accepted(books)
         books.observe(entry, attrs.evolve(record(), raw={"file": "here"}), 110.0, "poll")
         books.observe(entry, later, 120.0, "poll")
-        books.time_out(entry, 900.0)
+        books.time_out(entry, 900.0, 1_000.0)
 
         assert isinstance(entry.outcome, ConversionTimeoutError)
         assert ('{"file": "here"}' if is_shown else "") == entry.outcome.answer
@@ -786,7 +786,7 @@ class TestNews:
     def test_a_timeout_lets_the_task_go(self, books: Books) -> None:
         """A conversion that took too long leaves the books; its task may be attached again."""
         entry = accepted(books)
-        books.time_out(entry, 900.0)
+        books.time_out(entry, 900.0, 1_000.0)
 
         assert Phase.TIMED_OUT is entry.phase
         assert isinstance(entry.outcome, ConversionTimeoutError)
@@ -803,7 +803,7 @@ class TestNews:
         entry = succeeded(books)
 
         with pytest.raises(IllegalTransition):
-            books.time_out(entry, 900.0)
+            books.time_out(entry, 900.0, 1_000.0)
 
         assert 0 == books.statistics().timed_out
 
@@ -872,7 +872,7 @@ class TestMemory:
 
     def test_a_task_that_timed_out_has_not_ended(self, books: Books) -> None:
         """A task that we only stopped waiting for may still finish, so it is not over."""
-        books.time_out(accepted(books), 900.0)
+        books.time_out(accepted(books), 900.0, 1_000.0)
 
         assert not books.has_ended("t1")
 
@@ -994,7 +994,7 @@ def _fail(books: Books, track: Track, name: str) -> None:
 
 
 def _time_out(books: Books, track: Track, name: str) -> None:
-    books.time_out(accepted(books, track, f"t{name}"), 900.0)
+    books.time_out(accepted(books, track, f"t{name}"), 900.0, 1_000.0)
 
 
 @pytest.mark.parametrize(
@@ -1036,7 +1036,7 @@ def test_all_that_follow_a_task_are_known_until_they_end(
     assert tuple(followers) == books.following("t1") == tuple(books.in_flight())
     left = list(followers)
     for number in order:
-        books.time_out(followers[number], 9.0)
+        books.time_out(followers[number], 9.0, 1_000.0)
         left.remove(followers[number])
         assert tuple(left) == books.following("t1") == tuple(books.in_flight())
         assert (left[0] if left else None) is books.find_task("t1")
