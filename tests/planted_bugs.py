@@ -288,7 +288,7 @@ BUGS = [
             ("one spelling only", ("for name in TASK_ID_NAMES:", 'for name in ("task_id",):')),
             (
                 "names twice, the last counts",
-                ("load_object(raw, _make_object)", "load_object(raw)"),
+                ("load_object(raw, make_strict_object)", "load_object(raw)"),
             ),
             ("any length", ("len(raw) > MAX_BODY_LENGTH", "False")),
             ("65,536 are too long", ("len(raw) > MAX_BODY_LENGTH", "len(raw) >= MAX_BODY_LENGTH")),
@@ -322,7 +322,7 @@ BUGS = [
                 (LOADED, LOADED.replace("decode()", 'decode("utf-8", "replace")')),
             ),
             ("any depth that can be loaded", ("> _MAX_DEPTH and not", "< 0 and not")),
-            ("a list is an object", ("if isinstance(loaded, dict) else None", "")),
+            ("a list is an object", ("not isinstance(loaded, dict) or _is_deep", "_is_deep")),
         ],
         "_callback_url": [
             (
