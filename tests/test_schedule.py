@@ -39,11 +39,11 @@ def test_the_defaults_are_the_documented_ones():
 
 
 def test_the_settled_waits_are_the_documented_ones():
-    """Maintenance probes and repeats come after 60 s, a refused key is tried again after 5 s."""
+    """Maintenance probes and repeats come after 60 s, refused polling is tried again after 5 s."""
     assert (
         _schedule.MAINTENANCE_PROBE_S,
         _schedule.RESUBMIT_AFTER_S,
-        _schedule.AUTHENTICATION_RETRY_S,
+        _schedule.REFUSAL_RETRY_S,
     ) == (60.0, 60.0, 5.0)
 
 
