@@ -121,9 +121,9 @@ def load_object(
         # UnicodeDecodeError, JSONDecodeError and the 4,300-digit limit are all
         # ValueErrors; deep nesting is a RecursionError.
         return None
-    if not isinstance(loaded, dict) or _is_deep(text, loaded):
+    if _is_deep(text, loaded):
         return None
-    return cast("JsonObject", loaded)
+    return cast("JsonObject", loaded) if isinstance(loaded, dict) else None
 
 
 def open_text(value: object) -> object:

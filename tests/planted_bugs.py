@@ -322,7 +322,7 @@ BUGS = [
                 (LOADED, LOADED.replace("decode()", 'decode("utf-8", "replace")')),
             ),
             ("any depth that can be loaded", ("> _MAX_DEPTH and not", "< 0 and not")),
-            ("a list is an object", ("not isinstance(loaded, dict) or _is_deep", "_is_deep")),
+            ("a list is an object", ("if isinstance(loaded, dict) else None", "")),
         ],
         "_callback_url": [
             (
