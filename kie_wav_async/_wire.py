@@ -100,6 +100,12 @@ def find_url(root: JsonObject, data: JsonObject) -> URL | None:
     The documented names count first, where they are documented; then whatever
     else in the answer can only be the WAV (see `_wav_links`).
     """
+    url = _find_documented_url(root, data)
+    links = map(parse_url, find_links(root) if url is None else ())
+    return url or next((link for link in links if link is not None), None)
+
+
+def _find_documented_url(root: JsonObject, data: JsonObject) -> URL | None:
     # Most records name no file yet: what is absent is passed over at once.
     for place in (data.get("response"), data, data.get("info"), root):
         if not place:
@@ -109,8 +115,7 @@ def find_url(root: JsonObject, data: JsonObject) -> URL | None:
             value = fields.get(name)
             if value is not None and (url := parse_url(value)) is not None:
                 return url
-    links = map(parse_url, find_links(root))
-    return next((url for url in links if url is not None), None)
+    return None
 
 
 #: Longest URL we take; web servers commonly stop at 8 KiB.
@@ -265,8 +270,10 @@ _structure_record = _make_converter().get_structure_hook(TaskRecord)
 
 def _canonical(envelope: Envelope, data: JsonObject, task_id: str) -> dict[str, object]:
     """Return a record's fields under our names, each of the type our model wants."""
-    url = find_url(envelope.root, data)
     status = _status_word(data)
+    # A record that says no success is not searched: most polls bring such a one.
+    is_searched = parse_state(status, has_url=True) is TaskState.SUCCEEDED
+    url = (find_url if is_searched else _find_documented_url)(envelope.root, data)
     state = parse_state(status, has_url=url is not None)
     audio_id = data.get("musicId") or data.get("audioId")
     error_code = next(filter(None, (parse_int(data.get(name)) for name in _ERROR_CODES)), None)
