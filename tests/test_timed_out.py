@@ -6,8 +6,10 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fakes import LOST_CHARGED, FakeService, counted, refusal, track
+from fakes import LOST_CHARGED, FakeService, counted, lost, raw, refusal, track
 from kie_wav_async import CallbackTrust, CallbackVerdict, PollSchedule, RateLimit, _registry
 from kie_wav_async.errors import (
     ConversionFailedError,
@@ -16,7 +18,15 @@ from kie_wav_async.errors import (
     SubmitUnknownError,
 )
 from kie_wav_async.ledger import TrackState
-from kie_wav_async.testing import FakeClock, MemoryLedger, failed, no_record
+from kie_wav_async.testing import (
+    FakeClock,
+    MemoryLedger,
+    answer,
+    failed,
+    no_record,
+    pending,
+    refused,
+)
 
 if TYPE_CHECKING:
     from kie_wav_async import Conversion, WavSession
@@ -400,6 +410,101 @@ async def test_again_pays_again_with_a_ledger_too(clock, service) -> None:
         await clock.run(second.wait())
         assert "task0002" == (await ledger.find(track())).task_id
     assert 2 == service.charged
+
+
+# --- in any order ---------------------------------------------------------------------------------
+
+#: What a poll may bring that ends no wait for good.
+NO_ENDS = {
+    "pending": pending,
+    "bare": lambda task_id: pending(task_id, successFlag="SUCCESS"),
+    "router": lambda _: answer({"status": 404, "error": "Not Found"}, status=404),
+    "401": lambda _: refused(401),
+    "500": lambda _: refused(500),
+    "html": lambda _: raw(b"<html>"),
+    "lost": lambda _: lost(),
+}
+
+_moves = st.one_of(
+    st.tuples(st.just("convert"), st.integers(1, 2)),
+    st.tuples(st.just("batch"), st.integers(1, 2)),
+    st.tuples(st.just("attach"), st.integers(1, 2)),
+    st.tuples(st.just("advance"), st.sampled_from([1.0, 20.0, 110.0, 110.0, 1_000.0])),
+    st.tuples(st.just("news"), st.lists(st.sampled_from(sorted(NO_ENDS)), min_size=1, max_size=4)),
+    st.tuples(st.just("hint"), st.integers(1, 2)),
+    st.tuples(st.just("callback"), st.integers(1, 2)),
+    st.tuples(st.just("finish"), st.integers(1, 2)),
+)
+
+
+class Play:
+    """A session and who asks it for what; each move is a method."""
+
+    def __init__(self, clock: FakeClock, service: FakeService, session: WavSession) -> None:
+        self.clock = clock
+        self.service = service
+        self.session = session
+        self.asked: list[asyncio.Task[object]] = []
+
+    async def convert(self, number: int) -> None:
+        self.asked.append(asyncio.create_task(self.session.convert(track(number))))
+
+    async def batch(self, number: int) -> None:
+        async def convert_all() -> None:
+            async for _ in self.session.convert_all([track(number)] * 2):
+                pass
+
+        self.asked.append(asyncio.create_task(convert_all()))
+
+    async def attach(self, number: int) -> None:
+        if f"task{number:04d}" in self.service.tasks:
+            waiting = self.session.attach(f"task{number:04d}").wait()
+            self.asked.append(asyncio.create_task(waiting))
+
+    async def finish(self, number: int) -> None:
+        if f"task{number:04d}" in self.service.tasks:
+            self.service.finish(f"task{number:04d}")
+
+    async def hint(self, number: int, code: int = 500) -> None:
+        if f"task{number:04d}" in self.service.tasks:
+            await self.service.callback(f"task{number:04d}", code=code).to(self.session)
+
+    async def callback(self, number: int) -> None:
+        await self.hint(number, 200)
+
+    async def advance(self, seconds: float) -> None:
+        await self.clock.advance(seconds)
+
+    async def news(self, names: list[str]) -> None:
+        self.service.poll_replies.extend(NO_ENDS[name] for name in names)
+
+
+async def play(moves: list[tuple[str, object]], *, has_ledger: bool) -> None:
+    """Make *moves*, then have everybody asked for again, and hold the books to account."""
+    clock = FakeClock()
+    service = FakeService(clock, conversion_s=1e9, knows_repeats=False)
+    ledger = MemoryLedger() if has_ledger else None
+    async with opened(service, ledger=ledger) as session:
+        world = Play(clock, service, session)
+        for move, argument in moves:
+            await getattr(world, move)(argument)
+            await clock.settle()
+        service.poll_replies.clear()
+        for task in [*service.tasks.values()]:
+            service.finish(task.task_id)
+            assert task.task_id == (await clock.run(session.convert(task.track))).task_id
+        await clock.run(asyncio.gather(*world.asked, return_exceptions=True))
+        figures = session.statistics()
+        assert len({task.track for task in service.tasks.values()}) == service.charged
+        assert service.charged == figures.accepted
+        assert (0, ()) == (figures.in_flight, session.conversions())
+        assert 0 == session._desk.registry.places == len(session._desk.registry._kept)
+
+
+@given(moves=st.lists(_moves, max_size=15), has_ledger=st.booleans())
+def test_no_track_is_ever_paid_twice(moves, has_ledger):
+    """Whatever polls and callbacks bring, and whoever asks when, a track costs one charge."""
+    asyncio.run(play(moves, has_ledger=has_ledger))
 
 
 # --- how much is kept -----------------------------------------------------------------------------
