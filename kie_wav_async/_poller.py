@@ -205,6 +205,9 @@ class Poller:
         """Somebody waits: ask again, even if the service refused it for all."""
         if self._refusal.is_final:
             self._refusal = attrs.evolve(self._refusal, count=self._refusal.count - 1)
+            # Nothing was asked meanwhile: who waits now waits as long as anybody.
+            for conversion in self._deadlines:
+                conversion.accepted_mono_s = self._desk.clock.monotonic()
             self._arm()
 
     def reconsider(self) -> None:

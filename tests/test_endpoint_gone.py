@@ -187,6 +187,19 @@ async def test_polling_resumes_when_somebody_waits_again(clock, service) -> None
     assert 1 == service.charged
 
 
+async def test_a_wait_that_begins_late_has_its_time(clock, service) -> None:
+    """Hours after polling ended, a new wait is polled, and does not time out at once."""
+    service.poll_replies += [GONE["410"]] * 3
+    async with service.session(poll=STEADY, timeout_s=200.0) as session:
+        conversion = await clock.run(session.submit(track()))
+        with pytest.raises(EndpointGoneError):
+            await clock.run(conversion.wait())
+        await clock.advance(10_000.0)
+        service.tasks["task0001"].ends_at = clock.monotonic() + 100.0
+        assert "task0001" == (await clock.run(conversion.wait())).task_id
+        assert 0 == session.statistics().timed_out
+
+
 async def test_a_callback_still_settles(clock, service) -> None:
     """While nothing is polled, a callback brings the file."""
     service.poll_replies += [GONE["router"]] * 3

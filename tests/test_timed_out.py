@@ -498,7 +498,7 @@ async def play(moves: list[tuple[str, object]], *, has_ledger: bool) -> None:
         assert len({task.track for task in service.tasks.values()}) == service.charged
         assert service.charged == figures.accepted
         assert (0, ()) == (figures.in_flight, session.conversions())
-        assert 0 == session._desk.registry.places == len(session._desk.registry._kept)
+        assert 0 == session._desk.registry.places == len(session._desk.registry._kept_by_track)
 
 
 @given(moves=st.lists(_moves, max_size=15), has_ledger=st.booleans())
