@@ -295,8 +295,8 @@ class EndpointGoneError(ServiceError):
     """
 
     advice = (
-        "there is no such address: check base_url (KIE_BASE_URL), and that no proxy is in "
-        "between; if both are right, the service has retired this API. Nothing was created"
+        "there is no such route: check base_url, and that no proxy is in between; if both are "
+        "right, the service has retired this API. Nothing was created"
     )
 
 

@@ -115,7 +115,7 @@ SAMPLES: list[tuple[partial[KieWavError], dict[str, object], str]] = [
                 "else generate the music again",
                 "ask again in some minutes",
                 "ask again another day",
-                "check base_url (KIE_BASE_URL)",
+                "check base_url",
                 "ask again",
             ],
             strict=True,

@@ -119,7 +119,7 @@ def failure_of(error: errors.KieWavError) -> CliError:
         case errors.DownloadError():
             facts["reason"] = error.reason
             sentence = _as_options(sentence)
-        case errors.TransportError() | errors.WireFormatError():
+        case errors.TransportError() | errors.WireFormatError() | errors.EndpointGoneError():
             sentence = sentence.replace("base_url", "--base-url (KIE_BASE_URL)")
         case _:
             pass
