@@ -6,7 +6,7 @@ source of a conversion. A URL is taken for the WAV by one of these rules, the
 first rule first, and never from below a name that says something else:
 
 1. its name says WAV, or it is a plain ``url`` below a name that says WAV;
-2. its name says that it is the result or the download, and nothing more;
+2. the same with a name that says no more than that it is the result or a download;
 3. its name says no more than that there is a file, its path ends in ``.wav``, and
    there is no other such URL.
 
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
 #: What names something other than the WAV, or echoes the request.
 _OTHER: Final = re.compile(
-    "call_?back|webhook|notif|source|src|origin|input|param|request|upload|refer|music|suno"
-    "|prompt|image|img|cover|thumb|avatar|video|stream|preview|sample|mp3|m4a|midi|flac|ogg"
-    "|lyric|waveform|stem|vocal|instrumental|error|fail|msg|message|doc|help"
+    "callback|webhook|notif|source|src|origin|input|param|request|upload|refer|prompt"
+    "|image|img|cover|thumb|avatar|video|stream|preview|sample|mp3|m4a|midi|flac|ogg"
+    "|lyric|waveform|(?<!sy)stem|vocal|instrumental|error|fail|msg|message|doc|help"
+    "|^(?!.*wav).*(music|suno)"
 )
 
 #: A name of nothing but such words says no more than that there is a file.
@@ -55,14 +56,14 @@ def find_links(answer: JsonObject) -> list[str]:
     said: list[str] = []
     results: list[str] = []
     others: dict[str, None] = {}
-    for name, is_below_wav, text in _texts(answer):
+    for names, text in _texts(answer):
         ending = _ending(text)
+        is_plain = _PLAIN.fullmatch(names[-1]) is not None
         if _NO_WAV.fullmatch(ending):
             continue
-        is_plain = _PLAIN.fullmatch(name) is not None
-        if "wav" in name or (is_below_wav and is_plain):
+        if "wav" in names[-1] or (is_plain and any("wav" in name for name in names)):
             said.append(text)
-        elif is_plain and _RESULT.search(name):
+        elif is_plain and any(_PLAIN.fullmatch(n) and _RESULT.search(n) for n in names):
             results.append(text)
         elif is_plain and ending == ".wav":
             others[text] = None
@@ -72,25 +73,24 @@ def find_links(answer: JsonObject) -> list[str]:
     return [*said, *results, *(others if len(others) == 1 else ())]
 
 
-def _texts(answer: JsonObject) -> Iterator[tuple[str, bool, str]]:
-    """Yield the URLs of *answer*, each with its name and whether a name above says WAV."""
-    waiting: deque[tuple[str, bool, object]] = deque([("", False, answer)])
+def _texts(answer: JsonObject) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield the URLs of *answer*, each with the names on the way to it."""
+    waiting: deque[tuple[tuple[str, ...], object]] = deque([(("",), answer)])
     for _ in range(_MOST_VALUES):
         if not waiting:
             return
-        name, is_below_wav, value = waiting.popleft()
+        names, value = waiting.popleft()
         opened = open_text(value)
         value = value if opened is None else opened
         if isinstance(value, dict):
-            is_below_wav |= "wav" in name
             for key, inner in cast("JsonObject", value).items():
                 word = _NOT_A_WORD.sub("", key.lower())
                 if not _OTHER.search(word):
-                    waiting.append((word, is_below_wav, inner))
+                    waiting.append(((*names, word), inner))
         elif isinstance(value, list):
-            waiting.extend((name, is_below_wav, inner) for inner in cast("list[object]", value))
+            waiting.extend((names, inner) for inner in cast("list[object]", value))
         elif isinstance(value, str) and value.lstrip().lower().startswith(("http:", "https:")):
-            yield name, is_below_wav, value
+            yield names, value
 
 
 def _ending(url: str) -> str:
