@@ -141,7 +141,7 @@ class Conversion(Entry):
         self.is_patient = False
         #: When it is polled next, by the schedule; infinite while that poll is on the wire.
         self.due_mono_s = math.inf
-        #: Whether its next poll comes late, as callbacks are healthy.
+        #: Whether its first poll is at the backstop, because callbacks are healthy.
         self.awaits_callback = False
         #: Whether its end is still on its way into the ledger.
         self.is_unwritten = False

@@ -143,7 +143,7 @@ def open_text(value: object) -> object:
 
 def make_strict_object(pairs: list[tuple[str, object]]) -> JsonObject:
     """
-    Return *pairs* as an object: two parsers that read a repeated name differently are a hole.
+    Return *pairs* as an object without repeated names: parsers differ on which one counts.
 
     Raises:
         ValueError: A name stands twice.
@@ -240,7 +240,7 @@ _CALLBACK_URL: Final = re.compile(
     r'(call_?back_?url\\*"\s*:\s*\\*")[^"]*?(?=\\*"|$)', re.IGNORECASE
 )
 
-#: How much of an answer an error quotes that the user has to look at himself.
+#: Longest quote of an answer that the user has to read.
 _QUOTE_LENGTH: Final = 500
 
 

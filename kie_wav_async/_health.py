@@ -4,8 +4,8 @@ Whether callbacks arrive, so that polling may wait for them.
 Judged by how conversions ended. Callbacks are healthy while each of the last 10
 conversions was settled by a callback, or by the poll that a callback caused. One
 conversion that needed a poll of its own ends that, and so does an authentic
-callback for a task that is not ours: the service then calls somebody else too,
-such as another replica, and may call it for tasks of ours.
+callback for a task that is not ours: the callback URL is then shared, for example
+with another replica, which may receive the callbacks for our tasks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class CallbackHealth:
     __slots__ = ("_in_a_row", "on_end")
 
     def __init__(self) -> None:
-        """Start without any."""
+        """Start with none."""
         self._in_a_row = 0
         self.on_end: Callable[[], None] = lambda: None
 
@@ -49,7 +49,7 @@ class CallbackHealth:
             self.end()
 
     def end(self) -> None:
-        """Note that callbacks are not to be relied on."""
+        """End health, and call `on_end` if callbacks were healthy."""
         was_good = self.is_good
         self._in_a_row = 0
         if was_good:

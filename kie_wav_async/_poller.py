@@ -12,12 +12,11 @@ and take at most half of their budget, so that a flood of callbacks ends nobody'
 wait. One poll of a task is on the wire at a time, and what it brings is news for
 everything that follows the task.
 
-What a poll can bring. A record is news and goes to the registry. A 401 is about
-the key and a route that is gone about the address, not the task, so all polling
-rests, one poll asks again for all, and a second 401, or a third answer in a row
-that there is no such route, ends all waits; the tasks stay in the books and
-polling starts again when somebody waits again. Everything else, an HTML page, a
-5xx, a reset, is no news.
+What a poll can bring. A record is news and goes to the registry. A 401, or an
+answer that there is no such route, concerns all polls: polling pauses, and then a
+single poll is sent. A second 401 or a third missing route in a row ends all waits;
+the tasks stay in the books and polling resumes when somebody waits again.
+Everything else, an HTML page, a 5xx, a reset, is no news.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ _MAX_LATE_S: Final = 0.1
 #: Most tasks probed at a time: as many as there are early callbacks. Ours.
 _MAX_PROBES: Final = 10_000
 
-#: How many refusals in a row end all waits: of the key, or of the route.
+#: How many answers of a kind in a row end all waits.
 _LAST_REFUSAL: Final[Mapping[type[KieWavError], int]] = {
     AuthenticationError: 2,
     EndpointGoneError: 3,
@@ -164,14 +163,14 @@ class Poller:
         self._arm()
 
     def _resume_schedule(self) -> None:
-        """Poll by the normal schedule what was left to callbacks: they are not healthy now."""
+        """Move backstop polls to the normal schedule: callbacks are no longer healthy."""
         now = self._desk.clock.monotonic()
         for conversion in self._desk.registry.in_flight():
             if not conversion.awaits_callback:
                 continue
             conversion.awaits_callback = False
             first_at = conversion.accepted_mono_s + self._schedule.first_s
-            # Polls that would have been sent by now are spread over one interval.
+            # Overdue polls are spread over one interval.
             soon = now + self._schedule.interval_s * self._desk.chance()
             self._push(conversion, first_at if first_at > now else soon)
         self._arm()
@@ -202,16 +201,16 @@ class Poller:
             self.hint(probe.task_id)
 
     def revive(self) -> None:
-        """Somebody waits: ask again, even if the service refused it for all."""
+        """Resume polling after a final refusal, because somebody waits."""
         if self._refusal.is_final:
             self._refusal = attrs.evolve(self._refusal, count=self._refusal.count - 1)
-            # Nothing was asked meanwhile: who waits now waits as long as anybody.
+            # Polling was stopped, so give those waits the full timeout again.
             for conversion in self._deadlines:
                 conversion.accepted_mono_s = self._desk.clock.monotonic()
             self._arm()
 
     def reconsider(self) -> None:
-        """An authentic callback came: ask again once a minute, even after a final refusal."""
+        """Resume polling after a final refusal on an authentic callback, once a minute."""
         if self._desk.clock.monotonic() >= self._refused_at + _RECONSIDER_S:
             self.revive()
 
@@ -446,7 +445,7 @@ class Poller:
             self._desk.emit(events.PollingPaused, reason="rate-limit", delay_s=delay_s)
 
     def _refuse(self, before: _Refusal, error: AuthenticationError | EndpointGoneError) -> None:
-        """Take in a refusal that is about no task, unless its poll went out before the last."""
+        """Count a refusal that concerns all polls, unless its poll was sent before the last one."""
         if before is not self._refusal:
             return
         refusal = self._refusal = before.and_then(type(error))
@@ -467,7 +466,7 @@ class Poller:
         self._desk.on_polling_refused(error)
 
     def _end_row(self, before: _Refusal) -> None:
-        """Take in an answer that is none of the refusals: only a key stays in doubt."""
+        """Reset the count after another answer, unless it counts refusals of the key."""
         if before is self._refusal and self._refusal.kind is EndpointGoneError:
             self._refusal = _NOT_REFUSED
 
@@ -481,7 +480,7 @@ class Poller:
 @attrs.frozen(eq=False)
 class _Refusal:
     """
-    What polls in a row were refused with, and how many.
+    The refusals that polls got in a row: their kind and number.
 
     A new object each time that changes, so that a poll can tell whether its
     refusal is news.

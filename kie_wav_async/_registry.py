@@ -51,8 +51,8 @@ ENDED_REMEMBERED: Final = 10_000
 #: How long a task whose wait timed out is kept: as long as its file.
 KEPT_S: Final = RETENTION_DAYS * 86_400.0
 
-#: Most of those; 400 conversions at a time that all time out after 15 minutes are
-#: so many in two and a half days.
+#: Most tasks kept: 400 in flight that all time out after 15 minutes reach this in
+#: two and a half days. One takes about 800 bytes.
 MAX_KEPT: Final = 100_000
 
 #: How long after acceptance a missing record is no news. The service may not
@@ -97,7 +97,7 @@ class Registry(Generic[E]):
         self._by_task: dict[str, E] = {}
         # Who follows a task beside the first; rare: attached, and then submitted.
         self._beside: dict[str, list[E]] = {}
-        # Tasks whose wait timed out, the first to do so first.
+        # Tasks whose wait timed out, oldest first.
         self._kept: OrderedDict[str, E] = OrderedDict()
         self._kept_by_track: dict[Track, list[E]] = {}
         self._results: OrderedDict[Track, E] = OrderedDict()

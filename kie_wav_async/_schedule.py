@@ -19,8 +19,8 @@ MAINTENANCE_PROBE_S = 60.0
 #: died by then. Ours.
 RESUBMIT_AFTER_S = 60.0
 
-#: How long polling rests after a refusal that is about no task, before one poll
-#: asks again for all. Ours.
+#: Pause in polling after an answer that concerns all polls: a 401, or a missing
+#: route. Ours.
 REFUSAL_RETRY_S = 5.0
 
 

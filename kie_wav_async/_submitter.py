@@ -338,7 +338,7 @@ class Submitter:
         return self._is_taken(task_id, conversion) or audio_id not in {None, ours}
 
     def _is_taken(self, task_id: str, conversion: Conversion) -> bool:
-        """Whether *task_id* is known as another track's, so cannot be this one's."""
+        """Whether *task_id* is known to convert another track."""
         others = self._registry.known(task_id)
         return any(other.track not in {None, conversion.track} for other in others)
 

@@ -33,13 +33,13 @@ _OTHER: Final = re.compile(
     "|^(?!.*wav).*(music|suno)"
 )
 
-#: A name of nothing but such words says no more than that there is a file.
+#: A name made of these words says only that there is a file.
 _PLAIN: Final = re.compile(
     "(result|download|output|response|data|info|file|url|uri|link|href|json|s)+"
 )
 _RESULT: Final = re.compile("result|download|output")
 
-#: How the paths of files end that are no WAV.
+#: Extensions of files that are no WAV.
 _NO_WAV: Final = re.compile(
     r"\.(mp3|m4a|aac|og[ga]|opus|flac|wma|aiff?|mp4|m4v|mov|webm|avi|mkv|jpe?g|png|gif|webp|svg"
     r"|avif|txt|lrc|srt|vtt|json|xml|html?|pdf|midi?|zip)"
@@ -67,7 +67,7 @@ def find_links(answer: JsonObject) -> list[str]:
             results.append(text)
         elif is_plain and ending == ".wav":
             others[text] = None
-    # One that ends as a WAV goes before one that does not end like anything.
+    # URLs whose path ends in ``.wav`` first.
     for links in (said, results):
         links.sort(key=lambda text: _ending(text) != ".wav")
     return [*said, *results, *(others if len(others) == 1 else ())]
@@ -94,7 +94,7 @@ def _texts(answer: JsonObject) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def _ending(url: str) -> str:
-    """Return how the path of *url* ends, as ``.wav``; empty if like no file."""
+    """Return the extension of the path of *url*, as ``.wav``; empty if there is none."""
     path = re.split("[?#]", url.strip().lower(), maxsplit=1)[0].partition("://")[2]
     _, slash, name = path.rpartition("/")
     _, dot, kind = name.rpartition(".")

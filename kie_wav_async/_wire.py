@@ -271,7 +271,7 @@ _structure_record = _make_converter().get_structure_hook(TaskRecord)
 def _canonical(envelope: Envelope, data: JsonObject, task_id: str) -> dict[str, object]:
     """Return a record's fields under our names, each of the type our model wants."""
     status = _status_word(data)
-    # A record that says no success is not searched: most polls bring such a one.
+    # Most polls bring a pending record, which need not be searched.
     is_searched = parse_state(status, has_url=True) is TaskState.SUCCEEDED
     url = (find_url if is_searched else _find_documented_url)(envelope.root, data)
     state = parse_state(status, has_url=url is not None)
