@@ -300,9 +300,11 @@ class Poller:
             if conversion.due_mono_s != due or conversion.phase is not Phase.ACCEPTED:
                 continue
             conversion.due_mono_s = math.inf
-            conversion.awaits_callback = conversion.is_called_back = False
+            conversion.awaits_callback = False
             # A poll of its task that is on the wire does for this one too.
             if conversion.task_id not in self._asking:
+                # This poll may stand in for one that a callback has asked for.
+                conversion.is_called_back &= conversion.task_id in self._hinted
                 self._send(conversion.task_id, due, now)
         self._arm()
 

@@ -65,10 +65,12 @@ async def settle_by_hint(
     assert "poll" == (await clock.run(conversion.wait())).settled_by
 
 
-async def settle_ten(clock: FakeClock, service: FakeService, session: WavSession) -> None:
+async def settle_ten(
+    clock: FakeClock, service: FakeService, session: WavSession, settle: object = settle_by_callback
+) -> None:
     """Have as many conversions settled by callbacks as it takes."""
     for number in range(1, LOOKED_BACK + 1):
-        await settle_by_callback(clock, service, session, number)
+        await settle(clock, service, session, number)
 
 
 async def first_poll_s(
@@ -218,6 +220,41 @@ async def test_a_conversion_that_is_called_back_after_its_poll_needed_none(clock
         await clock.advance(61.0)
         assert 1 == len(service.polls_of(conversion.task_id))
         assert SETTLED is await service.callback(conversion.task_id).to(session)
+        assert 60.0 == await first_poll_s(clock, service, session)
+
+
+@pytest.mark.parametrize(("called_at_s", "expected"), [(59.0, 60.0), (61.0, 60.0)])
+async def test_a_callback_beside_a_poll_on_the_wire_counts(
+    clock, service, called_at_s, expected
+) -> None:
+    """The poll that a callback caused needs no other, and a callback excuses one under way."""
+    service.latency_s = 4.0
+    async with listening(service, callback_trust=CallbackTrust.HINT) as session:
+        await settle_ten(clock, service, session, settle_by_hint)
+        conversion = await submit(clock, session, 11)
+        await clock.advance(called_at_s)
+        service.finish(conversion.task_id)
+        await service.callback(conversion.task_id).to(session)
+        await clock.run(conversion.wait())
+        assert 1 == len(service.polls_of(conversion.task_id))
+        assert expected == await first_poll_s(clock, service, session)
+
+
+async def test_a_poll_that_stands_in_for_a_callbacks_counts_as_that(clock, service) -> None:
+    """A callback's poll that waits for its turn is not sent if the scheduled one comes first."""
+    async with listening(service, callback_trust=CallbackTrust.HINT) as session:
+        await settle_ten(clock, service, session, settle_by_hint)
+        conversion = await submit(clock, session, 11)
+        await clock.advance(59.0)
+        service.poll_replies.append(lambda _: lost())
+        await service.callback(conversion.task_id, None, code=500).to(session)
+        await clock.advance(0.5)
+        service.finish(conversion.task_id)
+        await service.callback(conversion.task_id).to(session)
+        await clock.run(conversion.wait())
+        start = conversion.accepted_mono_s
+        polled = [round(at - start, 3) for at in service.polls_of(conversion.task_id)]
+        assert [59.0, 60.0] == polled
         assert 60.0 == await first_poll_s(clock, service, session)
 
 
