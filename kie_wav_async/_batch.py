@@ -26,6 +26,7 @@ from kie_wav_async._models import Outcome, Track, WavFile, verify_type
 from kie_wav_async.errors import (
     AuthenticationError,
     ChargeLimitError,
+    EndpointGoneError,
     InsufficientCreditsError,
     KieWavError,
     LedgerError,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 _STOPPERS: Final = (
     AuthenticationError,
     InsufficientCreditsError,
+    EndpointGoneError,
     ChargeLimitError,
     LedgerError,
     SessionClosedError,
@@ -66,11 +68,11 @@ class Batch:
     a slow consumer pauses the submits and memory does not grow with the catalog.
 
     A track's error is its outcome's ``error`` and ends nothing but that track,
-    with these exceptions. After 401, 402, `ChargeLimitError` and `LedgerError`,
-    which every further track would meet too, no further track is read, those in flight are
-    yielded as they end, those read but not submitted are yielded with that
-    error, and then it is raised, once. So is an error raised by *tracks* itself.
-    Maintenance (455) holds the submits until it is over.
+    with these exceptions. After 401, 402, `EndpointGoneError`, `ChargeLimitError`
+    and `LedgerError`, which every further track would meet too, no further track
+    is read, those in flight are yielded as they end, those read but not submitted
+    are yielded with that error, and then it is raised, once. So is an error raised
+    by *tracks* itself. Maintenance (455) holds the submits until it is over.
 
     After ``break``, `aclose` or a cancellation nothing more is read or
     submitted; what is in flight stays in ``conversions()``. Iterating again goes

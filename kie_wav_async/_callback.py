@@ -21,6 +21,7 @@ from kie_wav_async._envelope import (
     JsonObject,
     as_object,
     load_object,
+    make_strict_object,
     parse_int,
     parse_text,
 )
@@ -108,7 +109,7 @@ def read_body(body: bytes) -> tuple[str, JsonObject]:
         msg = f"the body is longer than {MAX_BODY_LENGTH} bytes"
         raise CallbackFormatError(msg)
     is_huge = raw.count(b"[") + raw.count(b"{") > _MAX_CONTAINERS
-    root = None if is_huge else load_object(raw, _make_object)
+    root = None if is_huge else load_object(raw, make_strict_object)
     if root is None:
         msg = "the body is no JSON object in UTF-8, holds too many, or names something twice"
         raise CallbackFormatError(msg)
@@ -126,14 +127,6 @@ def find_wav_url(root: JsonObject) -> URL | None:
 def is_signable(task_id: str) -> bool:
     """Return whether *task_id* is one that a signature can be good for."""
     return _TASK_ID.fullmatch(task_id) is not None
-
-
-def _make_object(pairs: list[tuple[str, object]]) -> JsonObject:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        msg = "a name stands twice"
-        raise ValueError(msg)
-    return made
 
 
 def _find_task_id(root: JsonObject, data: JsonObject) -> str:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 
 from kie_wav_async._bounded_log import BoundedLog
+from kie_wav_async._tasks import start
 
 if sys.platform != "win32":
     import resource
@@ -108,7 +109,7 @@ class CappedServer:
             raise
         for listener in self._sockets:
             listener.setblocking(False)  # noqa: FBT003 - the name of the parameter is "flag"
-            self._accepting.append(asyncio.create_task(self._accept(self._server, listener)))
+            self._accepting.append(start(self._accept(self._server, listener)))
 
     async def stop(self) -> None:
         """Stop listening, and close every connection after a moment."""

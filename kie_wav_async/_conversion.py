@@ -125,6 +125,7 @@ class Conversion(Entry):
         "_hub",
         "_submit_waiters",
         "_waiters",
+        "awaits_callback",
         "due_mono_s",
         "is_patient",
         "is_unwritten",
@@ -141,6 +142,8 @@ class Conversion(Entry):
         self.is_patient = False
         #: When it is polled next, by the schedule; infinite while that poll is on the wire.
         self.due_mono_s = math.inf
+        #: Whether its first poll is at the backstop, because callbacks are healthy.
+        self.awaits_callback = False
         #: Whether its end is still on its way into the ledger.
         self.is_unwritten = False
 

@@ -29,6 +29,7 @@ from kie_wav_async._link import host_and_port
 from kie_wav_async._models import WavFile
 from kie_wav_async._registry import Registry
 from kie_wav_async._secret import Secret, drop_frames
+from kie_wav_async._tasks import start
 from kie_wav_async.errors import KieWavError, LedgerError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Desk:
 
         callback_url: Where the service is told to post, before the attempt is named.
 
-        health: Whether callbacks flow.
+        health: Whether callbacks are healthy.
 
         hosts: The hosts of files that the service has named.
 
@@ -86,7 +87,7 @@ class Desk:
 
         on_place_freed: Called when a conversion of ours has left the registry.
 
-        on_key_refused: Called when the service has refused the API key for good.
+        on_polling_refused: Called when the service has refused all polling.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class Desk:
         self.on_followed: Callable[[Conversion], None] = lambda _: None
         self.on_lost: Callable[[UnknownSubmit], None] = lambda _: None
         self.on_place_freed: Callable[[], None] = lambda: None
-        self.on_key_refused: Callable[[KieWavError], None] = lambda _: None
+        self.on_polling_refused: Callable[[KieWavError], None] = lambda _: None
         self._api_key = api_key if len(api_key.reveal()) >= _SECRET_FROM else None
         self._on_event = on_event
         self._tasks: set[asyncio.Task[None]] = set()
@@ -161,7 +162,8 @@ class Desk:
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
         """Run *coroutine* as a task of the session's, which outlives its callers."""
-        task = self.hub.verify_loop().create_task(coroutine)
+        _ = self.hub.verify_loop()
+        task = start(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._forget)
         return task

@@ -20,6 +20,7 @@ from kie_wav_async import events
 from kie_wav_async._download import EXHAUSTED, FileDownload
 from kie_wav_async._media import MAX_CONNECTIONS
 from kie_wav_async._models import TaskState, verify_type
+from kie_wav_async._tasks import start
 from kie_wav_async.errors import DownloadError, KieWavError, SessionClosedError
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Downloader:
         hub = self._desk.hub
         target = _parse_path(path)
         # In a task that closing can cancel; the caller's own we must not.
-        task = hub.verify_loop().create_task(self._save(wav, target, accept_short=accept_short))
+        task = start(self._save(wav, target, accept_short=accept_short))
         self._tasks.add(task)
         try:
             download = await task

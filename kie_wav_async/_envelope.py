@@ -31,6 +31,10 @@ OK: Final = 200
 #: A WAV of this track exists already.
 CONFLICT: Final = 409
 
+#: There is none: as the code or the HTTP status.
+_NOT_FOUND: Final = 404
+_GONE: Final = 410
+
 
 #: Longest run of digits that is still a code or a number to us, and its bound.
 _DIGITS: Final = re.compile(r"-?[0-9]{1,18}")
@@ -117,15 +121,48 @@ def load_object(
         # UnicodeDecodeError, JSONDecodeError and the 4,300-digit limit are all
         # ValueErrors; deep nesting is a RecursionError.
         return None
-    # Counting is quick, and nearly always enough.
-    if text.count("[") + text.count("{") > _MAX_DEPTH and not _is_shallow(loaded):
+    if _is_deep(text, loaded):
         return None
     return cast("JsonObject", loaded) if isinstance(loaded, dict) else None
+
+
+def open_text(value: object) -> object:
+    """
+    Return the JSON object or list that *value*, a text inside an answer, holds.
+
+    `None` if it holds none, or names something twice.
+    """
+    if not isinstance(value, str) or not value.lstrip().startswith(("{", "[")):
+        return None
+    try:
+        loaded = _decoder(make_strict_object)(value)
+    except (ValueError, RecursionError):
+        return None
+    return None if _is_deep(value, loaded) else loaded
+
+
+def make_strict_object(pairs: list[tuple[str, object]]) -> JsonObject:
+    """
+    Return *pairs* as an object without repeated names: parsers differ on which one counts.
+
+    Raises:
+        ValueError: A name stands twice.
+    """
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        msg = "a name stands twice"
+        raise ValueError(msg)
+    return made
 
 
 #: How deep an answer may be nested: ten times what the service does. An error
 #: that holds a record must survive copying, which recurses.
 _MAX_DEPTH: Final = 50
+
+
+def _is_deep(text: str, value: object) -> bool:
+    # Counting is quick, and nearly always enough.
+    return text.count("[") + text.count("{") > _MAX_DEPTH and not _is_shallow(value)
 
 
 def _is_shallow(value: object) -> bool:
@@ -198,6 +235,21 @@ def parse_text(value: object) -> str:
     return strip_controls(value[:2000])[:500] if isinstance(value, str) else ""
 
 
+#: A callback URL in JSON, quoted however often: its query may hold a secret.
+_CALLBACK_URL: Final = re.compile(
+    r'(call_?back_?url\\*"\s*:\s*\\*")[^"]*?(?=\\*"|$)', re.IGNORECASE
+)
+
+#: Longest quote of an answer that the user has to read.
+_QUOTE_LENGTH: Final = 500
+
+
+def quote(data: JsonObject) -> str:
+    """Return *data* for an error's text: JSON, printable, bounded, without callback URLs."""
+    text = json.dumps(data, ensure_ascii=False)[: 100 * _QUOTE_LENGTH]
+    return strip_controls(_CALLBACK_URL.sub(r"\1[hidden]", text))[:_QUOTE_LENGTH]
+
+
 def unreadable(
     response: WireResponse, why: str, *, task_id: str | None = None
 ) -> errors.WireFormatError:
@@ -221,6 +273,7 @@ _ERRORS_BY_CODE: Final[Mapping[int, type[errors.ServiceError]]] = {
     404: errors.NotFoundError,
     408: errors.ServerError,
     409: errors.AlreadyExistsError,
+    _GONE: errors.EndpointGoneError,
     422: errors.InvalidRequestError,
     429: errors.RateLimitedError,
     433: errors.InsufficientCreditsError,
@@ -252,6 +305,9 @@ def raise_for_code(envelope: Envelope) -> None:
         )
         raise errors.TransportError(msg)
     kind = _ERRORS_BY_CODE.get(code) or _ERRORS_BY_CLASS.get(code // 100)
+    if code == _NOT_FOUND and envelope.root.get("code") is None:
+        # The service names a code where it finds nothing; a router does not.
+        kind = errors.EndpointGoneError
     if kind is None:
         raise unreadable(response, f"code {code} is neither yes nor no")
     raise kind(

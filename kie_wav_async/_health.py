@@ -1,42 +1,56 @@
 """
-Do callbacks arrive? Then polling may rest, and is a backstop only.
+Whether callbacks arrive, so that polling may wait for them.
 
-Judged by what came of conversions, not by promises: a callback has come lately,
-and none of the last conversions had to be polled to be noticed.
+Judged by how conversions ended. Callbacks are healthy while each of the last 10
+conversions was settled by a callback, or by the poll that a callback caused. One
+conversion that needed a poll of its own ends that, and so does an authentic
+callback for a task that is not ours: the callback URL is then shared, for example
+with another replica, which may receive the callbacks for our tasks.
 """
 
 from __future__ import annotations
 
-import math
-from collections import deque
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-#: How long one authentic callback counts as a sign of life. Ours.
-ALIVE_S: Final = 900.0
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-#: How many conversions in a row must not have needed a poll. Ours.
-LOOKED_BACK: Final = 20
+#: How many conversions in a row must have been settled by callbacks.
+LOOKED_BACK: Final = 10
 
 
 class CallbackHealth:
-    """Remembers when a callback came, and which conversions needed none or a poll."""
+    """
+    Counts the conversions in a row that callbacks settled.
 
-    __slots__ = ("_called_back_at", "_needed_poll")
+    Attributes:
+        is_good: Whether callbacks are healthy.
+
+        on_end: Called when they no longer are.
+    """
+
+    __slots__ = ("_in_a_row", "on_end")
 
     def __init__(self) -> None:
-        """Start without a sign of life."""
-        self._called_back_at = -math.inf
-        self._needed_poll: deque[bool] = deque(maxlen=LOOKED_BACK)
+        """Start with none."""
+        self._in_a_row = 0
+        self.on_end: Callable[[], None] = lambda: None
 
-    def called_back(self, now_mono_s: float) -> None:
-        """Note an authentic callback of a conversion of ours."""
-        self._called_back_at = now_mono_s
+    @property
+    def is_good(self) -> bool:
+        """Whether callbacks are healthy."""
+        return self._in_a_row >= LOOKED_BACK
 
     def ended(self, *, is_called_back: bool) -> None:
-        """Note that a conversion of ours ended, and whether a callback had told."""
-        self._needed_poll.append(not is_called_back)
+        """Note that a conversion of ours ended, and whether a callback settled it."""
+        if is_called_back:
+            self._in_a_row += 1
+        else:
+            self.end()
 
-    def is_good(self, now_mono_s: float) -> bool:
-        """Return whether callbacks flow."""
-        is_alive = now_mono_s - self._called_back_at <= ALIVE_S
-        return is_alive and not any(self._needed_poll)
+    def end(self) -> None:
+        """End health, and call `on_end` if callbacks were healthy."""
+        was_good = self.is_good
+        self._in_a_row = 0
+        if was_good:
+            self.on_end()

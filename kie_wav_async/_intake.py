@@ -1,8 +1,9 @@
 """
 What is asked for: the conversion there is of a track, one of an earlier run, or a new one.
 
-Nothing is sent for a track that is in flight, has succeeded, or is in doubt; who
-goes on the wire is the submitter's business.
+Nothing is sent for a track that is in flight, has succeeded, is in doubt, or has a
+task whose wait timed out, which is then waited for again; who goes on the wire is
+the submitter's business.
 """
 
 from __future__ import annotations
@@ -88,6 +89,8 @@ class Intake:
             return conversion
         if conversion is None and (known := self._registry.find_result(track)) is not None:
             return known
+        if conversion is None and (kept := self._registry.find_kept(track)) is not None:
+            return self._poller.rejoin(kept.task_id)
         doubt = self._registry.find_unknown(track)
         if doubt is None:
             return None
@@ -137,7 +140,8 @@ class Intake:
 
     def _is_known(self, track: Track) -> bool:
         registry = self._registry
-        return registry.find(track) is not None or registry.find_result(track) is not None
+        places = (registry.find, registry.find_result, registry.find_kept)
+        return any(find(track) is not None for find in places)
 
     def is_stale(self, standing: Standing) -> bool:
         """Return whether the ledger told *standing* before its task ended here."""
@@ -147,6 +151,7 @@ class Intake:
     def restore(self, standing: Standing) -> Conversion:
         """Follow the task that the ledger has for a track; return its conversion."""
         task_id, submitted_at = standing.task_id, standing.submitted_at
+        _ = self._poller.rejoin(task_id)
         followed = self._registry.find(standing.track) or self._registry.find_task(task_id)
         if (
             followed is not None

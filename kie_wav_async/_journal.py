@@ -20,6 +20,7 @@ import attrs
 
 from kie_wav_async._ledger_models import AttemptOutcome, TrackState
 from kie_wav_async._models import WavFile
+from kie_wav_async._tasks import start
 from kie_wav_async.errors import (
     ConversionFailedError,
     KieWavError,
@@ -117,7 +118,7 @@ class Journal:
             if not writes and self._writes.get(task_id) is writes:
                 del self._writes[task_id]
 
-        task = asyncio.ensure_future(write)
+        task = start(write)
         writes = self._writes.setdefault(task_id, set())
         writes.add(task)
         task.add_done_callback(forget)
@@ -207,7 +208,7 @@ class Journal:
 
     async def _read(self, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Read in a task that closing can cancel; the caller's own we must not."""
-        read = asyncio.ensure_future(_told(call, *args, **kwargs))
+        read = start(_told(call, *args, **kwargs))
         self._reads.add(read)
         read.add_done_callback(self._reads.discard)
         try:

@@ -16,6 +16,7 @@ changes nothing. Nothing but `Registry` changes an entry's phase::
     FOUND     accept → ACCEPTED
     ACCEPTED  succeed → SUCCEEDED fail → FAILED        time_out → TIMED_OUT
               retract → UNKNOWN
+    KEPT      accept → ACCEPTED   succeed → SUCCEEDED  fail → FAILED
 
 and, for an entry that was UNKNOWN before, relapse → UNKNOWN from QUEUED and SENDING.
 
@@ -33,7 +34,9 @@ The bill is thus bounded at any time: ``accepted <= charged <= accepted + unknow
 plus what is on the wire.
 
 Terminal once: the first terminal news settles an entry; later news is counted
-and changes nothing. What succeeded is remembered, the last 10,000 of them, so
+and changes nothing. An entry that TIMED_OUT leaves another one for its task,
+which is KEPT: known and not polled, until it is asked for again or a callback
+brings news. What succeeded is remembered, the last 10,000 of them, so
 that a track asked for again is not paid again.
 
 Pure: values and one table; who applies it, and when, is the registry's business.
@@ -61,6 +64,7 @@ class Phase(enum.Enum):
     QUEUED = enum.auto()  #: waits for its turn
     SENDING = enum.auto()  #: its submit is on the wire
     UNKNOWN = enum.auto()  #: its submit may have been accepted
+    KEPT = enum.auto()  #: the wait for its task timed out; it is known, and not polled
     FOUND = enum.auto()  #: its task is named by someone, who need not be its submitter
     ACCEPTED = enum.auto()  #: has a task id, and is followed
     SUCCEEDED = enum.auto()
@@ -107,6 +111,9 @@ TRANSITIONS: Final[Mapping[tuple[Phase, Event], Phase]] = {
     (Phase.ACCEPTED, Event.FAIL): Phase.FAILED,
     (Phase.ACCEPTED, Event.TIME_OUT): Phase.TIMED_OUT,
     (Phase.ACCEPTED, Event.RETRACT): Phase.UNKNOWN,
+    (Phase.KEPT, Event.ACCEPT): Phase.ACCEPTED,
+    (Phase.KEPT, Event.SUCCEED): Phase.SUCCEEDED,
+    (Phase.KEPT, Event.FAIL): Phase.FAILED,
 }
 
 
@@ -141,7 +148,9 @@ class Entry:
 
         is_again: Whether the user said to submit it all the same.
 
-        is_called_back: Whether an authentic callback of the task has come.
+        is_called_back:
+            Whether an authentic callback of the task has come since the last poll by
+            schedule was sent: what ends it now, the callback told.
 
         is_risky:
             Whether the submit went out while an earlier attempt was in doubt, so
@@ -153,6 +162,9 @@ class Entry:
 
         accepted_at: When the service made the task, by its own clock; `None` if it did
             not say.
+        unread_answer:
+            The record, shortened, that last said success and named no file that we
+            can read; ``""`` for none.
 
         outcome: The file or the error, once terminal.
     """
@@ -162,7 +174,6 @@ class Entry:
         "accepted_mono_s",
         "attempt_id",
         "attempts",
-        "bare_successes",
         "found_task_id",
         "is_again",
         "is_called_back",
@@ -175,6 +186,7 @@ class Entry:
         "submitted_unix_s",
         "task_id",
         "track",
+        "unread_answer",
     )
 
     def __init__(self, track: Track | None) -> None:
@@ -189,7 +201,7 @@ class Entry:
         self.is_called_back = False
         self.is_risky = False
         self.misses = 0
-        self.bare_successes = 0
+        self.unread_answer = ""
         self.phase = Phase.QUEUED
         self.origin = Origin.SUBMITTED
         self.accepted_at: dt.datetime | None = None

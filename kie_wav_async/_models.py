@@ -525,7 +525,7 @@ class Statistics:
 
         failed: Conversions that ended badly at the service, vanished ones included.
 
-        timed_out: Conversions that ran into ``timeout_s``.
+        timed_out: Waits that ran into ``timeout_s``; the task may have ended since.
 
         polls: Polls sent.
 

@@ -12,10 +12,11 @@ and take at most half of their budget, so that a flood of callbacks ends nobody'
 wait. One poll of a task is on the wire at a time, and what it brings is news for
 everything that follows the task.
 
-What a poll can bring. A record is news and goes to the registry. A 401 is about
-the key and not the task, so all polling rests, asks once more, and on a second
-401 ends all waits; the tasks stay in the books and polling starts again when
-somebody waits again. Everything else, an HTML page, a 5xx, a reset, is no news.
+What a poll can bring. A record is news and goes to the registry. A 401, or an
+answer that there is no such route, concerns all polls: polling pauses, and then a
+single poll is sent. A second 401 or a third missing route in a row ends all waits;
+the tasks stay in the books and polling resumes when somebody waits again.
+Everything else, an HTML page, a 5xx, a reset, is no news.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import itertools
 import logging
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -39,14 +40,20 @@ from kie_wav_async._lifecycle import Origin, Phase
 from kie_wav_async._models import TaskRecord, TaskState
 from kie_wav_async._registry import is_bare_success, is_foreign
 from kie_wav_async._schedule import (
-    AUTHENTICATION_RETRY_S,
+    REFUSAL_RETRY_S,
     PollSchedule,
     RetryPolicy,
     first_poll_delay_s,
     next_poll_delay_s,
 )
 from kie_wav_async._wire import created_at, is_known_status, parse_record
-from kie_wav_async.errors import AuthenticationError, KieWavError, RateLimitedError
+from kie_wav_async.errors import (
+    AuthenticationError,
+    EndpointGoneError,
+    KieWavError,
+    RateLimitedError,
+    WireFormatError,
+)
 
 if TYPE_CHECKING:
     from yarl import URL
@@ -67,13 +74,19 @@ _MAX_LATE_S: Final = 0.1
 #: Most tasks probed at a time: as many as there are early callbacks. Ours.
 _MAX_PROBES: Final = 10_000
 
-#: How long after a refusal of the key no callback has it tried again: whoever
-#: replays them could have each waiter told of it every moment. Ours.
+#: How many answers of a kind in a row end all waits.
+_LAST_REFUSAL: Final[Mapping[type[KieWavError], int]] = {
+    AuthenticationError: 2,
+    EndpointGoneError: 3,
+}
+
+#: How long after that no callback has it tried again: whoever replays them could
+#: have each waiter told of it every moment. Ours.
 _RECONSIDER_S: Final = 60.0
 
-#: Most unknown status words remembered as logged, so that a lying peer cannot
+#: Most kinds of unknown answers remembered as logged, so that a lying peer cannot
 #: grow the set.
-_MAX_WORDS: Final = 100
+_MAX_LOGGED: Final = 100
 
 
 @attrs.frozen(eq=False)
@@ -120,10 +133,11 @@ class Poller:
         self._timer = desk.timer(self._tick)
         self._next_poll_at = -math.inf
         self._paused_until = -math.inf
-        self._key = _KeyDoubt()
+        self._refusal = _NOT_REFUSED
         self._refused_at = -math.inf
-        self._words: set[str] = set()
+        self._logged: set[str] = set()
         self._is_closed = False
+        desk.health.on_end = self._resume_schedule
 
     # --- what others call -------------------------------------------------------------
 
@@ -131,8 +145,8 @@ class Poller:
         """
         Poll *conversion*, just accepted, until it is terminal.
 
-        *is_restored*: it was accepted by an earlier run, and maybe many with it,
-        so its first poll comes at some moment of the next interval.
+        *is_restored*: it was accepted long ago, and maybe many with it, so its first
+        poll comes at some moment of the next interval.
         """
         self.revive()
         now = self._desk.clock.monotonic()
@@ -142,8 +156,10 @@ class Poller:
         # and a task that is not of our making may call back elsewhere.
         has_backstop = self._timeout_s is None or self._schedule.backstop_s < self._timeout_s
         is_ours = conversion.origin is Origin.SUBMITTED
-        flow = has_backstop and is_ours and self._desk.health.is_good(now)
-        delay_s = first_poll_delay_s(self._schedule, callbacks_flow=flow)
+        conversion.awaits_callback = (
+            has_backstop and is_ours and not is_restored and self._desk.health.is_good
+        )
+        delay_s = first_poll_delay_s(self._schedule, awaits_callback=conversion.awaits_callback)
         if is_restored:
             delay_s = self._schedule.interval_s * self._desk.chance()
         self._push(conversion, now + delay_s)
@@ -154,6 +170,29 @@ class Poller:
         conversion.due_mono_s = math.inf
         with contextlib.suppress(ValueError):  # There is no deadline without a timeout.
             self._deadlines.remove(conversion)
+
+    def _resume_schedule(self) -> None:
+        """Move backstop polls to the normal schedule: callbacks are no longer healthy."""
+        now = self._desk.clock.monotonic()
+        for conversion in self._desk.registry.in_flight():
+            if not conversion.awaits_callback:
+                continue
+            conversion.awaits_callback = False
+            first_at = conversion.accepted_mono_s + self._schedule.first_s
+            # Overdue polls are spread over one interval.
+            soon = now + self._schedule.interval_s * self._desk.chance()
+            self._push(conversion, first_at if first_at > now else soon)
+        self._arm()
+
+    def rejoin(self, task_id: str) -> Conversion | None:
+        """Poll a task again that is kept, and return its new conversion; `None` if it is not."""
+        for conversion in self._desk.registry.known(task_id):
+            if conversion.phase is Phase.KEPT:
+                self._desk.registry.rejoin(conversion, self._desk.clock.monotonic())
+                self.follow(conversion, is_restored=True)
+                self._desk.on_followed(conversion)
+                return conversion
+        return None
 
     def hint(self, task_id: str) -> None:
         """Poll a task as soon as the limits allow: a callback says there is news."""
@@ -171,13 +210,16 @@ class Poller:
             self.hint(probe.task_id)
 
     def revive(self) -> None:
-        """Somebody waits: ask again, even if the key was refused."""
-        if self._key.is_refused:
-            self._key = _KeyDoubt(strikes=1)
+        """Resume polling after a final refusal, because somebody waits."""
+        if self._refusal.is_final:
+            self._refusal = attrs.evolve(self._refusal, count=self._refusal.count - 1)
+            # Polling was stopped, so give those waits the full timeout again.
+            for conversion in self._deadlines:
+                conversion.accepted_mono_s = self._desk.clock.monotonic()
             self._arm()
 
     def reconsider(self) -> None:
-        """An authentic callback came: ask again once a minute, even if the key was refused."""
+        """Resume polling after a final refusal on an authentic callback, once a minute."""
         if self._desk.clock.monotonic() >= self._refused_at + _RECONSIDER_S:
             self.revive()
 
@@ -223,8 +265,8 @@ class Poller:
         self._arm()
 
     def _arm(self) -> None:
-        """Set the timer for whatever comes first; for nothing once the key is refused."""
-        if self._is_closed or self._key.is_refused:
+        """Set the timer for whatever comes first; for nothing after a final refusal."""
+        if self._is_closed or self._refusal.is_final:
             return
         when = self._deadline()
         if self._may_ask():
@@ -237,8 +279,8 @@ class Poller:
             self._timer.set(when)
 
     def _may_ask(self) -> bool:
-        # While the key is in doubt one poll asks for all.
-        return len(self._asking) < (1 if self._key.strikes else _MAX_ON_WIRE)
+        # After a refusal one poll asks for all.
+        return len(self._asking) < (1 if self._refusal.count else _MAX_ON_WIRE)
 
     def _deadline(self) -> float:
         """Return the next deadline; forget those of conversions already terminal."""
@@ -254,12 +296,12 @@ class Poller:
         return self._deadlines[0].accepted_mono_s + self._timeout_s
 
     def _tick(self) -> None:
-        if self._key.is_refused:
+        if self._refusal.is_final:
             return
         now = self._desk.clock.monotonic()
         while self._timeout_s is not None and self._deadline() <= now:
             late: Conversion = self._deadlines.popleft()
-            self._desk.registry.time_out(late, self._timeout_s)
+            self._desk.registry.time_out(late, self._timeout_s, now)
             self._desk.ended(late)
         self._send_hints(now)
         while self._due and self._due[0][0] <= now and self._is_free(now):
@@ -267,8 +309,11 @@ class Poller:
             if conversion.due_mono_s != due or conversion.phase is not Phase.ACCEPTED:
                 continue
             conversion.due_mono_s = math.inf
+            conversion.awaits_callback = False
             # A poll of its task that is on the wire does for this one too.
             if conversion.task_id not in self._asking:
+                # This poll may stand in for one that a callback has asked for.
+                conversion.is_called_back &= conversion.task_id in self._hinted
                 self._send(conversion.task_id, due, now)
         self._arm()
 
@@ -281,7 +326,7 @@ class Poller:
             if self._hinted.get(task_id) != due:
                 continue
             del self._hinted[task_id]
-            if task_id not in self._probes and not self._desk.registry.following(task_id):
+            if task_id not in self._probes and not self._desk.registry.known(task_id):
                 continue
             turn = max(due, limiter.next_at)
             limiter.spend(task_id, now)
@@ -303,25 +348,25 @@ class Poller:
     # --- one poll -----------------------------------------------------------------------
 
     async def _ask(self, task_id: str, sent_at: float) -> None:
-        doubt = self._key
+        before = self._refusal
         # Counted from the poll's start, so that latency does not stretch the interval.
         again_from = sent_at
         is_news = False
         try:
             record = await self.poll(task_id)
-        except AuthenticationError as error:
-            self._strike(doubt, error)
+        except (AuthenticationError, EndpointGoneError) as error:
+            self._refuse(before, error)
         except KieWavError as error:
             self._no_news(task_id, error)
+            self._end_row(before)
             again_from = self._desk.clock.monotonic()
         except Exception:
             # A transport of the user's may raise anything; the wait goes on.
             _logger.exception("polling task %s failed; asking again later", task_id)
             again_from = self._desk.clock.monotonic()
         else:
-            if self._key.strikes:
-                self._key = _KeyDoubt()
-            is_news = record is not None and not is_bare_success(record)
+            self._refusal = _NOT_REFUSED
+            is_news = record is not None
             self._spread(task_id, record)
         finally:
             is_hinted = self._asking.pop(task_id)
@@ -336,7 +381,7 @@ class Poller:
         probe = self._probes.get(task_id)
         if probe is not None and probe.on_record(record):
             del self._probes[task_id]
-        conversions = self._desk.registry.following(task_id)
+        conversions = self._desk.registry.known(task_id)
         if probe is None and not conversions:
             self._desk.registry.note_late(record)
         for conversion in conversions:
@@ -377,7 +422,18 @@ class Poller:
         """
         if record is not None:
             if not is_known_status(record):
-                self._log_word(record)
+                self._log_once(
+                    f"status {record.status}",
+                    "task %s has the unknown status %r: taken as pending",
+                    record.task_id,
+                    record.status,
+                )
+            if is_bare_success(record):
+                self._log_once(
+                    "success without a file",
+                    "task %s succeeded, but its answer names no file that we can read: waiting",
+                    record.task_id,
+                )
             if not (conversion.is_recognised or is_foreign(conversion, record)):
                 self._recognise(conversion, record)
         now = self._desk.clock.monotonic()
@@ -403,38 +459,44 @@ class Poller:
 
     def _no_news(self, task_id: str, error: KieWavError) -> None:
         _logger.debug("no news of task %s: %s", task_id, error)
+        if isinstance(error, WireFormatError):
+            self._log_once("unreadable", "%s; polling goes on", error)
         if isinstance(error, RateLimitedError) and error.retry_after_s is not None:
             delay_s = min(error.retry_after_s, self._retry.retry_after_cap_s)
             self._paused_until = max(self._paused_until, self._desk.clock.monotonic() + delay_s)
             self._desk.emit(events.PollingPaused, reason="rate-limit", delay_s=delay_s)
 
-    def _strike(self, doubt: _KeyDoubt, error: AuthenticationError) -> None:
-        """Take in a 401, unless the poll went out before the doubt it speaks of."""
-        if doubt is not self._key:
+    def _refuse(self, before: _Refusal, error: AuthenticationError | EndpointGoneError) -> None:
+        """Count a refusal that concerns all polls, unless its poll was sent before the last one."""
+        if before is not self._refusal:
             return
-        if not doubt.strikes:
-            self._key = _KeyDoubt(strikes=1)
-            self._paused_until = self._desk.clock.monotonic() + AUTHENTICATION_RETRY_S
-            self._desk.emit(
-                events.PollingPaused, reason="authentication", delay_s=AUTHENTICATION_RETRY_S
-            )
+        refusal = self._refusal = before.and_then(type(error))
+        is_key = isinstance(error, AuthenticationError)
+        reason = "authentication" if is_key else "endpoint-gone"
+        if not refusal.is_final:
+            self._paused_until = self._desk.clock.monotonic() + REFUSAL_RETRY_S
+            self._desk.emit(events.PollingPaused, reason=reason, delay_s=REFUSAL_RETRY_S)
             return
-        self._key = _KeyDoubt(strikes=2)
         self._refused_at = self._desk.clock.monotonic()
-        _logger.error("the service refuses the API key: all waits end, the tasks stay open")
-        self._desk.emit(events.PollingPaused, reason="authentication", delay_s=None)
+        _logger.error(
+            "the service %s: all waits end, the tasks stay open",
+            "refuses the API key" if is_key else "has no such route",
+        )
+        self._desk.emit(events.PollingPaused, reason=reason, delay_s=None)
         for conversion in tuple(self._desk.registry.in_flight()):
             conversion.wake(error)
-        self._desk.on_key_refused(error)
+        self._desk.on_polling_refused(error)
 
-    def _log_word(self, record: TaskRecord) -> None:
-        if record.status not in self._words and len(self._words) < _MAX_WORDS:
-            self._words.add(record.status)
-            _logger.warning(
-                "task %s has the unknown status %r: taken as pending",
-                record.task_id,
-                record.status,
-            )
+    def _end_row(self, before: _Refusal) -> None:
+        """Reset the count after another answer, unless it counts refusals of the key."""
+        if before is self._refusal and self._refusal.kind is EndpointGoneError:
+            self._refusal = _NOT_REFUSED
+
+    def _log_once(self, what: str, message: str, *args: object) -> None:
+        """Log a warning, unless one of the same kind was logged before."""
+        if what not in self._logged and len(self._logged) < _MAX_LOGGED:
+            self._logged.add(what)
+            _logger.warning(message, *args)
 
 
 def _file_of(record: TaskRecord) -> URL | None:
@@ -443,16 +505,24 @@ def _file_of(record: TaskRecord) -> URL | None:
 
 
 @attrs.frozen(eq=False)
-class _KeyDoubt:
+class _Refusal:
     """
-    How much the service doubts our key: refused polls in a row.
+    The refusals that polls got in a row: their kind and number.
 
-    A new object each time the doubt changes, so that a poll can tell whether
-    its 401 is news.
+    A new object each time that changes, so that a poll can tell whether its
+    refusal is news.
     """
 
-    strikes: int = 0
+    kind: type[KieWavError] = KieWavError
+    count: int = 0
 
     @property
-    def is_refused(self) -> bool:
-        return self.strikes > 1
+    def is_final(self) -> bool:
+        return self.count >= _LAST_REFUSAL.get(self.kind, 1) and self.count > 0
+
+    def and_then(self, kind: type[KieWavError]) -> _Refusal:
+        """Return what follows with one more refusal, of *kind*."""
+        return _Refusal(kind, self.count + 1 if kind is self.kind else 1)
+
+
+_NOT_REFUSED: Final = _Refusal()

@@ -10,6 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from kie_wav_async._schedule import RetryPolicy, retry_delay_s
+from kie_wav_async._tasks import start
 from kie_wav_async.errors import (
     MaintenanceError,
     RateLimitedError,
@@ -71,7 +72,7 @@ class Reader:
     async def _send(self, request: WireRequest) -> WireResponse:
         """Send in a task that closing can cancel; the caller's own we must not."""
         hub = self._desk.hub
-        task = hub.verify_loop().create_task(self._desk.send(request))
+        task = start(self._desk.send(request))
         self._sends.add(task)
         try:
             return await task

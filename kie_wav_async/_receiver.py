@@ -164,7 +164,7 @@ class Receiver:
 
     def _take(self, task_id: str, root: JsonObject, attempt_id: str | None) -> CallbackVerdict:
         explains = self._keys is not None and self._explain(task_id, attempt_id)
-        conversions = self._registry.following(task_id)
+        conversions = self._registry.known(task_id)
         if conversions:
             notice = self._notice_of(task_id, root, attempt_id)
             # An attached task may turn out to be one that is submitted here.
@@ -178,11 +178,20 @@ class Receiver:
         else:
             self._registry.tally.orphans += 1
             if self._keys is not None:
+                if not self._is_of_ours(attempt_id):
+                    self._desk.health.end()
                 notice = self._notice_of(task_id, root, attempt_id)
                 self._inbox.keep(notice, self._desk.clock.monotonic())
                 if attempt_id is not None and self._registry.is_sending(attempt_id):
                     self._desk.journal.hear(attempt_id, task_id)
         return CallbackVerdict.CONFIRMING if explains else verdict
+
+    def _is_of_ours(self, attempt_id: str | None) -> bool:
+        """Return whether the delivery of a task we do not know names a submit of ours."""
+        return attempt_id is not None and (
+            self._registry.is_sending(attempt_id)
+            or self._registry.unknown_submit(attempt_id) is not None
+        )
 
     def _explain(self, task_id: str, attempt_id: str | None) -> bool:
         """Have a lost submit looked into that the delivery names; return whether it does."""
@@ -197,7 +206,6 @@ class Receiver:
         now = self._desk.clock.monotonic()
         if self._keys is not None:
             conversion.is_called_back = True
-            self._desk.health.called_back(now)
             self._poller.reconsider()
         if not self._may_settle(conversion, notice):
             self._poller.hint(conversion.task_id)
@@ -249,7 +257,7 @@ class Receiver:
         url = find_callback_url(record)
         is_taken = any(
             followed.track not in {None, doubt.track}
-            for followed in self._registry.following(record.task_id)
+            for followed in self._registry.known(record.task_id)
         )
         if (
             is_taken

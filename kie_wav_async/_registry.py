@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import attrs
 
+from kie_wav_async._envelope import quote
 from kie_wav_async._lifecycle import Entry, Event, IllegalTransition, Origin, Phase, advance
 from kie_wav_async._models import (
     RETENTION_DAYS,
@@ -47,15 +48,19 @@ REMEMBERED: Final = 10_000
 #: a callback delivered again is known for what it is.
 ENDED_REMEMBERED: Final = 10_000
 
+#: How long a task whose wait timed out is kept: as long as its file.
+KEPT_S: Final = RETENTION_DAYS * 86_400.0
+
+#: Most tasks kept: 400 in flight that all time out after 15 minutes reach this in
+#: two and a half days. One takes about 800 bytes.
+MAX_KEPT: Final = 100_000
+
 #: How long after acceptance a missing record is no news. The service may not
 #: show a task it has just created. Ours.
 GRACE_S: Final = 60.0
 
 #: How many polls of an attached task may find no record; its age is unknown.
 ATTACHED_MISSES: Final = 3
-
-#: How often a record may claim success without naming a file.
-BARE_SUCCESSES: Final = 3
 
 
 #: How many of the user's words are remembered, so that they can be replaced.
@@ -126,6 +131,9 @@ class Registry(Generic[E]):
         self._by_task: dict[str, E] = {}
         # Who follows a task beside the first; rare: attached, and then submitted.
         self._beside: dict[str, list[E]] = {}
+        # Tasks whose wait timed out, oldest first.
+        self._kept: OrderedDict[str, E] = OrderedDict()
+        self._kept_by_track: dict[Track, list[E]] = {}
         self._results: OrderedDict[Track, E] = OrderedDict()
         # With whether a submit that is counted made it.
         self._ended_tasks: OrderedDict[str, bool] = OrderedDict()
@@ -152,6 +160,16 @@ class Registry(Generic[E]):
         """Return every entry in flight under *task_id*, the first one first."""
         first = self._by_task.get(task_id)
         return () if first is None else (first, *self._beside.get(task_id, ()))
+
+    def known(self, task_id: str) -> tuple[E, ...]:
+        """Return every entry that news of *task_id* is for, in flight or kept."""
+        kept = self._kept.get(task_id)
+        return self.following(task_id) if kept is None else (kept,)
+
+    def find_kept(self, track: Track) -> E | None:
+        """Return the latest entry of *track* whose wait timed out, if one is kept."""
+        kept = self._kept_by_track.get(track)
+        return kept[-1] if kept else None
 
     def has_ended(self, task_id: str) -> bool:
         """Return whether the task, not in flight now, is one of the last that ended here."""
@@ -420,8 +438,13 @@ class Registry(Generic[E]):
             waiting.found_task_id = ""
         if entry is None:
             return None
+        if entry.phase is Phase.TIMED_OUT:
+            # Another entry stands for the task by now, in flight or kept.
+            entry = next((e for e in self.known(entry.task_id) if e.track == track), entry)
         if entry.phase is Phase.ACCEPTED:
             return self._let_go(entry, word)
+        if entry.phase is Phase.KEPT and word.is_made:
+            _ = self._release(entry)
         self._ended_tasks.pop(entry.task_id, None)
         if self._results.get(track) is entry:
             del self._results[track]
@@ -437,7 +460,9 @@ class Registry(Generic[E]):
             self._unfollow(entry)
             advance(entry, Event.RETRACT)
             entry.task_id = ""
-            entry.misses = entry.bare_successes = 0
+            entry.misses = 0
+            entry.unread_answer = ""
+            entry.accepted_at = None
             entry.is_called_back = False
             return entry
         if word.was_attached:
@@ -583,7 +608,7 @@ class Registry(Generic[E]):
         *created_at* is when the service made the task, if the record says so in a way
         that can be compared with other clocks.
         """
-        if entry.phase is not Phase.ACCEPTED:
+        if entry.phase not in {Phase.ACCEPTED, Phase.KEPT}:
             self.note_late(record)
             return False
         error = self._judge(entry, record, now_mono_s, is_hint=is_hint)
@@ -593,6 +618,7 @@ class Registry(Generic[E]):
             self._end(entry, error)
             return True
         if record is None or record.state is not TaskState.SUCCEEDED or record.wav_url is None:
+            # A success without a file we can read: the file may be named later.
             return False
         advance(entry, Event.SUCCEED)
         if settled_by == "poll":
@@ -618,16 +644,65 @@ class Registry(Generic[E]):
         """Note what came of a poll whose task ended, or was given up, meanwhile."""
         self.tally.duplicates += record is not None and record.state is not TaskState.PENDING
 
-    def time_out(self, entry: E, timeout_s: float) -> None:
-        """Note that we stop waiting for the task; it may still finish."""
+    def time_out(self, entry: E, timeout_s: float, now_mono_s: float) -> None:
+        """Note that we stop waiting for the task; it may still finish, and is kept."""
         advance(entry, Event.TIME_OUT)
         self.tally.timed_out += 1
         self._end(
             entry,
-            ConversionTimeoutError(timeout_s=timeout_s, task_id=entry.task_id, track=entry.track),
+            ConversionTimeoutError(
+                timeout_s=timeout_s,
+                task_id=entry.task_id,
+                track=entry.track,
+                answer=entry.unread_answer,
+            ),
         )
 
+        self._keep(entry, now_mono_s)
+
+    def rejoin(self, entry: E, now_mono_s: float) -> None:
+        """Follow a kept task again, as if it had just been accepted."""
+        self._follow(entry, entry.task_id, now_mono_s, entry.origin)
+        if entry.track is not None:
+            self._by_track.setdefault(entry.track, entry)
+
     # --- inside -------------------------------------------------------------------
+
+    def _keep(self, ended: E, now_mono_s: float) -> None:
+        """Keep the task of an entry that timed out, unless another one still follows it."""
+        follower = self._by_task.get(ended.task_id)
+        if follower is not None:
+            if ended.track is not None and follower.track in {None, ended.track}:
+                self.name_track(follower, ended.track)
+            return
+        entry = self._make_entry(ended.track)
+        entry.phase = Phase.KEPT
+        entry.task_id = ended.task_id
+        entry.attempt_id = ended.attempt_id
+        entry.origin = ended.origin
+        entry.is_recognised = ended.is_recognised
+        entry.submitted_unix_s = ended.submitted_unix_s
+        entry.accepted_at = ended.accepted_at
+        entry.accepted_mono_s = now_mono_s
+        self._kept[entry.task_id] = entry
+        if entry.track is not None:
+            self._kept_by_track.setdefault(entry.track, []).append(entry)
+        oldest = next(iter(self._kept.values()))
+        while len(self._kept) > MAX_KEPT or now_mono_s - oldest.accepted_mono_s >= KEPT_S:
+            self._release(oldest)
+            oldest = next(iter(self._kept.values()))
+
+    def _release(self, entry: E) -> bool:
+        """Keep an entry no longer; return whether it was kept."""
+        if self._kept.get(entry.task_id) is not entry:
+            return False
+        del self._kept[entry.task_id]
+        if entry.track is not None:
+            others = self._kept_by_track[entry.track]
+            others.remove(entry)
+            if not others:
+                del self._kept_by_track[entry.track]
+        return True
 
     def _verify_free(self, entry: E) -> None:
         if self.is_in_doubt(entry):
@@ -642,6 +717,8 @@ class Registry(Generic[E]):
     def _follow(self, entry: E, task_id: str, now_mono_s: float, origin: Origin) -> None:
         was_sending = entry.phase is Phase.SENDING
         advance(entry, Event.ACCEPT)
+        if task_id in self._kept:
+            _ = self._release(self._kept[task_id])
         entry.task_id = task_id
         entry.origin = origin
         entry.accepted_mono_s = now_mono_s
@@ -674,6 +751,7 @@ class Registry(Generic[E]):
                 track=entry.track,
             )
         entry.misses = 0
+        entry.unread_answer = quote(record.raw) if is_bare_success(record) else ""
         if is_foreign(entry, record):
             return AlreadyExistsError(
                 code=409,
@@ -686,14 +764,6 @@ class Registry(Generic[E]):
             return ConversionFailedError(
                 f"task {entry.task_id} failed ({why})", record=record, track=entry.track
             )
-        if is_bare_success(record):
-            entry.bare_successes += not is_hint
-            if entry.bare_successes >= BARE_SUCCESSES:
-                return ConversionFailedError(
-                    f"task {entry.task_id} succeeded {BARE_SUCCESSES} times without naming a file",
-                    record=record,
-                    track=entry.track,
-                )
         return None
 
     def _resolve(self, attempt_id: str) -> UnknownSubmit:
@@ -711,9 +781,10 @@ class Registry(Generic[E]):
         """Take a terminal entry out of the books of the living."""
         entry.outcome = outcome
         if entry.task_id:
-            self._in_flight -= 1
-            self._places -= entry.origin is not Origin.ATTACHED
-            self._unfollow(entry)
+            if not self._release(entry):
+                self._in_flight -= 1
+                self._places -= entry.origin is not Origin.ATTACHED
+                self._unfollow(entry)
             if entry.phase is not Phase.TIMED_OUT:
                 is_counted = entry.origin is Origin.SUBMITTED
                 _remember(self._ended_tasks, entry.task_id, is_counted, ENDED_REMEMBERED)
@@ -752,7 +823,7 @@ def _later(one: dt.datetime | None, other: dt.datetime | None) -> dt.datetime | 
 
 
 def is_bare_success(record: TaskRecord) -> bool:
-    """Return whether *record* claims success and names no file, which may come later."""
+    """Return whether *record* says success and names no file that we can read."""
     return record.state is TaskState.SUCCEEDED and record.wav_url is None
 
 

@@ -19,8 +19,9 @@ MAINTENANCE_PROBE_S = 60.0
 #: died by then. Ours.
 RESUBMIT_AFTER_S = 60.0
 
-#: How long polling rests after a first 401, before it asks once more. Ours.
-AUTHENTICATION_RETRY_S = 5.0
+#: Pause in polling after an answer that concerns all polls: a 401, or a missing
+#: route. Ours.
+REFUSAL_RETRY_S = 5.0
 
 
 @attrs.frozen(kw_only=True)
@@ -42,7 +43,7 @@ class PollSchedule:
 
         jitter: Share of *interval_s* left to chance; from 0 up to 1, 1 excluded.
 
-        backstop_s: Acceptance to first poll while callbacks arrive; above 0.
+        backstop_s: Acceptance to first poll while callbacks are healthy; above 0.
 
         max_per_s:
             Polls per second, over all conversions; above 0. The service
@@ -57,7 +58,7 @@ class PollSchedule:
     first_s: float = 15.0
     interval_s: float = 10.0
     jitter: float = 0.2
-    backstop_s: float = 300.0
+    backstop_s: float = 60.0
     max_per_s: float = 30.0
 
     def __attrs_post_init__(self) -> None:
@@ -112,9 +113,9 @@ class RetryPolicy:
         verify_number(self.retry_after_cap_s, "retry_after_cap_s", least=0)
 
 
-def first_poll_delay_s(schedule: PollSchedule, *, callbacks_flow: bool) -> float:
+def first_poll_delay_s(schedule: PollSchedule, *, awaits_callback: bool) -> float:
     """Return the seconds from acceptance to the first poll."""
-    return schedule.backstop_s if callbacks_flow else schedule.first_s
+    return schedule.backstop_s if awaits_callback else schedule.first_s
 
 
 def next_poll_delay_s(schedule: PollSchedule, sample: float) -> float:

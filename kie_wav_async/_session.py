@@ -52,6 +52,7 @@ from kie_wav_async._schedule import PollSchedule, RetryPolicy
 from kie_wav_async._secret import Secret
 from kie_wav_async._signature import parse_keys
 from kie_wav_async._submitter import Submitter
+from kie_wav_async._tasks import start
 from kie_wav_async._transport import AiohttpTransport, Transport
 from kie_wav_async._turns import Turns
 from kie_wav_async._wire import (
@@ -149,8 +150,10 @@ class WavSession:
 
         timeout_s:
             Acceptance to result, per conversion, in seconds, above 0; `None` for
-            no limit. After it the wait ends with `ConversionTimeoutError`; the
-            task may still finish, and `attach` takes it up again.
+            no limit. After it the wait ends with `ConversionTimeoutError`, and the
+            task is no longer polled. It stays known for 14 days, the last 100,000
+            such tasks: a callback still settles it, and asking for the track again,
+            or `attach`, waits for it again, with a new timeout and no new charge.
 
         max_charges:
             Most submits accepted or unknown in this session, or ever in its
@@ -362,9 +365,9 @@ class WavSession:
         """
         if self._desk.hub.loop is None:
             return
-        loop = self._desk.hub.verify_loop()
+        _ = self._desk.hub.verify_loop()
         if self._closing is None:
-            self._closing = loop.create_task(self._close())
+            self._closing = start(self._close())
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
@@ -425,7 +428,8 @@ class WavSession:
 
         Waits for its turn under ``rate_limit`` and ``max_in_flight``. Nothing is
         sent for a track in flight, whose conversion is returned, nor for one of
-        the last 10,000 results, which is returned settled, nor for one whose
+        the last 10,000 results, which is returned settled, nor for one whose wait
+        timed out, which is waited for again in a new conversion, nor for one whose
         submit is unknown, which raises again. Only successes are remembered: a
         track that failed is sent again. A submit that is still queued is cancelled
         when its last waiter is: nothing was sent. One in progress is finished by
@@ -435,8 +439,9 @@ class WavSession:
             track: What to convert.
 
             again:
-                Your word to submit once more all the same: a settled track, or
-                one whose submit is unknown, at the risk of a second charge.
+                Your word to submit once more all the same: a settled track, one
+                whose wait timed out, or one whose submit is unknown, at the risk of
+                a second charge.
 
         Raises:
             SubmitUnknownError: It may or may not have been accepted.
@@ -508,7 +513,8 @@ class WavSession:
         """
         Follow a task submitted earlier or elsewhere.
 
-        A task already followed gives its conversion. For a submit of unknown
+        A task already followed gives its conversion; one whose wait timed out is
+        waited for again in a new one, with a new ``timeout_s``. For a submit of unknown
         fate whose task you have found, use `resolve_unknown`.
 
         Args:
@@ -527,7 +533,11 @@ class WavSession:
         verify_id(task_id, "task_id")
         if track is not None:
             verify_type(track, Track, "track")
-        conversion = self._desk.registry.find_task(task_id)
+        known = self._desk.registry.known(task_id)
+        if known and track is not None and known[0].track not in {None, track}:
+            msg = f"task {task_id} is followed for another track, {known[0].track}"
+            raise ValueError(msg)
+        conversion = self._poller.rejoin(task_id) or self._desk.registry.find_task(task_id)
         if conversion is None:
             now = self._desk.clock.monotonic()
             conversion = self._desk.registry.attach(task_id, track, now)
@@ -535,9 +545,6 @@ class WavSession:
             self._desk.on_followed(conversion)
         elif track is not None and conversion.track is None:
             self._desk.registry.name_track(conversion, track)
-        elif track not in {None, conversion.track}:
-            msg = f"task {task_id} is followed for another track, {conversion.track}"
-            raise ValueError(msg)
         return conversion
 
     async def recover(self) -> tuple[Conversion, ...]:
@@ -665,10 +672,10 @@ class WavSession:
         if doubt is None:
             msg = f"no unknown submit has the attempt_id {attempt_id!r}"
             raise ValueError(msg)
-        followed = None if task_id is None else registry.find_task(task_id)
-        if followed is not None and followed.track not in {None, doubt.track}:
-            msg = f"task {task_id} is followed for another track, {followed.track}"
-            raise ValueError(msg)
+        for known in () if task_id is None else registry.known(task_id):
+            if known.track not in {None, doubt.track}:
+                msg = f"task {task_id} is followed for another track, {known.track}"
+                raise ValueError(msg)
         adoption = self._submitter.take_word(doubt, task_id)
         if self._desk.journal.is_kept:
             adoption = self._desk.journal.see_through(adoption)

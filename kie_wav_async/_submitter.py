@@ -32,6 +32,7 @@ from kie_wav_async._wire import SubmitAnswer, is_answered, parse_submit
 from kie_wav_async.errors import (
     AlreadyExistsError,
     AuthenticationError,
+    EndpointGoneError,
     FeatureDisabledError,
     InsufficientCreditsError,
     KieWavError,
@@ -90,7 +91,7 @@ class Submitter:
         turns.on_outage = self._tell_outage
         turns.on_spent = self._refuse_all
         desk.on_place_freed = turns.pump
-        desk.on_key_refused = self._end_waits
+        desk.on_polling_refused = self._end_waits
         desk.hub.on_abandon = self._abandon
 
     # --- not sent after all --------------------------------------------------------------
@@ -288,6 +289,7 @@ class Submitter:
             )
         finally:
             # Also if the session closes meanwhile: the service has taken it.
+            _ = self._poller.rejoin(task_id)
             self._registry.accept(
                 conversion,
                 task_id,
@@ -356,6 +358,7 @@ class Submitter:
             self._note(conversion, AttemptOutcome.EXISTS, foreign)
             self._refuse(conversion, foreign)
             return
+        _ = self._poller.rejoin(task_id)
         self._registry.adopt_existing(conversion, task_id, self._desk.clock.monotonic())
         self._follow(conversion, error)
         if record is not None:
@@ -368,9 +371,9 @@ class Submitter:
         return self._is_taken(task_id, conversion) or audio_id not in {None, ours}
 
     def _is_taken(self, task_id: str, conversion: Conversion) -> bool:
-        """Whether *task_id* is in flight for another track, so cannot be this one's."""
-        other = self._registry.find_task(task_id)
-        return other is not None and other.track not in {None, conversion.track}
+        """Whether *task_id* is known to convert another track."""
+        others = self._registry.known(task_id)
+        return any(other.track not in {None, conversion.track} for other in others)
 
     def _follow(self, conversion: Conversion, error: KieWavError | None = None) -> None:
         """
@@ -461,6 +464,7 @@ class Submitter:
         task_id = conversion.found_task_id
         if not task_id or conversion.phase is not Phase.SENDING:
             return False
+        _ = self._poller.rejoin(task_id)
         self._registry.adopt_existing(conversion, task_id, self._desk.clock.monotonic())
         self._follow(conversion)
         # It may be long over, with nobody left who asks.
@@ -563,7 +567,7 @@ class Submitter:
             # Its waiters get the task that was found instead of a second submit.
             self._turns.remove(queued)
             _ = self._registry.relapse(queued)
-        followed = self._registry.find_task(task_id)
+        followed = self._poller.rejoin(task_id) or self._registry.find_task(task_id)
         now = self._desk.clock.monotonic()
         conversion = self._registry.adopt_unknown(doubt.attempt_id, task_id, now, is_word=is_word)
         self._turns.remove(conversion)
@@ -618,6 +622,7 @@ def _outcome_of(error: KieWavError) -> AttemptOutcome:
             AuthenticationError()
             | InsufficientCreditsError()
             | FeatureDisabledError()
+            | EndpointGoneError()
             | TransportError()
         ):
             return AttemptOutcome.NOT_CREATED  # It is not about the track.

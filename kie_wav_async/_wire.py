@@ -28,9 +28,11 @@ from kie_wav_async import errors
 from kie_wav_async._envelope import (
     CONFLICT,
     OK,
+    Envelope,
     JsonObject,
     as_object,
     load_object,
+    open_text,
     parse_date,
     parse_int,
     parse_text,
@@ -47,6 +49,7 @@ from kie_wav_async._models import (
     is_id,
     strip_controls,
 )
+from kie_wav_async._wav_links import find_links
 
 
 @attrs.frozen(kw_only=True)
@@ -113,12 +116,23 @@ def _find_task_id(root: JsonObject, data: JsonObject) -> str | None:
 
 
 def find_url(root: JsonObject, data: JsonObject) -> URL | None:
-    """Return the file's URL, wherever an answer or a callback has it; `None` if nowhere."""
+    """
+    Return the WAV's URL, wherever an answer or a callback has it; `None` if nowhere.
+
+    The documented names count first, where they are documented; then whatever
+    else in the answer can only be the WAV (see `_wav_links`).
+    """
+    url = _find_documented_url(root, data)
+    links = map(parse_url, find_links(root) if url is None else ())
+    return url or next((link for link in links if link is not None), None)
+
+
+def _find_documented_url(root: JsonObject, data: JsonObject) -> URL | None:
     # Most records name no file yet: what is absent is passed over at once.
     for place in (data.get("response"), data, data.get("info"), root):
         if not place:
             continue
-        fields = as_object(place)
+        fields = as_object(open_text(place) or place)
         for name in _URL_NAMES:
             value = fields.get(name)
             if value is not None and (url := parse_url(value)) is not None:
@@ -167,6 +181,9 @@ def parse_url(value: object) -> URL | None:
 _STATES: Final[Mapping[str, TaskState]] = {
     "": TaskState.PENDING,
     "PENDING": TaskState.PENDING,
+    "WAITING": TaskState.PENDING,
+    "QUEUING": TaskState.PENDING,
+    "GENERATING": TaskState.PENDING,
     "0": TaskState.PENDING,
     "SUCCESS": TaskState.SUCCEEDED,
     "1": TaskState.SUCCEEDED,
@@ -197,8 +214,8 @@ def parse_state(status: str, *, has_url: bool) -> TaskState | None:
 
 
 def _status_word(data: JsonObject) -> str:
-    """Return the status word; ``successFlag`` counts, ``status`` only without it."""
-    for name in ("successFlag", "status"):
+    """Return the status word; ``successFlag`` counts, the other names only without it."""
+    for name in ("successFlag", "status", "state"):
         value = data.get(name)
         if isinstance(value, str):
             if value.strip():
@@ -293,13 +310,18 @@ def _make_converter() -> cattrs.Converter:
 _structure_record = _make_converter().get_structure_hook(TaskRecord)
 
 
-def _canonical(root: JsonObject, data: JsonObject, task_id: str) -> dict[str, object]:
+def _canonical(envelope: Envelope, data: JsonObject, task_id: str) -> dict[str, object]:
     """Return a record's fields under our names, each of the type our model wants."""
-    url = find_url(root, data)
     status = _status_word(data)
+    # Most polls bring a pending record, which need not be searched.
+    is_searched = parse_state(status, has_url=True) is TaskState.SUCCEEDED
+    url = (find_url if is_searched else _find_documented_url)(envelope.root, data)
     state = parse_state(status, has_url=url is not None)
     audio_id = data.get("musicId") or data.get("audioId")
-    message = parse_text(data.get("errorMessage")) or parse_text(data.get("errorMsg"))
+    error_code = next(filter(None, (parse_int(data.get(name)) for name in _ERROR_CODES)), None)
+    message = next(filter(None, (parse_text(data.get(name)) for name in _ERROR_MESSAGES)), None)
+    if envelope.code != OK:
+        error_code, message = error_code or envelope.code, message or envelope.message
     return {
         "task_id": task_id,
         "state": TaskState.PENDING if state is None else state,
@@ -307,13 +329,16 @@ def _canonical(root: JsonObject, data: JsonObject, task_id: str) -> dict[str, ob
         "wav_url": url,
         "audio_id": audio_id if is_id(audio_id) else None,
         # 0 and "" mean "no error".
-        "error_code": parse_int(data.get("errorCode")) or None,
+        "error_code": error_code,
         "error_message": message or None,
         "created_at": parse_moment(data.get("createTime")),
         "completed_at": parse_moment(data.get("completeTime")),
         "raw": data,
     }
 
+
+_ERROR_CODES: Final = ("errorCode", "failCode")
+_ERROR_MESSAGES: Final = ("errorMessage", "errorMsg", "failMsg")
 
 #: The codes that say "no such task" to a poll, in the service's and its
 #: relatives' dialects. An HTTP 404 without a code is a wrong address instead.
@@ -382,6 +407,8 @@ def parse_record(response: WireResponse, task_id: str) -> TaskRecord | None:
     Read the answer to a poll of *task_id*; `None` if the service has no record.
 
     The service says so with ``data: null``, its relatives with code 400, 404 or 422.
+    An error code beside data that names the task and a failed state is no refusal:
+    it is the record of a conversion that failed.
 
     Raises:
         ServiceError: The service refused.
@@ -391,23 +418,31 @@ def parse_record(response: WireResponse, task_id: str) -> TaskRecord | None:
         WireFormatError: Unreadable, or the record of another task.
     """
     envelope = read_envelope(response)
-    if envelope.in_body and envelope.code in _NO_SUCH_TASK:
-        return None
-    raise_for_code(envelope)
-    if envelope.data is None:
-        return None
-    data = as_object(envelope.data)
-    if data is not envelope.data:
-        raise unreadable(response, "a record that is no object", task_id=task_id)
+    data = open_text(envelope.data) or envelope.data
+    fields = as_object(data)
     try:
-        named = _find_task_id(envelope.root, data)
+        named = _find_task_id(envelope.root, fields)
     except ValueError as error:
-        raise unreadable(response, f"a record with {error}", task_id=task_id) from None
+        named, problem = None, str(error)
+    else:
+        problem = ""
+    if not (named == task_id and _says_failed(fields)):
+        if envelope.in_body and envelope.code in _NO_SUCH_TASK:
+            return None
+        raise_for_code(envelope)
+    if data is None:
+        return None
+    if data is not fields:
+        raise unreadable(response, "a record that is no object", task_id=task_id)
+    if problem:
+        raise unreadable(response, f"a record with {problem}", task_id=task_id)
     if named is not None and named != task_id:
         raise unreadable(response, "the record of another task", task_id=task_id)
-    return cast(
-        "TaskRecord", _structure_record(_canonical(envelope.root, data, task_id), TaskRecord)
-    )
+    return cast("TaskRecord", _structure_record(_canonical(envelope, fields, task_id), TaskRecord))
+
+
+def _says_failed(data: JsonObject) -> bool:
+    return parse_state(_status_word(data), has_url=False) is TaskState.FAILED
 
 
 def is_known_status(record: TaskRecord) -> bool:

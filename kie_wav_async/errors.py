@@ -15,6 +15,7 @@ Everything that can go wrong, as one tree::
     │   ├── SourceUnavailableError      451
     │   ├── MaintenanceError            455
     │   ├── FeatureDisabledError        505
+    │   ├── EndpointGoneError           404 without a code, 410
     │   └── ServerError                 408, other 5xx
     ├── SubmitUnknownError          the submit may or may not have been accepted
     ├── ChargeLimitError            max_charges reached
@@ -54,6 +55,7 @@ __all__ = [
     "ConversionFailedError",
     "ConversionTimeoutError",
     "DownloadError",
+    "EndpointGoneError",
     "FeatureDisabledError",
     "InsufficientCreditsError",
     "InvalidRequestError",
@@ -288,6 +290,20 @@ class FeatureDisabledError(ServiceError):
     advice = "WAV conversion is switched off on the service's side: ask again another day"
 
 
+class EndpointGoneError(ServiceError):
+    """
+    The service has no such route, or has retired it: a 404 without a ``code``, or 410.
+
+    Nothing was created. From a wait: three polls in a row were answered so. The
+    tasks go on, and polling resumes when somebody waits again.
+    """
+
+    advice = (
+        "there is no such route: check base_url, and that no proxy is in between; if both are "
+        "right, the service has retired this API. Nothing was created"
+    )
+
+
 class ServerError(ServiceError):
     """408 or a 5xx other than 505, on a read. On a submit these are unknown."""
 
@@ -354,19 +370,36 @@ class ConversionTimeoutError(KieWavError, TimeoutError):
     """
     Our timeout passed; the task may still finish on the service's side.
 
+    The session keeps the task: asking for the track again waits for it again, and
+    sends and costs nothing.
+
     Attributes:
-        timeout_s: The timeout, in seconds since the submit was accepted.
+        timeout_s: How long we waited, in seconds.
+
+        answer:
+            Where the service says that the task succeeded, but names no file that
+            we can read: its last answer, 500 characters at most, without control
+            characters and callback URLs. Empty otherwise.
     """
 
-    def __init__(self, *, timeout_s: float, task_id: str, track: Track | None = None) -> None:
+    def __init__(
+        self, *, timeout_s: float, task_id: str, track: Track | None = None, answer: str = ""
+    ) -> None:
         """Name the task, so that it can be taken up again."""
-        super().__init__(
-            f"task {task_id} is not finished {timeout_s:g} s after it was accepted: it may "
-            f"still finish, so attach({task_id!r}) rather than submit again",
-            task_id=task_id,
-            track=track,
-        )
+        if answer:
+            text = (
+                f"task {task_id} succeeded, but {timeout_s:g} s after we began to wait its "
+                f"answer still names no file that we can read: {answer}. It is paid for, so do "
+                f"not submit the track again: attach({task_id!r}) later, or fetch the file by hand"
+            )
+        else:
+            text = (
+                f"task {task_id} is not finished {timeout_s:g} s after we began to wait: it may "
+                f"still finish, so wait again with attach({task_id!r}), which costs nothing"
+            )
+        super().__init__(text, task_id=task_id, track=track)
         self.timeout_s = timeout_s
+        self.answer = answer
 
 
 SignatureReason: TypeAlias = Literal["headers", "timestamp", "signature", "stale"]

@@ -159,16 +159,17 @@ class WaitEnded(Event):
 @attrs.frozen(kw_only=True)
 class PollingPaused(Event):
     """
-    The service refused a poll with 401 or 429, so all polling waits.
+    The service refused a poll with 401 or 429, or has no such route: all polling waits.
 
     Attributes:
-        reason: ``"authentication"`` or ``"rate-limit"``.
+        reason: ``"authentication"``, ``"rate-limit"`` or ``"endpoint-gone"``.
 
         delay_s:
-            How long; `None` after a second 401 in a row, which ends all waits.
+            How long; `None` after a second 401, or a third answer that there is no
+            such route, in a row, which ends all waits.
     """
 
-    reason: Literal["authentication", "rate-limit"]
+    reason: Literal["authentication", "rate-limit", "endpoint-gone"]
     delay_s: float | None
 
 

@@ -288,7 +288,7 @@ BUGS = [
             ("one spelling only", ("for name in TASK_ID_NAMES:", 'for name in ("task_id",):')),
             (
                 "names twice, the last counts",
-                ("load_object(raw, _make_object)", "load_object(raw)"),
+                ("load_object(raw, make_strict_object)", "load_object(raw)"),
             ),
             ("any length", ("len(raw) > MAX_BODY_LENGTH", "False")),
             ("65,536 are too long", ("len(raw) > MAX_BODY_LENGTH", "len(raw) >= MAX_BODY_LENGTH")),
@@ -397,8 +397,8 @@ BUGS = [
             ("the order of the polls is lost", ("        self._last.move_to_end(task_id)\n", "")),
         ],
         "_health": [
-            ("one callback counts for ever", ("<= ALIVE_S", "< math.inf")),
-            ("polls do not count", ("is_alive and not any(self._needed_poll)", "is_alive")),
+            ("one callback is enough", (">= LOOKED_BACK", "> 0")),
+            ("polls do not count", ("            self.end()\n", "            pass\n")),
         ],
     }.items()
     for name, *changes in rows

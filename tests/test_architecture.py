@@ -41,7 +41,7 @@ ROWS: list[tuple[int, frozenset[str]]] = [
     (2, frozenset({"_download"})),
     (2, frozenset({"_part_file", "_media"})),
     (2, frozenset({"_file_lock", "_part_note"})),
-    (2, frozenset({"_transport", "_clock"})),
+    (2, frozenset({"_transport", "_clock", "_tasks"})),
     (2, frozenset({"_network", "_patience"})),
     (1, frozenset({"_callback", "_callback_url", "_link", "_submit_pause"})),
     (
@@ -53,6 +53,7 @@ ROWS: list[tuple[int, frozenset[str]]] = [
             | {"_known_hosts"}
         ),
     ),
+    (1, frozenset({"_wav_links"})),
     (1, frozenset({"_envelope", "_lifecycle"})),
     (0, frozenset({"events"})),
     (0, frozenset({"_ledger_models"})),

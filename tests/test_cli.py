@@ -151,6 +151,7 @@ SCRIPT = (
     Fault(kind="hangup", when="after", audio_id="lost"),
     Fault(kind="code", code=402, msg="no credits", audio_id="poor"),
     Fault(kind="code", code=409, msg="exists", audio_id="there"),
+    Fault(kind="body", http_status=404, body='{"status":404}', audio_id="nowhere"),
     Fault(kind="fail", on="conversion", audio_id="bad"),
     Fault(kind="never", on="conversion", audio_id="never"),
     Fault(kind="expired", on="media"),
@@ -177,6 +178,7 @@ ENDS = [
     (("simulate", "--faults", "@nowhere"), 2, "nowhere"),
     (("simulate", "--speed", "0"), 2, "time_scale"),
     (("convert", "m", "poor"), 3, "top up credits"),
+    (("convert", "m", "nowhere"), 3, "check --base-url (KIE_BASE_URL)"),
     (("convert", "m", "there"), 3, "kie-wav status TASK_ID"),
     (("convert", "nobody", "a"), 3, "Record does not exist"),
     (("convert", "m", "a", "-o", "song.wav"), 3, "Do not convert it again"),
@@ -322,6 +324,16 @@ async def test_a_hostile_title(kie_wav) -> None:
     assert 0 == text.code
     assert text.out.startswith("a\t[bold red]x[/] [link=https://evil.example]y")
     assert not CONTROLS.search(text.out + told.out)
+
+
+def test_a_success_that_names_no_file() -> None:
+    """What the service answered is shown, with the advice to ask again and not to pay."""
+    error = errors.ConversionTimeoutError(timeout_s=900.0, task_id="t1", answer='{"file": "here"}')
+    told = failure_of(error)
+
+    assert 1 == told.exit_code
+    assert 'names no file that can be read: {"file": "here"}.' in str(told)
+    assert "ask later with `kie-wav status t1`" in str(told)
 
 
 async def test_a_hostile_message(kie_wav) -> None:

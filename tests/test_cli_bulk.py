@@ -335,6 +335,18 @@ async def test_a_key_that_is_refused(bulk: Bulk) -> None:
     assert {"planned": 30} == await states()
 
 
+async def test_a_route_that_is_gone(bulk: Bulk) -> None:
+    """A 410 ends the run at once, says where to look, and leaves every track planned."""
+    write_catalog(*rows_of(30))
+    async with kie_of(Fault(kind="body", http_status=410, body="<html>")) as kie:
+        done = await bulk(kie)
+
+        assert (3, 0) == (done.code, kie.charges)
+    assert "check --base-url (KIE_BASE_URL)" in done.err
+    assert "30 tracks are left" in done.err
+    assert {"planned": 30} == await states()
+
+
 async def test_the_brake(bulk: Bulk) -> None:
     """`--max-charges` holds over all runs, and is said before and after."""
     write_catalog(*rows_of(10))

@@ -83,7 +83,7 @@ def is_error(kind):
     return lambda outcome: type(outcome.error) is kind
 
 
-# What befalls a track, and how it must end. Twelve kinds, told apart by the audio id.
+# What befalls a track, and how it must end. Told apart by the audio id.
 FATES = {
     "plain": ([], is_wav),
     "lost-answer": ([Fault(kind="reset", when="after")], is_error(SubmitUnknownError)),
@@ -96,7 +96,15 @@ FATES = {
     "numbers": ([Fault(on="poll", kind="flag-style", style="int")], is_wav),
     "no-callback": ([Fault(on="poll", kind="callback-exception")], is_wav),
     "url-later": ([Fault(on="poll", kind="no-url", times=2)], is_wav),
+    "url-elsewhere": ([Fault(on="poll", kind="url-places", places=["data.downloadUrl"])], is_wav),
     "failed": ([Fault(on="conversion", kind="fail")], is_error(ConversionFailedError)),
+    "failed-by-code": (
+        [
+            Fault(on="conversion", kind="fail"),
+            Fault(on="poll", kind="envelope", fields={"code": 501}),
+        ],
+        is_error(ConversionFailedError),
+    ),
     "refused": (
         [Fault(kind="code", code=422, msg="Record does not exist")],
         is_error(InvalidRequestError),
@@ -148,8 +156,8 @@ async def test_catalog_with_all_kinds_of_trouble_ends_as_it_should():
     assert (kinds - 5) * EACH == books.accepted
     assert 3 * EACH == books.unknown == ends[SubmitUnknownError] == len(session.unknown_submits())
     assert EACH == books.adopted
-    assert EACH == books.failed == ends[ConversionFailedError]
-    assert (kinds - 5) * EACH == books.settled_by_poll == ends[type(None)]
+    assert 2 * EACH == books.failed == ends[ConversionFailedError]
+    assert (kinds - 6) * EACH == books.settled_by_poll == ends[type(None)]
     assert 0 == books.in_flight == books.timed_out == books.possible_double_charges
     # The other session paid for what was known; two of the three kinds in doubt were charged.
     assert books.accepted + 2 * EACH + EACH == state.charges

@@ -15,6 +15,7 @@ from kie_wav_async._envelope import (
     parse_int,
     parse_retry_after,
     parse_text,
+    quote,
     raise_for_code,
     read_envelope,
     unreadable,
@@ -57,6 +58,7 @@ BY_CODE = {
     405: errors.ServiceError,
     408: errors.ServerError,
     409: errors.AlreadyExistsError,
+    410: errors.EndpointGoneError,
     413: errors.ServiceError,
     422: errors.InvalidRequestError,
     429: errors.RateLimitedError,
@@ -199,7 +201,9 @@ NO_OBJECTS = {
 @pytest.mark.parametrize("body", NO_OBJECTS.values(), ids=list(NO_OBJECTS))
 def test_a_body_that_is_no_object_leaves_the_status(body, status):
     """Where the body is no JSON object the HTTP status decides."""
-    assert BY_STATUS[status] == judge(answer(body, status=status))
+    # A router that knows no such address names no code.
+    expected = errors.EndpointGoneError if status == 404 else BY_STATUS[status]
+    assert expected == judge(answer(body, status=status))
 
 
 @pytest.mark.parametrize("pair", [(b"[", b"]"), (b'{"a":', b"}")], ids=["list", "object"])
@@ -279,6 +283,27 @@ def test_a_refusal_keeps_what_the_answer_said(document, status):
         "task_id": None,
         "track": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"a": [1, None, "x"]}, '{"a": [1, null, "x"]}'),
+        ({"a": "x\u202e\x1b[31m\ud800 y"}, r'{"a": "x\u001b[31m y"}'),
+        ({"callbackUrl": "https://s/?key=0", "b": 1}, '{"callbackUrl": "[hidden]", "b": 1}'),
+        ({"callBackUrl": "https://s/?key=0"}, '{"callBackUrl": "[hidden]"}'),
+        ({"call_back_url": "https://s/?key=0"}, '{"call_back_url": "[hidden]"}'),
+        ({"callbackUrl": None}, '{"callbackUrl": null}'),
+        ({"p": '{"callBackUrl":"https://s/?key=0"}'}, r'{"p": "{\"callBackUrl\":\"[hidden]\"}"}'),
+        ({"a": "x" * 900}, '{"a": "' + "x" * 493),
+        ({"callbackUrl": "x" * 900, "b": 1}, '{"callbackUrl": "[hidden]", "b": 1}'),
+        ({"callbackUrl": "x" * 90_000, "b": 1}, '{"callbackUrl": "[hidden]'),
+    ],
+    ids=short,
+)
+def test_a_quoted_answer_is_printable_bounded_and_without_callback_urls(data, expected):
+    """An error may show it to anybody."""
+    assert expected == quote(data)
 
 
 def test_a_refusal_by_status_only_has_its_facts_too():

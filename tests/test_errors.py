@@ -46,6 +46,7 @@ SERVICE_ERRORS = [
     errors.SourceUnavailableError,
     errors.MaintenanceError,
     errors.FeatureDisabledError,
+    errors.EndpointGoneError,
     errors.ServerError,
 ]
 
@@ -114,6 +115,7 @@ SAMPLES: list[tuple[partial[KieWavError], dict[str, object], str]] = [
                 "else generate the music again",
                 "ask again in some minutes",
                 "ask again another day",
+                "check base_url",
                 "ask again",
             ],
             strict=True,
@@ -135,8 +137,14 @@ SAMPLES: list[tuple[partial[KieWavError], dict[str, object], str]] = [
         "submit the track again",
     ),
     (
-        partial(errors.ConversionTimeoutError, timeout_s=900.0, task_id="task-1", track=TRACK),
-        {"timeout_s": 900.0, "task_id": "task-1", "track": TRACK},
+        partial(
+            errors.ConversionTimeoutError,
+            timeout_s=900.0,
+            task_id="task-1",
+            track=TRACK,
+            answer="{}",
+        ),
+        {"timeout_s": 900.0, "task_id": "task-1", "track": TRACK, "answer": "{}"},
         "attach('task-1')",
     ),
     (
@@ -428,8 +436,18 @@ def test_about_shares_no_notes():
         (
             partial(errors.ConversionTimeoutError, timeout_s=900.0, task_id="task-1"),
             (
-                "task task-1 is not finished 900 s after it was accepted: it may "
-                "still finish, so attach('task-1') rather than submit again"
+                "task task-1 is not finished 900 s after we began to wait: it may "
+                "still finish, so wait again with attach('task-1'), which costs nothing"
+            ),
+        ),
+        (
+            partial(
+                errors.ConversionTimeoutError, timeout_s=900.0, task_id="task-1", answer='{"x": 1}'
+            ),
+            (
+                "task task-1 succeeded, but 900 s after we began to wait its answer still names "
+                'no file that we can read: {"x": 1}. It is paid for, so do not submit the track '
+                "again: attach('task-1') later, or fetch the file by hand"
             ),
         ),
         (
@@ -497,6 +515,7 @@ def test_about_shares_no_notes():
         "charge-limit",
         "failed",
         "timeout",
+        "timeout-answer",
         "headers",
         "timestamp",
         "signature",

@@ -4,89 +4,63 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_wav_async._health import ALIVE_S, LOOKED_BACK, CallbackHealth
+from kie_wav_async._health import LOOKED_BACK, CallbackHealth
 
 
-def health(ends="", *, called_back_at=None):
-    """Return what is known after conversions ended by callback (``c``) or by poll (``p``)."""
+def health(ends=""):
+    """Return what is known after ends by callback (``c``), by poll (``p``), or a stranger's."""
     made = CallbackHealth()
-    if called_back_at is not None:
-        made.called_back(called_back_at)
     for end in ends:
-        made.ended(is_called_back=end == "c")
+        if end == "s":
+            made.end()
+        else:
+            made.ended(is_called_back=end == "c")
     return made
 
 
-def test_the_bounds_are_the_documented_ones():
-    """Callbacks flow if one came within 15 minutes and the last 20 conversions had theirs."""
-    assert 900.0 == ALIVE_S
-    assert 20 == LOOKED_BACK
-
-
-@pytest.mark.parametrize("now", [-1e9, 0.0, 1e9])
-def test_without_a_callback_nothing_is_known_to_flow(now):
-    """Before the first callback, polling is what there is, whatever the clock begins with."""
-    assert not health().is_good(now)
-    assert not health("c" * 30).is_good(now)
-
-
-@pytest.mark.parametrize(
-    ("age_s", "is_good"),
-    [(0.0, True), (1.0, True), (899.999, True), (900.0, True), (900.001, False), (1e9, False)],
-)
-def test_a_callback_is_a_sign_of_life_for_15_minutes(age_s, is_good):
-    """One callback lets polling rest at once, and for no longer than 15 minutes."""
-    assert is_good is health(called_back_at=50.0).is_good(50.0 + age_s)
-
-
-def test_each_callback_begins_the_15_minutes_anew():
-    """The last callback counts, not the first."""
-    found = health(called_back_at=0.0)
-    found.called_back(800.0)
-
-    assert found.is_good(1_700.0)
-    assert not found.is_good(1_701.0)
+def test_the_bound_is_the_documented_one():
+    """Callbacks are healthy once they have settled the last 10 conversions."""
+    assert 10 == LOOKED_BACK
 
 
 @pytest.mark.parametrize(
     ("ends", "is_good"),
     [
-        ("", True),
-        ("c", True),
-        ("p", False),
-        ("cp", False),
-        ("pc", False),
-        ("c" * 19 + "p", False),
-        ("p" + "c" * 19, False),
-        ("p" + "c" * 20, True),
-        ("p" * 20 + "c" * 19, False),
-        ("p" * 20 + "c" * 20, True),
+        ("", False),
+        ("c", False),
+        ("c" * 9, False),
+        ("c" * 10, True),
+        ("c" * 100, True),
         ("c" * 100 + "p", False),
-        ("p" * 100 + "c" * 20, True),
-        ("p" + "c" * 20 + "p", False),
+        ("c" * 100 + "s", False),
+        ("p" + "c" * 9, False),
+        ("p" + "c" * 10, True),
+        ("s" + "c" * 9, False),
+        ("s" + "c" * 10, True),
+        ("c" * 9 + "p" + "c", False),
+        ("c" * 9 + "p" + "c" * 9, False),
+        ("c" * 10 + "p" + "c" * 10, True),
     ],
 )
-def test_twenty_conversions_in_a_row_needed_no_poll(ends, is_good):
-    """One conversion that only a poll noticed means polling until 20 more had callbacks."""
-    assert is_good is health(ends, called_back_at=0.0).is_good(0.0)
+def test_ten_conversions_in_a_row_are_settled_by_callbacks(ends, is_good):
+    """One that needed a poll, or a callback of a task not ours, and it takes 10 more."""
+    assert is_good is health(ends).is_good
 
 
-def test_a_flow_that_stopped_may_begin_again():
-    """Silence alone is forgiven by the next callback."""
-    found = health("ccc", called_back_at=0.0)
-    assert not found.is_good(10_000.0)
-
-    found.called_back(10_000.0)
-
-    assert found.is_good(10_000.0)
-
-
-@given(ends=st.text("cp", max_size=60), calls=st.lists(st.integers(0, 2_000)))
-def test_health_is_what_a_naive_memory_says(ends, calls):
-    """Only the last callback and the last 20 ends decide, in whichever order they came."""
+@pytest.mark.parametrize(("ends", "times"), [("", 0), ("c" * 9, 0), ("c" * 10, 1)])
+def test_the_end_of_health_is_told_once(ends, times):
+    """Whoever counts on callbacks is told when they no longer are healthy, and only then."""
     found = health(ends)
-    for call in sorted(calls):
-        found.called_back(float(call))
-    expected = bool(calls) and 2_000 - max(calls) <= 900 and "p" not in ends[-20:]
+    told = []
+    found.on_end = lambda: told.append(found.is_good)
 
-    assert expected is found.is_good(2_000.0)
+    found.ended(is_called_back=False)
+    found.end()
+
+    assert [False] * times == told
+
+
+@given(ends=st.text("cps", max_size=60))
+def test_health_is_what_a_naive_memory_says(ends):
+    """Only the last 10 ends decide, with nothing else among them."""
+    assert health(ends).is_good is (ends[-10:] == "c" * 10)

@@ -20,19 +20,19 @@ from kie_wav_async._lifecycle import (
 
 #: Where each event leads from each phase, by hand; "." for nowhere.
 TABLE = """
-         QUEUED    SENDING  UNKNOWN   FOUND    ACCEPTED  SUCCEEDED FAILED TIMED_OUT REFUSED WITHDRAWN
-SEND     SENDING   .        .         .        .         .         .      .         .       .
-POSTPONE .         QUEUED   .         .        .         .         .      .         .       .
-REFUSE   REFUSED   REFUSED  .         .        .         .         .      .         .       .
-WITHDRAW WITHDRAWN .        WITHDRAWN .        .         .         .      .         .       .
-LOSE     .         UNKNOWN  .         .        .         .         .      .         .       .
-RELAPSE  UNKNOWN   UNKNOWN  .         .        .         .         .      .         .       .
-RESEND   .         .        QUEUED    .        .         .         .      .         .       .
-ACCEPT   .         ACCEPTED ACCEPTED  ACCEPTED .         .         .      .         .       .
-SUCCEED  .         .        .         .        SUCCEEDED .         .      .         .       .
-FAIL     .         .        .         .        FAILED    .         .      .         .       .
-TIME_OUT .         .        .         .        TIMED_OUT .         .      .         .       .
-RETRACT  .         .        .         .        UNKNOWN   .         .      .         .       .
+         QUEUED    SENDING  UNKNOWN   KEPT      FOUND    ACCEPTED  SUCCEEDED FAILED TIMED_OUT REFUSED WITHDRAWN
+SEND     SENDING   .        .         .         .        .         .         .      .         .       .
+POSTPONE .         QUEUED   .         .         .        .         .         .      .         .       .
+REFUSE   REFUSED   REFUSED  .         .         .        .         .         .      .         .       .
+WITHDRAW WITHDRAWN .        WITHDRAWN .         .        .         .         .      .         .       .
+LOSE     .         UNKNOWN  .         .         .        .         .         .      .         .       .
+RELAPSE  UNKNOWN   UNKNOWN  .         .         .        .         .         .      .         .       .
+RESEND   .         .        QUEUED    .         .        .         .         .      .         .       .
+ACCEPT   .         ACCEPTED ACCEPTED  ACCEPTED  ACCEPTED .         .         .      .         .       .
+SUCCEED  .         .        .         SUCCEEDED .        SUCCEEDED .         .      .         .       .
+FAIL     .         .        .         FAILED    .        FAILED    .         .      .         .       .
+TIME_OUT .         .        .         .         .        TIMED_OUT .         .      .         .       .
+RETRACT  .         .        .         .         .        UNKNOWN   .         .      .         .       .
 """  # noqa: E501 - a row of the table is a line
 
 HEAD, *ROWS = [line.split() for line in TABLE.strip().splitlines()]
@@ -126,7 +126,6 @@ def test_a_new_entry_is_queued_and_knows_nothing() -> None:
         "accepted_mono_s": 0.0,
         "attempt_id": "",
         "attempts": 0,
-        "bare_successes": 0,
         "found_task_id": "",
         "is_again": False,
         "is_called_back": False,
@@ -139,5 +138,6 @@ def test_a_new_entry_is_queued_and_knows_nothing() -> None:
         "submitted_unix_s": 0.0,
         "task_id": "",
         "track": Track("5c79", "e1"),
+        "unread_answer": "",
     } == state_of(entry)
     assert not hasattr(entry, "__dict__")

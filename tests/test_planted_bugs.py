@@ -93,7 +93,9 @@ def test_tests_that_fail_without_a_bug_find_none(monkeypatch, capsys):
 @pytest.mark.campaign
 def test_what_is_no_bug_survives():
     """The script does not call found what changes nothing."""
-    harmless = Bug("harmless", "_health", (("import math\n", "import math  # so what\n"),))
+    harmless = Bug(
+        "harmless", "_health", (("import annotations\n", "import annotations  # so what\n"),)
+    )
 
     assert planted_bugs.try_bug(harmless).test is None
 
@@ -101,7 +103,11 @@ def test_what_is_no_bug_survives():
 @pytest.mark.campaign
 def test_what_breaks_every_import_is_told():
     """A planting that the tests cannot even import is an error and not a bug that was found."""
-    broken = Bug("broken", "_health", (("import math\n", "import no_such_module_as_this\n"),))
+    broken = Bug(
+        "broken",
+        "_health",
+        (("import annotations\n", "import annotations\nimport no_such_module_as_this\n"),),
+    )
 
     with pytest.raises(RunError, match="could not be run"):
         planted_bugs.try_bug(broken)

@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from fakes import LOST_CHARGED, LOST_FREE, UNSENT, FakeService, lost, raw, track
+from fakes import LOST_CHARGED, LOST_FREE, UNSENT, FakeService, counted, lost, raw, track
 from kie_wav_async import OnUnknown, PollSchedule, RetryPolicy, events
 from kie_wav_async.errors import (
     AuthenticationError,
@@ -52,7 +52,6 @@ NO_NEWS = {
     "code 455": lambda _: refused(455),
     "code 402": lambda _: refused(402),
     "status 403": lambda _: raw(b"error 1010", 403),
-    "status 404 without a code": lambda _: raw(b'{"status":404}', 404),
     "a redirect": lambda _: raw(b"", 307),
     "reset": raising(lost()),
     "timeout": raising(TransportTimeoutError("slow")),
@@ -83,6 +82,22 @@ async def test_no_news_changes_nothing(reply) -> None:
         assert 15.0 + 10 * 10.0 == pytest.approx(clock.monotonic() - started, abs=1e-6)
         assert 11 == session.statistics().polls
         assert 1 == session.statistics().settled_by_poll
+
+
+@pytest.mark.parametrize("code", [400, 404, 422, 500, 501])
+async def test_failure_told_under_an_error_code_ends_the_wait(code) -> None:
+    """An error code beside a record of our task that failed is that record, at once."""
+    clock = FakeClock()
+    service = FakeService(clock)
+    why = {"successFlag": "GENERATE_WAV_FAILED", "errorCode": 501, "errorMessage": "x"}
+    service.poll_replies.append(
+        lambda task_id: answer({"code": code, "msg": "no", "data": {"taskId": task_id, **why}})
+    )
+    async with service.session(poll=STEADY) as session:
+        with pytest.raises(ConversionFailedError, match=r"failed \(x\)") as caught:
+            await clock.run(session.convert(track()))
+        assert 501 == caught.value.record.error_code
+        assert 1 == session.statistics().polls
 
 
 # --- data: null ---------------------------------------------------------------------------
@@ -151,28 +166,51 @@ async def test_attached_task_without_record_is_missed_three_times() -> None:
 # --- endings ------------------------------------------------------------------------------
 
 
-async def test_success_without_url_is_believed_the_third_time() -> None:
-    """A task that claims success thrice and names no file has failed, and shows its record."""
+def bare(task_id, **fields):
+    """Return the record of a success that names no file."""
+    return pending(task_id, successFlag="SUCCESS", **fields)
+
+
+async def test_success_without_url_is_no_news_until_the_timeout(caplog) -> None:
+    """It is polled on, logged once, and the error then shows the answer and does not say pay."""
     clock = FakeClock()
     service = FakeService(clock)
-    bare = lambda task_id: pending(task_id, successFlag="SUCCESS")  # noqa: E731 - a row's reply
-    service.poll_replies += [bare, pending, bare, bare]
-    async with service.session(poll=STEADY) as session:
-        with pytest.raises(ConversionFailedError) as caught:
+    service.poll_replies += [
+        lambda task_id: bare(task_id, response={"x": "https://h/y"}, callbackUrl="https://s/?t=0")
+    ] * 100
+    async with service.session(poll=STEADY, timeout_s=200.0) as session:
+        with pytest.raises(ConversionTimeoutError) as caught:
             await clock.run(session.convert(track()))
-        assert "SUCCESS" == caught.value.record.status
-        assert 4 == session.statistics().polls
-        assert 1 == session.statistics().failed
+        assert 19 == session.statistics().polls
+        assert {"submitted": 1, "accepted": 1, "timed_out": 1, "polls": 19} == counted(session)
+    assert '"response": {"x": "https://h/y"}' in caught.value.answer
+    assert '"callbackUrl": "[hidden]"' in caught.value.answer
+    assert caught.value.answer in str(caught.value)
+    assert "do not submit the track again: attach('task0001')" in str(caught.value)
+    assert 1 == sum("names no file" in record.getMessage() for record in caplog.records)
 
 
-async def test_success_names_its_file_at_last() -> None:
-    """Two successes without a file do no harm to one that names it."""
+async def test_the_answer_is_shown_only_if_it_is_the_last_word() -> None:
+    """A task that is pending again is one that may still finish."""
+    clock = FakeClock()
+    service = FakeService(clock, conversion_s=1e9)
+    service.poll_replies += [bare, bare]
+    async with service.session(poll=STEADY, timeout_s=200.0) as session:
+        with pytest.raises(ConversionTimeoutError, match="may still finish") as caught:
+            await clock.run(session.convert(track()))
+    assert "" == caught.value.answer
+
+
+@pytest.mark.parametrize("polls", [1, 3, 4, 10, 80])
+async def test_success_names_its_file_when_it_likes(polls) -> None:
+    """However many successes came without a file, the one that names it settles."""
     clock = FakeClock()
     service = FakeService(clock, conversion_s=0.0)
-    service.poll_replies += [lambda task_id: pending(task_id, successFlag="SUCCESS")] * 2
+    service.poll_replies += [bare] * polls
     async with service.session(poll=STEADY) as session:
         wav = await clock.run(session.convert(track()))
         assert "https://media.invalid/task0001.wav" == str(wav.url)
+        assert polls + 1 == session.statistics().polls
 
 
 async def test_callback_exception_with_url_is_success() -> None:
@@ -227,17 +265,16 @@ async def test_unknown_word_is_pending_and_logged_once(caplog) -> None:
 
 
 async def test_terminal_once() -> None:
-    """News that comes after the end is counted if it is terminal, and changes nothing."""
+    """A conversion that ended stays so, though the news that comes later is kept."""
     clock = FakeClock()
     service = FakeService(clock, conversion_s=0.0, latency_s=4.0)
     async with service.session(poll=STEADY, timeout_s=17.0) as session:
         conversion = await clock.run(session.submit(track()))
         with pytest.raises(ConversionTimeoutError):
             await clock.run(conversion.wait())
-        assert 0 == session.statistics().duplicates
         await clock.advance(5.0)  # The poll on the wire comes back with the file.
         counted = session.statistics()
-        assert (1, 1, 0) == (counted.duplicates, counted.timed_out, counted.settled_by_poll)
+        assert (0, 1, 1) == (counted.duplicates, counted.timed_out, counted.settled_by_poll)
         with pytest.raises(ConversionTimeoutError):
             conversion.result()
 
@@ -267,24 +304,6 @@ async def test_timeout_counts_from_acceptance() -> None:
         assert 32.0 == clock.monotonic() - called
         assert isinstance(caught.value, TimeoutError)
         assert ("task0001", track()) == (caught.value.task_id, caught.value.track)
-
-
-async def test_timed_out_task_leaves_and_can_be_attached() -> None:
-    """A task that ran into our timeout is out of the books, and attach() takes it up again."""
-    clock = FakeClock()
-    service = FakeService(clock, conversion_s=60.0)
-    async with service.session(timeout_s=30.0) as session:
-        with pytest.raises(ConversionTimeoutError):
-            await clock.run(session.convert(track()))
-        assert () == session.conversions()
-        counted = session.statistics()
-        assert (1, 0) == (counted.timed_out, counted.in_flight)
-        polls = counted.polls
-        await clock.advance(100.0)
-        assert polls == session.statistics().polls
-
-        wav = await clock.run(session.attach("task0001", track=track()).wait())
-        assert ("task0001", track(), None) == (wav.task_id, wav.track, wav.expires_at)
 
 
 async def test_timeouts_end_in_order() -> None:

@@ -8,27 +8,25 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fakes import LOST_CHARGED, FakeService, counted, lost, raw, track
+from fakes import LOST_CHARGED, FakeService, lost, make_healthy, raw, track
 from kie_wav_async import (
     CallbackTrust,
     CallbackVerdict,
     PollSchedule,
     RateLimit,
     _poller,
-    events,
 )
 from kie_wav_async.errors import (
     AuthenticationError,
     ConversionFailedError,
     ConversionTimeoutError,
     NotFoundError,
-    SignatureError,
     SubmitUnknownError,
 )
 from kie_wav_async.testing import FakeClock, failed, no_record, pending, refused
 
 if TYPE_CHECKING:
-    from kie_wav_async import Conversion, WavSession, WireResponse
+    from kie_wav_async import Conversion, WavSession
 
 CONFIRMING, SETTLED = CallbackVerdict.CONFIRMING, CallbackVerdict.SETTLED
 
@@ -229,17 +227,16 @@ async def test_after_a_hint_comes_the_interval(clock, service) -> None:
 
 
 async def test_after_a_hint_comes_the_interval_and_not_the_backstop(clock, service) -> None:
-    """A conversion whose hint brought nothing is polled at the interval though callbacks flow."""
+    """A conversion whose hint brought nothing is then polled at the interval."""
     async with service.listening(poll=STEADY, timeout_s=None) as session:
+        make_healthy(session)
         await in_flight(clock, session)
-        await service.callback("task0001").to(session)
-        await clock.run(session.submit(track(2)))
         start = clock.monotonic()
-        await clock.advance(100.0)
+        await clock.advance(50.0)
         assert [] == service.polled_at
-        await hint_by_failure(service, session, "task0002")
+        await hint_by_failure(service, session, "task0001")
         await clock.advance(30.0)
-        assert [100.0, 110.0, 120.0, 130.0] == since(start, service.polls_of("task0002"))
+        assert [50.0, 60.0, 70.0, 80.0] == since(start, service.polled_at_moments)
 
 
 async def hint_by_failure(service: FakeService, session: WavSession, task_id: str) -> None:
@@ -473,7 +470,7 @@ async def test_hint_of_what_has_settled_meanwhile(clock, service) -> None:
 
 
 async def test_hint_of_what_has_timed_out_meanwhile(clock, service) -> None:
-    """A hint that waits for its turn is void once the conversion has timed out."""
+    """A hint that waits for its turn is still polled once: the task is known, if not waited for."""
     async with hinting(service, timeout_s=5.0) as session:
         (conversion,) = await in_flight(clock, session)
         await clock.advance(4.0)
@@ -483,7 +480,7 @@ async def test_hint_of_what_has_timed_out_meanwhile(clock, service) -> None:
         await clock.advance(60.0)
         with pytest.raises(ConversionTimeoutError):
             conversion.result()
-        assert 1 == session.statistics().polls
+        assert 2 == session.statistics().polls
 
 
 async def test_hint_when_the_session_closes(clock, service) -> None:
@@ -609,29 +606,6 @@ async def test_so_many_tasks_are_probed_and_no_more(clock, service, monkeypatch)
 # --- patience -----------------------------------------------------------------------------
 
 
-async def test_hints_do_not_use_up_patience_with_a_bare_success(clock, service) -> None:
-    """A record that names no file is borne three scheduled polls, however often callbacks come."""
-
-    def bare(task_id: str) -> WireResponse:
-        return pending(task_id, successFlag="SUCCESS")
-
-    service.poll_replies += [bare] * 30
-    poll = PollSchedule(first_s=15.0, interval_s=10.0, jitter=0.0)
-    async with hinting(service, poll=poll) as session:
-        (conversion,) = await in_flight(clock, session)
-        for _ in range(4):
-            await hint(service, session)
-            await clock.advance(2.0)
-        assert (4, False) == (session.statistics().polls, conversion.done())
-        # Polled by schedule at 10, 20 and 30 s; it is 8 now.
-        await clock.advance(21.5)
-        assert not conversion.done()
-        await clock.advance(1.0)
-        with pytest.raises(ConversionFailedError):
-            conversion.result()
-        assert 7 == session.statistics().polls
-
-
 async def test_hints_do_not_use_up_patience_with_an_attached_task(clock, service) -> None:
     """An attached task without a record is missed at three scheduled polls, hints aside."""
     service.poll_replies += [lambda _: no_record()] * 30
@@ -654,218 +628,3 @@ async def test_hinted_failure_ends_the_wait(clock, service) -> None:
         await hint(service, session)
         with pytest.raises(ConversionFailedError):
             await clock.run(conversion.wait())
-
-
-# --- may polling rest? --------------------------------------------------------------------
-
-
-async def first_poll_s(
-    clock: FakeClock, service: FakeService, session: WavSession, number: int
-) -> float:
-    """Return how long after its acceptance a track is first polled; leave no trace."""
-    health = session._desk.health
-    before = (health._called_back_at, health._needed_poll.copy())
-    conversion = await clock.run(session.submit(track(number)))
-    start = clock.monotonic()
-    service.finish(conversion.task_id)
-    await clock.run(conversion.wait())
-    health._called_back_at, health._needed_poll = before
-    (polled_at,) = service.polls_of(conversion.task_id)
-    return polled_at - start
-
-
-async def test_polling_rests_once_a_callback_has_come(clock, service) -> None:
-    """The first callback makes the conversions accepted after it wait for the backstop."""
-    async with service.listening(poll=STEADY) as session:
-        assert 15.0 == await first_poll_s(clock, service, session, 1)
-        await clock.run(session.submit(track(2)))
-        assert SETTLED is await service.callback("task0002").to(session)
-        assert 300.0 == await first_poll_s(clock, service, session, 3)
-
-
-async def test_hint_that_a_poll_confirms_needed_no_poll(clock, service) -> None:
-    """Under HINT polling rests as well: what a callback told of was not found by polling."""
-    async with hinting(service, poll=STEADY) as session:
-        for number in range(1, 4):
-            conversion = await clock.run(session.submit(track(number)))
-            service.finish(conversion.task_id)
-            await hint(service, session, conversion.task_id)
-            assert "poll" == (await clock.run(conversion.wait())).settled_by
-        assert 300.0 == await first_poll_s(clock, service, session, 9)
-
-
-@pytest.mark.parametrize(("quiet_s", "expected"), [(899.5, 300.0), (900.0, 300.0), (900.5, 15.0)])
-async def test_callback_counts_for_15_minutes(clock, service, quiet_s, expected) -> None:
-    """Polling rests for 15 minutes after the last callback of a conversion of ours."""
-    async with service.listening(poll=STEADY, timeout_s=None) as session:
-        await clock.run(session.submit(track(1)))
-        await service.callback("task0001").to(session)
-        await clock.advance(quiet_s)
-        assert expected == await first_poll_s(clock, service, session, 2)
-
-
-@pytest.mark.parametrize(
-    ("timeout_s", "backstop_s", "expected"),
-    [
-        (None, 300.0, 300.0),
-        (300.1, 300.0, 300.0),
-        (300.0, 300.0, 15.0),
-        (100.0, 300.0, 15.0),
-        (100.0, 99.0, 99.0),
-    ],
-)
-async def test_backstop_comes_before_the_timeout(
-    clock, service, timeout_s, backstop_s, expected
-) -> None:
-    """Who would be given up before the backstop is polled as if no callbacks came."""
-    poll = PollSchedule(first_s=15.0, interval_s=10.0, backstop_s=backstop_s)
-    async with service.listening(poll=poll, timeout_s=timeout_s) as session:
-        await clock.run(session.submit(track(1)))
-        await service.callback("task0001").to(session)
-        assert expected == await first_poll_s(clock, service, session, 2)
-
-
-async def settle_by_callback(
-    clock: FakeClock, service: FakeService, session: WavSession, number: int
-) -> None:
-    """Have one conversion settled by its callback."""
-    conversion = await clock.run(session.submit(track(number)))
-    assert SETTLED is await service.callback(conversion.task_id).to(session)
-
-
-async def test_lost_callback_is_found_by_the_backstop(clock, service) -> None:
-    """A conversion whose callback is lost settles by its poll at the backstop."""
-    async with service.listening(poll=STEADY) as session:
-        await settle_by_callback(clock, service, session, 1)
-        conversion = await clock.run(session.submit(track(2)))
-        start = clock.monotonic()
-        service.finish("task0002")
-        wav = await clock.run(conversion.wait())
-        assert ("poll", 300.0) == (wav.settled_by, clock.monotonic() - start)
-        assert 1 == session.statistics().polls
-
-
-@pytest.mark.parametrize(("later", "expected"), [(0, 15.0), (19, 15.0), (20, 300.0)])
-async def test_lost_callback_makes_polling_fall_back(clock, service, later, expected) -> None:
-    """One conversion that needed a poll counts until 20 others have needed none."""
-    async with service.listening(poll=STEADY) as session:
-        await settle_by_callback(clock, service, session, 1)
-        lost_one = await clock.run(session.submit(track(2)))
-        service.finish("task0002")
-        await clock.run(lost_one.wait())
-        await settle_by_callback(clock, service, session, 3)
-        for number in range(4, 3 + later):
-            await settle_by_callback(clock, service, session, number)
-        if later == 0:
-            # Not even the callback of one that was in flight meanwhile makes it good.
-            assert 15.0 == await first_poll_s(clock, service, session, 98)
-        assert expected == await first_poll_s(clock, service, session, 99)
-
-
-async def test_failure_found_by_polling_needed_a_poll(clock, service) -> None:
-    """A failure that no callback told of makes polling fall back too."""
-    async with service.listening(poll=STEADY) as session:
-        await settle_by_callback(clock, service, session, 1)
-        conversion = await clock.run(session.submit(track(2)))
-        service.poll_replies.append(failed)
-        with pytest.raises(ConversionFailedError):
-            await clock.run(conversion.wait())
-        assert 15.0 == await first_poll_s(clock, service, session, 3)
-
-
-async def test_conversion_that_timed_out_does_not_tell_of_callbacks(clock, service) -> None:
-    """A conversion that nobody could have called back yet, and that we gave up, is no bad sign."""
-    poll = PollSchedule(first_s=15.0, interval_s=10.0, backstop_s=50.0, jitter=0.0)
-    async with service.listening(poll=poll, timeout_s=100.0) as session:
-        await settle_by_callback(clock, service, session, 1)
-        slow = await clock.run(session.submit(track(2)))
-        with pytest.raises(ConversionTimeoutError):
-            await clock.run(slow.wait())
-        assert 50.0 == await first_poll_s(clock, service, session, 3)
-
-
-async def test_conversion_of_others_does_not_tell_of_our_callbacks(clock, service) -> None:
-    """An attached task that a poll settles, whose callback went elsewhere, is no bad sign."""
-    async with service.listening(poll=STEADY) as session:
-        await settle_by_callback(clock, service, session, 1)
-        service.create("old", track(50))
-        service.finish("old")
-        await clock.run(session.attach("old").wait())
-        assert 300.0 == await first_poll_s(clock, service, session, 2)
-
-
-async def forged(service: FakeService, session: WavSession) -> None:
-    """Deliver what nobody with the key has signed."""
-    with pytest.raises(SignatureError):
-        await service.callback("task0001", key="whk-of-somebody-else").to(session)
-
-
-async def stale(service: FakeService, session: WavSession) -> None:
-    """Deliver an old one."""
-    with pytest.raises(SignatureError):
-        await service.callback("task0001", at_s=-1_000.0).to(session)
-
-
-async def foreign(service: FakeService, session: WavSession) -> None:
-    """Deliver an authentic one of a task that is not ours."""
-    assert CallbackVerdict.ORPHAN is await service.callback("of-another-product").to(session)
-
-
-@pytest.mark.parametrize("deliver", [forged, stale, foreign])
-async def test_what_is_no_callback_of_ours_is_no_good_sign(clock, service, deliver) -> None:
-    """Polling does not rest for callbacks that are refused, or of tasks that are not ours."""
-    async with service.listening(poll=STEADY) as session:
-        await clock.run(session.submit(track(1)))
-        await deliver(service, session)
-        # Both are due at the same moment.
-        polled_s = await first_poll_s(clock, service, session, 2)
-        assert pytest.approx(15.0, abs=0.1) == polled_s
-
-
-async def test_without_keys_polling_never_rests(clock, service) -> None:
-    """Without keys callbacks cause polls, and are no sign that more will come."""
-    async with service.listening(poll=STEADY, webhook_keys=()) as session:
-        conversion = await clock.run(session.submit(track(1)))
-        service.finish("task0001")
-        await hint(service, session)
-        await clock.run(conversion.wait())
-        assert 15.0 == await first_poll_s(clock, service, session, 2)
-
-
-async def test_run_of_lost_callbacks_loses_nothing(clock, service) -> None:
-    """With every third callback lost all conversions settle, none later than its backstop."""
-    service.conversion_s = 60.0
-    seen: list[events.Event] = []
-    async with service.listening(
-        poll=STEADY, rate_limit=RateLimit(1, per_s=20.0), on_event=seen.append
-    ) as session:
-        waiting = [asyncio.create_task(session.convert(track(n))) for n in range(1, 31)]
-        called: set[str] = set()
-        while not all(waiter.done() for waiter in waiting):
-            await clock.advance(1.0)
-            for number, task in enumerate(service.tasks.values()):
-                if task.ends_at <= clock.monotonic() and task.task_id not in called:
-                    called.add(task.task_id)
-                    if number % 3:
-                        await service.callback(task.task_id).to(session)
-        figures = counted(session)
-        assert 30 == figures["settled_by_callback"] + figures["settled_by_poll"]
-        assert {"submitted": 30, "accepted": 30} == {
-            name: figures[name] for name in ("submitted", "accepted")
-        }
-        begun = {e.task_id: e.at for e in seen if isinstance(e, events.Submitted)}
-        ended = {e.wav.task_id: e.at for e in seen if isinstance(e, events.Settled)}
-        assert 300.0 >= max((ended[t] - begun[t]).total_seconds() for t in begun)
-        assert begun.keys() == ended.keys()
-
-
-async def test_callbacks_that_all_come_save_all_polls(clock, service) -> None:
-    """While callbacks flow no poll is sent, however long the run is."""
-    async with service.listening(poll=STEADY) as session:
-        await settle_by_callback(clock, service, session, 1)
-        polls = session.statistics().polls
-        for number in range(2, 60):
-            conversion = await clock.run(session.submit(track(number)))
-            await clock.advance(60.0)
-            assert SETTLED is await service.callback(conversion.task_id).to(session)
-        assert 0 == polls == session.statistics().polls

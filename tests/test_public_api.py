@@ -52,6 +52,7 @@ NAMES = {
         "ConversionFailedError",
         "ConversionTimeoutError",
         "DownloadError",
+        "EndpointGoneError",
         "FeatureDisabledError",
         "InsufficientCreditsError",
         "InvalidRequestError",
@@ -250,7 +251,7 @@ def test_the_settings_of_a_session() -> None:
                 "rate_limit": kie.RateLimit(20, per_s=10.0),
                 "max_in_flight": 400,
                 "poll": kie.PollSchedule(
-                    first_s=15.0, interval_s=10.0, jitter=0.2, backstop_s=300.0, max_per_s=30.0
+                    first_s=15.0, interval_s=10.0, jitter=0.2, backstop_s=60.0, max_per_s=30.0
                 ),
                 "retry": kie.RetryPolicy(
                     attempts=3, base_s=1.0, cap_s=20.0, retry_after_cap_s=300.0

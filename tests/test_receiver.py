@@ -114,6 +114,7 @@ SETTLING = {
     ),
     ("alone", "200", "https"),
     ("right", "200", "nested"),
+    ("right", "200", "no text"),
 }
 
 
@@ -440,25 +441,21 @@ async def test_poll_under_way_is_a_duplicate(clock, service) -> None:
         assert 1 == session.statistics().duplicates
 
 
-async def test_callback_after_a_timeout_is_for_attach(clock, service) -> None:
-    """A callback of a conversion that timed out is kept, and attach() then asks at once."""
+async def test_callback_after_a_timeout_settles_the_task(clock, service) -> None:
+    """A callback of a conversion that timed out is taken, for whoever asks for the track again."""
     service.conversion_s = 1e9
     async with service.listening(timeout_s=100.0) as session:
         conversion = await clock.run(session.submit(track()))
         await clock.advance(100.0)
-        assert conversion.done()
         polls = session.statistics().polls
-        assert ORPHAN is await service.callback("task0001").to(session)
-        service.finish("task0001")
-        await clock.advance(60.0)
-        assert polls == session.statistics().polls
-        assert 1 == session.statistics().orphans
-        attached_at = clock.monotonic()
-        wav = await clock.run(session.attach("task0001").wait())
+        assert SETTLED is await service.callback("task0001").to(session)
+        with pytest.raises(ConversionTimeoutError):
+            conversion.result()
+        wav = await clock.run(session.convert(track()))
 
-        assert attached_at == clock.monotonic() == service.polls_of("task0001")[-1]
-        assert ("poll", None) == (wav.settled_by, wav.expires_at)
-        assert polls + 1 == session.statistics().polls
+        assert ("callback", "called-back.wav") == (wav.settled_by, wav.url.name)
+        assert wav.expires_at is not None
+        assert (polls, 1) == (session.statistics().polls, service.charged)
 
 
 # --- before the answer --------------------------------------------------------------------
@@ -723,8 +720,8 @@ async def test_unreadable_record_leaves_a_hint_without_effect(clock, service) ->
 
 
 def test_the_tables_of_this_file_can_tell(service) -> None:
-    """The table of cells holds every kind of cell once, and ten of them settle."""
+    """The table of cells holds every kind of cell once, and eleven of them settle."""
     assert 5 * 4 * 7 + 7 + 5 + 7 == len(set(CELLS)) == len(CELLS)
-    assert 10 == len(SETTLING & set(CELLS)) == len(SETTLING)
+    assert 11 == len(SETTLING & set(CELLS)) == len(SETTLING)
     body = json.loads(said(service, ("right", "missing", "none"), "t1", "a").body)
     assert {"msg": "success", "data": {"task_id": "t1"}} == body

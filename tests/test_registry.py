@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 
+import attrs
 import pytest
 from yarl import URL
 
@@ -463,7 +464,7 @@ class TestAdoption:
         """A doubt resolved after its track has ended gives the track a new entry."""
         entry = resent(books)
         books.accept(entry, "t2", 100.0)
-        books.time_out(entry, 5.0)
+        books.time_out(entry, 5.0, 1_000.0)
         anew = books.adopt_unknown("a1", "t1", 110.0)
 
         assert anew is not entry
@@ -529,7 +530,7 @@ class TestAdoption:
         books.resend(entry)
         books.send(entry, "a3", NOW_UNIX_S)
         books.accept(entry, "t1", 100.0)
-        books.time_out(entry, 5.0)
+        books.time_out(entry, 5.0, 1_000.0)
         assert books.absolve("a2") is None
 
     @pytest.mark.parametrize("resolve", ["adopt", "absolve"])
@@ -580,7 +581,7 @@ class TestAttach:
 
         assert books.find(TRACK) is entry
         assert books.find_task("t1") is attached
-        books.time_out(attached, 5.0)
+        books.time_out(attached, 5.0, 1_000.0)
         assert books.find(TRACK) is entry
 
     def test_a_track_can_be_named_later(self, books: Books) -> None:
@@ -686,20 +687,26 @@ class TestNews:
         assert (Phase.ACCEPTED, None) == (entry.phase, entry.outcome)
         assert 1 == books.statistics().in_flight
 
-    def test_the_third_success_without_a_file_is_a_failure(self, books: Books) -> None:
-        """A record that claims success and names no file is believed the third time."""
+    def test_a_success_without_a_file_is_no_news(self, books: Books) -> None:
+        """A record that says success and names no file changes nothing, however often."""
         entry = accepted(books)
-        bare = record()
 
-        assert not books.observe(entry, bare, 110.0, "poll")
-        assert not books.observe(entry, PENDING, 115.0, "poll")
-        assert not books.observe(entry, bare, 120.0, "poll")
-        assert books.observe(entry, bare, 130.0, "poll")
-        assert isinstance(entry.outcome, ConversionFailedError)
-        assert entry.outcome.record is bare
-        assert TRACK == entry.outcome.track
-        assert "task t1 succeeded 3 times without naming a file" in str(entry.outcome)
-        assert 1 == books.statistics().failed
+        for _ in range(100):
+            assert not books.observe(entry, record(), 1e6, "poll")
+        assert (Phase.ACCEPTED, None) == (entry.phase, entry.outcome)
+
+    @pytest.mark.parametrize(("later", "is_shown"), [(None, True), (PENDING, False)])
+    def test_the_timeout_shows_a_success_without_a_file(
+        self, books: Books, later: TaskRecord | None, *, is_shown: bool
+    ) -> None:
+        """It shows the answer if that was the last word; a missing record is none."""
+        entry = accepted(books)
+        books.observe(entry, attrs.evolve(record(), raw={"file": "here"}), 110.0, "poll")
+        books.observe(entry, later, 120.0, "poll")
+        books.time_out(entry, 900.0, 1_000.0)
+
+        assert isinstance(entry.outcome, ConversionTimeoutError)
+        assert ('{"file": "here"}' if is_shown else "") == entry.outcome.answer
 
     @pytest.mark.parametrize("origin", [Origin.SUBMITTED, Origin.ADOPTED])
     def test_a_task_may_be_missing_for_a_minute(self, books: Books, origin: Origin) -> None:
@@ -779,7 +786,7 @@ class TestNews:
     def test_a_timeout_lets_the_task_go(self, books: Books) -> None:
         """A conversion that took too long leaves the books; its task may be attached again."""
         entry = accepted(books)
-        books.time_out(entry, 900.0)
+        books.time_out(entry, 900.0, 1_000.0)
 
         assert Phase.TIMED_OUT is entry.phase
         assert isinstance(entry.outcome, ConversionTimeoutError)
@@ -796,7 +803,7 @@ class TestNews:
         entry = succeeded(books)
 
         with pytest.raises(IllegalTransition):
-            books.time_out(entry, 900.0)
+            books.time_out(entry, 900.0, 1_000.0)
 
         assert 0 == books.statistics().timed_out
 
@@ -865,7 +872,7 @@ class TestMemory:
 
     def test_a_task_that_timed_out_has_not_ended(self, books: Books) -> None:
         """A task that we only stopped waiting for may still finish, so it is not over."""
-        books.time_out(accepted(books), 900.0)
+        books.time_out(accepted(books), 900.0, 1_000.0)
 
         assert not books.has_ended("t1")
 
@@ -910,6 +917,121 @@ class TestMemory:
         assert [False, False, True] == [books.has_ended(f"t{number}") for number in range(3)]
 
 
+def kept(books: Books, track: Track = TRACK, task_id: str = "t1", at_s: float = 1_000.0) -> Entry:
+    """Return the entry that one leaves whose wait timed out."""
+    books.time_out(accepted(books, track, task_id), 900.0, at_s)
+    (entry,) = books.known(task_id)
+    return entry
+
+
+class TestKept:
+    def test_the_bounds_are_the_documented_ones(self) -> None:
+        """A task is kept for 14 days, and 100,000 of them at most."""
+        assert (14 * 86_400.0, 100_000) == (_registry.KEPT_S, _registry.MAX_KEPT)
+
+    def test_an_entry_that_timed_out_leaves_another(self, books: Books) -> None:
+        """It knows what the first one did, is found by track and task, and takes no place."""
+        first = accepted(books)
+        books.time_out(first, 900.0, 1_000.0)
+        (entry,) = books.known("t1")
+
+        assert entry is not first
+        assert (Phase.KEPT, "t1", TRACK, "a1") == (
+            entry.phase,
+            entry.task_id,
+            entry.track,
+            entry.attempt_id,
+        )
+        assert books.find_kept(TRACK) is entry
+        assert (None, None, ()) == (books.find(TRACK), books.find_task("t1"), (*books.in_flight(),))
+        assert (0, 0, ()) == (books.places, books.statistics().in_flight, books.waiting())
+
+    def test_a_kept_entry_that_is_joined_is_in_flight_again(self, books: Books) -> None:
+        """It begins anew, takes a place, and is not kept any more."""
+        entry = kept(books)
+        books.rejoin(entry, 5_000.0)
+
+        assert (Phase.ACCEPTED, 5_000.0) == (entry.phase, entry.accepted_mono_s)
+        assert entry is books.find(TRACK) is books.find_task("t1")
+        assert (None, 1, 1) == (books.find_kept(TRACK), books.places, books.statistics().in_flight)
+        assert {"submitted": 1, "accepted": 1, "in_flight": 1, "timed_out": 1} == counted(books)
+
+    def test_news_of_a_kept_task_settles_it(self, books: Books) -> None:
+        """Its file is remembered, with its age, and nothing of it is kept."""
+        entry = kept(books)
+        assert books.observe(entry, record(wav_url=LINK), 5_000.0, "callback")
+
+        assert books.find_result(TRACK) is entry
+        assert isinstance(entry.outcome, WavFile)
+        assert entry.outcome.expires_at is not None
+        assert ((), None, True) == (
+            books.known("t1"),
+            books.find_kept(TRACK),
+            books.has_ended("t1"),
+        )
+        assert (0, 0) == (books.places, books.statistics().in_flight)
+
+    @pytest.mark.parametrize("news", [record(TaskState.FAILED), None])
+    def test_bad_news_of_a_kept_task_ends_it(self, books: Books, news: TaskRecord | None) -> None:
+        """A failure, or no record, is its end."""
+        entry = kept(books)
+        assert books.observe(entry, news, 5_000.0, "poll")
+        assert (Phase.FAILED, ()) == (entry.phase, books.known("t1"))
+
+    def test_no_news_leaves_it_kept(self, books: Books) -> None:
+        """A record that is pending changes nothing."""
+        entry = kept(books)
+        assert not books.observe(entry, PENDING, 5_000.0, "poll")
+        assert (entry,) == books.known("t1")
+
+    def test_the_latest_of_a_track_is_found(self, books: Books) -> None:
+        """Once that is over, the one before."""
+        first, second = kept(books), kept(books, task_id="t2")
+        assert books.find_kept(TRACK) is second
+        books.observe(second, record(TaskState.FAILED), 5_000.0, "poll")
+        assert books.find_kept(TRACK) is first
+
+    @pytest.mark.parametrize(("track", "named"), [(None, TRACK), (OTHER, OTHER)])
+    def test_a_task_that_is_still_followed_is_not_kept(
+        self, books: Books, track: Track | None, named: Track
+    ) -> None:
+        """Whoever follows it still is found by its track, unless it is of another."""
+        entry = accepted(books)
+        follower = books.attach("t1", track, 500.0)
+        books.time_out(entry, 900.0, 1_000.0)
+
+        assert ((follower,), None) == (books.known("t1"), books.find_kept(TRACK))
+        assert (named, follower) == (follower.track, books.find(named))
+
+    def test_a_task_without_a_track_is_kept_too(self, books: Books) -> None:
+        """An attached task is found by its id alone."""
+        books.time_out(books.attach("t1", None, 100.0), 900.0, 1_000.0)
+        (entry,) = books.known("t1")
+        books.rejoin(entry, 2_000.0)
+
+        assert (entry, 0) == (books.find_task("t1"), books.places)
+
+    def test_a_task_that_is_followed_anew_is_not_kept(self, books: Books) -> None:
+        """One entry is enough for news of it."""
+        kept(books)
+        follower = books.attach("t1", None, 2_000.0)
+
+        assert ((follower,), None) == (books.known("t1"), books.find_kept(TRACK))
+
+    def test_the_first_to_time_out_is_forgotten_first(
+        self, books: Books, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where there are too many, or they are too old."""
+        monkeypatch.setattr(_registry, "MAX_KEPT", 2)
+        for number in range(3):
+            kept(books, Track("5c79", f"k{number}"), f"t{number}", 1_000.0 + number)
+        assert [0, 1, 1] == [len(books.known(f"t{number}")) for number in range(3)]
+        kept(books, TRACK, "t9", 1_001.0 + 14 * 86_400.0)
+        assert [0, 1, 1] == [len(books.known(name)) for name in ("t1", "t2", "t9")]
+        kept(books, OTHER, "t10", 10_000.0 + 28 * 86_400.0)
+        assert [0, 0, 1] == [len(books.known(name)) for name in ("t2", "t9", "t10")]
+
+
 class TestHints:
     def test_a_hint_without_a_record_is_no_miss(self, books: Books) -> None:
         """A poll that a callback caused does not count among the three an attached task has."""
@@ -921,17 +1043,6 @@ class TestHints:
         assert not books.observe(entry, None, 1.0, "poll", is_hint=True)
         assert books.observe(entry, None, 1.0, "poll")
         assert isinstance(entry.outcome, NotFoundError)
-
-    def test_a_hint_without_a_file_is_no_bare_success(self, books: Books) -> None:
-        """A poll that a callback caused does not count among the three that may name no file."""
-        entry = accepted(books)
-        for _ in range(9):
-            assert not books.observe(entry, record(), 130.0, "poll", is_hint=True)
-        for _ in range(2):
-            assert not books.observe(entry, record(), 130.0, "poll")
-        assert not books.observe(entry, record(), 130.0, "poll", is_hint=True)
-        assert books.observe(entry, record(), 130.0, "poll")
-        assert isinstance(entry.outcome, ConversionFailedError)
 
     def test_a_hint_with_news_settles(self, books: Books) -> None:
         """A poll that a callback caused settles like any other if it brings news."""
@@ -998,7 +1109,7 @@ def _fail(books: Books, track: Track, name: str) -> None:
 
 
 def _time_out(books: Books, track: Track, name: str) -> None:
-    books.time_out(accepted(books, track, f"t{name}"), 900.0)
+    books.time_out(accepted(books, track, f"t{name}"), 900.0, 1_000.0)
 
 
 @pytest.mark.parametrize(
@@ -1040,7 +1151,7 @@ def test_all_that_follow_a_task_are_known_until_they_end(
     assert tuple(followers) == books.following("t1") == tuple(books.in_flight())
     left = list(followers)
     for number in order:
-        books.time_out(followers[number], 9.0)
+        books.time_out(followers[number], 9.0, 1_000.0)
         left.remove(followers[number])
         assert tuple(left) == books.following("t1") == tuple(books.in_flight())
         assert (left[0] if left else None) is books.find_task("t1")

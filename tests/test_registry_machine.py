@@ -28,6 +28,7 @@ from kie_wav_async.errors import (
 
 REMEMBERED = 2
 ENDED_REMEMBERED = 1
+MAX_KEPT = 2
 TRACKS = [Track("5c79", f"e{number}") for number in range(3)]
 LINK = URL("https://media.invalid/x.wav")
 
@@ -47,7 +48,6 @@ class Row:
     is_recognised: bool = True
     accepted_at: float = 0.0
     misses: int = 0
-    bare: int = 0
     ended_with: type | None = None
 
 
@@ -63,12 +63,14 @@ class Attempt:
 class BooksMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.remembered = _registry.REMEMBERED, _registry.ENDED_REMEMBERED
+        self.bounds = _registry.REMEMBERED, _registry.ENDED_REMEMBERED, _registry.MAX_KEPT
         _registry.REMEMBERED, _registry.ENDED_REMEMBERED = REMEMBERED, ENDED_REMEMBERED
+        _registry.MAX_KEPT = MAX_KEPT
         self.books: Registry[Entry] = Registry(Entry)
         self.rows: list[Row] = []
         self.occupant: dict[Track, Row] = {}
-        self.holder: dict[str, Row] = {}
+        self.followers: dict[str, list[Row]] = {}
+        self.kept: dict[str, Row] = {}
         self.results: list[Row] = []
         self.ended: list[str] = []
         self.doubts: dict[str, Attempt] = {}
@@ -82,7 +84,11 @@ class BooksMachine(RuleBasedStateMachine):
         self.now = 0.0
 
     def teardown(self) -> None:
-        _registry.REMEMBERED, _registry.ENDED_REMEMBERED = self.remembered
+        _registry.REMEMBERED, _registry.ENDED_REMEMBERED, _registry.MAX_KEPT = self.bounds
+
+    @property
+    def holder(self) -> dict[str, Row]:
+        return {task_id: rows[0] for task_id, rows in self.followers.items()}
 
     # --- how the model finds its way ------------------------------------------------------
 
@@ -104,14 +110,21 @@ class BooksMachine(RuleBasedStateMachine):
     def follow(self, row: Row, task_id: str, origin: str) -> None:
         row.phase, row.task_id, row.origin = "ACCEPTED", task_id, origin
         row.accepted_at = self.now
-        self.holder.setdefault(task_id, row)
+        self.followers.setdefault(task_id, []).append(row)
+        kept = self.kept.pop(task_id, row)
+        if kept is not row:
+            self.rows.remove(kept)
 
     def end(self, row: Row, phase: str, ended_with: type | None) -> None:
         row.phase, row.ended_with = phase, ended_with
         if self.occupant.get(row.track) is row:
             del self.occupant[row.track]
-        if self.holder.get(row.task_id) is row:
-            del self.holder[row.task_id]
+        if self.kept.get(row.task_id) is row:
+            del self.kept[row.task_id]
+        elif row.task_id:
+            self.followers[row.task_id].remove(row)
+            if not self.followers[row.task_id]:
+                del self.followers[row.task_id]
         if row.task_id and phase != "TIMED_OUT":
             self.ended = [old for old in self.ended if old != row.task_id] + [row.task_id]
             self.ended = self.ended[-ENDED_REMEMBERED:]
@@ -231,12 +244,12 @@ class BooksMachine(RuleBasedStateMachine):
         lost = [self.doubts[name] for name in self.doubts_of(row.track)]
         known = [attempt.task_id for attempt in lost if attempt.is_charged]
         task_id = data.draw(st.sampled_from([self.new_id("t"), *known]))
-        if row.phase not in {"SENDING", "UNKNOWN"}:
+        if row.phase not in {"SENDING", "UNKNOWN", "KEPT"}:
             with pytest.raises(IllegalTransition):
                 self.books.accept(row.entry, task_id, self.now)
             return
-        if row.phase == "UNKNOWN":
-            return  # Legal in the table, for those that were found; not an answer.
+        if row.phase != "SENDING":
+            return  # Legal in the table, for those that were found or kept; not an answer.
         self.books.accept(row.entry, task_id, self.now)
         if task_id not in known:
             self.charged.append(task_id)
@@ -340,7 +353,7 @@ class BooksMachine(RuleBasedStateMachine):
     def attach(self, data: st.DataObject, track: Track | None) -> None:
         """Any task may be attached: one of others, one that timed out, one of a lost submit."""
         lost = [a.task_id for a in self.doubts.values() if a.is_charged]
-        over = [row.task_id for row in self.living("TIMED_OUT") if row.origin == "ATTACHED"]
+        over = [row.task_id for row in self.living("TIMED_OUT", "KEPT")]
         task_id = data.draw(st.sampled_from([self.new_id("t"), *lost, *over]))
         if task_id in self.holder:
             return
@@ -381,7 +394,7 @@ class BooksMachine(RuleBasedStateMachine):
         has_file: bool,
         is_hint: bool,
     ) -> None:
-        row = self.pick(data, "ACCEPTED")
+        row = self.pick(data, "ACCEPTED", "KEPT")
         record = None
         if state is not None:
             record = TaskRecord(
@@ -391,18 +404,18 @@ class BooksMachine(RuleBasedStateMachine):
                 audio_id=audio_id,
             )
         has_settled = self.books.observe(row.entry, record, self.now, settled_by, is_hint=is_hint)
-        if row.phase != "ACCEPTED":
+        if row.phase not in {"ACCEPTED", "KEPT"}:
             assert not has_settled
             self.duplicates += state in {TaskState.SUCCEEDED, TaskState.FAILED}
             return
-        error = self.judge(row, state, audio_id, has_file=has_file, is_hint=is_hint)
+        error = self.judge(row, state, audio_id, is_hint=is_hint)
         if error is not None:
             self.count["failed"] += 1
             self.end(row, "FAILED", error)
         elif state is TaskState.SUCCEEDED and has_file:
             self.count[settled_by] += 1
             self.end(row, "SUCCEEDED", None)
-        assert has_settled is (row.phase != "ACCEPTED")
+        assert has_settled is (row.phase not in {"ACCEPTED", "KEPT"})
 
     def judge(
         self,
@@ -410,7 +423,6 @@ class BooksMachine(RuleBasedStateMachine):
         state: TaskState | None,
         audio_id: str | None,
         *,
-        has_file: bool,
         is_hint: bool,
     ) -> type | None:
         if state is None:
@@ -422,9 +434,6 @@ class BooksMachine(RuleBasedStateMachine):
         own = None if row.track is None else row.track.audio_id
         if row.origin == "ADOPTED" and None not in {own, audio_id} and own != audio_id:
             return AlreadyExistsError
-        if state is TaskState.SUCCEEDED and not has_file:
-            row.bare += not is_hint
-            return ConversionFailedError if row.bare == 3 else None
         return ConversionFailedError if state is TaskState.FAILED else None
 
     @precondition(lambda self: self.rows)
@@ -433,11 +442,32 @@ class BooksMachine(RuleBasedStateMachine):
         row = self.pick(data, "ACCEPTED")
         if row.phase != "ACCEPTED":
             with pytest.raises(IllegalTransition):
-                self.books.time_out(row.entry, 900.0)
+                self.books.time_out(row.entry, 900.0, self.now)
             return
-        self.books.time_out(row.entry, 900.0)
+        self.books.time_out(row.entry, 900.0, self.now)
         self.count["timed_out"] += 1
         self.end(row, "TIMED_OUT", ConversionTimeoutError)
+        follower = self.holder.get(row.task_id)
+        if follower is None:
+            (entry,) = self.books.known(row.task_id)
+            self.kept[row.task_id] = attrs.evolve(
+                row, entry=entry, phase="KEPT", accepted_at=self.now, misses=0, ended_with=None
+            )
+            self.rows.append(self.kept[row.task_id])
+            for task_id in [*self.kept][:-MAX_KEPT]:
+                self.rows.remove(self.kept.pop(task_id))
+        elif row.track is not None and follower.track in {None, row.track}:
+            self.name(follower, row.track)
+
+    @precondition(lambda self: self.kept)
+    @rule(data=st.data())
+    def rejoin(self, data: st.DataObject) -> None:
+        """Somebody asks for a task again whose wait timed out."""
+        row = data.draw(st.sampled_from([*self.kept.values()]))
+        self.books.rejoin(row.entry, self.now)
+        self.follow(row, row.task_id, row.origin)
+        if row.track is not None:
+            self.occupant.setdefault(row.track, row)
 
     @rule(passed_s=st.sampled_from([1.0, 59.0, 60.0]))
     def wait(self, passed_s: float) -> None:
@@ -453,6 +483,7 @@ class BooksMachine(RuleBasedStateMachine):
             assert (row.track, row.task_id) == (entry.track, entry.task_id)
             assert row.attempt_id == entry.attempt_id
             is_over = row.phase in {"SUCCEEDED", "FAILED", "TIMED_OUT", "REFUSED", "WITHDRAWN"}
+            assert is_over or row.phase != "KEPT" or row.entry in self.books.known(row.task_id)
             assert is_over is (entry.outcome is not None)
             if row.ended_with is not None:
                 assert type(entry.outcome) is row.ended_with
@@ -499,8 +530,11 @@ class BooksMachine(RuleBasedStateMachine):
             assert entry_of(self.occupant.get(track)) is self.books.find(track)
             results = [row for row in self.results if row.track == track]
             assert entry_of(results[0] if results else None) is self.books.find_result(track)
+            kept = [row for row in self.kept.values() if row.track == track]
+            assert entry_of(kept[-1] if kept else None) is self.books.find_kept(track)
             latest = self.books.find_unknown(track)
             assert self.doubts_of(track)[-1:] == ([] if latest is None else [latest.attempt_id])
+        assert [*self.kept] == [*self.books._kept]
         for row in self.rows:
             holder = self.holder.get(row.task_id)
             assert entry_of(holder) is self.books.find_task(row.task_id)

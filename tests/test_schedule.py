@@ -27,7 +27,7 @@ def test_the_defaults_are_the_documented_ones():
         "first_s": 15.0,
         "interval_s": 10.0,
         "jitter": 0.2,
-        "backstop_s": 300.0,
+        "backstop_s": 60.0,
         "max_per_s": 30.0,
     }
     assert attrs.asdict(RetryPolicy()) == {
@@ -39,20 +39,20 @@ def test_the_defaults_are_the_documented_ones():
 
 
 def test_the_settled_waits_are_the_documented_ones():
-    """Maintenance probes and repeats come after 60 s, a refused key is tried again after 5 s."""
+    """Maintenance probes and repeats come after 60 s, refused polling is tried again after 5 s."""
     assert (
         _schedule.MAINTENANCE_PROBE_S,
         _schedule.RESUBMIT_AFTER_S,
-        _schedule.AUTHENTICATION_RETRY_S,
+        _schedule.REFUSAL_RETRY_S,
     ) == (60.0, 60.0, 5.0)
 
 
-@pytest.mark.parametrize(("callbacks_flow", "expected"), [(False, 7.0), (True, 100.0)])
-def test_the_first_poll_waits_for_callbacks_that_flow(callbacks_flow, expected):
+@pytest.mark.parametrize(("awaits_callback", "expected"), [(False, 7.0), (True, 100.0)])
+def test_the_first_poll_waits_for_healthy_callbacks(awaits_callback, expected):
     """While callbacks arrive the first poll is the backstop, else it is the first one."""
     schedule = PollSchedule(first_s=7.0, backstop_s=100.0)
 
-    assert expected == first_poll_delay_s(schedule, callbacks_flow=callbacks_flow)
+    assert expected == first_poll_delay_s(schedule, awaits_callback=awaits_callback)
 
 
 @pytest.mark.parametrize(

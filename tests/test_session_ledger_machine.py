@@ -28,6 +28,7 @@ from fakes import (
     WEBHOOK_KEY,
     FakeService,
     lost,
+    raw,
     refusal,
     track,
 )
@@ -57,6 +58,7 @@ NEWS = {
     "401": lambda _: refused(401),
     "429": lambda _: refused(429, retry_after="20"),
     "lost": lambda _: lost(),
+    "no route": lambda _: raw(b"<html>404", 404),
     **BAD_NEWS,
 }
 

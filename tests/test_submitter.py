@@ -28,7 +28,6 @@ from kie_wav_async._registry import REMEMBERED
 from kie_wav_async.errors import (
     ChargeLimitError,
     ConversionFailedError,
-    ConversionTimeoutError,
     InvalidRequestError,
     SubmitUnknownError,
 )
@@ -142,16 +141,6 @@ async def test_failed_track_is_sent_again(clock, service) -> None:
         with pytest.raises(ConversionFailedError):
             await clock.run(session.convert(track()))
         assert "task0002" == (await clock.run(session.convert(track()))).task_id
-
-
-async def test_timed_out_track_is_sent_again(clock, service) -> None:
-    """A track whose wait timed out is submitted anew, and the service names its old task."""
-    async with service.session(timeout_s=20.0) as session:
-        with pytest.raises(ConversionTimeoutError):
-            await clock.run(session.convert(track()))
-        conversion = await clock.run(session.submit(track()))
-        assert "task0001" == conversion.task_id
-        assert 2 == len(service.submitted_at)
 
 
 async def test_refused_track_is_sent_again(clock, service) -> None:

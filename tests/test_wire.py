@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import datetime as dt
 import itertools
+import json
 import pickle
 import time
 from decimal import Decimal
@@ -160,9 +161,20 @@ URLS: dict[str, tuple[dict[str, object], dict[str, object], str | None]] = {
     "relative": ({"response": {"audioWavUrl": "/s/a.wav"}}, {}, None),
     "other-scheme": ({"response": {"audioWavUrl": "ftp://h/a.wav"}}, {}, None),
     "number": ({"response": {"audioWavUrl": 5}}, {}, None),
-    "list": ({"response": [FILE_URL], "audioWavUrl": [FILE_URL]}, {}, None),
-    "other-name": ({"audioUrl": FILE_URL, "response": {"url": FILE_URL}}, {}, None),
+    "list": ({"response": [FILE_URL], "audioWavUrl": [FILE_URL]}, {}, FILE_URL),
+    "nested": ({"response": {"data": {"wavUrl": FILE_URL}}}, {}, FILE_URL),
+    "text": ({"response": json.dumps({"audio_wav_url": FILE_URL})}, {}, FILE_URL),
+    "resultJson": ({"resultJson": json.dumps({"resultUrls": [FILE_URL]})}, {}, FILE_URL),
+    "documented-first": (
+        {"response": {"wavUrl": FILE_URL}, "resultUrls": [OTHER_URL]},
+        {"downloadUrl": OTHER_URL},
+        FILE_URL,
+    ),
+    "other-name": ({"audioUrl": FILE_URL, "response": {"audio_url": FILE_URL}}, {}, None),
 }
+
+# Which of these are looked for only in the record of a success.
+SEARCHED = {"list", "nested", "resultJson"}
 
 # What the status says: our state with a URL and without one, the word we keep,
 # and whether we know it.
@@ -284,6 +296,8 @@ def test_a_record_is_read_wherever_things_are_and_however_spelled(code, meaning,
         id_data, id_root, id_meaning = id_row[1]
         url_data, url_root, url = url_row[1]
         state_data, with_url, without_url, status, known = state_row[1]
+        if url_row[0] in SEARCHED and with_url is not SUCCEEDED:
+            url = None
         data = id_data | url_data | state_data | {"more": 1}
         document = code | id_root | url_root | {"data": data}
 
@@ -534,9 +548,15 @@ def test_the_record_of_another_task_is_unreadable(fields, why):
         (
             {"status": 404, "error": "Not Found", "message": "No message available"},
             404,
-            errors.NotFoundError,
+            errors.EndpointGoneError,
         ),
-        (b"<html>", 404, errors.NotFoundError),
+        (b"<html>", 404, errors.EndpointGoneError),
+        ({"code": 404, "status": 404, "error": "Not Found"}, 404, None),
+        ({"code": "NOT_FOUND"}, 404, errors.NotFoundError),
+        (b"<html>", 410, errors.EndpointGoneError),
+        ({"status": 410, "error": "Gone"}, 410, errors.EndpointGoneError),
+        ({"code": 410, "msg": "retired"}, 200, errors.EndpointGoneError),
+        ({"code": 404, "msg": "no"}, 410, None),
         (b"<html>", 400, errors.InvalidRequestError),
         ({}, 422, errors.InvalidRequestError),
         (b"<html>", 200, WireFormatError),
@@ -552,6 +572,72 @@ def test_no_such_task_is_told_from_a_wrong_address(document, status, expected):
     assert expected == outcome(parse_record, answer(document, status=status), TASK_ID)
 
 
+FAILURES: dict[str, dict[str, object]] = {
+    "successFlag": {"taskId": TASK_ID, "successFlag": "GENERATE_WAV_FAILED"},
+    "task_id": {"task_id": TASK_ID, "successFlag": "CREATE_TASK_FAILED"},
+    "number": {"taskId": TASK_ID, "successFlag": 3},
+    "digit": {"taskId": TASK_ID, "successFlag": "2"},
+    "status": {"taskId": TASK_ID, "status": "GENERATE_AUDIO_FAILED"},
+    "state": {"taskId": TASK_ID, "state": "fail"},
+    "word": {"taskId": TASK_ID, "successFlag": "some error"},
+}
+
+
+@pytest.mark.parametrize("status", [200, 404, 500])
+@pytest.mark.parametrize("code", [501, "501", 500, 400, 404, 422, 451, 531], ids=repr)
+@pytest.mark.parametrize("data", FAILURES.values(), ids=list(FAILURES))
+@pytest.mark.parametrize("spell", [dict, json.dumps], ids=["object", "text"])
+def test_a_failure_told_under_an_error_code_is_the_record(data, code, status, spell):
+    """An error code whose data names our task and a failed state is no refusal to answer."""
+    document = {"code": code, "msg": "it failed", "data": spell(data)}
+    found = parse_record(answer(document, status=status), TASK_ID)
+
+    assert found is not None
+    assert (FAILED, int(code), "it failed") == (found.state, found.error_code, found.error_message)
+    assert found.raw == data
+
+
+def test_a_failure_told_under_an_error_code_says_why_itself():
+    """The record's own code and words go before the answer's."""
+    data = FAILURES["successFlag"] | {"errorCode": 7, "errorMessage": "no source"}
+    found = parse_record(answer({"code": 501, "msg": "it failed", "data": data}), TASK_ID)
+
+    assert found is not None
+    assert (7, "no source") == (found.error_code, found.error_message)
+
+
+def test_a_failure_told_by_the_http_status_alone_is_the_record():
+    """Where the body has no code, the HTTP status is the error."""
+    data = FAILURES["successFlag"] | {"failCode": "9", "failMsg": "no source"}
+    found = parse_record(answer({"data": data}, status=500), TASK_ID)
+
+    assert found is not None
+    assert (FAILED, 9, "no source") == (found.state, found.error_code, found.error_message)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"data": {"taskId": OTHER_ID, "successFlag": "GENERATE_WAV_FAILED"}},
+        {"data": {"successFlag": "GENERATE_WAV_FAILED"}},
+        {"data": {"taskId": TASK_ID}},
+        {"data": {"taskId": TASK_ID, "successFlag": "PENDING"}},
+        {"data": {"taskId": TASK_ID, "successFlag": "CALLBACK_EXCEPTION"}},
+        {"data": {"taskId": TASK_ID, "task_id": OTHER_ID, "successFlag": 3}},
+        {"taskId": OTHER_ID, "data": {"taskId": TASK_ID, "successFlag": 3}},
+        {"data": [TASK_ID, "GENERATE_WAV_FAILED"]},
+        {"data": "GENERATE_WAV_FAILED"},
+        {"data": None},
+        {},
+    ],
+    ids=short,
+)
+def test_an_error_code_with_anything_else_stays_a_refusal(document):
+    """Unless it is about our task and says that it failed, an error code says nothing of it."""
+    assert outcome(parse_record, answer({"code": 501} | document), TASK_ID) is errors.ServerError
+    assert outcome(parse_record, answer({"code": 404} | document), TASK_ID) is None
+
+
 @pytest.mark.parametrize(
     ("status", "has_url", "expected"),
     [
@@ -563,6 +649,9 @@ def test_no_such_task_is_told_from_a_wrong_address(document, status, expected):
         ("CALLBACK_EXCEPTION_ERROR", True, FAILED),
         ("xFAILx", True, FAILED),
         ("xerrorx", False, FAILED),
+        ("waiting", False, PENDING),
+        ("queuing", False, PENDING),
+        ("generating", False, PENDING),
         ("4", True, None),
         ("RUNNING", False, None),
     ],

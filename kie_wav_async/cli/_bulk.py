@@ -62,6 +62,7 @@ _SYSTEMIC: Final = (
 _STOPPERS: Final = (
     errors.AuthenticationError,
     errors.InsufficientCreditsError,
+    errors.EndpointGoneError,
     errors.ChargeLimitError,
     errors.SessionClosedError,
 )

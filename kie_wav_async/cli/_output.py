@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.text import Text
 
 from kie_wav_async import errors
-from kie_wav_async.cli._shell import status_command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -129,11 +128,17 @@ def failure_of(error: errors.KieWavError) -> CliError:
             )
         case errors.ConversionTimeoutError():
             code = FAILED
+            ask = f"`kie-wav status {error.task_id}`"
             sentence = (
                 f"task {error.task_id} is not finished after {error.timeout_s:g} s but may still "
-                f"finish: ask with `{status_command(str(error.task_id))}` instead of converting "
-                "again"
+                f"finish: ask with {ask} instead of converting again"
             )
+            if error.answer:
+                sentence = (
+                    f"task {error.task_id} succeeded, but its answer names no file that can be "
+                    f"read: {error.answer}. It is paid for: ask later with {ask}, or fetch the "
+                    "file by hand, instead of converting again"
+                )
         case errors.ConversionFailedError():
             code = FAILED
         case errors.AlreadyExistsError():
@@ -145,7 +150,7 @@ def failure_of(error: errors.KieWavError) -> CliError:
         case errors.DownloadError():
             facts["reason"] = error.reason
             sentence = _as_options(sentence)
-        case errors.TransportError() | errors.WireFormatError():
+        case errors.TransportError() | errors.WireFormatError() | errors.EndpointGoneError():
             sentence = sentence.replace("base_url", "--base-url (KIE_BASE_URL)")
         case _:
             pass

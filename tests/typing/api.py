@@ -85,7 +85,7 @@ def sessions(seen: list[events.Event]) -> None:
         base_url=None,
         rate_limit=RateLimit(20, per_s=10.0),
         max_in_flight=400,
-        poll=PollSchedule(first_s=15.0, interval_s=10, jitter=0.2, backstop_s=300, max_per_s=30),
+        poll=PollSchedule(first_s=15.0, interval_s=10, jitter=0.2, backstop_s=60, max_per_s=30),
         retry=RetryPolicy(attempts=3, base_s=1.0, cap_s=20.0, retry_after_cap_s=300.0),
         on_unknown=OnUnknown.RESUBMIT,
         timeout_s=None,
