@@ -255,6 +255,12 @@ def plans_by_kind(request_length, answer_length, step, trap_url):
     return kinds
 
 
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    """Have no run of unknown submits taken for an outage: here each is cut on purpose."""
+    monkeypatch.setattr("kie_wav_async._submit_pause.UNKNOWN_IN_A_ROW", 10**9)
+
+
 @pytest.fixture
 def timeouts(monkeypatch):
     """Return a function that sets the timeouts of a submit for new sessions."""
@@ -311,7 +317,7 @@ async def test_bill_is_bounded_at_every_few_bytes(timeouts, on_unknown, dedupe, 
             on_unknown=on_unknown,
             dedupe=dedupe,
             step=step,
-            stall={"total": PATIENCE_S, "sock_read": 1.0},
+            stall={"total": 3.0},
             gzip=gzip,
         )
     )
