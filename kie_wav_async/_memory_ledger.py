@@ -190,7 +190,8 @@ class _Books:
         elif outcome not in _BETTER.get(attempt.outcome, ()):
             return False
         elif attempt.outcome is AttemptOutcome.EXISTS and attempt.row.rest is TrackState.EXISTS:
-            attempt.row.follow(None)
+            attempt.row.rest = TrackState.PLANNED
+            attempt.row.error_code = attempt.row.error = None
         attempt.outcome, attempt.resolved_from = outcome, None
         self.unknown.pop(attempt.attempt_id, None)
         if outcome is AttemptOutcome.UNKNOWN:

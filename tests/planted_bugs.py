@@ -102,7 +102,8 @@ EMPTY_KEY = """    if not key.strip():
         msg = f"{name} holds"""
 TASK_ID_PATTERN = 're.compile(r"[A-Za-z0-9_-]{1,128}")'
 IS_TASK_ID = "not isinstance(value, str) or not is_signable(value)"
-UNREADABLE = "except (ValueError, RecursionError):"
+LOADS = "_decoder(make_object)(text)\n    except {}:"
+UNREADABLE = LOADS.format("(ValueError, RecursionError)")
 NO_JSON = "json.JSONDecodeError"
 LOADED = 'text = body.decode().removeprefix("\\ufeff")'
 ATTEMPT_PATTERN = 're.compile(r"[0-9a-f]{32}")'
@@ -303,11 +304,11 @@ BUGS = [
             ),
         ],
         "_envelope": [
-            ("deep nesting breaks out", (UNREADABLE, "except ValueError:")),
-            ("bad UTF-8 breaks out", (UNREADABLE, f"except ({NO_JSON}, RecursionError):")),
+            ("deep nesting breaks out", (UNREADABLE, LOADS.format("ValueError"))),
+            ("bad UTF-8 breaks out", (UNREADABLE, LOADS.format(f"({NO_JSON}, RecursionError)"))),
             (
                 "long numbers break out",
-                (UNREADABLE, f"except ({NO_JSON}, UnicodeDecodeError, RecursionError):"),
+                (UNREADABLE, LOADS.format(f"({NO_JSON}, UnicodeDecodeError, RecursionError)")),
             ),
             (
                 "UTF-16 is guessed",

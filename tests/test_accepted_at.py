@@ -10,7 +10,7 @@ from kie_wav_async import Track, WavSession
 from kie_wav_async._envelope import parse_date
 from kie_wav_async._models import RETENTION_DAYS, TaskRecord, TaskState, is_past_retention
 from kie_wav_async._wire import NoLink, created_at, parse_renewal
-from kie_wav_async.errors import KieWavError, NotFoundError, WireFormatError
+from kie_wav_async.errors import EndpointGoneError, KieWavError, WireFormatError
 from kie_wav_async.testing import (
     FakeClock,
     MemoryLedger,
@@ -119,7 +119,7 @@ def test_the_word_of_the_service_on_a_link(code) -> None:
     [
         (refused(401), KieWavError),
         (refused(400), KieWavError),
-        (answer({"msg": "no"}, status=404), NotFoundError),
+        (answer({"msg": "no"}, status=404), EndpointGoneError),
         (answer({"code": 200, "data": None}), WireFormatError),
         (answer("no", status=404), KieWavError),
     ],

@@ -12,7 +12,7 @@ from yarl import URL
 
 import kie_wav_async
 from eager import FACTORIES
-from fakes import KEY, LISTENING_AT, WEBHOOK_KEY, FakedSession, lost, track, unsent
+from fakes import HOSTS, KEY, LISTENING_AT, WEBHOOK_KEY, FakedSession, lost, track, unsent
 from kie_wav_async import CallbackTrust, CallbackVerdict, OnUnknown, PollSchedule, WavFile
 from kie_wav_async.errors import (
     ConversionFailedError,
@@ -176,6 +176,7 @@ async def test_a_callback_ends_a_wait_the_same(clock, trust, has_ledger) -> None
     if has_ledger:
         settings["ledger"] = MemoryLedger()
     async with session_on(clock, SUCCESS, **settings) as session:
+        session._desk.hosts.restore(HOSTS)
         conversion = await clock.run(session.submit(track()))
         callback = signed_callback("t1", key=WEBHOOK_KEY, now_unix_s=clock.time())
         (sent,) = session._desk.transport.submits

@@ -6,20 +6,21 @@ import asyncio
 import contextlib
 import json
 import ssl
-from pathlib import Path
 
 import pytest
 from yarl import URL
 
+from certificates import SERVER_PEM, TRUSTED_PEM
 from fakes import FakeService
 from held import Hold, Peer, until
 from hostile import BODY
-from kie_wav_async import AiohttpTransport, Track, WavFile, WavSession, _download
+from kie_wav_async import AiohttpTransport, Track, WavFile, WavSession, _download, _gate
 from kie_wav_async._media import Media, MediaError
 from kie_wav_async._network import Network
 from kie_wav_async._pace import Pace
 from kie_wav_async._patience import PatientTimer, patient_timeout
 from kie_wav_async._requests import RequestBuilder
+from kie_wav_async._secret import Secret
 from kie_wav_async.errors import ConversionTimeoutError, TransportTimeoutError
 from kie_wav_async.testing import FakeClock, ScriptedTransport, accepted, pending, succeeded
 from kie_wav_async.webhook import CallbackServer
@@ -27,7 +28,6 @@ from proxy import http
 from receivers import Served, Wire
 
 KEY = "sk-not-to-be-seen-4711"
-PEM = Path(__file__).parent / "localhost.pem"
 TRACK = Track("5c79", "e231")
 OK = http("200 OK", '{"code":200,"msg":"success","data":{"taskId":"t1"}}')
 LONG = http("200 OK", json.dumps({"code": 200, "data": "x" * 200_000}))
@@ -35,12 +35,12 @@ LONG = http("200 OK", json.dumps({"code": 200, "data": "x" * 200_000}))
 
 def submit_to(base_url):
     """Return a submit as the session would send it."""
-    return RequestBuilder(URL(base_url), KEY).submit(TRACK, "https://h/?attempt=00ff")
+    return RequestBuilder(URL(base_url), Secret(KEY)).submit(TRACK, "https://h/?attempt=00ff")
 
 
 def read_from(base_url):
     """Return a request that costs nothing."""
-    return RequestBuilder(URL(base_url), KEY).poll("t1")
+    return RequestBuilder(URL(base_url), Secret(KEY)).poll("t1")
 
 
 REQUESTS = pytest.mark.parametrize("request_to", [submit_to, read_from])
@@ -57,8 +57,8 @@ async def hold():
 def tls():
     """Return the contexts of a server and of its client."""
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(PEM)
-    return server, ssl.create_default_context(cafile=str(PEM))
+    server.load_cert_chain(SERVER_PEM)
+    return server, ssl.create_default_context(cafile=str(TRUSTED_PEM))
 
 
 @contextlib.asynccontextmanager
@@ -283,18 +283,25 @@ async def test_the_answer_to_a_submit_is_taken_at_closing(hold) -> None:
 # --- callbacks --------------------------------------------------------------------------------
 
 
-async def test_a_body_in_the_socket_is_read(hold) -> None:
+async def test_a_body_in_the_socket_is_read(hold, monkeypatch) -> None:
     """A callback whose body has arrived is taken, however long the loop was held up."""
     service = FakeService(FakeClock())
     genuine = service.callback("genuine")
+    begun: list[float] = []
+    within = _gate._within
+
+    async def note(timeout_s, *args) -> None:
+        begun.append(timeout_s)
+        await within(timeout_s, *args)
+
+    monkeypatch.setattr(_gate, "_within", note)
     async with (
         service.listening() as session,
         CallbackServer(session) as server,
         Wire(Served(server.port)) as wire,
     ):
         await wire.post(genuine.headers, genuine.body[:20], length=len(genuine.body))
-        gate = server._handler._gate
-        await until(lambda: gate._reads)
+        await until(lambda: begun)
         hold.hold(11.0, lambda: wire._socket.send(genuine.body[20:]))
 
         assert 200 == (await wire.answer()).status

@@ -1361,15 +1361,15 @@ def test_a_retracted_task_leaves_all_as_it_was(books: Books) -> None:
     before = figures(books)
     books.adopt_unknown("a1", "t1", 0.0, is_word=True)
     assert (1, 1, 0, 1, 1) == figures(books)
-    entry.misses = entry.bare_successes = 2
+    entry.misses, entry.unread_answer = 2, "an answer"
     entry.is_called_back = True
     assert entry is books.retract("a1")
     assert before == figures(books)
-    assert (Phase.UNKNOWN, "", 0, 0, False) == (
+    assert (Phase.UNKNOWN, "", 0, "", False) == (
         entry.phase,
         entry.task_id,
         entry.misses,
-        entry.bare_successes,
+        entry.unread_answer,
         entry.is_called_back,
     )
     assert books.find_task("t1") is None
@@ -1455,3 +1455,22 @@ def test_the_last_ten_thousand_words_are_remembered(books: Books) -> None:
         _ = books.absolve(f"a{n}", is_word=True)
     assert books.resolved_submit("a0") is None
     assert books.resolved_submit("a1") is not None
+
+
+@pytest.mark.parametrize("is_joined_again", [False, True])
+def test_a_retracted_task_whose_wait_timed_out_is_nobody_s(
+    books: Books, *, is_joined_again: bool
+) -> None:
+    """A wrong task is not kept for its track, nor followed for it once it was joined again."""
+    unknown(books)
+    entry = books.adopt_unknown("a1", "t1", 0.0, is_word=True)
+    books.time_out(entry, 900.0, 900.0)
+    kept = books.find_kept(TRACK)
+    assert kept is not None
+    if is_joined_again:
+        books.rejoin(kept, 1_000.0)
+    back = books.retract("a1")
+    assert (kept if is_joined_again else None) is back
+    assert books.find_kept(TRACK) is None
+    assert () == books.known("t1")
+    assert "a1" == books.find_unknown(TRACK).attempt_id

@@ -128,7 +128,7 @@ def failure_of(error: errors.KieWavError) -> CliError:
             )
         case errors.ConversionTimeoutError():
             code = FAILED
-            ask = f"`kie-wav status {error.task_id}`"
+            ask = f"`{status_command(str(error.task_id))}`"
             sentence = (
                 f"task {error.task_id} is not finished after {error.timeout_s:g} s but may still "
                 f"finish: ask with {ask} instead of converting again"
