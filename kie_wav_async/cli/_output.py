@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from kie_wav_async import errors
+from kie_wav_async.cli._shell import status_command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
