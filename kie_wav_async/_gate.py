@@ -99,7 +99,7 @@ class Gate:
         Args:
             method: As sent.
 
-            is_encoded: Whether there is a ``Content-Encoding``, whatever it says.
+            is_encoded: Whether a ``Content-Encoding`` changes the bytes; see `changes_bytes`.
 
             length: ``Content-Length``, or what has come if all has; `None` if unknown.
         """
@@ -177,6 +177,16 @@ class Gate:
             self._log.error(type(error).__name__, _describe(error))
             answer = _BROKEN
         return answer
+
+
+def changes_bytes(encodings: Iterable[str]) -> bool:
+    """
+    Return whether the values of ``Content-Encoding`` name one that changes the bytes.
+
+    ``identity`` does not, and an empty value names none.
+    """
+    names = ",".join(encodings).lower().split(",")
+    return any(name.strip() not in {"", "identity"} for name in names)
 
 
 async def _within(

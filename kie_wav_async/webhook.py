@@ -4,7 +4,7 @@ Where callbacks arrive: a route for aiohttp, an ASGI application, a server of ou
 All three answer alike. 200 and a small JSON for everything authentic, duplicates
 and unknown tasks too, so that the answer tells a peer nothing; 401 with an empty
 body for whatever is not authentic, 400 for what cannot be read; 405 for all but
-POST, 413 over 64 KiB, 415 for any ``Content-Encoding``, 503 while the session is
+POST, 413 over 64 KiB, 415 for a ``Content-Encoding`` that changes bytes, 503 while the session is
 closing and when its ledger cannot be written. 408 if a body takes more than 10 s,
 or if 64 bodies are incomplete, another one comes, and it is the oldest; a complete
 body waits for nothing. Every answer but 200 closes the connection, and nothing is
@@ -32,7 +32,7 @@ from aiohttp.log import server_logger
 
 from kie_wav_async._bounded_log import MalformedRequestFilter
 from kie_wav_async._capped_server import CappedServer
-from kie_wav_async._gate import UNREADABLE, Answer, Gate, GoneError
+from kie_wav_async._gate import UNREADABLE, Answer, Gate, GoneError, changes_bytes
 from kie_wav_async._models import verify_type
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class _AiohttpHandler:
         is_there = content.is_eof() and content.exception() is None
         refusal = gate.judge(
             request.method,
-            is_encoded=hdrs.CONTENT_ENCODING in request.headers,
+            is_encoded=changes_bytes(request.headers.getall(hdrs.CONTENT_ENCODING, ())),
             length=content.total_bytes if is_there else request.content_length,
         )
         if refusal is not None:
@@ -257,15 +257,15 @@ class _AsgiApp:
 
 
 def _read_head(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bool, int | None]:
-    is_encoded = False
+    encodings: list[str] = []
     length: int | None = None
     for name, value in headers:
         if name == b"content-encoding":
-            is_encoded = True
+            encodings.append(value.decode("latin-1"))
         elif name == b"content-length" and value.isdigit():
             # Digits enough to be too many are not worth reading.
             length = int(value[:20])
-    return is_encoded, length
+    return changes_bytes(encodings), length
 
 
 def _parts_from(receive: _Receive) -> Callable[[], Awaitable[bytes | None]]:
