@@ -110,7 +110,7 @@ async def refusals(url: str) -> dict[str, tuple[int, str]]:
         "unsigned": ("POST", {}, genuine.body),
         "unreadable": ("POST", genuine.headers, b"nonsense"),
         "long": ("POST", genuine.headers, long),
-        "encoded": ("POST", {**genuine.headers, "Content-Encoding": "identity"}, genuine.body),
+        "encoded": ("POST", {**genuine.headers, "Content-Encoding": "gzip"}, genuine.body),
         "get": ("GET", genuine.headers, b""),
     }
     answers = {}
