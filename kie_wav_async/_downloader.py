@@ -19,8 +19,9 @@ import attrs
 from kie_wav_async import events
 from kie_wav_async._download import EXHAUSTED, FileDownload
 from kie_wav_async._media import MAX_CONNECTIONS
-from kie_wav_async._models import TaskState, verify_type
+from kie_wav_async._models import TaskState, is_past_retention, verify_type
 from kie_wav_async._tasks import start
+from kie_wav_async._wire import NoLink
 from kie_wav_async.errors import DownloadError, KieWavError, SessionClosedError
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from kie_wav_async._desk import Desk
     from kie_wav_async._media import Media
     from kie_wav_async._models import Download, TaskRecord, WavFile
-    from kie_wav_async._wire import NoLink
     from kie_wav_async.errors import DownloadReason
 
 _logger = logging.getLogger("kie_wav_async")
@@ -117,7 +117,8 @@ class Downloader:
         Return *wav* as the service names it, if only a callback has named its file so far.
 
         Raises:
-            DownloadError: The service could not be asked, or names no file.
+            DownloadError: The service could not be asked, or names no file; ``expired``
+                if it has no record of the task, nor a link to the file, after 14 days.
 
             SessionClosedError: The session was closed.
         """
@@ -133,7 +134,8 @@ class Downloader:
         is_success = record is not None and record.state is TaskState.SUCCEEDED
         if record is None or not is_success or record.wav_url is None:
             msg = "the link came by a callback, and KIE's own record of the task names no file"
-            raise DownloadError(msg, reason="unavailable")
+            is_gone = record is None and await self._is_gone(wav)
+            raise DownloadError(msg, reason="expired" if is_gone else "unavailable")
         if record.wav_url != wav.url:
             _logger.warning(
                 "a callback of task %s named another file than the service does: the service's "
@@ -141,6 +143,26 @@ class Downloader:
                 wav.task_id,
             )
         return attrs.evolve(wav, url=record.wav_url)
+
+    async def _is_gone(self, wav: WavFile) -> bool:
+        """
+        Return whether the service has deleted the file of a task that it has no record of.
+
+        The answer counts only if it is that there is no link. One that it gives is not
+        used: who named the file is still not known.
+
+        Raises:
+            SessionClosedError: The session was closed.
+        """
+        if wav.accepted_at is None:  # Nobody can say how old it is.
+            return False
+        try:
+            fresh = await self._renew(wav.url)
+        except SessionClosedError:
+            raise
+        except KieWavError:
+            return False
+        return isinstance(fresh, NoLink) and is_past_retention(wav.accepted_at, fresh.at_unix_s)
 
     async def _resolve(self, wav: WavFile, path: Path) -> Path:
         """Return what names *path* wherever we are, and however its folder was spelled."""

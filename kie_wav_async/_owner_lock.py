@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import socket
+import stat
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Final
 
@@ -59,15 +60,18 @@ class OwnerLock:
         Take the lock, at once.
 
         Raises:
-            LedgerError: Somebody has it.
+            LedgerError: Somebody has it, or what has its name is no file, or a file that
+                has another name too.
 
             OSError: The lock file cannot be made.
         """
         flags = os.O_RDWR | os.O_CREAT
-        for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_BINARY"):  # Not every system has each.
+        # Not every system has each.
+        for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY", "O_BINARY"):
             flags |= getattr(os, name, 0)
         fd = os.open(self.path, flags, 0o600)
         try:
+            self._verify_plain(fd)
             self._take(fd)
         except BaseException:
             os.close(fd)
@@ -94,6 +98,16 @@ class OwnerLock:
             return self._fd is not None and os.path.samestat(os.fstat(self._fd), self.path.stat())
         except FileNotFoundError:
             return False
+
+    def _verify_plain(self, fd: int) -> None:
+        # It is written to, and a pipe would have us wait for what it says.
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            msg = (
+                f"{self.path} is not a plain file, or it has another name (a hard link), and "
+                "stays as it is: remove it, or name another ledger"
+            )
+            raise LedgerError(msg)
 
     def _take(self, fd: int) -> None:
         is_ours = try_lock(fd)

@@ -147,10 +147,18 @@ def _parts_of(request: web.BaseRequest) -> Callable[[], Awaitable[bytes | None]]
 
 
 async def _continue(request: web.BaseRequest) -> None:
-    """Tell a client that asks first to send its body; HTTP/1.0 knows no such question."""
+    """
+    Tell a client that asks first to send its body; HTTP/1.0 knows no such question.
+
+    Raises:
+        GoneError: It has left.
+    """
     asks = request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
     if asks and request.version >= HttpVersion11:
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        try:
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        except ConnectionError as error:  # aiohttp would log a traceback of it.
+            raise GoneError from error
 
 
 def _respond(answer: Answer) -> web.Response:

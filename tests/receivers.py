@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import struct
 import types
 from typing import TYPE_CHECKING, Any, Self
 
@@ -215,6 +216,16 @@ class Wire:
 
     def close(self) -> None:
         self._socket.close()
+
+    def reset(self) -> None:
+        """Close it by a reset, with whatever the peer has not read yet."""
+        linger = struct.pack("ii", 1, 0)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.close()
+
+    def end(self) -> None:
+        """Send no more; what comes back is still read."""
+        self._socket.shutdown(socket.SHUT_WR)
 
     async def send(self, data: bytes) -> bool:
         """Send *data*; return whether it could be sent."""

@@ -167,3 +167,20 @@ async def test_errors_of_ours_are_logged_once(receiver, make, status, caplog, mo
 
     (record,) = [record for record in caplog.records if record.name == "kie_wav_async"]
     assert len(record.getMessage()) < 3_000
+
+
+@pytest.mark.parametrize("how", ["reset", "shutdown"])
+@pytest.mark.parametrize("receiver", PARSERS.values(), ids=PARSERS)
+async def test_who_asks_to_go_on_and_leaves_is_not_logged(receiver, how, caplog) -> None:
+    """A peer that asks whether to send its body, and leaves, is logged by nobody."""
+    async with FakeService(FakeClock()).listening() as session, receiver(session) as served:
+        for _ in range(20):
+            async with Wire(served) as wire:
+                await wire.post({"Expect": "100-continue"}, length=10)
+                if how == "reset":
+                    wire.reset()
+                else:
+                    wire.end()
+                    await wire.is_closed()
+
+    assert [] == [record.getMessage() for record in caplog.records if record.exc_info]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import os
 import re
 import shlex
 import socket
@@ -286,6 +287,39 @@ async def test_very_many_bad_lines(bulk: Bulk) -> None:
     assert (0o600, 60) == (mode, len(text.splitlines()))
     assert told == text.splitlines()[:50]
     assert (0, False) == (again.code, is_there(file))
+
+
+async def test_bad_lines_that_cannot_be_written(bulk: Bulk) -> None:
+    """Where the file of bad lines cannot be made, that is said, and the rest as ever."""
+    write_catalog(*["oops"] * 60)
+    file = OUT / "kie-wav-bad-lines.txt"
+    await asyncio.to_thread(file.mkdir, parents=True)
+    async with kie_of() as kie:
+        done = await bulk(kie)
+
+    assert (2, 0) == (done.code, kie.charges)
+    assert f"and 10 more: they are not listed, as {file} cannot be written (" in done.err
+    assert "60 lines are bad" in done.err
+    assert "Traceback" not in done.err
+
+
+async def test_a_link_in_place_of_the_bad_lines_is_not_followed(bulk: Bulk) -> None:
+    """A link that others put there while the catalog is read is replaced, and not followed."""
+    file, other = OUT / "kie-wav-bad-lines.txt", Path("other.txt")
+    os.mkfifo("c.csv")
+
+    def write() -> None:
+        with Path("c.csv").open("w") as catalog:  # Which waits for who reads it.
+            other.write_text("precious")
+            file.symlink_to(other.absolute())
+            catalog.write("music_task_id,audio_id\n" + "oops\n" * 60)
+
+    async with kie_of() as kie:
+        done, _ = await asyncio.gather(bulk(kie), asyncio.to_thread(write))
+
+    assert 2 == done.code
+    assert "precious" == contents(other)[1]
+    assert 60 == len(contents(file)[1].splitlines())
 
 
 async def test_no_catalog(bulk: Bulk) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import logging
 
+import attrs
 import pytest
 from yarl import URL
 
 from fakes import FakeService, track
-from hostile import BODY, KEY, TRACK, HastyClock
+from hostile import BODY, KEY, TRACK, HastyClock, link
 from kie_wav_async import RetryPolicy, WavFile, WavSession
 from kie_wav_async.errors import DownloadError, SessionClosedError, TransportError
 from kie_wav_async.testing import (
@@ -108,6 +110,51 @@ async def test_nothing_is_fetched_that_is_not_confirmed(media, target, reply) ->
     )
     assert [] == media.requests
     assert [] == [*target.parent.iterdir()]
+
+
+ACCEPTED_AT = dt.datetime(2025, 1, 1, 12, tzinfo=dt.UTC)
+#: As long after it as the service keeps files, and a second more or less.
+PAST = "Wed, 15 Jan 2025 12:00:01 GMT"
+NOT_PAST = "Wed, 15 Jan 2025 11:59:59 GMT"
+
+
+@pytest.mark.parametrize(
+    ("record", "answer", "reason"),
+    [
+        (no_record(), refused(404, date=PAST), "expired"),
+        (refused(404), refused(422, date=PAST), "expired"),
+        (no_record(), refused(404, date=NOT_PAST), "unavailable"),
+        (no_record(), refused(404), "unavailable"),
+        (no_record(), refused(500, date=PAST), "unavailable"),
+        (no_record(), TransportError("no route"), "unavailable"),
+        (pending("t1"), refused(404, date=PAST), "unavailable"),
+        (failed("t1"), refused(404, date=PAST), "unavailable"),
+    ],
+    ids=[
+        *("no record", "404", "not yet 14 days", "no Date", "500", "no answer"),
+        *("pending", "failed"),
+    ],
+)
+async def test_a_task_without_a_record_may_have_expired(
+    media, target, record, answer, reason
+) -> None:
+    """KIE has neither record nor link, and 14 days are over: expired."""
+    wav = attrs.evolve(named(media.put("/a.wav", BODY)), accepted_at=ACCEPTED_AT)
+    async with asking(record, answer) as (session, _):
+        with pytest.raises(DownloadError, match="came by a callback") as caught:
+            await session.download(wav, target)
+    assert reason == caught.value.reason
+    assert [] == media.requests
+
+
+async def test_a_link_in_place_of_a_record_confirms_nothing(media, target) -> None:
+    """A link that KIE gives for a file of a task without a record is not followed."""
+    wav = attrs.evolve(named(media.put("/a.wav", BODY)), accepted_at=ACCEPTED_AT)
+    async with asking(no_record(), link(media.put("/b.wav", BODY))) as (session, _):
+        with pytest.raises(DownloadError, match="names no file") as caught:
+            await session.download(wav, target)
+    assert "unavailable" == caught.value.reason
+    assert [] == media.requests
 
 
 async def test_a_file_that_a_poll_named_is_fetched_at_once(media, target) -> None:

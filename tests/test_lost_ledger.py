@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import signal
 import subprocess
@@ -305,6 +306,16 @@ async def test_the_word_is_said_once(bulk: Bulk) -> None:
         LEDGER.unlink()
         done = await bulk(kie, "--new-ledger", "--max-charges", "1")
         assert "--new-ledger" not in resume_command(done.err)
+
+
+async def test_a_pipe_in_place_of_a_manifest_is_not_waited_for(bulk: Bulk) -> None:
+    """A pipe that is called as a manifest is no sign of a lost ledger, and is not read."""
+    write_catalog(*rows_of(1))
+    await asyncio.to_thread(OUT.mkdir)
+    await asyncio.to_thread(os.mkfifo, OUT / "manifest.jsonl")
+    async with kie_of() as kie:
+        done = await bulk(kie, "--no-download")
+        assert (0, 1) == (done.code, kie.charges)
 
 
 async def test_a_folder_with_other_files_is_a_folder(bulk: Bulk) -> None:

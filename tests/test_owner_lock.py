@@ -244,6 +244,24 @@ def test_a_lock_does_not_follow_links(tmp_path, path):
     assert "precious" == target.read_text()
 
 
+def test_a_lock_is_no_other_file(tmp_path, path):
+    """A file that has another name is not written to."""
+    lock, other = OwnerLock(path), tmp_path / "other.txt"
+    other.write_text("precious")
+    lock.path.hardlink_to(other)
+    with pytest.raises(LedgerError, match="another name"):
+        lock.acquire()
+    assert "precious" == other.read_text()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs named pipes")
+async def test_a_pipe_is_not_waited_for(path):
+    """A pipe in place of the lock file is refused at once."""
+    os.mkfifo(OwnerLock(path).path)
+    with pytest.raises(LedgerError, match="not a plain file"):
+        await SqliteLedger(path).open(NOW)
+
+
 MOUNTS = """\
 21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
 22 21 0:20 / /proc rw - proc proc rw

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import io
 import json
+import logging
 import re
 import statistics
 import wave
@@ -992,3 +993,19 @@ def test_setting_out_of_range_is_a_value_error(settings):
     """A setting that makes no sense is refused where it is given."""
     with pytest.raises(ValueError, match=r".+"):
         Simulator(**settings)
+
+
+async def test_malformed_requests_are_logged_once(caplog):
+    """However many requests are malformed, one line of each kind is logged, without them."""
+    async with Simulator() as kie:
+        port = int(kie.base_url.rpartition(":")[2])
+        for sent in [b"\x16\x03PLANTED\r\n\r\n", b"POST /PLANTED HTTP/9.9\r\n\r\n"] * 20:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(sent)
+            assert await reader.read()
+            writer.close()
+            await writer.wait_closed()
+
+    text = "\n".join(logging.Formatter().format(record) for record in caplog.records)
+    assert len(caplog.records) in {1, 2}
+    assert ("Traceback" in text, "PLANTED" in text) == (False, False)

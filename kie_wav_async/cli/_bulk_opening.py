@@ -65,7 +65,7 @@ def verify_not_lost(order: Order, display: BulkDisplay) -> None:
 def _signs_of_a_ledger(folder: Path, ledger: Path, *, is_empty: bool) -> list[str]:
     """Say what there is of a ledger that is gone, and of the files that were saved with it."""
     manifest = folder / MANIFEST
-    if manifest.exists():
+    if manifest.is_file():  # A pipe would have us wait.
         listed = sum(isinstance(entry, Entry) for entry in read_manifest(manifest))
         return [f"{manifest}, which lists {count_words(listed, 'saved file')}"]
     lock = ledger.with_name(f"{ledger.name}.lock")

@@ -275,18 +275,22 @@ class _BadLines:
         self._display = display
         self._first: list[str] = []
         self._file: IO[str] | None = None
+        # Why not all of them are in the file.
+        self._flaw = ""
 
     def __enter__(self) -> Self:
-        with contextlib.suppress(OSError):
-            self._path.unlink()
+        self._remove()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            with contextlib.suppress(OSError):
+        with self._trying():
+            if self._file is not None:
                 self._file.close()
-            more = self.count - _SHOWN
-            self._display.say(f"and {more:,} more: all bad lines are in {self._path}")
+        if (more := self.count - _SHOWN) > 0:
+            where = f"all bad lines are in {self._path}"
+            if self._flaw:
+                where = f"they are not listed, as {self._path} cannot be written ({self._flaw})"
+            self._display.say(f"and {more:,} more: {where}")
 
     def tell(self, bad: BadLine) -> None:
         """Tell of one."""
@@ -296,17 +300,35 @@ class _BadLines:
         if self.count <= _SHOWN:
             self._first.append(text)
             self._display.say(text)
-            return
+        elif not self._flaw:
+            with self._trying():
+                self._write(text)
+
+    @contextlib.contextmanager
+    def _trying(self) -> Generator[None]:
+        # A list that cannot be written is no reason to say nothing of the catalog.
+        try:
+            yield
+        except OSError as error:
+            self._flaw = error.strerror or type(error).__name__
+
+    def _write(self, text: str) -> None:
         if self._file is None:
             self._file = self._open()
             self._file.writelines(f"{line}\n" for line in self._first)
         self._file.write(f"{text}\n")
 
     def _open(self) -> IO[str]:
-        # The catalog may be nobody else's business.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        self._remove()
+        # The catalog may be nobody else's business. The file is new: what others put
+        # there meanwhile, a link to another file for example, is not written to.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         number = os.open(self._path, flags, 0o600)
         return os.fdopen(number, "w", encoding="utf-8", errors="replace")
+
+    def _remove(self) -> None:
+        with contextlib.suppress(OSError):
+            self._path.unlink()
 
 
 def _last(bad: BadLine) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import random
 import re
 import secrets
@@ -16,6 +17,8 @@ from typing import Any, Final, NoReturn, cast
 
 import attrs
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
+from aiohttp.log import server_logger
 
 from kie_wav_async.simulator._callbacks import Sender
 from kie_wav_async.simulator._faults import (
@@ -82,11 +85,39 @@ class Manners:
     now: Callable[[], float]
 
 
+class _MalformedOnce(logging.Filter):
+    """Lets one line pass of each kind of malformed request, without the traceback."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kinds: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        if not isinstance(error, HttpProcessingError):
+            return True
+        kind = type(error).__name__
+        if kind in self._kinds:
+            return False
+        self._kinds.add(kind)
+        record.msg = f"{record.getMessage()}: malformed request ({kind}); the next is not logged"
+        record.args = record.exc_info = record.exc_text = None
+        return True
+
+
+def _logger() -> logging.Logger:
+    """Return a logger for one server, which says no more than aiohttp's own."""
+    logger = logging.Logger(server_logger.name)  # noqa: LOG001 - the filter is this server's
+    logger.parent = server_logger
+    logger.addFilter(_MalformedOnce())
+    return logger
+
+
 class Server(web.Server):
     """Tells when a connection is lost, which a stalled handler waits for."""
 
     def __init__(self, handler: Callable[[web.BaseRequest], Any]) -> None:
-        super().__init__(handler, access_log=None, tcp_keepalive=False)
+        super().__init__(handler, access_log=None, tcp_keepalive=False, logger=_logger())
         self.used: set[web.RequestHandler] = set()
         self.stalled: dict[web.RequestHandler, asyncio.Event] = {}
 
