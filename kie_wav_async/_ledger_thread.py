@@ -26,7 +26,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from kie_wav_async._ledger_file import connect_to_read, connect_to_write, explain, is_missing
+from kie_wav_async._ledger_file import (
+    connect_to_read,
+    connect_to_write,
+    explain,
+    is_missing,
+    set_log_aside,
+)
 from kie_wav_async._ledger_sql import LedgerTables
 from kie_wav_async._owner_lock import OwnerLock, network_file_system, read_mark
 from kie_wav_async.errors import LedgerError
@@ -205,6 +211,8 @@ class LedgerThread:
         known = None if self._is_new else self._lock.mark
         if known is not None and known.submits and is_missing(self._path):
             raise LedgerError(_lost(self._path, f"there is no ledger at {self._path}", known))
+        if self._is_new and is_missing(self._path):
+            set_log_aside(self._path)
         self._connection = connect_to_write(self._path)
         self._identity = _identity(self._path)
         found = LedgerTables(self._connection).mark()

@@ -266,9 +266,16 @@ def leave_an_empty_ledger() -> None:
     truncate()
 
 
+def leave_the_log() -> None:
+    """Remove the ledger, and leave its log as a run that was killed does."""
+    LEDGER.unlink()
+    LEDGER.with_name(f"{LEDGER.name}-wal").write_bytes(b"x" * 99)
+
+
 LOSSES = {
     "the ledger": remove(LEDGER),
     "the ledger, truncated": truncate,
+    "the ledger without its log": leave_the_log,
     "the ledger and the manifest": remove(LEDGER, OUT / "manifest.jsonl"),
     "the ledger and the lock": remove(LEDGER, LOCK),
     "all but an empty lock": leave_an_empty_lock,
