@@ -645,3 +645,18 @@ def test_memory_is_flat(tmp_path: Path, line: bytes) -> None:
 
     peak(200)  # What is loaded once is loaded now.
     assert peak(4_000) < peak(400) + 20_000
+
+
+@pytest.mark.parametrize("before", [b",,\n", b'"","",\r\n, ,\n\n', b"sep=,\n,,,\n"])
+def test_rows_of_empty_cells_before_the_header(read, before: bytes) -> None:
+    """Rows that a spreadsheet leaves above the header are left out as those below are."""
+    (row,) = read(before + b"music_task_id,audio_id\nm,a\n")
+
+    assert Row(before.count(b"\n") + 2, "m", "a", None) == row
+
+
+@pytest.mark.parametrize("content", [b",,\n", b"sep=,\n", b"sep=,\n,,\n"])
+def test_a_file_without_a_header_is_told_so(read, content: bytes) -> None:
+    """What separates the cells is no problem of a file that has none."""
+    with pytest.raises(CliError, match="the first line must name the columns"):
+        read(content)
