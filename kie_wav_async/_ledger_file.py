@@ -13,6 +13,7 @@ import os
 import sqlite3
 import stat
 import sys
+from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from kie_wav_async._ledger_schema import APPLICATION_ID, SCHEMA_VERSION, create_tables
@@ -21,7 +22,10 @@ from kie_wav_async.errors import LedgerError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["connect_to_read", "connect_to_write", "explain", "is_missing"]
+__all__ = ["connect_to_read", "connect_to_write", "explain", "is_missing", "set_log_aside"]
+
+# What SQLite keeps what is not yet in the file in.
+_LOGS: Final = ("-wal", "-journal")
 
 #: Seconds that SQLite itself waits for a lock which another program has.
 _BUSY_S: Final = 5.0
@@ -149,15 +153,30 @@ def is_missing(path: Path) -> bool:
     return found.st_size == 0
 
 
+def set_log_aside(path: Path) -> None:
+    """
+    Give the log of a ledger that is lost another name; it may still be wanted with a backup.
+
+    Raises:
+        OSError: The system says no.
+    """
+    for suffix in _LOGS:
+        log = path.with_name(f"{path.name}{suffix}")
+        if _has_content(log):
+            names = (log.with_name(f"{log.name}.lost{number or ''}") for number in count())
+            log.rename(next(name for name in names if not name.exists()))
+
+
 def _create(path: Path) -> None:
     """Make an empty ledger under another name, so that there is a whole one or none."""
-    for suffix in ("-wal", "-journal"):
+    for suffix in _LOGS:
         beside = path.with_name(f"{path.name}{suffix}")
         if _has_content(beside):
             # SQLite would take it for the new one's.
             msg = (
-                f"there is no ledger at {path}, but a log of one that was there: put the "
-                f"ledger back, or remove {beside.name} if it is not wanted any more"
+                f"there is no ledger at {path}, but {beside.name}, a log of one that was there: "
+                "put the ledger back. Only if it is lost say --new-ledger, or new_ledger=True in "
+                "a program: what it knew may be paid again"
             )
             raise LedgerError(msg)
     new = path.with_name(f"{path.name}.new")

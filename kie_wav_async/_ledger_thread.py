@@ -26,9 +26,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from kie_wav_async._ledger_file import connect_to_read, connect_to_write, explain, is_missing
+from kie_wav_async._ledger_file import (
+    connect_to_read,
+    connect_to_write,
+    explain,
+    is_missing,
+    set_log_aside,
+)
 from kie_wav_async._ledger_sql import LedgerTables
-from kie_wav_async._owner_lock import OwnerLock, network_file_system
+from kie_wav_async._owner_lock import OwnerLock, network_file_system, read_mark
 from kie_wav_async.errors import LedgerError
 
 if TYPE_CHECKING:
@@ -190,7 +196,10 @@ class LedgerThread:
         # One lock for one file, whatever it is called.
         self._path = Path(os.path.realpath(self._path))
         if self._is_read_only:
+            # Read first: a run that goes on notes its submits after they are written.
+            known = read_mark(self._path)
             self._connection = connect_to_read(self._path)
+            self._warn_of_loss(known)
             return
         self._warn_of_network()
         self._lock = OwnerLock(self._path)
@@ -202,12 +211,23 @@ class LedgerThread:
         known = None if self._is_new else self._lock.mark
         if known is not None and known.submits and is_missing(self._path):
             raise LedgerError(_lost(self._path, f"there is no ledger at {self._path}", known))
+        if self._is_new and is_missing(self._path):
+            set_log_aside(self._path)
         self._connection = connect_to_write(self._path)
         self._identity = _identity(self._path)
         found = LedgerTables(self._connection).mark()
         if known is not None and known.submits:
             _verify_same(self._path, known, found)
         self._lock.note(found)
+
+    def _warn_of_loss(self, known: LedgerMark | None) -> None:
+        """Say so if what is read is not all there was: its sums are too low then."""
+        if known is None or not known.submits:
+            return
+        try:
+            _verify_same(self._path, known, LedgerTables(self._connected()).mark())
+        except LedgerError as error:
+            _logger.warning("%s", error)
 
     def _warn_of_network(self) -> None:
         if sys.platform != "linux":

@@ -17,7 +17,7 @@ from kie_wav_async.errors import LedgerError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["OwnerLock", "network_file_system"]
+__all__ = ["OwnerLock", "network_file_system", "read_mark"]
 
 # What is one file for several machines, as Linux calls it.
 _NETWORK_TYPES: Final = frozenset(
@@ -115,8 +115,7 @@ class OwnerLock:
         found = _MARK.match(said)
         if not is_ours:
             raise LedgerError(self._refusal(said[found.end() if found else 0 :]))
-        mark = None if found is None else LedgerMark(found[1].decode(), int(found[2]))
-        self.mark = None if mark == _NO_MARK else mark
+        self.mark = _mark_in(said)
         owner = f"{os.getpid()} {socket.gethostname()}\n".encode()
         if found is None:
             os.ftruncate(fd, 0)
@@ -155,6 +154,21 @@ class OwnerLock:
             f"the ledger {self._owned} is open in process {pid} on {host}: "
             "let it finish or stop it, or name another ledger"
         )
+
+
+def read_mark(owned: Path) -> LedgerMark | None:
+    """Return which ledger was last at *owned*, without its lock; `None` if nothing says so."""
+    try:
+        with owned.with_name(f"{owned.name}.lock").open("rb") as file:
+            return _mark_in(file.read(_MARK_LENGTH))
+    except OSError:
+        return None
+
+
+def _mark_in(said: bytes) -> LedgerMark | None:
+    found = _MARK.match(said)
+    mark = None if found is None else LedgerMark(found[1].decode(), int(found[2]))
+    return None if mark == _NO_MARK else mark
 
 
 def _line_of(mark: LedgerMark) -> bytes:

@@ -56,7 +56,9 @@ _BEFORE_SIZE: Final = 8
 _NAME: Final = re.compile(rb"[\x20-\x7e]{4}", re.DOTALL)
 # How HTML, XML or JSON begins that was sent where chunks or sound were expected. Of the
 # sound so many bytes are looked at that no sound has such by chance.
-_TEXT: Final = re.compile(rb"(?=[\t\n\r\x20-\x7e]+\Z)\s*(?:<[!?/a-z]|\{\s*\"[a-z_])", re.IGNORECASE)
+_TEXT: Final = re.compile(
+    rb"(?:\xef\xbb\xbf)?(?=[\t\n\r\x20-\x7e]+\Z)\s*(?:<[!?/a-z]|\{\s*\"[a-z_])", re.IGNORECASE
+)
 _SOUND_HEAD: Final = 16
 
 
@@ -126,8 +128,12 @@ class WavScanner:
         """
         The length of the whole file in bytes, as its header declares it.
 
-        `None` if it does not. If the sound alone is declared longer, where that ends.
+        `None` if it does not, or if a sound without a size goes beyond that: where such a
+        sound ends is unknown. If the sound alone is declared longer, where that ends.
         """
+        if self._sound_at is not None and not self._sound_size:
+            is_meant = self._sound_at < self._declared >= self.length
+            return self._declared if is_meant else None
         return max(self._declared, self._sound_end) if self._declared else None
 
     def verify(self, *, accept_short: bool = False) -> tuple[str, ...]:
@@ -256,7 +262,7 @@ class WavScanner:
     def _begin_sound(self, body: int, size: int) -> None:
         if self._is_long and size in _ELSEWHERE:
             size = self._long_sound_size
-        self._sound_at, self._sound_size = body, _known(size)
+        self._sound_at, self._sound_size = body, size if _known(size, body) else 0
         self._chunk_end = body + size + size % 2
         if size >= _SOUND_HEAD:
             self._expect(body, _SOUND_HEAD, self._read_sound)

@@ -169,6 +169,14 @@ DATA = {
     "status": "SUCCESS",
     "response": {"taskId": "m", "sunoData": TRACKS},
 }
+JOB = {
+    "taskId": "m",
+    "model": "ai-music-api/generate",
+    "state": "success",
+    "param": json.dumps({"input": json.dumps({"prompt": "x"})}),
+    "resultJson": json.dumps({"data": TRACKS}),
+    "failCode": None,
+}
 ANSWERS = {
     "all of it": {"code": 200, "msg": "success", "data": DATA},
     "from data on": DATA,
@@ -184,6 +192,9 @@ ANSWERS = {
         "taskId": "m",
         "sunoData": [{"audioId": "a1", "title": "One"}, TRACKS[1]],
     },
+    "a text of JSON": {"code": 200, "data": {**DATA, "response": json.dumps(DATA["response"])}},
+    "of the jobs API": {"code": 200, "msg": "success", "data": JOB},
+    "of the jobs API, from data on": JOB,
     "delivery failed": {"code": 200, "data": {**DATA, "status": "CALLBACK_EXCEPTION"}},
 }
 
@@ -214,6 +225,9 @@ NO_ANSWERS = [
     ({"code": 501, "msg": "failed\u001b[2J", "data": None}, "its code is 501 'failed"),
     ({"code": 200, "msg": "success", "data": None}, "a response without tracks"),
     ({"code": 200, "data": {**DATA, "status": "FIRST_SUCCESS"}}, "its status is 'FIRST_SUCCESS'"),
+    ({"code": 200, "data": {**JOB, "state": "generating"}}, "its state is 'generating'"),
+    ({"code": 200, "data": {**JOB, "resultJson": '{"resultUrls":["u"]}'}}, "without tracks"),
+    ({"code": 200, "data": {**JOB, "resultJson": "{"}}, "a response without tracks"),
     ({**DATA, "status": ["x"]}, "its status is \"['x']\""),
     ({"code": 200, "data": {"callbackType": "first", "task_id": "m", "data": TRACKS}}, "'first'"),
     ({"code": 200, "data": {"callbackType": "complete", "task_id": "m", "data": []}}, "without tr"),
@@ -631,3 +645,18 @@ def test_memory_is_flat(tmp_path: Path, line: bytes) -> None:
 
     peak(200)  # What is loaded once is loaded now.
     assert peak(4_000) < peak(400) + 20_000
+
+
+@pytest.mark.parametrize("before", [b",,\n", b'"","",\r\n, ,\n\n', b"sep=,\n,,,\n"])
+def test_rows_of_empty_cells_before_the_header(read, before: bytes) -> None:
+    """Rows that a spreadsheet leaves above the header are left out as those below are."""
+    (row,) = read(before + b"music_task_id,audio_id\nm,a\n")
+
+    assert Row(before.count(b"\n") + 2, "m", "a", None) == row
+
+
+@pytest.mark.parametrize("content", [b",,\n", b"sep=,\n", b"sep=,\n,,\n"])
+def test_a_file_without_a_header_is_told_so(read, content: bytes) -> None:
+    """What separates the cells is no problem of a file that has none."""
+    with pytest.raises(CliError, match="the first line must name the columns"):
+        read(content)

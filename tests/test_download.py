@@ -253,6 +253,18 @@ async def test_what_the_connection_cut_is_never_accepted(media, target, framing)
     assert not target.exists()
 
 
+@pytest.mark.parametrize("cut", [None, 44, 900])
+async def test_size_from_before_the_sound_ends_nothing(media, target, cut) -> None:
+    """A writer that left the sizes of no sound does not say where a transfer ends."""
+    body = BODY[:4] + (36).to_bytes(4, "little") + BODY[8:40] + bytes(4) + BODY[44:]
+    url = media.put("/a.wav", body, Manner(framing="close", cut=cut, ignores_range=True))
+    async with downloading() as running:
+        with pytest.raises(DownloadError) as caught:
+            await running.download(url, target)
+    assert "truncated" == caught.value.reason
+    assert not target.exists()
+
+
 @pytest.mark.parametrize("framing", ["length", "chunked", "close"])
 @pytest.mark.parametrize("tail", [b"\0", b"TAG" + bytes(125), b"LIST\4\0\0\0INFO"], ids=len)
 async def test_trailing_bytes_are_saved_and_noted(media, target, framing, tail) -> None:

@@ -117,6 +117,24 @@ async def test_an_older_copy_is_refused(path) -> None:
     assert 6 == await accepted(path)
 
 
+async def test_reading_an_older_copy_says_so(path, caplog) -> None:
+    """What an older copy counts is too little, and whoever reads it is told; else nobody is."""
+    await pay(path, *TRACKS[:2])
+    older = shutil.copy(path, path.with_name("older"))
+    async with SqliteLedger(path) as running:
+        assert await running.begin(TRACKS[2], "a-2", NOW) is None
+        assert 2 == await accepted(path)
+    assert 2 == await accepted(path)
+    assert not caplog.messages
+
+    shutil.copy(older, path)
+
+    assert 2 == await accepted(path)
+    (message,) = caplog.messages
+    assert "knows of 2 submits" in message
+    assert "says that 3 submits were begun" in message
+
+
 async def test_a_copy_under_another_name_is_a_ledger(path) -> None:
     """Where no ledger was, any may be begun or brought."""
     await pay(path, *TRACKS)
@@ -249,9 +267,16 @@ def leave_an_empty_ledger() -> None:
     truncate()
 
 
+def leave_the_log() -> None:
+    """Remove the ledger, and leave its log as a run that was killed does."""
+    LEDGER.unlink()
+    LEDGER.with_name(f"{LEDGER.name}-wal").write_bytes(b"x" * 99)
+
+
 LOSSES = {
     "the ledger": remove(LEDGER),
     "the ledger, truncated": truncate,
+    "the ledger without its log": leave_the_log,
     "the ledger and the manifest": remove(LEDGER, OUT / "manifest.jsonl"),
     "the ledger and the lock": remove(LEDGER, LOCK),
     "all but an empty lock": leave_an_empty_lock,
@@ -369,3 +394,26 @@ async def test_resolving_needs_the_right_ledger_too(
 
     assert 3 == await asyncio.to_thread(main, words)
     assert "older copy" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [("report",), ("report", "--urls"), ("report", "--json"), ("resolve",)]
+)
+async def test_reading_warns_of_an_older_copy(
+    bulk: Bulk, capsys: pytest.CaptureFixture[str], words
+) -> None:
+    """A report of an older copy counts too little, and says so; that of the right one does not."""
+    write_catalog(*rows_of(1))
+    async with kie_of() as kie:
+        await bulk(kie)
+        older = shutil.copy(LEDGER, "older.db")
+        write_catalog(*rows_of(2))
+        await bulk(kie)
+    command, *options = words
+    assert 0 == await asyncio.to_thread(main, (command, str(LEDGER), *options))
+    assert "warning" not in capsys.readouterr().err
+    shutil.copy(older, LEDGER)
+
+    assert 0 == await asyncio.to_thread(main, (command, str(LEDGER), *options))
+    assert "warning: the ledger" in (told := capsys.readouterr().err)
+    assert "2 submits were begun" in told

@@ -212,9 +212,21 @@ async def test_what_a_broken_start_left_is_cleared_away(path):
 async def test_the_log_of_a_lost_ledger_is_not_taken_for_a_new_ones(path):
     """Where the file is gone but its log is there, no empty ledger is made in its place."""
     path.with_name("x.sqlite3-wal").write_bytes(b"x" * 99)
-    with pytest.raises(LedgerError, match=r"put the ledger back, or remove x\.sqlite3-wal"):
+    with pytest.raises(LedgerError, match=r"x\.sqlite3-wal, .*put the ledger back.*paid again"):
         await SqliteLedger(path).open(NOW)
     assert ["x.sqlite3-wal", "x.sqlite3.lock"] == beside(path)
+
+
+async def test_a_new_ledger_leaves_the_log_of_a_lost_one(path):
+    """Where a new ledger is wanted, the log of the lost one gets another name, and no other."""
+    for number in range(2):
+        path.unlink(missing_ok=True)
+        path.with_name("x.sqlite3-wal").write_bytes(b"%d" % number * 99)
+        async with SqliteLedger(path, new_ledger=True) as ledger:
+            assert 1 == await ledger.plan([TRACK])
+    logs = ["x.sqlite3-wal.lost", "x.sqlite3-wal.lost1"]
+    assert ["x.sqlite3", *logs, "x.sqlite3.lock"] == beside(path)
+    assert [b"0" * 99, b"1" * 99] == [path.with_name(name).read_bytes() for name in logs]
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="needs a plain user")

@@ -155,6 +155,8 @@ NOT_WAV = {
     "a page for sound, zeros": (wav(sound=PAGE, size=0, data=0), "goes on with text"),
     "a page for sound, short": (wav(sound=PAGE, size=32_000, data=31_964), "goes on with text"),
     "blanks and a page": (wav(sound=b"\r\n<html><body>no</body>"), "goes on with text"),
+    "a page with a mark": (wav(sound=b"\xef\xbb\xbf" + PAGE), "goes on with text"),
+    "a page with a mark, zeros": (wav(sound=b"\xef\xbb\xbf" + PAGE, data=0), "goes on with text"),
     "XML": (wav(sound=b"<?xml version='1.0'?><Error/>"), "goes on with text"),
     "S3's error": (wav(sound=b"<Error><Code>AccessDenied</Code>"), "goes on with text"),
     "a heading": (wav(sound=b"<h1>502 Bad Gateway</h1>"), "goes on with text"),
@@ -318,6 +320,29 @@ def test_a_promise_is_known_as_soon_as_the_header_is():
     assert 44 == scan(wav(size=36)[:40]).promised
     assert LENGTH == scan(wav(size=36)[:44]).promised
     assert scan(wav(size=ALL_ONES)[:44]).promised is None
+
+
+def test_a_sound_that_ends_beyond_the_cap_has_no_size():
+    """A size that makes the file longer than any that is accepted was not meant."""
+    size = MAX_BYTES - 44
+
+    assert () == verify(wav(size=ALL_ONES, data=size + 1))
+    with pytest.raises(ShortWavError):
+        verify(wav(size=ALL_ONES, data=size))
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [(36, None), (4, None), (LENGTH - 8, LENGTH), (LENGTH - 8 - 1_000, None), (0, None)],
+)
+@pytest.mark.parametrize("data", [0, ALL_ONES, MAX_BYTES])
+def test_a_sound_without_a_size_ends_where_the_file_says_or_nowhere(size, expected, data):
+    """A size that the sound exceeds was written before the sound, and says nothing about it."""
+    file = wav(size=size, data=data)
+
+    assert expected == scan(file).promised
+    assert scan(wav(size=36, data=data, sound=b"")).promised is None
+    verify(file)
 
 
 CHUNKS = st.lists(

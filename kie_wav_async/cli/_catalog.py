@@ -48,6 +48,9 @@ _SHOWN: Final = 120
 _IDS: Final = ("music_task_id", "audio_id")
 _EXPECTED: Final = "music_task_id,audio_id[,title]"
 
+# What a row of empty cells is made of.
+_BLANK: Final = ', \t\r"'
+
 _BOM: Final = b"\xef\xbb\xbf"
 _OTHER_BOMS: Final = (b"\xff\xfe", b"\xfe\xff")
 
@@ -250,6 +253,8 @@ def _header(lines: _Lines, name: str) -> list[str]:
     line = next(lines)
     if line.why is None and line.text.strip().lower() == "sep=,":  # Written by spreadsheets.
         line = next(lines, line)
+    while line.why is None and not line.text.strip(_BLANK) and (after := next(lines, None)):
+        line = after
     if line.why is not None:
         msg = f"{name} is no catalog: its line {line.number} is {line.why}"
         raise CliError(USAGE, msg)
@@ -330,7 +335,7 @@ def _no_header(name: str, text: str, why: str) -> CliError:
     shown = text.strip()
     if "\r" in text.rstrip("\r"):
         why = "its lines end in carriage returns alone; save it with Unix or Windows line ends"
-    elif separator := re.fullmatch(r"(?i)sep=(.?)", shown):
+    elif separator := re.fullmatch(r"(?i)sep=([^,]?)", shown):
         why = f"it says that cells are separated by {separator[1]!r}; commas are expected"
     for mark, found in ((";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")):
         if not _wrong_columns([cell.strip(' "') for cell in shown.split(mark)]):

@@ -3,9 +3,11 @@ Reads one JSON object of a catalog: a row, or a saved response of the service.
 
 The keys of a row may be spelled as the service spells them. A saved response is what
 ``/api/v1/generate/record-info`` returns, all of it or from ``data`` or ``response``
-on, or the body of the callback for the music.
+on, what ``/api/v1/jobs/recordInfo`` returns, or the body of the callback for the music.
+The tracks may be in a text that holds JSON, as they are in ``resultJson``.
 
-Source: docs.kie.ai, "Get Music Task Details" and "Music Generation Callbacks".
+Source: docs.kie.ai, "Get Music Task Details", "Music Generation Callbacks" and "Get Task
+Details" of the jobs API.
 """
 
 from __future__ import annotations
@@ -209,7 +211,7 @@ def _read_response(pairs: Pairs) -> list[Named] | None:
         return None
     data = _fields(root.get("data"))
     body = root if data is None else data
-    response = _fields(body.get("response"))
+    response = _opened(body.get("response")) or _opened(body.get("resultjson"))
     made = body if response is None else response
     listed = made.get("sunodata") or made.get("data")
     is_bare = body is made is root and not isinstance(listed, list)
@@ -236,7 +238,11 @@ def _verify_finished(root: dict[str, object], body: dict[str, object]) -> None:
         said = f" {_cut(message)!r}" if isinstance(message, str) else ""
         msg = f"a response without tracks: its code is {_cut(str(code))}{said}"
         raise ValueError(msg)
-    for name, good in (("status", _FINISHED), ("callbackType", {"complete"})):
+    for name, good in (
+        ("status", _FINISHED),
+        ("state", {"success"}),
+        ("callbackType", {"complete"}),
+    ):
         word = body.get(name.lower())
         if word is not None and str(word) not in good:
             msg = f"a response without all tracks: its {name} is {_cut(str(word))!r}"
@@ -250,6 +256,16 @@ def _read_track(music_task_id: str, item: object, number: int) -> Named:
         msg = f"track {number} of the response has no id"
         raise ValueError(msg)  # noqa: TRY004 - as above
     return Named(music_task_id, audio_id, title if isinstance(title, str) else None)
+
+
+def _opened(value: object) -> dict[str, object] | None:
+    """Return the same of an object that may be the text of one."""
+    if isinstance(value, str):
+        try:
+            value = parse(value)
+        except ValueError:
+            return None
+    return _fields(value)
 
 
 def _fields(value: object) -> dict[str, object] | None:

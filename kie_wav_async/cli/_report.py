@@ -18,7 +18,13 @@ from kie_wav_async.cli._estimate import bytes_words, count_words
 from kie_wav_async.cli._output import DONE, plain, print_json, print_line, stdout_console
 from kie_wav_async.cli._pages import pages
 from kie_wav_async.cli._streams import wait_for_room
-from kie_wav_async.cli._survey import ids_of, resolve_all_commands, survey, verify_ledger
+from kie_wav_async.cli._survey import (
+    ids_of,
+    resolve_all_commands,
+    survey,
+    telling_warnings,
+    verify_ledger,
+)
 from kie_wav_async.ledger import SqliteLedger, TrackState
 
 if TYPE_CHECKING:
@@ -65,7 +71,7 @@ async def run_report(path: Path, *, as_json: bool) -> int:
         LedgerError: It cannot be read.
     """
     verify_ledger(path)
-    with reading() as on_progress:
+    with telling_warnings(), reading() as on_progress:
         found = await survey(SqliteLedger(path, read_only=True), path, time.time(), on_progress)
     if as_json:
         print_json(found.facts())
@@ -92,7 +98,8 @@ async def run_urls(path: Path, *, as_json: bool) -> int:
     """
     verify_ledger(path)
     ledger = SqliteLedger(path, read_only=True)
-    _ = await ledger.open(time.time())
+    with telling_warnings():
+        _ = await ledger.open(time.time())
     try:
         async for page in pages(ledger, _WITH_WAV):
             for standing in page:

@@ -13,7 +13,7 @@ import click
 from kie_wav_async import Track
 from kie_wav_async.cli._output import USAGE, CliError, clean, print_json, say
 from kie_wav_async.cli._pages import pages
-from kie_wav_async.cli._survey import ids_of
+from kie_wav_async.cli._survey import ids_of, telling_warnings
 from kie_wav_async.ledger import SqliteLedger, TrackState
 
 if TYPE_CHECKING:
@@ -170,7 +170,8 @@ async def print_list(path: Path, *, as_json: bool) -> None:
     """
     rows: list[dict[str, object]] = []
     ledger = SqliteLedger(path, read_only=True)
-    opening = await ledger.open(0.0)
+    with telling_warnings():
+        opening = await ledger.open(0.0)
     try:
         in_progress: set[str] = set()
         async for page in pages(ledger, [TrackState.SUBMITTING]):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import heapq
+import logging
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -12,13 +14,13 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import attrs
 
-from kie_wav_async.cli._output import USAGE, CliError
+from kie_wav_async.cli._output import USAGE, CliError, say
 from kie_wav_async.cli._pages import pages
 from kie_wav_async.cli._shell import command_line, service_command
 from kie_wav_async.ledger import LedgerOpening, Standing, TrackState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     from kie_wav_async import Track, UnknownSubmit
     from kie_wav_async.ledger import Ledger
@@ -58,6 +60,38 @@ def verify_ledger(path: Path) -> None:
         raise CliError(USAGE, msg)
     if not is_sqlite(path, "ledger"):
         raise CliError(USAGE, f"{path} is no ledger: name the one that `kie-wav bulk` made")
+
+
+@contextlib.contextmanager
+def telling_warnings() -> Generator[None]:
+    """Print afterwards what the library warned of meanwhile, such as an incomplete ledger."""
+    told = _Warnings(logging.WARNING)
+    logger = logging.getLogger("kie_wav_async")
+    logger.addHandler(told)
+    try:
+        yield
+    finally:
+        logger.removeHandler(told)
+        for message in told.messages:
+            say(f"warning: {message}")
+
+
+class _Warnings(logging.Handler):
+    """
+    Keeps warnings until it is their turn to be printed.
+
+    Attributes:
+        messages: What was warned of.
+    """
+
+    def __init__(self, level: int) -> None:
+        """Keep nothing yet."""
+        super().__init__(level)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a warning, in whatever thread."""
+        self.messages.append(record.getMessage())
 
 
 def is_folder(path: Path) -> bool:
