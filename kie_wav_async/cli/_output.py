@@ -125,7 +125,7 @@ def failure_of(error: errors.KieWavError) -> CliError:
             sentence = (
                 f"nobody knows whether the submit was accepted{_reason(error)}; it may have been "
                 "charged and was not repeated. Look for the track in KIE's logs: if it is there, "
-                "`kie-wav status TASK_ID` shows its WAV; if not, convert it again"
+                f"`{status_command('TASK_ID')}` shows its WAV; if not, convert it again"
             )
         case errors.ConversionTimeoutError():
             code = FAILED
@@ -146,7 +146,7 @@ def failure_of(error: errors.KieWavError) -> CliError:
             sentence = (
                 f"the service answered {error.code} {error.message!r}: it has a WAV of this track "
                 "under a task id it did not tell; look the id up in KIE's logs, then ask with "
-                "`kie-wav status TASK_ID`"
+                f"`{status_command('TASK_ID')}`"
             )
         case errors.DownloadError():
             facts["reason"] = error.reason
