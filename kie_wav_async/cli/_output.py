@@ -100,6 +100,11 @@ def cell(text: str) -> str:
     return f"'{text}" if _FORMULA.match(unicodedata.normalize("NFKC", text)) else text
 
 
+def text_of(given: str) -> str:
+    """Return the text of which `cell` made *given*."""
+    return given[1:] if given.startswith("'") and cell(given) != given else given
+
+
 def say(text: str, console: Console | None = None) -> None:
     """Print a message on stderr: on one line, or filled on a terminal if it has no command."""
     console = console or Console(stderr=True)
