@@ -36,17 +36,26 @@ class PatientTimer:
     made ten more turns, over as long as it was late, or one second if that is less.
     """
 
-    __slots__ = ("_callback", "_due", "_handle", "_left", "_loop", "_step_s")
+    __slots__ = ("_callback", "_delay_s", "_due", "_handle", "_left", "_loop", "_step_s")
 
     def __init__(self, delay_s: float, callback: Callable[[], object]) -> None:
         """Start."""
         self._loop = asyncio.get_running_loop()
         self._callback = callback
+        self._delay_s = delay_s
+        self._handle = self._set()
+
+    def _set(self) -> asyncio.TimerHandle:
         # What is due already, no answer was waited for.
-        self._left = _TURNS if delay_s > 0 else 0
+        self._left = _TURNS if self._delay_s > 0 else 0
         self._step_s = 0.0
-        self._due = self._loop.time() + delay_s
-        self._handle = self._loop.call_at(self._due, self._fire)
+        self._due = self._loop.time() + self._delay_s
+        return self._loop.call_at(self._due, self._fire)
+
+    def restart(self) -> None:
+        """Count from now; for a timer that has not called *callback* yet."""
+        self._handle.cancel()
+        self._handle = self._set()
 
     def cancel(self) -> None:
         """Call it off; nothing happens if it was called already."""

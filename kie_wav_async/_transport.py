@@ -80,13 +80,17 @@ class _Flight:
         began: Whether it may.
 
         connecting: Ends the request if no connection stands in time.
+
+        answering: Ends the request if there is no answer in time, which is counted
+            from its first byte.
     """
 
-    __slots__ = ("began", "connecting")
+    __slots__ = ("answering", "began", "connecting")
 
     def __init__(self, *, began: bool) -> None:
         self.began = began
         self.connecting: PatientTimer | None = None
+        self.answering: PatientTimer | None = None
 
     def tell(self, *, is_submit: bool) -> str:
         """Say what became of the request, and what to do."""
@@ -104,6 +108,9 @@ async def _note_sent(
     flight.began = True
     if flight.connecting is not None:
         flight.connecting.cancel()
+    if flight.answering is not None:
+        # The loop may have been held up while connecting: that was not the service's time.
+        flight.answering.restart()
 
 
 def _too_long(response: WireResponse) -> WireFormatError:
@@ -129,8 +136,8 @@ class AiohttpTransport:
     It belongs to the session it is given to, is closed with it, and opens its
     connections on the loop that first sends something.
 
-    A submit is given up after 60 s, a read after 30 s, and either after 10 s without
-    a connection. An answer that arrived while the loop was held up beyond that is
+    A submit is given up 60 s after it was sent, a read after 30 s, and either after
+    10 s without a connection. An answer that arrived while the loop was held up beyond that is
     still taken.
 
     Args:
@@ -231,7 +238,7 @@ class AiohttpTransport:
         url = URL(request.url, encoded=True)
         limits = SUBMIT_TIMEOUT if request.is_submit else READ_TIMEOUT
         async with (
-            patient_timeout(limits.total),
+            patient_timeout(limits.total) as flight.answering,
             patient_timeout(limits.connect) as flight.connecting,
             http.request(
                 request.method,

@@ -213,6 +213,15 @@ async def test_a_bad_end(kie_wav, arguments, code, words, json_too) -> None:
         assert code == told["error"]["exit_code"]
 
 
+@pytest.mark.parametrize("audio_id", ["lost", "there"])
+async def test_a_command_asks_the_same_service(kie_wav, audio_id) -> None:
+    """A command in which only the task is to be filled in names the service as this one did."""
+    async with service(*SCRIPT, retry_failed=False) as kie:
+        done = await kie_wav("convert", "m", audio_id, "--base-url", kie.base_url)
+
+    assert f"`kie-wav status TASK_ID --base-url {kie.base_url}`" in done.err
+
+
 SAYS_ASK_AGAIN = errors.ServerError(code=500, message="no")
 
 

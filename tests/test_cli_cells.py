@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from bulk_runs import LEDGER, SAVING, Bulk, write_catalog, write_lines
 from cli_runs import KEY, names, service, submit_before
+from kie_wav_async import Track
 from kie_wav_async.cli import main
-from kie_wav_async.cli._output import cell, print_line
+from kie_wav_async.cli._output import cell, print_line, text_of
+from kie_wav_async.ledger import AttemptOutcome, SqliteLedger, TrackState
 
 # What a spreadsheet takes for a formula, and what it takes off to find one.
 ODD = ["=1+1", "+1", "-1", "@SUM(1)", '"=1+1"', "'=1", "\uff1d1", "--help"]
@@ -98,6 +100,41 @@ async def bulk_report(bulk: Bulk, *more: str, urls: bool = True) -> list[str]:
     code = await asyncio.to_thread(main, ["report", str(LEDGER), *["--urls"] * urls, *more])
     assert 0 == code
     return bulk._capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("text", [*ODD, *PLAIN, *EXPECTED])
+def test_a_cell_is_read_as_what_it_was(text: str) -> None:
+    """What a spreadsheet was kept from taking for a formula comes back unchanged."""
+    assert text == text_of(cell(text))
+
+
+def test_the_list_of_unknown_submits(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ids are text in the list that is filled in with a spreadsheet, and read back as they were."""
+
+    async def write() -> None:
+        async with SqliteLedger("x.sqlite3") as ledger:
+            for at, text in enumerate(ODD):
+                name = f"{at:032x}"
+                assert await ledger.begin(Track(text, text), name, 1.0) is None
+                await ledger.end(name, AttemptOutcome.UNKNOWN, 2.0)
+                await ledger.hear(name, f"{text}t")
+
+    asyncio.run(write())
+
+    assert 0 == main(["resolve", "x.sqlite3"])
+    printed = capsys.readouterr().out
+    rows = list(csv.DictReader(io.StringIO(printed)))
+    assert EXPECTED == [row["music_task_id"] for row in rows]
+    assert EXPECTED == [row["audio_id"] for row in rows]
+    assert [f"{text}t" for text in EXPECTED] == [row["task_id"] for row in rows]
+    Path("list.csv").write_text(printed, "utf-8")
+    assert 0 == main(["resolve", "x.sqlite3", "--list", "list.csv", "--no-check", "--json"])
+
+    async def read() -> list[str]:
+        async with SqliteLedger("x.sqlite3") as ledger:
+            return [standing.task_id for standing in await ledger.page(TrackState)]
+
+    assert [f"{text}t" for text in ODD] == asyncio.run(read())
 
 
 async def test_the_names_of_files(capsys, monkeypatch: pytest.MonkeyPatch) -> None:

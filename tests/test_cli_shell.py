@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 from bulk_runs import SAVING, on_terminal, resume_command, see_off, visible, write_catalog
 from cli_runs import KEY, names, service, submit_before
 from kie_wav_async.cli import main
-from kie_wav_async.cli._bulk_order import Order
+from kie_wav_async.cli._bulk_order import _FLAGS, Order
+from kie_wav_async.cli._commands import cli
 from kie_wav_async.cli._shell import command_line, join, quote, status_command
 from kie_wav_async.cli._survey import resolve_commands
 from kie_wav_async.simulator import Fault
@@ -140,6 +142,40 @@ def test_a_catalog_that_was_the_output_of_a_command() -> None:
 
     assert "kie-wav bulk CATALOG --out=x" == order.resume(is_planned=True)
     assert "in place of CATALOG" in order.resume_words
+
+
+def test_a_name_that_is_an_option_elsewhere() -> None:
+    """Only an option that was obeyed is left out, not a file or a value of the same name."""
+    given = ["--out", "--retry-failed", "--retry-failed", "--name=--new-ledger", "--json", "--"]
+    order = order_of("--new-ledger")
+    object.__setattr__(order, "given", ["bulk", *given, "--new-ledger"])
+    kept = "kie-wav bulk --out --retry-failed --name=--new-ledger --json -- --new-ledger"
+
+    assert kept == order.resume(is_planned=True)
+    assert order.resume(is_planned=False) == join(["kie-wav", "bulk", *given, "--new-ledger"])
+    object.__setattr__(order, "given", ["bulk", "--max-charges", "1", "--", "--max-charges"])
+    assert "kie-wav bulk --max-charges N -- --max-charges" == order.resume(
+        is_planned=True, is_capped=True
+    )
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdin"])
+def test_a_catalog_on_stdin(name: str) -> None:
+    """Where the catalog came from stdin, that is said beside the command."""
+    assert "Give it the same catalog on stdin once more, and go on with" == (
+        order_of(name).resume_words
+    )
+
+
+def test_every_option_without_a_value_is_known() -> None:
+    """What follows an option is its value, unless the option has none."""
+    flags = {
+        name
+        for param in cli.commands["bulk"].params
+        if isinstance(param, click.Option) and param.is_flag
+        for name in param.opts
+    }
+    assert _FLAGS == flags
 
 
 def test_a_cap_is_left_to_be_chosen() -> None:

@@ -127,6 +127,23 @@ async def test_a_connection_that_stands_is_used(hold, tls) -> None:
             assert 200 == (await task).status
 
 
+async def test_a_submit_that_is_sent_after_the_hold_has_all_its_time(hold) -> None:
+    """Time in which nothing was sent yet is not taken from the time for the answer."""
+    with Peer(OK) as peer:
+        async with sending(submit_to(peer.base_url)) as task:
+            await asyncio.sleep(0)  # It connects.
+            hold.hold(62.0)
+            await until(lambda: peer.is_asked or task.done())
+            # The service takes some seconds, in which the loop is not held up.
+            for _ in range(100):
+                await asyncio.sleep(0)
+                hold.hold(0.1)
+            assert not task.done()
+            peer.go()
+
+            assert 200 == (await task).status
+
+
 @REQUESTS
 async def test_no_answer_is_none_however_the_loop_was_held(hold, request_to) -> None:
     """A request without an answer times out, after a loop that was held up as well."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from kie_wav_async import Track, errors
+from kie_wav_async import errors
 from kie_wav_async.cli._bulk_books import Books, Ending, read_books
 from kie_wav_async.cli._estimate import (
     Tally,
@@ -188,13 +188,14 @@ def _report(ending: Ending, *options: str) -> str:
 def _tell_existing(ending: Ending, books: Books, display: BulkDisplay) -> None:
     count = books.tally.of(TrackState.EXISTS)
     tracks = count_words(count, "track has", "tracks have")
+    if count == 1:
+        tracks = f"{books.existing[0].track.music_task_id} {books.existing[0].track.audio_id} has"
     display.say(
         f"{tracks} a WAV at KIE that was there before. Look for its task in KIE's logs, then "
         "name it, or say --not-charged if there is none:"
     )
     if count == 1:
-        (one,) = books.existing
-        _tell_command(ending, one.attempt_id, one.track, None, display)
+        _tell_command(ending, books.existing[0].attempt_id, None, display)
     else:
         _tell_list(ending, display)
 
@@ -202,17 +203,18 @@ def _tell_existing(ending: Ending, books: Books, display: BulkDisplay) -> None:
 def _tell_doubts(ending: Ending, books: Books, display: BulkDisplay) -> None:
     doubts, others = books.doubts, len(books.opening.unknown) - len(books.doubts)
     if doubts:
-        words = "which task it made, or --not-charged in place of --task-id"
-        if len(doubts) > 1:
-            words = "which task each has made"
+        words = "which task each has made"
+        submits = count_words(len(doubts), "submit")
+        if len(doubts) == 1:
+            words = "which task it made, or --not-charged in place of --task-id"
+            submits += f" ({doubts[0].track.music_task_id} {doubts[0].track.audio_id})"
         display.say(
-            f"{count_words(len(doubts), 'submit')} may or may not have been accepted. Look in "
-            f"KIE's logs, then say {words}:"
+            f"{submits} may or may not have been accepted. Look in KIE's logs, then say {words}:"
         )
     if len(doubts) == 1:
         (doubt,) = doubts
         named = books.opening.named.get(doubt.attempt_id)
-        _tell_command(ending, doubt.attempt_id, doubt.track, named, display)
+        _tell_command(ending, doubt.attempt_id, named, display)
     elif doubts:
         _tell_list(ending, display)
         *_, none_of_them = resolve_all_commands(ending.order.ledger)
@@ -226,17 +228,16 @@ def _tell_doubts(ending: Ending, books: Books, display: BulkDisplay) -> None:
         )
 
 
-def _tell_command(
-    ending: Ending, attempt_id: str, track: Track, named: str | None, display: BulkDisplay
-) -> None:
-    command = resolve_commands(ending.order.ledger, attempt_id, named)[0]
-    display.say_as_is(f"  {command}  # {track.music_task_id} {track.audio_id}")
+def _tell_command(ending: Ending, attempt_id: str, named: str | None, display: BulkDisplay) -> None:
+    # Alone on its line: zsh reads no comments where commands are typed.
+    display.say_as_is(f"  {resolve_commands(ending.order.ledger, attempt_id, named)[0]}")
 
 
 def _tell_list(ending: Ending, display: BulkDisplay) -> None:
     """Name the commands for several at once: a list that is filled in between them."""
     write, read, _ = resolve_all_commands(ending.order.ledger)
-    display.say_as_is(f"  {write}  # fill in the column task_id: a task id, or not-charged")
+    display.say_as_is(f"  {write}")
+    display.say("Fill in the column task_id, a task id or not-charged, and read the list:")
     display.say_as_is(f"  {read}")
 
 

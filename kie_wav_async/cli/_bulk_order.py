@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,10 @@ _ONCE: Final = frozenset({"--retry-failed", _RECLAIM, "--new-ledger"})
 _CAP: Final = "--max-charges"
 _PROXY: Final = "--proxy"
 
+# All options of the command that have no value.
+_FLAGS: Final = _ONCE | {"--no-download", "--skip-bad", "--accept-short", "--json"}
+
+_STDIN: Final = frozenset({"-", "/dev/stdin"})
 # Names of open files, such as a shell's process substitution: not valid later.
 _PASSING: Final = ("/dev/fd/", "/proc/self/fd/")
 
@@ -103,7 +107,7 @@ class Order:
         done = _ONCE if is_planned else frozenset[str]()
         if is_reclaiming:
             done -= {_RECLAIM}
-        words = [word for word in self.given if word not in done]
+        words = [word for word, option in _read(self.given) if option not in done]
         if self.catalog.startswith(_PASSING):
             words = ["CATALOG" if word == self.catalog else word for word in words]
         if is_capped:
@@ -118,24 +122,37 @@ class Order:
     @property
     def resume_words(self) -> str:
         """What is said before `resume`."""
-        if self.catalog == "-":
+        if self.catalog in _STDIN:
             return "Give it the same catalog on stdin once more, and go on with"
         if self.catalog.startswith(_PASSING):
             return "Give it the same catalog once more in place of CATALOG, and go on with"
         return "Go on with"
 
 
+def _read(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """Yield each word, and the option that it names; `None` for a value or an argument."""
+    is_value = is_over = False
+    for word in words:
+        is_option = word.startswith("--") and not is_value and not is_over
+        name, equals, _ = word.partition("=")
+        yield word, name if is_option else None
+        is_over = is_over or (is_option and word == "--")
+        is_value = is_option and not equals and name not in _FLAGS
+
+
 def _with_value(words: Sequence[str], option: str, change: Callable[[str], str]) -> list[str]:
     """Return *words* with the value of an option changed."""
     changed: list[str] = []
-    for word in words:
-        name, equals, value = word.partition("=")
-        if changed and changed[-1] == option:
+    is_next = False
+    for word, name in _read(words):
+        _, equals, value = word.partition("=")
+        if is_next:
             changed.append(change(word))
         elif equals and name == option:
             changed.append(f"{name}={change(value)}")
         else:
             changed.append(word)
+        is_next = name == option and not equals
     return changed
 
 

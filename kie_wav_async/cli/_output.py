@@ -100,6 +100,11 @@ def cell(text: str) -> str:
     return f"'{text}" if _FORMULA.match(unicodedata.normalize("NFKC", text)) else text
 
 
+def text_of(given: str) -> str:
+    """Return the text of which `cell` made *given*."""
+    return given[1:] if given.startswith("'") and cell(given) != given else given
+
+
 def say(text: str, console: Console | None = None) -> None:
     """Print a message on stderr: on one line, or filled on a terminal if it has no command."""
     console = console or Console(stderr=True)
@@ -125,7 +130,7 @@ def failure_of(error: errors.KieWavError) -> CliError:
             sentence = (
                 f"nobody knows whether the submit was accepted{_reason(error)}; it may have been "
                 "charged and was not repeated. Look for the track in KIE's logs: if it is there, "
-                "`kie-wav status TASK_ID` shows its WAV; if not, convert it again"
+                f"`{status_command('TASK_ID')}` shows its WAV; if not, convert it again"
             )
         case errors.ConversionTimeoutError():
             code = FAILED
@@ -146,7 +151,7 @@ def failure_of(error: errors.KieWavError) -> CliError:
             sentence = (
                 f"the service answered {error.code} {error.message!r}: it has a WAV of this track "
                 "under a task id it did not tell; look the id up in KIE's logs, then ask with "
-                "`kie-wav status TASK_ID`"
+                f"`{status_command('TASK_ID')}`"
             )
         case errors.DownloadError():
             facts["reason"] = error.reason

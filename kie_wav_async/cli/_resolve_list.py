@@ -11,7 +11,7 @@ import attrs
 import click
 
 from kie_wav_async import Track
-from kie_wav_async.cli._output import USAGE, CliError, clean, print_json, say
+from kie_wav_async.cli._output import USAGE, CliError, cell, clean, print_json, say, text_of
 from kie_wav_async.cli._pages import pages
 from kie_wav_async.cli._survey import ids_of, telling_warnings
 from kie_wav_async.ledger import SqliteLedger, TrackState
@@ -141,18 +141,18 @@ def _rows(text: str) -> Iterator[tuple[int, str, str]]:
     for number, line in enumerate(lines, 1):
         try:
             read = csv.reader([line], delimiter=delimiter)
-            cells = [cell.strip() for cell in next(read, list[str]())]
+            cells = [given.strip() for given in next(read, list[str]())]
         except csv.Error as error:
             raise CliError(USAGE, f"line {number}: {error}") from error
         if not any(cells) or cells[0].startswith("#"):
             continue
-        if is_first and "attempt_id" in (names := [cell.lower() for cell in cells]):
+        if is_first and "attempt_id" in (names := [name.lower() for name in cells]):
             if "task_id" not in names:
                 raise CliError(USAGE, "the list has no column task_id: nothing has changed")
             places = (names.index("attempt_id"), names.index("task_id"))
         else:
             attempt, value = (cells[at] if at < len(cells) else "" for at in places)
-            yield number, attempt, value
+            yield number, attempt, text_of(value)
         is_first = False
 
 
@@ -193,5 +193,5 @@ async def print_list(path: Path, *, as_json: bool) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
-    writer.writerows([row[name] for name in _COLUMNS] for row in rows)
+    writer.writerows([cell(str(row[name])) for name in _COLUMNS] for row in rows)
     click.echo(text.getvalue(), nl=False)
