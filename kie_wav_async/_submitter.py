@@ -381,16 +381,20 @@ class Submitter:
 
         *error*: what whoever waits for the submit is told all the same.
         """
+        self._tell_task(conversion, conversion.attempt_id)
+        self._poller.follow(conversion)
+        conversion.wake_submitted(error)
+        self._desk.on_followed(conversion)
+
+    def _tell_task(self, conversion: Conversion, attempt_id: str) -> None:
+        """Tell which task a submit came to."""
         self._desk.emit(
             events.Submitted,
             task_id=conversion.task_id,
             track=conversion.track,
-            attempt_id=conversion.attempt_id,
+            attempt_id=attempt_id,
             adopted=conversion.origin is not Origin.SUBMITTED,
         )
-        self._poller.follow(conversion)
-        conversion.wake_submitted(error)
-        self._desk.on_followed(conversion)
 
     def _refuse(self, conversion: Conversion, error: KieWavError) -> None:
         """End a submit that created nothing."""
@@ -568,11 +572,15 @@ class Submitter:
             self._turns.remove(queued)
             _ = self._registry.relapse(queued)
         followed = self._poller.rejoin(task_id) or self._registry.find_task(task_id)
+        was_attached = followed is not None and followed.origin is Origin.ATTACHED
         now = self._desk.clock.monotonic()
         conversion = self._registry.adopt_unknown(doubt.attempt_id, task_id, now, is_word=is_word)
         self._turns.remove(conversion)
         if conversion is not followed:
             self._follow(conversion)
+        elif was_attached:
+            # Nobody was told so far that the task is paid for by a submit of ours.
+            self._tell_task(conversion, doubt.attempt_id)
 
     # --- closing ----------------------------------------------------------------------------
 

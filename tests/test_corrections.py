@@ -8,6 +8,7 @@ import pytest
 
 from fakes import LOST_CHARGED, LOST_FREE, FakeService, counted, is_bounded, track
 from kie_wav_async.errors import AlreadyExistsError, ChargeLimitError, SubmitUnknownError
+from kie_wav_async.events import Submitted
 from kie_wav_async.ledger import TrackState
 from kie_wav_async.testing import FakeClock, MemoryLedger
 from ledger_steps import bill
@@ -201,3 +202,21 @@ async def test_the_word_of_an_attempt_that_was_answered_meanwhile(clock, service
         await ledger.end(attempt_id, "accepted", clock.time(), task_id="task0001")
         await session.resolve_unknown(attempt_id, not_charged=True)
         assert TrackState.ACCEPTED is await state_of(ledger)
+
+
+async def test_an_attached_task_that_a_word_names_is_told_of(clock, service) -> None:
+    """Who stores the tasks by their events learns which attached one a lost submit had made."""
+    told: list[Submitted] = []
+    async with service.session(on_event=told.append) as session:
+        attempt_id = await lose(clock, session)
+        conversion = await session.attach("task0001")
+        await session.resolve_unknown(attempt_id, task_id="task0001")
+        (event,) = [event for event in told if isinstance(event, Submitted)]
+
+    assert ("task0001", track(), attempt_id, True) == (
+        event.task_id,
+        event.track,
+        event.attempt_id,
+        event.adopted,
+    )
+    assert track() == conversion.track
