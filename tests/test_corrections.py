@@ -209,7 +209,7 @@ async def test_an_attached_task_that_a_word_names_is_told_of(clock, service) -> 
     told: list[Submitted] = []
     async with service.session(on_event=told.append) as session:
         attempt_id = await lose(clock, session)
-        conversion = await session.attach("task0001")
+        conversion = session.attach("task0001")
         await session.resolve_unknown(attempt_id, task_id="task0001")
         (event,) = [event for event in told if isinstance(event, Submitted)]
 
