@@ -132,8 +132,8 @@ class CappedServer:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                connection, _ = await loop.sock_accept(listener)
-            except ConnectionError:
+                connection = await _accept(listener)
+            except (BlockingIOError, ConnectionError):
                 continue  # The peer has left already.
             except OSError as error:
                 # New connections wait in the system's queue meanwhile.
@@ -208,6 +208,29 @@ class _Server(web.Server):
                 transport.abort()
                 return True
         return False
+
+
+async def _accept(listener: socket.socket) -> socket.socket:
+    """
+    Return the next connection; a cancelled call leaves it in the system's queue.
+
+    Raises:
+        OSError: There is none after all, or none can be accepted.
+    """
+    loop = asyncio.get_running_loop()
+    if sys.platform == "win32":  # Whose loop watches no sockets.
+        connection, _ = await loop.sock_accept(listener)
+        return connection
+    # Not sock_accept: cancelled in the very turn in which it has one, it drops it unclosed.
+    ready = asyncio.Event()
+    loop.add_reader(listener, ready.set)
+    try:
+        _ = await ready.wait()
+    finally:
+        loop.remove_reader(listener)
+    connection, _ = listener.accept()
+    connection.setblocking(False)  # noqa: FBT003 - the name of the parameter is "flag"
+    return connection
 
 
 async def _listen(host: str, port: int) -> list[socket.socket]:

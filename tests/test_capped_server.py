@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import os
 import resource
@@ -207,19 +208,32 @@ async def test_no_descriptor_is_left(caplog) -> None:
 
 async def test_a_connection_that_was_aborted_is_passed_over(monkeypatch) -> None:
     """A peer that is gone before it is accepted ends nothing, and is no line in the log."""
-    loop = asyncio.get_running_loop()
-    accept, aborted = loop.sock_accept, []
+    accept, aborted = socket.socket.accept, []
 
-    async def abort_first(listener: socket.socket):
+    def abort_first(listener: socket.socket):
         if not aborted:
             aborted.append(1)
             raise ConnectionAbortedError(errno.ECONNABORTED, "aborted")
-        return await accept(listener)
+        return accept(listener)
 
-    monkeypatch.setattr(loop, "sock_accept", abort_first)
+    monkeypatch.setattr(socket.socket, "accept", abort_first)
     async with serving() as (service, _, connect):
         assert await is_served(service, await connect())
     assert aborted
+
+
+async def test_a_connection_that_comes_as_the_server_stops_is_left_to_the_system() -> None:
+    """A server that is stopped in the turn in which a peer connects leaves no socket open."""
+    service = FakeService(FakeClock())
+    async with service.listening() as session:
+        for turns in range(4):
+            server = CallbackServer(session)
+            async with server:
+                peer = socket.create_connection(("127.0.0.1", server.port))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+            peer.close()
+            gc.collect()  # An unclosed socket is a warning, and so an error.
 
 
 async def test_a_socket_that_cannot_listen_is_closed() -> None:
