@@ -222,18 +222,26 @@ async def test_a_connection_that_was_aborted_is_passed_over(monkeypatch) -> None
     assert aborted
 
 
-async def test_a_connection_that_comes_as_the_server_stops_is_left_to_the_system() -> None:
-    """A server that is stopped in the turn in which a peer connects leaves no socket open."""
+async def test_a_server_that_stops_as_it_accepts_leaves_no_socket_open(monkeypatch) -> None:
+    """A server that is stopped in the turn of the loop in which it accepts closes what it has."""
+    accept, accepted = socket.socket.accept, asyncio.Event()
+
+    def accept_and_report(listener: socket.socket):
+        connection = accept(listener)
+        accepted.set()
+        return connection
+
+    monkeypatch.setattr(socket.socket, "accept", accept_and_report)
     service = FakeService(FakeClock())
     async with service.listening() as session:
-        for turns in range(4):
-            server = CallbackServer(session)
-            async with server:
-                peer = socket.create_connection(("127.0.0.1", server.port))
-                for _ in range(turns):
-                    await asyncio.sleep(0)
-            peer.close()
-            gc.collect()  # An unclosed socket is a warning, and so an error.
+        server = CallbackServer(session)
+        async with server, Wire(Served(server.port)) as first:
+            assert await is_served(service, first)  # So that the next one is waited for.
+            accepted.clear()
+            peer = socket.create_connection(("127.0.0.1", server.port))
+            await accepted.wait()
+        peer.close()
+        gc.collect()  # An unclosed socket is a warning, and so an error.
 
 
 async def test_a_socket_that_cannot_listen_is_closed() -> None:
