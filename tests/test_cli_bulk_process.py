@@ -53,7 +53,15 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 # --- Ctrl-C ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+HUNG_UP = pytest.param(
+    signal.SIGHUP,
+    marks=pytest.mark.skipif(
+        signal.getsignal(signal.SIGHUP) is signal.SIG_IGN, reason="nohup: SIGHUP is ignored here"
+    ),
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, HUNG_UP])
 async def test_stopped_once(number: signal.Signals) -> None:
     """A signal stops it, what is in flight stays in the ledger, and the command told resumes."""
     write_catalog(*rows_of(20))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import hashlib
 import io
@@ -238,7 +239,9 @@ async def test_stopped_twice_while_both_readers_sleep() -> None:
         # Python's own handler is there once the first was heard.
         await until(lambda: "SigCgt" in Path(words).read_text())
         while process.returncode is None:
-            process.send_signal(signal.SIGINT)
+            # Not send_signal, which takes the exit code of a process that has just ended.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGINT)
             await asyncio.sleep(0.01)
         done = await end(process)
         out.leave()

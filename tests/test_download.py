@@ -516,8 +516,11 @@ async def test_who_waits_can_be_cancelled(media, target) -> None:
     gate = Gate()
     url = media.put("/a.wav", BODY, gate.after(500))
     async with downloading() as running:
-        first, second = (asyncio.create_task(running.download(url, target)) for _ in range(2))
+        first = asyncio.create_task(running.download(url, target))
         await until(lambda: gate.waiting)
+        second = asyncio.create_task(running.download(url, target))
+        for _ in range(100):  # Now it waits for the first.
+            await asyncio.sleep(0)
         second.cancel()
         with pytest.raises(asyncio.CancelledError):
             await second
