@@ -203,7 +203,8 @@ class _Server(web.Server):
     def drop_idle(self) -> bool:
         """Close the oldest connection without a request; return whether there was one."""
         for handler, transport in self.opened.items():
-            if handler not in self._busy:
+            # One that is closing makes room by itself, for whom it was told to go.
+            if handler not in self._busy and not transport.is_closing():
                 del self.opened[handler]
                 transport.abort()
                 return True

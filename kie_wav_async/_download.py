@@ -204,7 +204,7 @@ class FileDownload:
             attempt += 1
 
     async def _save(self) -> Download:
-        self._is_spoilt = False
+        self._is_spoilt = self._is_renewed = False
         if (found := await self._find()) is not None:
             await self._on_disk(remove_leftovers, self.target, self.wav.task_id)
             return found

@@ -111,7 +111,9 @@ def _is_excepted(url: URL, exception: str) -> bool:
 
 
 def _verify_proxies(environment: Mapping[str, str]) -> None:
-    """Return if the proxies of the environment are some."""
+    """Return if the proxies of the environment are some, or ``no_proxy`` excepts every host."""
+    if "*" in map(str.strip, environment.get("no", "").split(",")):
+        return
     for scheme in ("http", "https"):
         _ = _environment_proxy(environment, scheme)
 

@@ -118,6 +118,23 @@ async def test_slow_bodies_lock_out_nobody() -> None:
 
 
 @pytest.mark.usefixtures("small")
+async def test_slow_bodies_do_not_lift_the_cap(monkeypatch) -> None:
+    """A connection that is being closed makes room for one other, and not for two."""
+    made, most = _capped_server._Server.connection_made, []
+
+    def count(server, handler, transport) -> None:
+        made(server, handler, transport)
+        most.append(len(server.opened))
+
+    monkeypatch.setattr(_capped_server._Server, "connection_made", count)
+    async with serving() as (service, _, connect):
+        for _ in range(5 * CAP):
+            await connect(request("/", service.callback("genuine").headers, length=50), b"x")
+        assert await is_served(service, await connect())
+    assert max(most) <= CAP + 1  # One was told to go, and is not gone yet.
+
+
+@pytest.mark.usefixtures("small")
 async def test_the_connection_that_was_idle_longest_goes() -> None:
     """A connection that has just had a callback outlives those that are idle, however old it is."""
     async with serving() as (service, _, connect):

@@ -1246,6 +1246,22 @@ async def test_machine_may_be_short_of_something_at_any_call(media, tmp_path, di
 
 
 @pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
+async def test_machine_may_be_short_of_something_after_another_link(media, target, disk, code):
+    """An attempt that the machine's shortage cost may ask for a fresh link once more."""
+    old, new = media.put("/old.wav", BODY, [Manner(status=403)] * 2), media.put("/a.wav", BODY)
+    faults = iter([OSError(code, os.strerror(code))])
+
+    def fail_once(point: str) -> None:
+        if point == "replace part" and (error := next(faults, None)) is not None:
+            raise error
+
+    disk.before = fail_once
+    async with downloading(link(new), link(new)) as running:
+        assert is_saved(await running.download(old, target), target)
+        assert 2 == len(running.renewals)
+
+
+@pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
 async def test_machine_may_stay_short_of_something(media, target, disk, code) -> None:
     """What is asked for eight times in vain is no fault of the disk, and is told as passing."""
     url = media.put("/a.wav", BODY, [Manner(cut=400), HONEST])

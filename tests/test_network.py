@@ -53,6 +53,7 @@ def no_environment(monkeypatch):
             PROXY,
         ),
         ({"all_proxy": PROXY, "no_proxy": "h.example"}, "https://h.example/", None),
+        ({"all_proxy": "socks5://h", "no_proxy": "x, *"}, "https://h.example/", None),
     ],
 )
 def test_each_scheme_has_its_proxy(monkeypatch, environment, url, expected):
