@@ -142,13 +142,14 @@ class Desk:
         before = sys.exception()
         try:
             response = await self.transport.send(request)
+            # In here: what is no proper response of a user's transport raises, too.
+            return response if self._api_key is None else _without(self._api_key.reveal(), response)
         except BaseException as error:
             if isinstance(error, Exception) and not isinstance(error, KieWavError):
                 # A bug of the transport's: where it is stays to be read, as text.
                 error.add_note("".join(traceback.format_tb(error.__traceback__)))
             drop_frames(error, before)
             raise
-        return response if self._api_key is None else _without(self._api_key.reveal(), response)
 
     def learn_host(self, url: URL) -> None:
         """Note that an answer to a poll of a task that we submitted names a file at *url*."""

@@ -209,16 +209,11 @@ class LedgerThread:
             msg = f"the folder of the ledger {self._path} is not there: make it first"
             raise LedgerError(msg) from error
         known = None if self._is_new else self._lock.mark
-        if known is not None and known.submits and is_missing(self._path):
-            raise LedgerError(_lost(self._path, f"there is no ledger at {self._path}", known))
         if self._is_new and is_missing(self._path):
             set_log_aside(self._path)
-        self._connection = connect_to_write(self._path)
+        self._connection = self._connect_to_write(known)
         self._identity = _identity(self._path)
-        found = LedgerTables(self._connection).mark()
-        if known is not None and known.submits:
-            _verify_same(self._path, known, found)
-        self._lock.note(found)
+        self._lock.note(LedgerTables(self._connection).mark())
 
     def _warn_of_loss(self, known: LedgerMark | None) -> None:
         """Say so if what is read is not all there was: its sums are too low then."""
@@ -296,16 +291,38 @@ class LedgerThread:
                 "back, as a new one would not know what was paid, and pay for it again"
             )
             raise LedgerError(msg)
-        if self._lock is not None and not self._lock.is_held():
+        lock = self._lock
+        if lock is not None and not lock.is_held():
             msg = (
                 f"the lock of the ledger {self._path} was removed, and another process may have "
                 "it open now: stop both, and start one"
             )
             raise LedgerError(msg)
         if self._connection is None:
-            connect = connect_to_read if self._is_read_only else connect_to_write
-            self._connection = connect(self._path)
+            if self._is_read_only:
+                self._connection = connect_to_read(self._path)
+            else:
+                self._connection = self._connect_to_write(None if lock is None else lock.mark)
         return self._connection
+
+    def _connect_to_write(self, known: LedgerMark | None) -> sqlite3.Connection:
+        """
+        Open the ledger, which has to be the one that *known* is of.
+
+        Raises:
+            LedgerError: It is lost, another one or an older copy.
+        """
+        if known is None or not known.submits:
+            return connect_to_write(self._path)
+        if is_missing(self._path):
+            raise LedgerError(_lost(self._path, f"there is no ledger at {self._path}", known))
+        connection = connect_to_write(self._path)
+        try:
+            _verify_same(self._path, known, LedgerTables(connection).mark())
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def _undo(self, error: Exception) -> None:
         """Go back to before the group; on a new connection, unless the fault was a passing one."""

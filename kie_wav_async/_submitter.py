@@ -20,6 +20,7 @@ from kie_wav_async._desk import CLOSE_TIMEOUT_S
 from kie_wav_async._ledger_models import AttemptOutcome, TrackState
 from kie_wav_async._lifecycle import Origin, Phase
 from kie_wav_async._models import OnUnknown, Track
+from kie_wav_async._requests import CREDITS_PATH
 from kie_wav_async._schedule import (
     MAINTENANCE_PROBE_S,
     RESUBMIT_AFTER_S,
@@ -85,6 +86,7 @@ class Submitter:
         self._on_unknown = on_unknown
         self._repeated: set[Track] = set()
         self._is_closed = False
+        self._is_read_warned = False
         self._wire_is_empty: asyncio.Future[None] | None = None
         turns.on_turn = self._send
         turns.on_read = self._ask
@@ -143,7 +145,15 @@ class Submitter:
     async def _read(self) -> None:
         is_up = False
         try:
-            is_up = is_answered(await self._desk.send(self._desk.requests.credits()))
+            response = await self._desk.send(self._desk.requests.credits())
+            is_up = is_answered(response)
+            if not is_up and not self._is_read_warned:
+                _logger.warning(
+                    "submits stay paused until the service answers %s: it brings HTTP %d, without "
+                    "a code that the service gives when it is up. Is base_url right?",
+                    *(CREDITS_PATH, response.status),
+                )
+            self._is_read_warned = not is_up
         except Exception as failure:  # noqa: BLE001 - a transport of the user's may raise anything
             _logger.debug("no answer to the read before a submit: %s", failure)
         finally:

@@ -392,6 +392,24 @@ async def test_a_transport_of_the_users(kind, logged, monkeypatch) -> None:
         assert "in _go" in errors[0].__notes__[0]
 
 
+@pytest.mark.parametrize("returned", [None, raw("a body of text")], ids=["nothing", "a str body"])
+async def test_a_transport_that_returns_no_response(returned, logged, monkeypatch) -> None:
+    """What a transport returns instead of a response makes no error carry the key."""
+    monkeypatch.setattr("frames.TESTS", "nowhere")
+    transport = ScriptedTransport(lambda _: returned)
+    async with session_at("https://api.example", transport=transport) as session:
+        errors = []
+        for call in (session.credits, lambda: session.submit(track(1))):
+            try:
+                await call()
+            except (KieWavError, AttributeError, TypeError) as error:
+                errors.append(error)
+    assert 2 == len(errors)
+    for error in (*errors, *logged):
+        held = [leak for leak in leaks(error, KEY) if "test_a_transport" not in leak.frame]
+        assert [] == held
+
+
 async def test_what_the_service_says(logged) -> None:
     """No code, and no way to lose an answer, makes an error carry the key."""
     clock = FakeClock()

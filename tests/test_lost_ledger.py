@@ -117,6 +117,44 @@ async def test_an_older_copy_is_refused(path) -> None:
     assert 6 == await accepted(path)
 
 
+def spoil(path: Path) -> None:
+    """Damage ledger and log in place, so that the open connection is of no use any more."""
+    for end, content in (("", b"x" * 200_000), ("-wal", b"x" * 50_000), ("-shm", b"\xff" * 200)):
+        with path.with_name(path.name + end).open("r+b") as file:
+            file.write(content)
+
+
+def put_back(path: Path) -> None:
+    """Do as is told: an older copy under the name, and nothing beside it."""
+    for end in ("-wal", "-shm"):
+        path.with_name(path.name + end).unlink(missing_ok=True)
+    shutil.copyfile(path.with_name("older"), path)
+
+
+def empty(path: Path) -> None:
+    """Leave a file of nothing, and no log."""
+    put_back(path)
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("put", [put_back, empty])
+async def test_another_ledger_in_its_place_is_refused_while_it_is_open(path, put) -> None:
+    """A ledger that is damaged and then replaced under a running process is compared again."""
+    await pay(path, *TRACKS[:2])
+    shutil.copy(path, path.with_name("older"))
+    async with SqliteLedger(path) as running:
+        for number, one in enumerate(TRACKS[2:4]):
+            assert await running.begin(one, f"b-{number}", NOW) is None
+        spoil(path)
+        with pytest.raises(LedgerError):
+            await running.begin(TRACKS[4], "b-2", NOW)
+        put(path)
+        with pytest.raises(LedgerError, match="says that 4 submits were begun"):
+            await running.begin(TRACKS[2], "b-3", NOW)
+    with pytest.raises(LedgerError, match="says that 4 submits were begun"):
+        await SqliteLedger(path).open(NOW)
+
+
 async def test_reading_an_older_copy_says_so(path, caplog) -> None:
     """What an older copy counts is too little, and whoever reads it is told; else nobody is."""
     await pay(path, *TRACKS[:2])

@@ -506,6 +506,19 @@ async def test_one_warning_and_one_event(clock, service, caplog) -> None:
     assert isinstance(held.error, SubmitUnknownError)
 
 
+async def test_a_read_that_stays_without_an_answer_is_told(clock, service, caplog) -> None:
+    """What keeps submits paused is logged once, with what comes instead of an answer."""
+    service.fates += [LOST_FREE] * 5
+    service.poll_replies.extend([lambda _: raw(HTML, 403)] * 5)
+    with caplog.at_level(logging.WARNING, "kie_wav_async"):
+        async with service.session(rate_limit=RateLimit(5, per_s=1.0)) as session:
+            batch = asyncio.create_task(collect(session, 6))
+            await clock.advance(600.0)
+            await clock.run(batch)
+    (told,) = [record for record in caplog.records if "stay paused" in record.message]
+    assert "/api/v1/chat/credit: it brings HTTP 403" in told.message
+
+
 async def test_callbacks_resolve_what_an_outage_left(clock, service) -> None:
     """A callback that names a lost submit is taken during the pause as at any time."""
     service.fates += [LOST_CHARGED] * 5
