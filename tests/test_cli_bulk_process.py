@@ -18,6 +18,7 @@ from bulk_runs import (
     HASTY,
     LEDGER,
     LONG_S,
+    SAVING,
     end,
     environment,
     is_bounded,
@@ -285,6 +286,19 @@ async def test_nobody_listens() -> None:
         await see_off()
 
     assert (0, 5) == (process.returncode, len(out.splitlines()))
+
+
+@pytest.mark.parametrize("saving", [HASTY, SAVING], ids=["addresses", "files"])
+async def test_an_id_that_the_encoding_has_not(saving) -> None:
+    """An id that the locale cannot spell is printed with a question mark, and all is done."""
+    write_catalog("mé,a0,Song", "m,a1,Song")
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    async with service(median_s=0.02, window=None) as kie:
+        words = ("bulk", "c.csv", "--out", "out", *saving)
+        done = await end(await start(kie, *words, **ascii_only))
+
+    assert 0 == done.code, done.err
+    assert [["m", "a1"], ["m?", "a0"]] == sorted(row[:2] for row in done.results)
 
 
 # --- a terminal -----------------------------------------------------------------------------------

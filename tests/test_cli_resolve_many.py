@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import fcntl
 import io
+import os
+import signal
 import sys
+import termios
 import time
 import wave
 from pathlib import Path
@@ -14,6 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 from yarl import URL
 
+from bulk_runs import end, until
 from cli_runs import KEY, service
 from kie_wav_async import Track, WavSession, errors
 from kie_wav_async.ledger import AttemptOutcome, SqliteLedger, Standing, TrackState
@@ -177,6 +182,36 @@ def test_a_list_from_stdin(resolve, monkeypatch, text: str) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     done = resolve("--list", "-", "--no-check")
     assert (0, ["accepted", "planned"]) == (done.code, states()), done
+
+
+def test_a_list_from_a_closed_stdin(resolve, monkeypatch) -> None:
+    """Without stdin there is no list on it, which is a usage error."""
+    lose(1)
+    monkeypatch.setattr(sys, "stdin", None)
+    done = resolve("--list", "-", "--no-check")
+    assert (2, "", "kie-wav: there is no stdin to read the list from\n") == done
+
+
+async def test_ctrl_c_while_the_list_is_waited_for() -> None:
+    """The first Ctrl-C ends a command whose list does not come to its end on stdin."""
+    await asyncio.to_thread(lose, 1)
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, b"attempt_id,task_id\n")
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "kie_wav_async", "resolve", LEDGER, "--list", "-"),
+            stdin=reader,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        await until(lambda: fcntl.ioctl(reader, termios.FIONREAD, bytes(4)) == bytes(4))
+        process.send_signal(signal.SIGINT)
+        done = await end(process)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+    assert (130, "", "") == (done.code, done.out, done.err.strip())
 
 
 BAD_LISTS = {

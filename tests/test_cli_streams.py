@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import io
 import os
+import pty
 import re
 import shlex
 import signal
@@ -22,6 +23,7 @@ from bulk_runs import (
     HASTY,
     LEDGER,
     LONG_S,
+    SAVING,
     environment,
     is_bounded,
     rows_of,
@@ -30,6 +32,7 @@ from bulk_runs import (
     states,
     until,
     write_catalog,
+    write_lines,
 )
 from cli_runs import service, submit_before
 from kie_wav_async.cli import _streams
@@ -400,6 +403,53 @@ async def test_everything_is_closed() -> None:
 
         assert (3, 0) == (done.code, kie.charges)
     assert not exists("out")
+
+
+# --- a terminal that hangs up ---------------------------------------------------------------------
+
+
+async def hang_up(kie, *words: str) -> int:
+    """Return the exit code of ``kie-wav`` on a terminal that hangs up once it shows anything."""
+    ours, theirs = pty.openpty()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "kie_wav_async", *words),
+            env=environment(kie, TERM="xterm"),
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+        )
+        os.close(theirs)
+        assert await asyncio.to_thread(os.read, ours, 1)
+    finally:
+        os.close(ours)
+    return (await end(process)).code
+
+
+@pytest.mark.parametrize(("more", "code"), [([], 0), (["--json"], 3)], ids=["bars", "json"])
+async def test_the_terminal_of_a_catalog_hangs_up(more, code) -> None:
+    """A catalog is converted and saved to its end, and only a result that is lost is an error."""
+    write_catalog(*rows_of(40))
+    words = ("bulk", "c.csv", "--out", "out", *SAVING, "--max-in-flight", "10", *more)
+    async with service(median_s=0.2, window=None) as kie:
+        assert code == await hang_up(kie, *words)
+    assert {"stored": 40} == await states()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["convert", "m", "a"], ["convert", "m", "a", "--json"], ["report", ".", "--verify"]],
+    ids=" ".join,
+)
+async def test_the_terminal_of_a_result_hangs_up(words) -> None:
+    """A result that the terminal was to show, and did not, is an error."""
+    # More lines than a terminal takes that nobody reads.
+    lines = [{"file": f"{n:0200}.wav", "bytes": 1, "sha256": "0" * 64} for n in range(1000)]
+    write_lines("manifest.jsonl", *lines)
+    slow = Fault(kind="slow", on="poll", when="arrival", delay_s=1.0)
+    async with service(slow, window=None) as kie:
+        await submit_before(kie, "a")
+        assert 3 == await hang_up(kie, *words)
 
 
 # --- the queue ------------------------------------------------------------------------------------

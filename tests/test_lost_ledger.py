@@ -361,6 +361,38 @@ async def test_a_new_ledger_pays_again(bulk: Bulk, lose) -> None:
     assert {"stored": 6} == await states()
 
 
+async def test_a_ledger_that_cannot_be_looked_for_is_refused(bulk: Bulk) -> None:
+    """Where the system does not tell whether there is a ledger, nothing is begun."""
+    write_catalog(*rows_of(3))
+    ledger = f"{'x' * 300}/kie-wav.sqlite3"  # Too long also for root, who may enter any folder.
+    async with kie_of() as kie:
+        done = await bulk(kie, "--ledger", ledger)
+
+        assert (3, 0) == (done.code, kie.charges), done
+    assert done.err.startswith("kie-wav: cannot tell whether a ledger was here: ")
+    assert done.err.endswith(f"{ledger}: File name too long. Nothing was submitted\n")
+
+
+async def test_a_folder_that_cannot_be_looked_into_is_refused(bulk: Bulk, monkeypatch) -> None:
+    """Where the files of a lost ledger cannot be listed, nothing is begun."""
+
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    write_catalog(*rows_of(3))
+    async with kie_of() as kie:
+        await bulk(kie)
+        remove(LEDGER, OUT / "manifest.jsonl")()
+        monkeypatch.setattr(Path, "iterdir", refuse)
+        done = await bulk(kie)
+
+        assert (3, 3) == (done.code, kie.charges), done
+    assert done.err == (
+        "kie-wav: cannot tell whether a ledger was here: out: Permission denied. Nothing was "
+        "submitted\n"
+    )
+
+
 async def test_the_word_is_said_once(bulk: Bulk) -> None:
     """The command that goes on does not begin a new ledger once more."""
     write_catalog(*rows_of(3))

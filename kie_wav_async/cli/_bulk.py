@@ -175,7 +175,7 @@ class _Run:
         self._is_reclaiming = TrackState.EXPIRED in order.retried
         # Not yet printed. Not all that settles is the batch's to yield: it drops what it
         # has as it is closed, and a task may be found for a submit it had given up.
-        self._results: deque[str] = deque()
+        self._results: deque[bytes] = deque()
 
     # --- from outside -----------------------------------------------------------------------
 
@@ -431,8 +431,9 @@ class _Run:
     def _add_result(self, track: Track, task_id: str, where: str) -> None:
         if self._prints:
             ids = map(clean, (track.music_task_id, track.audio_id, task_id))
+            cells = [cell(one).encode(sys.stdout.encoding, "replace") for one in ids]
             # A path is told as it is: it is ours, and stands for one file only.
-            self._results.append("\t".join(map(cell, (*ids, where))))
+            self._results.append(b"\t".join([*cells, os.fsencode(cell(where))]))
 
     def print_results(self) -> None:
         """
@@ -442,4 +443,4 @@ class _Run:
             OutputError: Nobody reads it.
         """
         while self._results:
-            click.echo(os.fsencode(self._results.popleft()))
+            click.echo(self._results.popleft())

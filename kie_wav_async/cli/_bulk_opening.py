@@ -39,13 +39,19 @@ def verify_not_lost(order: Order, display: BulkDisplay) -> None:
     Return if there is a ledger, or no sign that there was one; say so if a new one is wanted.
 
     Raises:
-        CliError: One was there and is gone: with a new one all it knew would be paid again.
+        CliError: One was there and is gone: with a new one all it knew would be paid again. Or
+            the system does not tell.
     """
     ledger = Path(os.path.realpath(order.ledger))
-    is_empty = ledger.exists()
-    if is_empty and (not ledger.is_file() or ledger.stat().st_size):
-        return  # Whether it is the right one the ledger finds out.
-    signs = _signs_of_a_ledger(order.folder, ledger, is_empty=is_empty)
+    try:
+        is_empty = ledger.exists()
+        if is_empty and (not ledger.is_file() or ledger.stat().st_size):
+            return  # Whether it is the right one the ledger finds out.
+        signs = _signs_of_a_ledger(order.folder, ledger, is_empty=is_empty)
+    except OSError as error:
+        where, why = error.filename or ledger, error.strerror or error
+        sentence = f"cannot tell whether a ledger was here: {where}: {why}. Nothing was submitted"
+        raise CliError(SERVICE, sentence) from error
     if not signs:
         return
     found = (

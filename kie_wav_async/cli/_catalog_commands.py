@@ -16,11 +16,13 @@ from kie_wav_async.cli._command import (
     json_option,
     run_command,
     service_options,
+    telling_failures,
 )
 from kie_wav_async.cli._listen import read_address
 from kie_wav_async.cli._report import run_report, run_urls
-from kie_wav_async.cli._resolve import Choice, run_resolve
+from kie_wav_async.cli._resolve import Choice, read_choice, run_resolve
 from kie_wav_async.cli._service import Service
+from kie_wav_async.cli._streams import verify_stdout
 from kie_wav_async.cli._verify import run_verify
 from kie_wav_async.file_names import DEFAULT_TEMPLATE
 from kie_wav_async.ledger import TrackState
@@ -314,5 +316,10 @@ def resolve(
     if a word was refused.
     """
     asked = None if no_check else service
-    work = run_resolve(ledger, Choice(attempt=attempt, **choice), asked, as_json=as_json)
+    chosen = Choice(attempt=attempt, **choice)
+    with telling_failures(as_json=as_json):
+        verify_stdout()
+        # In no event loop, where a stdin that says nothing would keep Ctrl-C from being heard.
+        given = read_choice(ledger, chosen)
+    work = run_resolve(ledger, chosen, given, asked, as_json=as_json)
     return run_command(work, as_json=as_json)

@@ -21,7 +21,33 @@ from kie_wav_async.cli._streams import OutputError, verify_stdout
 from kie_wav_async.errors import KieWavError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Generator
+
+
+@contextlib.contextmanager
+def telling_failures(*, as_json: bool) -> Generator[None]:
+    """
+    Have what ends the block be a `CliError`; print one JSON object of it if *as_json*.
+
+    Raises:
+        CliError: The block did not come to its end.
+    """
+    try:
+        yield
+    except KieWavError as error:
+        failure = failure_of(error)
+    except OutputError:
+        raise
+    except CliError as error:
+        failure = error
+    except asyncio.CancelledError:
+        failure = CliError(INTERRUPTED, "interrupted")
+    else:
+        return
+    if as_json:
+        with contextlib.suppress(OutputError):
+            print_json({"error": failure.facts})
+    raise failure
 
 
 def run_command(
@@ -38,24 +64,13 @@ def run_command(
         resume: What is said if nothing can be printed, before anything was done: words,
             and the command that does the same again.
     """
-    try:
-        with contextlib.closing(work):
+    with telling_failures(as_json=as_json), contextlib.closing(work):
+        try:
             verify_stdout()  # Before anything is done whose result could not be printed.
-            resume = None
-            return asyncio.run(work)
-    except KieWavError as error:
-        failure = failure_of(error)
-    except OutputError as error:
-        error.resume = error.resume or resume
-        raise
-    except CliError as error:
-        failure = error
-    except asyncio.CancelledError:
-        failure = CliError(INTERRUPTED, "interrupted")
-    if as_json:
-        with contextlib.suppress(OutputError):
-            print_json({"error": failure.facts})
-    raise failure
+        except OutputError as error:
+            error.resume = resume
+            raise
+        return asyncio.run(work)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")

@@ -21,7 +21,7 @@ from yarl import URL
 from kie_wav_async import events
 from kie_wav_async.cli._listen import KEY_NAME
 from kie_wav_async.cli._output import plain, print_line, say, without_advice
-from kie_wav_async.cli._streams import is_behind
+from kie_wav_async.cli._streams import is_behind, need_stdout
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -78,6 +78,7 @@ class Display:
 
     def print_result(self, text: str) -> None:
         """Print a line on stdout; above the progress, if both are on the terminal."""
+        need_stdout()
         if self._console.is_terminal and sys.stdout.isatty():
             # Still one line, however long, for who copies it.
             self._console.print(plain(text), soft_wrap=True)

@@ -143,7 +143,35 @@ class _Case:
         return self.entry.resolved_from or self.entry.outcome
 
 
-async def run_resolve(path: Path, choice: Choice, service: Service | None, *, as_json: bool) -> int:
+def read_choice(path: Path, choice: Choice) -> tuple[list[Word], int]:
+    """
+    Return what is said of which submits, and how many rows of a list say nothing.
+
+    Args:
+        path: The ledger.
+
+        choice: Where that is said.
+
+    Raises:
+        CliError: The options do not go together, there is no ledger, or a word cannot be.
+    """
+    choice.verify()
+    if choice.attempt is not None:
+        verify_word(choice.attempt, choice.task_id)
+    verify_ledger(path)
+    if choice.attempt is not None:
+        return [Word(choice.attempt, choice.task_id)], 0
+    return ([], 0) if choice.list_name is None else read_words(choice.list_name)
+
+
+async def run_resolve(
+    path: Path,
+    choice: Choice,
+    given: tuple[list[Word], int],
+    service: Service | None,
+    *,
+    as_json: bool,
+) -> int:
     """
     Write down what came of submits, and print where their tracks stand then.
 
@@ -152,27 +180,21 @@ async def run_resolve(path: Path, choice: Choice, service: Service | None, *, as
 
         choice: Which, and what is said of them.
 
+        given: What `read_choice` made of it.
+
         service: Where to ask about the tasks that are named; `None`: ask nobody.
 
         as_json: Print one JSON object.
 
     Raises:
-        CliError: A word cannot be, or contradicts what the ledger or the service knows.
+        CliError: A word contradicts what the ledger or the service knows.
 
         KieWavError: The service gave no usable answer; nothing has changed.
 
         LedgerError: A run has the ledger open, or it cannot be read or written.
     """
-    choice.verify()
-    words: list[Word] = []
-    blanks = 0
-    if choice.attempt is not None:
-        verify_word(choice.attempt, choice.task_id)
-        words = [Word(choice.attempt, choice.task_id)]
-    verify_ledger(path)
-    if choice.list_name is not None:
-        words, blanks = read_words(choice.list_name)
-    elif choice.attempt is None and not choice.is_by_time:
+    words, blanks = given
+    if choice.attempt is None and choice.list_name is None and not choice.is_by_time:
         await print_list(path, as_json=as_json)
         return DONE
     ledger = SqliteLedger(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 import attrs
 import click
@@ -120,7 +120,10 @@ def read_words(name: str) -> tuple[list[Word], int]:
 def _read(name: str) -> str:
     try:
         if name == "-":
-            content = sys.stdin.buffer.read()
+            stdin: BinaryIO | None = getattr(sys.stdin, "buffer", None)
+            if stdin is None:  # Closed before we were started.
+                raise CliError(USAGE, "there is no stdin to read the list from")
+            content = stdin.read()
         else:
             with click.open_file(name, "rb") as file:
                 content = file.read()

@@ -105,6 +105,11 @@ class _Pipe:
         self.failure = None if raw is not None else _failure(OSError(errno.EBADF, "it is closed"))
         self.patience_s = PATIENCE_S
         self.raw = raw
+        # Asked now: once a terminal has gone it says that it is none.
+        self.is_terminal = raw is not None and raw.isatty()
+        # Whether it is an error that nothing is taken any more; of a terminal only once it
+        # was given a result.
+        self.is_needed = not self.is_terminal
         self._kept = kept
         self._chunks: deque[bytes] = deque()
         # Of all that was put and not yet written, what is being written included.
@@ -192,6 +197,16 @@ class _Pipe:
 
     # --- those who wait ---------------------------------------------------------------------
 
+    def verify(self) -> None:
+        """
+        Return if what is put is written, or need not be.
+
+        Raises:
+            OutputError: Nothing is taken any more.
+        """
+        if self.failure is not None and self.is_needed:
+            raise self.failure
+
     def hurry(self, patience_s: float) -> None:
         """Give up a reader that takes nothing for *patience_s* from now on."""
         with self._changed:
@@ -219,8 +234,8 @@ class _Pipe:
                     "were not printed"
                 )
             )
-        assert self.failure is not None  # noqa: S101 - for the type checker
-        raise self.failure
+        self.verify()
+        return 0.0
 
     def drain(self) -> None:
         """
@@ -287,8 +302,8 @@ class _Buffer(io.BufferedIOBase):
         return True
 
     def isatty(self) -> bool:
-        """Return whether it is a terminal."""
-        return self.pipe.raw is not None and self.pipe.raw.isatty()
+        """Return whether it is a terminal, or was one."""
+        return self.pipe.is_terminal
 
     def fileno(self) -> int:
         """Return the file's number."""
@@ -303,8 +318,9 @@ class _Buffer(io.BufferedIOBase):
         Raises:
             OutputError: Nothing is taken any more.
         """
-        if self.pipe.failure is not None and not self._is_mute:
-            raise self.pipe.failure
+        if not self._is_mute:
+            self.pipe.is_needed = True
+            self.pipe.verify()
         written = bytes(data)
         self.pipe.put(written)
         return len(written)
@@ -382,8 +398,14 @@ def verify_stdout() -> None:
     Raises:
         OutputError: They cannot.
     """
-    if _stdout is not None and _stdout.failure is not None:
-        raise _stdout.failure
+    if _stdout is not None:
+        _stdout.verify()
+
+
+def need_stdout() -> None:
+    """Have it be an error if stdout cannot be written: a result goes to its terminal by stderr."""
+    if _stdout is not None:
+        _stdout.is_needed = True
 
 
 async def wait_for_room() -> None:
