@@ -47,11 +47,12 @@ async def test_malformed_requests_are_logged_once(receiver, caplog, monkeypatch)
     async with FakeService(FakeClock()).listening() as session, receiver(session) as served:
         await sends_malformed(served, 10)
 
-    # uvicorn has a line of its own for each.
+    # uvicorn has a line of its own for each, and a busy machine makes asyncio say so.
     records = [
         record
         for record in caplog.records
         if record.levelno >= logging.WARNING and record.name != "uvicorn.error"
+        if not record.getMessage().startswith("Executing ")
     ]
     names = [record.name for record in records]
     assert len(names) == len(set(names)), caplog.text
