@@ -90,10 +90,14 @@ def user_agent() -> str:
 
 def _find_proxy(environment: Mapping[str, str], url: URL) -> URL | None:
     """Return what the environment names as the proxy for *url*."""
-    for exception in environment.get("no", "").lower().split(","):
-        if _is_excepted(url, exception.strip()):
-            return None
+    if any(_is_excepted(url, exception) for exception in _exceptions(environment)):
+        return None
     return _environment_proxy(environment, url.scheme)
+
+
+def _exceptions(environment: Mapping[str, str]) -> list[str]:
+    """Return what ``no_proxy`` names."""
+    return [name.strip() for name in environment.get("no", "").lower().split(",")]
 
 
 def _is_excepted(url: URL, exception: str) -> bool:
@@ -112,7 +116,7 @@ def _is_excepted(url: URL, exception: str) -> bool:
 
 def _verify_proxies(environment: Mapping[str, str]) -> None:
     """Return if the proxies of the environment are some, or ``no_proxy`` excepts every host."""
-    if "*" in map(str.strip, environment.get("no", "").split(",")):
+    if "*" in _exceptions(environment):
         return
     for scheme in ("http", "https"):
         _ = _environment_proxy(environment, scheme)
