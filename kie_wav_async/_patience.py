@@ -52,9 +52,10 @@ class PatientTimer:
         self._due = self._loop.time() + self._delay_s
         return self._loop.call_at(self._due, self._fire)
 
-    def restart(self) -> None:
-        """Count from now; for a timer that has not called *callback* yet."""
+    def restart(self, delay_s: float) -> None:
+        """Count *delay_s* seconds from now; for a timer that has not called *callback* yet."""
         self._handle.cancel()
+        self._delay_s = delay_s
         self._handle = self._set()
 
     def cancel(self) -> None:

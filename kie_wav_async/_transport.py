@@ -79,18 +79,30 @@ class _Flight:
     Attributes:
         began: Whether it may.
 
-        connecting: Ends the request if no connection stands in time.
-
-        answering: Ends the request if there is no answer in time, which is counted
-            from its first byte.
+        timer: Ends the request if no connection stands in time, and from its first
+            byte on if there is no answer in time; `None` before the request begins.
     """
 
-    __slots__ = ("answering", "began", "connecting")
+    __slots__ = ("_limits", "began", "timer")
 
-    def __init__(self, *, began: bool) -> None:
+    def __init__(self, limits: aiohttp.ClientTimeout, *, began: bool) -> None:
+        self._limits = limits
         self.began = began
-        self.connecting: PatientTimer | None = None
-        self.answering: PatientTimer | None = None
+        self.timer: PatientTimer | None = None
+
+    @property
+    def connect_s(self) -> float | None:
+        """Seconds until a connection has to stand."""
+        limits = self._limits
+        return limits.total if limits.connect is None else limits.connect
+
+    def note_sent(self) -> None:
+        """Take down that the first byte leaves, and count the time for the answer."""
+        self.began = True
+        if self.timer is not None and self._limits.total is not None:
+            # From now: the loop may have been held up while connecting, which was not
+            # the service's time.
+            self.timer.restart(self._limits.total)
 
     def tell(self, *, is_submit: bool) -> str:
         """Say what became of the request, and what to do."""
@@ -105,12 +117,7 @@ async def _note_sent(
     _: aiohttp.ClientSession, context: SimpleNamespace, __: aiohttp.TraceRequestHeadersSentParams
 ) -> None:
     flight: _Flight = context.trace_request_ctx
-    flight.began = True
-    if flight.connecting is not None:
-        flight.connecting.cancel()
-    if flight.answering is not None:
-        # The loop may have been held up while connecting: that was not the service's time.
-        flight.answering.restart()
+    flight.note_sent()
 
 
 def _too_long(response: WireResponse) -> WireFormatError:
@@ -181,10 +188,9 @@ class AiohttpTransport:
     async def send(self, request: WireRequest) -> WireResponse:
         """Send *request*; see `Transport.send`."""
         self._verify_open()
-        # Not the proxy: errors carry frames, and its URL may hold a password.
-        route = through(self._proxy_for(request))
         # Reads may be repeated, whatever became of them.
-        flight = _Flight(began=not request.is_submit)
+        limits = SUBMIT_TIMEOUT if request.is_submit else READ_TIMEOUT
+        flight = _Flight(limits, began=not request.is_submit)
         kind = TransportError
         cause: Exception | None = None
         why: str | None
@@ -200,7 +206,7 @@ class AiohttpTransport:
             why = f"the transport was closed before an answer from {_origin(request)}"
         except TimeoutError as error:
             kind, cause = TransportTimeoutError, presentable(error)
-            why = f"no answer from {_origin(request)}{route} in time"
+            why = f"no answer from {_origin(request)}{self._route_of(request)} in time"
         except aiohttp.ClientConnectorCertificateError as error:
             cause = presentable(error)
             certificate = f"the certificate of {_origin(request)} does not hold"
@@ -208,6 +214,7 @@ class AiohttpTransport:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # ValueError: yarl and aiohttp raise it for what they cannot send or read.
             cause = presentable(error)
+            route = self._route_of(request)
             silence = f"no answer from {_origin(request)}{route}: {reason_of(error)}"
             why = proxy_failure(error, self._proxy_for(request)) or silence
         else:
@@ -228,7 +235,11 @@ class AiohttpTransport:
             raise TransportError(msg, maybe_sent=False)
 
     def _proxy_for(self, request: WireRequest) -> URL | None:
+        # To be kept in no variable: errors carry frames, and its URL may hold a password.
         return self.network.proxy_for(URL(request.url, encoded=True))
+
+    def _route_of(self, request: WireRequest) -> str:
+        return through(self._proxy_for(request))
 
     async def _exchange(self, request: WireRequest, flight: _Flight) -> WireResponse:
         if request.is_submit:
@@ -236,10 +247,8 @@ class AiohttpTransport:
         else:
             http = self._reads = self._reads or self._open(is_submit=False)
         url = URL(request.url, encoded=True)
-        limits = SUBMIT_TIMEOUT if request.is_submit else READ_TIMEOUT
         async with (
-            patient_timeout(limits.total) as flight.answering,
-            patient_timeout(limits.connect) as flight.connecting,
+            patient_timeout(flight.connect_s) as flight.timer,
             http.request(
                 request.method,
                 url,
