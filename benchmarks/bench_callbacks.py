@@ -38,9 +38,9 @@ from _sender import sending
 from aiohttp import web
 
 from kie_wav_async import CallbackTrust, PollSchedule, RateLimit, Track, WavSession
-from kie_wav_async._callback import authenticate
-from kie_wav_async._clock import SystemClock
-from kie_wav_async._secret import Secret
+from kie_wav_async._support.clock import SystemClock
+from kie_wav_async._support.secret import Secret
+from kie_wav_async.callbacks.payload import authenticate
 from kie_wav_async.testing import (
     SignedCallback,
     accepted,
@@ -63,8 +63,8 @@ if TYPE_CHECKING:
     from _sender import Sender
 
     from kie_wav_async import Conversion
-    from kie_wav_async._clock import TimerHandle
-    from kie_wav_async._models import WireRequest, WireResponse
+    from kie_wav_async._support.clock import TimerHandle
+    from kie_wav_async.protocol.messages import WireRequest, WireResponse
 
 TARGET: Final = 0.85
 SETTLE_TARGET_US: Final = 100.0
@@ -124,7 +124,7 @@ def _file_of(task_id: str) -> str:
 async def _teach(session: WavSession, service: _Service) -> None:
     """Have the session poll once: a callback settles only on a host that a poll has named."""
     conversion = await session.submit(Track("first", "e231"))
-    await session.deliver(*_callback("first"), query=service.queries.pop("first"))
+    await session.handle_callback(*_callback("first"), query=service.queries.pop("first"))
     await conversion
 
 
@@ -220,14 +220,14 @@ class _Requests:
         ids = [next(self._ids) for _ in range(self._count)]
         for task_id in ids:
             _ = await self._session.submit(Track(task_id, "e231"))
-        return [_request(_callback(task_id), self._service.queries.pop(task_id)) for task_id in ids]
+        return [_request(_callback(task_id), self._service.queries[task_id]) for task_id in ids]
 
     async def repeated(self) -> list[bytes]:
         """Settle a conversion, and have its callback sent again and again."""
         task_id = next(self._ids)
         _ = await self._session.submit(Track(task_id, "e231"))
         callback, query = _callback(task_id), self._service.queries.pop(task_id)
-        await self._session.deliver(*callback, query=query)
+        await self._session.handle_callback(*callback, query=query)
         return [_request(callback, query)] * self._count
 
     async def forged(self) -> list[bytes]:
@@ -237,7 +237,9 @@ class _Requests:
         return [_request(_callback(task_id, key=key), f"attempt={task_id}") for task_id in ids]
 
 
-async def _spend(sender: Sender, session: WavSession, receiver: _Receiver) -> float:
+async def _spend(
+    sender: Sender, session: WavSession, service: _Service, receiver: _Receiver
+) -> float:
     """Return the CPU microseconds that *receiver* spends on a callback."""
     requests = await receiver.make()
     await sender.load(receiver.port, requests)
@@ -248,13 +250,14 @@ async def _spend(sender: Sender, session: WavSession, receiver: _Receiver) -> fl
     spent = time.process_time() - start
     assert statuses == {receiver.status: len(requests)}, (receiver.name, statuses)
     counted = attrs.asdict(session.statistics())
-    for counter in ("settled_by_callback", "duplicates", "refused_callbacks"):
+    for counter in ("settled_by_callback", "duplicate_results", "rejected_callbacks"):
         wanted = len(requests) if counter == receiver.counter else 0
         assert counted[counter] - before[counter] == wanted, (receiver.name, counter)
     # Whatever a receiver that settles nothing has left in flight.
     for conversion in session.conversions():
-        query = f"attempt={conversion.attempt_id}"
-        await session.deliver(*_callback(conversion.task_id), query=query)
+        query = service.queries[conversion.task_id]
+        await session.handle_callback(*_callback(conversion.task_id), query=query)
+    service.queries.clear()
     return spent / len(requests) * 1e6
 
 
@@ -276,7 +279,7 @@ async def _receive(rounds: int, count: int) -> dict[str, list[float]]:
         )
         by_hand = await route(_verify_by_hand)
         requests = _Requests(session, service, count)
-        settles, repeats, refuses = "settled_by_callback", "duplicates", "refused_callbacks"
+        settles, repeats, refuses = "settled_by_callback", "duplicate_results", "rejected_callbacks"
         receivers = [
             _Receiver("ours", ours, requests.genuine, counter=settles),
             _Receiver("by hand", by_hand, requests.genuine),
@@ -297,7 +300,7 @@ async def _receive(rounds: int, count: int) -> dict[str, list[float]]:
         for number in range(rounds + 1):
             # Whoever comes second finds the caches as the first left them.
             for receiver in receivers if number % 2 else reversed(receivers):
-                spent_us = await _spend(sender, session, receiver)
+                spent_us = await _spend(sender, session, service, receiver)
                 if number:  # The first round opens connections.
                     spent[receiver.name].append(spent_us)
     return spent
@@ -374,7 +377,7 @@ async def _settle(pending: int, samples: int, trust: CallbackTrust) -> list[floa
             task_id = conversions[number].task_id
             callback, query = _callback(task_id), service.queries[task_id]
             start_ns = time.process_time_ns()
-            await session.deliver(*callback, query=query)
+            await session.handle_callback(*callback, query=query)
             spent_us.append((await waits[number] - start_ns) / 1000)
             # So that the polls that callbacks cause are not too many a second.
             clock.move(0.2)

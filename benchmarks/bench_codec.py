@@ -22,11 +22,11 @@ from _figures import Figure, main
 from _server import record
 
 from kie_wav_async import RateLimit, Track
-from kie_wav_async._lifecycle import Entry
-from kie_wav_async._limiter import SlidingWindowLimiter
-from kie_wav_async._models import WireResponse
-from kie_wav_async._registry import Registry
-from kie_wav_async._wire import parse_record, parse_submit
+from kie_wav_async.core.rate_limiter import SlidingWindowLimiter
+from kie_wav_async.core.registry import Registry
+from kie_wav_async.core.state_machine import TaskEntry
+from kie_wav_async.protocol.messages import WireResponse
+from kie_wav_async.protocol.responses import parse_record, parse_submit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,7 +80,7 @@ def _limit_by_hand() -> None:
     _times.popleft()
 
 
-_registry: Registry[Entry] = Registry(Entry)
+_registry: Registry[TaskEntry] = Registry(TaskEntry)
 _tracks = itertools.cycle([Track(f"{n:032x}", "e231") for n in range(20_000)])
 _entries: dict[Track, Track] = {}
 

@@ -79,9 +79,9 @@ def _counting() -> Iterator[None]:
 async def _convert(ledger: Ledger, serials: Iterator[int], count: int) -> None:
     for n in itertools.islice(serials, count):
         attempt_id = task_id = f"{n:032x}"
-        assert await ledger.begin(Track(task_id, "e231"), attempt_id, NOW) is None
-        await ledger.end(attempt_id, AttemptOutcome.ACCEPTED, NOW, task_id=task_id)
-        await ledger.settle(task_id, NOW, wav_url=WAV)
+        assert await ledger.begin_attempt(Track(task_id, "e231"), attempt_id, NOW) is None
+        await ledger.finish_attempt(attempt_id, AttemptOutcome.ACCEPTED, NOW, task_id=task_id)
+        await ledger.finish_task(task_id, NOW, wav_url=WAV)
 
 
 async def _run(ledger: Ledger, count: int) -> _Cost:
@@ -94,7 +94,7 @@ async def _run(ledger: Ledger, count: int) -> _Cost:
     await asyncio.gather(*(_convert(ledger, serials, each) for _ in range(AT_ONCE)))
     wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
     commits = _Counting.commits
-    assert (await ledger.count())[TrackState.SUCCEEDED] == count
+    assert (await ledger.count_by_state())[TrackState.SUCCEEDED] == count
     await ledger.aclose()
     return _Cost(wall_s / count, cpu_s / count, commits / count)
 
@@ -108,7 +108,7 @@ async def _plan(ledger: Ledger, count: int) -> float:
     await ledger.open(NOW)
     start_s = time.perf_counter()
     for batch in batches:
-        await ledger.plan(batch)
+        await ledger.add_tracks(batch)
     spent_s = time.perf_counter() - start_s
     await ledger.aclose()
     return count / spent_s

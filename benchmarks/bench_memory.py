@@ -33,7 +33,7 @@ from kie_wav_async.testing import FakeClock, accepted, pending, polled_task_id
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from kie_wav_async._models import WireRequest, WireResponse
+    from kie_wav_async.protocol.messages import WireRequest, WireResponse
 
 TARGET_KIB: Final = 1.25
 
@@ -69,7 +69,7 @@ async def _measure(
 ) -> dict[str, float]:
     """Return what one waiting task costs, and how many tasks there are too many."""
     tracks = [Track(f"{n:032x}", f"e231-{n}") for n in range(count)]
-    await clock.settle()
+    await clock.run_pending()
     before = _used_bytes(by)
     tasks = [asyncio.create_task(wait(track)) for track in tracks]
     # A submit each, and three polls on the average.

@@ -32,9 +32,9 @@ def read_tracks(path: Path) -> Iterator[Track]:
 def note(event: events.Event) -> None:
     """Keep what must not be forgotten."""
     match event:
-        case events.Submitted(task_id=task_id, track=track):
+        case events.SubmitAccepted(task_id=task_id, track=track):
             print("submitted", task_id, track.music_task_id, track.audio_id, flush=True)
-        case events.SubmitLost(attempt_id=attempt_id, track=track):
+        case events.SubmitUnknown(attempt_id=attempt_id, track=track):
             print("unknown", attempt_id, track.music_task_id, track.audio_id, flush=True)
         case _:
             pass

@@ -14,38 +14,36 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kie_wav_async import errors, events
-from kie_wav_async._batch import Batch
-from kie_wav_async._clock import Clock, SystemClock
-from kie_wav_async._conversion import Conversion
-from kie_wav_async._limiter import RateLimit
-from kie_wav_async._models import (
+from kie_wav_async._support.clock import Clock, SystemClock
+from kie_wav_async.callbacks.signature import sign
+from kie_wav_async.callbacks.verify import parse_callback, verify_signature
+from kie_wav_async.core.policies import PollSchedule, RateLimit, RetryPolicy
+from kie_wav_async.http.transport import AiohttpTransport, Transport
+from kie_wav_async.models import (
     Callback,
+    CallbackResult,
     CallbackTrust,
-    CallbackVerdict,
     Download,
     OnUnknown,
-    Outcome,
     Statistics,
     TaskRecord,
     TaskState,
     Track,
     UnknownSubmit,
     WavFile,
-    WireRequest,
-    WireResponse,
 )
-from kie_wav_async._schedule import PollSchedule, RetryPolicy
-from kie_wav_async._session import WavSession
-from kie_wav_async._signature import sign
-from kie_wav_async._transport import AiohttpTransport, Transport
-from kie_wav_async._verification import parse_callback, verify_signature
+from kie_wav_async.protocol.messages import WireRequest, WireResponse
+from kie_wav_async.session.batch import Batch
+from kie_wav_async.session.conversion import Conversion
+from kie_wav_async.session.outcome import Outcome
+from kie_wav_async.session.session import WavSession
 
 __all__ = [
     "AiohttpTransport",
     "Batch",
     "Callback",
+    "CallbackResult",
     "CallbackTrust",
-    "CallbackVerdict",
     "Clock",
     "Conversion",
     "Download",

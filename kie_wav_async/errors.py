@@ -45,7 +45,7 @@ from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias, cast
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from kie_wav_async._models import TaskRecord, Track
+    from kie_wav_async.models import TaskRecord, Track
 
 __all__ = [
     "AlreadyExistsError",
@@ -471,8 +471,8 @@ DownloadReason: TypeAlias = Literal[
     "truncated",
     "not-a-wav",
     "too-large",
-    "refused-url",
-    "encoded",
+    "url-not-allowed",
+    "content-encoding",
     "too-slow",
     "unavailable",
     "disk",
@@ -485,8 +485,8 @@ _ADVICE: Final[Mapping[DownloadReason, str]] = {
     "truncated": _AGAIN,
     "not-a-wav": _LOOK,
     "too-large": _LOOK,
-    "refused-url": "look at where the link leads",
-    "encoded": "is there a proxy in between?",
+    "url-not-allowed": "look at where the link leads",
+    "content-encoding": "is there a proxy in between?",
     "too-slow": _AGAIN,
     "unavailable": _AGAIN,
     "disk": "look at the disk and the folder, then download it again",
@@ -506,9 +506,9 @@ class DownloadError(KieWavError):
             other, and by its own clock the file is older than 14 days.
             ``"truncated"``: less came than was announced, or than the file's own
             header declares. ``"not-a-wav"``: it is no WAV file, or one without
-            sound. ``"too-large"``: more than 1 GiB. ``"refused-url"``: not https, not
+            sound. ``"too-large"``: more than 1 GiB. ``"url-not-allowed"``: not https, not
             a public address, not an allowed host, or it redirects to such.
-            ``"encoded"``: it came compressed. ``"too-slow"``: under 16 KiB a second.
+            ``"content-encoding"``: it came compressed. ``"too-slow"``: under 16 KiB a second.
             ``"unavailable"``: the host refuses the file or gave no usable answer, and
             may serve it later, or this machine has no descriptors or memory left just
             now. ``"disk"``: it cannot be written.

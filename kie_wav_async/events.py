@@ -2,7 +2,7 @@
 What ``WavSession(on_event=...)`` is called with: one frozen value per happening.
 
 An event is sent when the session's own books already hold what it tells, and
-before any waiter hears of it. `Submitted` is the first that names a task, so a
+before any waiter hears of it. `SubmitAccepted` is the first that names a task, so a
 service can store the id before anything else can go wrong.
 """
 
@@ -14,28 +14,28 @@ from typing import Literal
 
 import attrs
 
-from kie_wav_async._models import CallbackVerdict, Download, Track, WavFile
 from kie_wav_async.errors import (
     CallbackFormatError,
     DownloadError,
     KieWavError,
     SignatureError,
 )
+from kie_wav_async.models import CallbackResult, Download, Track, WavFile
 
 __all__ = [
     "CallbackReceived",
-    "CallbackRefused",
+    "CallbackRejected",
+    "ConversionEnded",
+    "ConversionSucceeded",
+    "DownloadCompleted",
     "DownloadProgress",
-    "DownloadRetried",
-    "Downloaded",
+    "DownloadRetryScheduled",
     "Event",
     "PollingPaused",
-    "Settled",
-    "SubmitHeld",
-    "SubmitLost",
-    "SubmitRefused",
-    "Submitted",
-    "WaitEnded",
+    "SubmitAccepted",
+    "SubmitRejected",
+    "SubmitRetryScheduled",
+    "SubmitUnknown",
 ]
 
 
@@ -52,7 +52,7 @@ class Event:
 
 
 @attrs.frozen(kw_only=True)
-class Submitted(Event):
+class SubmitAccepted(Event):
     """
     The service took a submit, or a task was taken over for one.
 
@@ -73,7 +73,7 @@ class Submitted(Event):
 
 
 @attrs.frozen(kw_only=True)
-class SubmitHeld(Event):
+class SubmitRetryScheduled(Event):
     """
     A submit provably created nothing and will be sent again, or waits for the end of an outage.
 
@@ -94,7 +94,7 @@ class SubmitHeld(Event):
 
 
 @attrs.frozen(kw_only=True)
-class SubmitRefused(Event):
+class SubmitRejected(Event):
     """
     A submit ended without a task, and without a charge.
 
@@ -109,7 +109,7 @@ class SubmitRefused(Event):
 
 
 @attrs.frozen(kw_only=True)
-class SubmitLost(Event):
+class SubmitUnknown(Event):
     """
     A submit's fate is unknown: it may have been charged.
 
@@ -127,7 +127,7 @@ class SubmitLost(Event):
 
 
 @attrs.frozen(kw_only=True)
-class Settled(Event):
+class ConversionSucceeded(Event):
     """
     A conversion succeeded.
 
@@ -139,7 +139,7 @@ class Settled(Event):
 
 
 @attrs.frozen(kw_only=True)
-class WaitEnded(Event):
+class ConversionEnded(Event):
     """
     A conversion left the registry without a file.
 
@@ -178,30 +178,30 @@ class CallbackReceived(Event):
     """
     A callback was delivered and not refused.
 
-    At most 600 a minute are sent for each verdict other than ``SETTLED``, because
+    At most 600 a minute are sent for each result other than ``SETTLED``, because
     authentic callbacks can be repeated by whoever has seen them.
     ``WavSession.statistics()`` counts all of them.
 
     Attributes:
         task_id: The conversion task it names.
 
-        verdict: What was made of it.
+        result: What was made of it.
 
         is_authentic: Whether its signature was verified; `False` without webhook keys.
     """
 
     task_id: str
-    verdict: CallbackVerdict
+    result: CallbackResult
     is_authentic: bool
 
 
 @attrs.frozen(kw_only=True)
-class CallbackRefused(Event):
+class CallbackRejected(Event):
     """
     A callback was delivered that is not authentic or not readable: nothing was done.
 
     Anybody who knows the address can cause this, so at most 100 a minute are sent.
-    ``WavSession.statistics().refused_callbacks`` counts all of them.
+    ``WavSession.statistics().rejected_callbacks`` counts all of them.
 
     Attributes:
         error: Why.
@@ -232,7 +232,7 @@ class DownloadProgress(Event):
 
 
 @attrs.frozen(kw_only=True)
-class DownloadRetried(Event):
+class DownloadRetryScheduled(Event):
     """
     An attempt to download failed and there will be another.
 
@@ -253,7 +253,7 @@ class DownloadRetried(Event):
 
 
 @attrs.frozen(kw_only=True)
-class Downloaded(Event):
+class DownloadCompleted(Event):
     """
     A file has got its name, whole and synced, or was there before.
 

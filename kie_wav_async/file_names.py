@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from kie_wav_async._models import strip_controls, verify_type
+from kie_wav_async._support.validation import strip_controls, verify_type
 
 if TYPE_CHECKING:
-    from kie_wav_async._models import Track
+    from kie_wav_async.models import Track
 
-__all__ = ["DEFAULT_TEMPLATE", "file_name", "fold", "suffix_of", "verify_template"]
+__all__ = ["DEFAULT_TEMPLATE", "collision_key", "file_name", "unique_suffix", "verify_template"]
 
 #: The name of a file if the user asks for no other.
 DEFAULT_TEMPLATE: Final = "{title} [{audio_id}].wav"
@@ -69,7 +69,7 @@ _IGNORABLE: Final = frozenset(
 ) | frozenset(map(chr, [*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)]))
 _DROPPED: Final = str.maketrans(dict.fromkeys(_IGNORABLE))
 
-# As `fold` has them: devices of Windows, whatever follows after a dot.
+# As `collision_key` has them: devices of Windows, whatever follows after a dot.
 _DEVICES: Final = frozenset(
     {"con", "prn", "aux", "nul", "conin$", "conout$", "clock$"}
     | {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}
@@ -120,7 +120,7 @@ def file_name(
     ``.wav``. Characters that are not safe become ``_``, invisible ones are left out.
     A title that is too long is cut. An id that is, or that has such characters, is
     cut, and the first digits of its SHA-256 stand for it. Two tracks may still come
-    to the same name, or to names that some systems take for the same: see `fold`.
+    to the same name, or to names that some systems take for the same: see `collision_key`.
 
     Args:
         track: What the file is of. Without a title it is called ``untitled``.
@@ -132,7 +132,7 @@ def file_name(
 
         index: For ``{index}``; 0 or more, below 10**18.
 
-        suffix: As `suffix_of` returns it, for before ``.wav``; empty for none.
+        suffix: As `unique_suffix` returns it, for before ``.wav``; empty for none.
 
     Raises:
         TypeError: *template* or *suffix* is no `str`, or *index* no `int`.
@@ -145,7 +145,7 @@ def file_name(
     parsed = _parse_template(template)
     verify_type(suffix, str, "suffix")
     if not _SUFFIX.fullmatch(suffix):
-        msg = f"suffix must be one of suffix_of(), not {suffix[:80]!r}"
+        msg = f"suffix must be one of unique_suffix(), not {suffix[:80]!r}"
         raise ValueError(msg)
     texts = {
         "music_task_id": _show_id(track.music_task_id),
@@ -162,12 +162,12 @@ def file_name(
     # Without its width or style: some systems take one for the other.
     first = unicodedata.normalize("NFKC", name[0])[0]
     is_first_bad = first in _NOT_FIRST or unicodedata.category(name[0]).startswith("M")
-    if is_first_bad or fold(name.partition(".")[0]) in _DEVICES:
+    if is_first_bad or collision_key(name.partition(".")[0]) in _DEVICES:
         name = f"_{name}"
     return name + _EXTENSION
 
 
-def suffix_of(track: Track, length: int = 8) -> str:
+def unique_suffix(track: Track, length: int = 8) -> str:
     """
     Return what makes the name of *track* unlike that of another one.
 
@@ -186,7 +186,7 @@ def suffix_of(track: Track, length: int = 8) -> str:
     return f" ~{digits[:length]}"
 
 
-def fold(name: str) -> str:
+def collision_key(name: str) -> str:
     """
     Return a key that is the same for all names which some file system takes for one.
 

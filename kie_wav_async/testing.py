@@ -27,16 +27,17 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import attrs
 from yarl import URL
 
-from kie_wav_async._memory_ledger import MemoryLedger
-from kie_wav_async._models import Track, WireRequest, WireResponse
-from kie_wav_async._requests import RECORD_PATH
-from kie_wav_async._secret import Secret
-from kie_wav_async._signature import sign
+from kie_wav_async._support.secret import Secret
+from kie_wav_async.callbacks.signature import sign
+from kie_wav_async.ledger.memory import MemoryLedger
+from kie_wav_async.models import Track
+from kie_wav_async.protocol.messages import WireRequest, WireResponse
+from kie_wav_async.protocol.requests import RECORD_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kie_wav_async._clock import TimerHandle
+    from kie_wav_async._support.clock import TimerHandle
 
 __all__ = [
     "FakeClock",
@@ -47,7 +48,7 @@ __all__ = [
     "accepted",
     "answer",
     "failed",
-    "no_record",
+    "missing",
     "pending",
     "polled_task_id",
     "refused",
@@ -75,7 +76,7 @@ class FakeClock:
     Args:
         monotonic_s: Where `monotonic` starts.
 
-        unix_s: Where `time` starts; it moves along, and `jump_wall` moves it alone.
+        unix_s: Where `time` starts; it moves along, and `shift_wall_clock` moves it alone.
     """
 
     def __init__(self, *, monotonic_s: float = 1_000.0, unix_s: float = 1_800_000_000.0) -> None:
@@ -116,11 +117,11 @@ class FakeClock:
         heapq.heappush(self._timers, (when_mono_s, next(self._ties), timer))
         return timer
 
-    def jump_wall(self, seconds: float) -> None:
+    def shift_wall_clock(self, seconds: float) -> None:
         """Move `time` alone, as when somebody sets the machine's clock."""
         self._offset_s += seconds
 
-    async def settle(self) -> None:
+    async def run_pending(self) -> None:
         """Let the loop do what can be done without time passing."""
         for _ in range(_TURNS):
             await asyncio.sleep(0)
@@ -136,11 +137,11 @@ class FakeClock:
             msg = f"time does not go back: {seconds!r}"
             raise ValueError(msg)
         end = self._monotonic_s + seconds
-        await self.settle()
+        await self.run_pending()
         while (when := self._next()) is not None and when <= end:
             await self._fire(when)
         self._monotonic_s = end
-        await self.settle()
+        await self.run_pending()
 
     async def run(self, awaitable: Awaitable[T]) -> T:
         """
@@ -151,7 +152,7 @@ class FakeClock:
         """
         waited = asyncio.ensure_future(awaitable)
         try:
-            await self.settle()
+            await self.run_pending()
             while not waited.done():
                 when = self._next()
                 if when is None:
@@ -176,7 +177,7 @@ class FakeClock:
             _, _, timer = heapq.heappop(self._timers)
             if timer.callback is not None:
                 timer.callback()
-        await self.settle()
+        await self.run_pending()
 
 
 class _FakeTimer:
@@ -287,7 +288,7 @@ def refused(
     return answer(payload, retry_after=retry_after, date=date)
 
 
-def no_record() -> WireResponse:
+def missing() -> WireResponse:
     """Return the answer to a poll of a task the service does not know."""
     return answer({"code": 200, "msg": "success", "data": None})
 
@@ -339,7 +340,7 @@ def polled_task_id(request: WireRequest) -> str:
 @attrs.frozen
 class SignedCallback:
     """
-    A callback as it would arrive: ``await session.deliver(*callback, query=...)``.
+    A callback as it would arrive: ``await session.handle_callback(*callback, query=...)``.
 
     Attributes:
         headers: What the service sends, the two signed headers included.

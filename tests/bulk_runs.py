@@ -124,7 +124,7 @@ async def see_off() -> None:
 async def states() -> dict[str, int]:
     """Return how many tracks of the ledger stand where, those states left out that have none."""
     async with SqliteLedger(LEDGER) as ledger:
-        return {state.value: n for state, n in (await ledger.count()).items() if n}
+        return {state.value: n for state, n in (await ledger.count_by_state()).items() if n}
 
 
 async def is_bounded(kie: Simulator) -> bool:
@@ -138,8 +138,8 @@ async def is_bounded(kie: Simulator) -> bool:
 async def standing_of(audio_id: str) -> object:
     """Return where a track of music task ``m`` stands."""
     async with SqliteLedger(LEDGER) as ledger:
-        page = await ledger.page(TrackState)
-    return next(standing for standing in page if standing.track.audio_id == audio_id)
+        page = await ledger.list_entries(TrackState)
+    return next(entry for entry in page if entry.track.audio_id == audio_id)
 
 
 def resume_command(err: str) -> str:

@@ -52,7 +52,7 @@ if not os.environ.get("PYTHONASYNCIODEBUG"):
     traceback.extract_stack.__defaults__ = (None, 3)  # Asked without a limit, from C.
 
 
-@functools.wraps(FakeClock.settle)
+@functools.wraps(FakeClock.run_pending)
 async def _settle(_: FakeClock) -> None:
     """
     Let the loop do what can be done, and look whether anything is left to do.
@@ -70,7 +70,7 @@ async def _settle(_: FakeClock) -> None:
 
 
 # The tests of the clock take it back.
-FakeClock.settle = _settle
+FakeClock.run_pending = _settle
 
 
 def pytest_configure() -> None:

@@ -100,7 +100,7 @@ def write_intent_behind() -> None:
                 (attempt_id,) = re.findall("attempt=([0-9a-f]{32})", request.body.decode())
                 await held.pop(attempt_id)()
 
-    plant(SqliteLedger, "begin", begin)
+    plant(SqliteLedger, "begin_attempt", begin)
     plant(AiohttpTransport, "send", send)
 
 
@@ -143,12 +143,12 @@ def write_behind(name: str, is_meant: Callable[..., bool]) -> None:
 
 def write_task_behind() -> None:
     """Have `submit` return before the task's id is written."""
-    write_behind("end", lambda _, outcome, *__: outcome is AttemptOutcome.ACCEPTED)
+    write_behind("finish_attempt", lambda _, outcome, *__: outcome is AttemptOutcome.ACCEPTED)
 
 
 def write_result_behind() -> None:
     """Wake who waits for a WAV before it is written."""
-    write_behind("settle", lambda *_: True)
+    write_behind("finish_task", lambda *_: True)
 
 
 def recover_as(outcome: str) -> None:
@@ -167,7 +167,7 @@ def forget_what_is_lost() -> None:
             outcome = AttemptOutcome.NOT_CREATED
         await original(self, attempt_id, outcome, *args, **settings)
 
-    plant(SqliteLedger, "end", end)
+    plant(SqliteLedger, "finish_attempt", end)
 
 
 def repeat_what_is_lost() -> None:
@@ -189,7 +189,7 @@ def plan_over_what_is_known() -> None:
         lambda sql, values: (
             sql.replace(
                 "DO NOTHING",
-                "DO UPDATE SET state = 'planned', rest = 'planned', followed = NULL",
+                "DO UPDATE SET state = 'planned', base_state = 'planned', current_attempt = NULL",
             ),
             values,
         ),
@@ -217,7 +217,7 @@ def hide(hidden: TrackState) -> None:
     async def page(original, self, states, **settings):
         return await original(self, set(states) - {hidden}, **settings)
 
-    plant(SqliteLedger, "page", page)
+    plant(SqliteLedger, "list_entries", page)
 
 
 def lock_nothing() -> None:
@@ -237,7 +237,7 @@ def lock_and_compare_nothing() -> None:
     async def begin(original, self, *args, **settings):
         await original(self, *args, **settings | {"again": True})
 
-    plant(SqliteLedger, "begin", begin)
+    plant(SqliteLedger, "begin_attempt", begin)
 
 
 def wait_for_no_disk() -> None:
@@ -261,7 +261,7 @@ def store_before_it_is_there() -> None:
             name_it()
 
     plant(os, "replace", replace)
-    plant(SqliteLedger, "store", store)
+    plant(SqliteLedger, "mark_saved", store)
 
 
 def reserve_nothing() -> None:
@@ -270,7 +270,7 @@ def reserve_nothing() -> None:
     async def reserve(original, self, track, *, path, key):
         return await original(self, track, path=path, key=f"{key} {track.audio_id}")
 
-    plant(SqliteLedger, "reserve", reserve)
+    plant(SqliteLedger, "reserve_path", reserve)
 
 
 def reserve_as_it_is_written() -> None:
@@ -279,7 +279,7 @@ def reserve_as_it_is_written() -> None:
     async def reserve(original, self, track, *, path, key):  # noqa: ARG001 - that is the bug
         return await original(self, track, path=path, key=path)
 
-    plant(SqliteLedger, "reserve", reserve)
+    plant(SqliteLedger, "reserve_path", reserve)
 
 
 def write_in_place() -> None:

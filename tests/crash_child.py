@@ -41,7 +41,7 @@ import crash_bugs
 from crash_files import watch_files
 from fastclock import FastClock
 from kie_wav_async import AiohttpTransport, WavSession, cli, events
-from kie_wav_async.cli import _bulk, _bulk_plan
+from kie_wav_async.cli.bulk import importer, run
 from kie_wav_async.ledger import AttemptOutcome, SqliteLedger
 
 if TYPE_CHECKING:
@@ -49,12 +49,12 @@ if TYPE_CHECKING:
 
 #: What is written, in words of the moments below.
 WRITES = (
-    "plan",
-    "retry",
-    "begin",
-    *(f"end {outcome.value}" for outcome in AttemptOutcome),
-    "hear",
-    "settle",
+    "add_tracks",
+    "requeue",
+    "begin_attempt",
+    *(f"finish_attempt {outcome.value}" for outcome in AttemptOutcome),
+    "record_callback",
+    "finish_task",
 )
 WIRE = (
     "first byte: next",  # Connected, nothing sent.
@@ -151,11 +151,21 @@ def watch_calls(reaper: Reaper) -> None:
 
         setattr(SqliteLedger, name, watched)
 
-    names = ("open", "plan", "retry", "expire", "begin", "hear", "settle", "reserve", "store")
+    names = (
+        "open",
+        "add_tracks",
+        "requeue",
+        "mark_expired",
+        "begin_attempt",
+        "record_callback",
+        "finish_task",
+        "reserve_path",
+        "mark_saved",
+    )
     for name in names:
         watch(name, lambda _, name=name: name)
     watch("aclose", lambda _: "close")
-    watch("end", lambda args: f"end {AttemptOutcome(args[1]).value}")
+    watch("finish_attempt", lambda args: f"finish_attempt {AttemptOutcome(args[1]).value}")
 
 
 #: What each of the statements that write is for.
@@ -164,15 +174,15 @@ STATEMENTS = {
     for name, pattern in {
         "schema": r"CREATE TABLE",
         "recover": r"UPDATE attempt SET outcome = \?, ended = \? WHERE outcome",
-        "plan": r"INSERT INTO track",
-        "retry": r"UPDATE track SET state = 'planned'",
-        "expire": r"UPDATE track SET state = 'expired'",
-        "begin": r"INSERT INTO attempt",
-        "end": r"UPDATE attempt SET outcome = \?, ended = coalesce",
-        "hear": r"UPDATE attempt SET named_task",
-        "settle": r"UPDATE attempt SET task_end",
-        "reserve": r"UPDATE track SET path = \?, path_key",
-        "store": r"UPDATE track SET rest = \?, path_key",
+        "add_tracks": r"INSERT INTO track",
+        "requeue": r"UPDATE track SET state = 'planned'",
+        "mark_expired": r"UPDATE track SET state = 'expired'",
+        "begin_attempt": r"INSERT INTO attempt",
+        "finish_attempt": r"UPDATE attempt SET outcome = \?, ended = coalesce",
+        "record_callback": r"UPDATE attempt SET callback_task",
+        "finish_task": r"UPDATE attempt SET task_end",
+        "reserve_path": r"UPDATE track SET path = \?, path_key",
+        "mark_saved": r"UPDATE track SET base_state = \?, path_key",
     }.items()
 }
 
@@ -229,7 +239,11 @@ class Transactions:
         """Have carried out a statement."""
         for name, pattern in STATEMENTS.items():
             if pattern.search(sql):
-                what = f"end {AttemptOutcome(values[0]).value}" if name == "end" else name
+                what = (
+                    f"{name} {AttemptOutcome(values[0]).value}"
+                    if name == "finish_attempt"
+                    else name
+                )
                 self._written[what] = None
 
     def commit(self, do):
@@ -312,13 +326,13 @@ def watch_events(reaper: Reaper, told: Path) -> None:
 
     def note(event):
         match event:
-            case events.Submitted(task_id=task_id):
+            case events.SubmitAccepted(task_id=task_id):
                 os.write(fd, f"task {task_id}\n".encode())
                 reaper.at("submitted: told")
-            case events.Settled(wav=wav):
+            case events.ConversionSucceeded(wav=wav):
                 os.write(fd, f"url {wav.task_id} {wav.url}\n".encode())
                 reaper.at("settled: told")
-            case events.Downloaded(download=download):
+            case events.DownloadCompleted(download=download):
                 os.write(fd, f"file {download.sha256} {download.path.name}\n".encode())
                 reaper.at("downloaded: told")
 
@@ -350,8 +364,8 @@ def live(order: dict) -> int:
     clock = FastClock(order["speed"])
     if order["born_unix_s"] is not None:
         clock = WorldClock(order["speed"], order["born_unix_s"])
-    _bulk.SystemClock = lambda: clock
-    _bulk_plan._SLICE = SLICE
+    run.SystemClock = lambda: clock
+    importer._SLICE = SLICE
     os.environ.update(order["environment"])
     code = cli.main(order["arguments"])
     sys.stdout.flush()
@@ -371,7 +385,7 @@ def redirect(order: dict) -> None:
 
 def serve(live: Callable[[dict], int] = live) -> None:
     """Run the lives that are ordered, each in a process forked from this one."""
-    from kie_wav_async.cli import _commands  # noqa: F401, PLC0415 - once for all lives
+    from kie_wav_async.cli import commands  # noqa: F401, PLC0415 - once for all lives
 
     for line in iter(sys.stdin.readline, ""):
         order = json.loads(line)

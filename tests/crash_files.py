@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import attrs
 
 from disk import Disk
-from kie_wav_async import _download, _part_file
-from kie_wav_async.cli._manifest import BadLine, Entry, read_manifest
-from kie_wav_async.file_names import fold
-from kie_wav_async.simulator._wav import tone_of
+from kie_wav_async.cli.bulk.manifest import Entry, InvalidLine, read_manifest
+from kie_wav_async.downloads import part_file, transfer
+from kie_wav_async.file_names import collision_key
+from kie_wav_async.simulator.wav import tone_of
 
 if TYPE_CHECKING:
     import sqlite3
@@ -55,7 +55,7 @@ CHANGES = (
 SAVING = (
     *(
         f"{what}: {moment}"
-        for what in ("reserve", "store")
+        for what in ("reserve_path", "mark_saved")
         for moment in ("asked", "written", "committed", "told")
     ),
     *(f"{what}: {moment}" for what in CHANGES for moment in ("next", "done")),
@@ -87,7 +87,7 @@ class CatalogDisk(Disk):
 
 def watch_files(folder: Path, at: Callable[[str], object]) -> None:
     """Come to what is done with the files in *folder*, which are written in small pieces."""
-    _part_file.SYNC_EVERY, _download._BLOCK = SYNC_EVERY, BLOCK
+    part_file.SYNC_EVERY, transfer._BLOCK = SYNC_EVERY, BLOCK
     disk = CatalogDisk(folder, setattr)
 
     def before(point: str) -> int | None:
@@ -130,7 +130,7 @@ def read_places(db: sqlite3.Connection) -> dict[tuple[str, str], Place]:
         (music, audio): Place(*cells)
         for music, audio, *cells in db.execute(
             "SELECT music_task_id, audio_id, path, bytes, sha256, task_id FROM track"
-            " LEFT JOIN attempt ON attempt.n = followed WHERE path IS NOT NULL"
+            " LEFT JOIN attempt ON attempt.n = current_attempt WHERE path IS NOT NULL"
         )
     }
 
@@ -146,7 +146,7 @@ class Shelf:
         """Return what must not be, whenever a life has ended."""
         wrong: list[str] = []
         tracks = {place.path: track for track, place in places.items()}
-        keys = [fold(place.path) for place in places.values()]
+        keys = [collision_key(place.path) for place in places.values()]
         wrong += [
             f"{key!r} is the place of {keys.count(key)} tracks"
             for key in {*keys}
@@ -170,7 +170,9 @@ class Shelf:
         wrong: list[str] = []
         path = self.folder / MANIFEST
         rows = list(read_manifest(path)) if path.exists() else []
-        wrong += [f"a bad line in the manifest: {row}" for row in rows if isinstance(row, BadLine)]
+        wrong += [
+            f"a bad line in the manifest: {row}" for row in rows if isinstance(row, InvalidLine)
+        ]
         listed = [row for row in rows if isinstance(row, Entry)]
         for entry in listed:
             place = places.get((entry.music_task_id, entry.audio_id))

@@ -76,14 +76,14 @@ KNOWS = World(
 )
 CHARGES = World(
     name="charges again, raise",
-    ends=frozenset({"succeeded", "failed", "refused", "unknown"}),
+    ends=frozenset({"succeeded", "failed", "rejected", "unknown"}),
     service={"dedupe": False, "unknown_audio_ids": [BAD]},
     faults=(*LOST, FAILING),
 )
 HIDES = World(
     name="409 without id, resubmit",
     on_unknown="resubmit",
-    ends=frozenset({"succeeded", "failed", "refused", "unknown", "exists"}),
+    ends=frozenset({"succeeded", "failed", "rejected", "unknown", "exists_without_id"}),
     # Nor of a track that failed: the lost submit of one may be repeated.
     service={"conflict_id": False, "retry_failed": False, "unknown_audio_ids": [BAD]},
     faults=(*LOST, FAILING),
@@ -107,7 +107,7 @@ CALLS = World(
 SAVES = World(
     name="409 with id, saves",
     on_unknown="resubmit",
-    ends=frozenset({"stored"}),
+    ends=frozenset({"saved"}),
     service={"wav_s": WAV_S},
     faults=(*LOST, *LOOSE),
     is_saving=True,
@@ -116,7 +116,7 @@ SAVES = World(
 MIXED = World(
     name="409, at times without id",
     on_unknown="resubmit",
-    ends=frozenset({"stored", "refused", "unknown", "exists"}),
+    ends=frozenset({"saved", "rejected", "unknown", "exists_without_id"}),
     service={"unknown_audio_ids": [BAD], "wav_s": WAV_S},
     faults=(
         *LOST,
@@ -163,7 +163,7 @@ class Books:
         states, urls = {}, {}
         for music, audio, state, task_id, url in db.execute(
             "SELECT music_task_id, audio_id, state, task_id, wav_url FROM track"
-            " LEFT JOIN attempt ON attempt.n = followed"
+            " LEFT JOIN attempt ON attempt.n = current_attempt"
         ):
             states[music, audio] = state
             if url is not None:

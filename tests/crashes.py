@@ -53,27 +53,27 @@ LIFE_S = 0.4
 
 #: Between what is done and what is written of it.
 TELLING = (
-    "begin: committed",
+    "begin_attempt: committed",
     "first byte: sent",
     "last byte: sent",
     "answer: read",
-    "end accepted: asked",
-    "end accepted: written",
+    "finish_attempt accepted: asked",
+    "finish_attempt accepted: written",
     "submitted: told",
-    "settle: asked",
-    "settle: written",
+    "finish_task: asked",
+    "finish_task: written",
     "settled: told",
 )
 
 #: Between what is done with a file and what is written of it.
 SAVING_TELLING = (
-    "reserve: told",
+    "reserve_path: told",
     "write part: done",
     "write file: done",  # None does that, but for a bug.
     "replace part: next",
     "downloaded: told",
-    "store: committed",
-    "store: told",
+    "mark_saved: committed",
+    "mark_saved: told",
     "open list: done",
     "replace list: next",
 )
@@ -296,7 +296,9 @@ class Bench:
         arguments = ["bulk", str(self.catalog), "--out", out, "--base-url", self.kie.base_url]
         arguments += ["--on-unknown", self.world.on_unknown, "--poll", "5,5,1000"]
         # One that tells no track from another by itself.
-        arguments += ["--name", "{title}"] if self.world.is_saving else ["--no-download"]
+        arguments += (
+            ["--filename-template", "{title}"] if self.world.is_saving else ["--no-download"]
+        )
         arguments += ["--retry-failed"] * self.world.is_retrying
         if self.world.is_listening:
             address = f"127.0.0.1:{self._port}"
@@ -379,7 +381,7 @@ class Bench:
     async def contend(self, *, bug: str | None = None) -> None:
         """Live twice at once, which must not be; kill the first, judge both, and go on."""
         self._where = f"{self.world.name}, two at once"
-        first = self.order("begin: committed", bug=bug) | {"signal": signal.SIGSTOP}
+        first = self.order("begin_attempt: committed", bug=bug) | {"signal": signal.SIGSTOP}
         second = self.order(bug=bug)
         for name in ("stderr", "census"):
             second[name] += " of the second"
@@ -403,7 +405,7 @@ class Bench:
         score = self.score
         score.tracks += len(self._tracks)
         states = Counter(books.states.values())
-        score.converted += states["succeeded"] + states["stored"]
+        score.converted += states["succeeded"] + states["saved"]
         score.saved += sum(place.is_stored for place in books.places.values())
         score.charged += state.charges
         score.accepted += books.accepted.total()
@@ -470,7 +472,7 @@ class Bench:
             self.wrong(f"{books.open} submits under way after the end")
         if life.code != UNDECIDED and "unknown" in left:
             self.wrong(f"exit code {life.code}, and tracks are unknown")
-        if life.code == UNDECIDED and not left & {"unknown", "exists"}:
+        if life.code == UNDECIDED and not left & {"unknown", "exists_without_id"}:
             self.wrong(f"exit code {life.code}, and nothing is unknown")
 
     def _judge_told(self, books: Books) -> None:

@@ -42,7 +42,7 @@ STEADY = PollSchedule(jitter=0.0, backstop_s=15.0)
 QUIET = PollSchedule(first_s=50_000.0, interval_s=50_000.0, backstop_s=50_000.0, jitter=0.0)
 
 #: What the counters of deliveries are called.
-COUNTERS_OF_CALLBACKS = {"orphans", "duplicates", "refused_callbacks"}
+COUNTERS_OF_CALLBACKS = {"unknown_task_callbacks", "duplicate_results", "rejected_callbacks"}
 
 
 def file_of(task_id: str) -> str:
@@ -137,8 +137,8 @@ class World:
             }
         )
         serial = itertools.count(1)
-        self.session._desk.attempt_id = lambda: f"{next(serial):032x}"
-        self.session._desk.chance = lambda: 0.5
+        self.session._context.attempt_id = lambda: f"{next(serial):032x}"
+        self.session._context.random = lambda: 0.5
         self.run(self.session.__aenter__())
 
     def __enter__(self) -> Self:
@@ -149,7 +149,7 @@ class World:
         left = asyncio.all_tasks(self.loop)
         for task in left:
             task.cancel()
-        self.run(self.clock.settle())
+        self.run(self.clock.run_pending())
         for task in self.waiters:
             if task.done() and not task.cancelled():
                 task.exception()
@@ -158,8 +158,8 @@ class World:
         if kind is None:
             assert left == set()
             assert self.complaints == []
-            errors = [r for r in self.ear.records if r.levelno >= logging.ERROR]
-            assert [r.getMessage() for r in errors if "refuses the API key" not in r.msg] == []
+            errors = [r.getMessage() for r in self.ear.records if r.levelno >= logging.ERROR]
+            assert [error for error in errors if "refuses the API key" not in error] == []
 
     # --- making things happen -----------------------------------------------------------
 
@@ -168,7 +168,7 @@ class World:
 
         async def settled():
             result = await awaitable
-            await self.clock.settle()
+            await self.clock.run_pending()
             return result
 
         return self.loop.run_until_complete(settled())
@@ -180,7 +180,7 @@ class World:
         """Begin to wait for something."""
         task = self.loop.create_task(coroutine)
         self.waiters.append(task)
-        self.run(self.clock.settle())
+        self.run(self.clock.run_pending())
         return task
 
     def attach(self, task_id: str) -> Conversion:
@@ -194,7 +194,7 @@ class World:
     def deliver(self, callback: SignedCallback, query: str | bytes = ""):
         """Deliver and return the verdict, or the error of ours that was raised."""
         try:
-            return self.run(self.session.deliver(*callback, query=query))
+            return self.run(self.session.handle_callback(*callback, query=query))
         except (SignatureError, CallbackFormatError, SessionClosedError) as error:
             return error
 

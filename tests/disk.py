@@ -1,7 +1,7 @@
 """
 A look at what is asked of the system about the files of one folder, and a hand in it.
 
-What `_part_file` does is a row of calls such as ``fsync part`` or ``replace part``:
+What `downloads.part_file` does is a row of calls such as ``fsync part`` or ``replace part``:
 each is told before it is made and after it has returned, so that a test can note
 their order, have one of them fail, or end the process there.
 """

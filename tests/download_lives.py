@@ -22,7 +22,8 @@ from yarl import URL
 from crash_bugs import plant, write_in_place
 from crash_child import Reaper, serve
 from disk import Disk
-from kie_wav_async import WavFile, WavSession, _download, _part_file
+from kie_wav_async import WavFile, WavSession
+from kie_wav_async.downloads import part_file, transfer
 from kie_wav_async.testing import ScriptedTransport
 
 #: So much is written at a time, and so much is synced, in these lives.
@@ -72,7 +73,7 @@ def live(order: dict) -> int:
     signal.alarm(PATIENCE_S)
     if order["bug"]:
         BUGS[order["bug"]]()
-    _part_file.SYNC_EVERY, _download._BLOCK = SYNC_EVERY, BLOCK
+    part_file.SYNC_EVERY, transfer._BLOCK = SYNC_EVERY, BLOCK
     # All that has come would be one block: who starts slowly finds all of it there.
     StreamReader.readany = lambda self: self.read(BLOCK)
     reaper = Reaper(order["point"], order["hit"], signal.SIGKILL)

@@ -17,14 +17,14 @@ import attrs
 from yarl import URL
 
 from kie_wav_async import Track, WavSession, WireResponse, events
-from kie_wav_async._requests import RECORD_PATH
 from kie_wav_async.errors import TransportError
+from kie_wav_async.protocol.requests import RECORD_PATH
 from kie_wav_async.testing import (
     FakeClock,
     Reply,
     ScriptedTransport,
     accepted,
-    no_record,
+    missing,
     pending,
     polled_task_id,
     refused,
@@ -36,7 +36,7 @@ from kie_wav_async.testing import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable
 
-    from kie_wav_async import CallbackVerdict, WireRequest
+    from kie_wav_async import CallbackResult, WireRequest
 
 KEY = "sk-kie-PLANTED-0123456789"
 WEBHOOK_KEY = "whk-PLANTED-0123456789"
@@ -121,9 +121,9 @@ class Delivery:
     body: bytes
     query: str
 
-    async def to(self, session: WavSession) -> CallbackVerdict:
+    async def to(self, session: WavSession) -> CallbackResult:
         """Deliver it."""
-        return await session.deliver(self.headers, self.body, query=self.query)
+        return await session.handle_callback(self.headers, self.body, query=self.query)
 
     def saying(self, **changes: object) -> Delivery:
         """Return it with another body: the signature does not cover it. `None` leaves out."""
@@ -136,7 +136,7 @@ class FakedSession(WavSession):
     """Leaves `async with` in fake time, so that a test which fails does not hang."""
 
     async def __aexit__(self, *_: object) -> None:
-        await self._desk.clock.run(self.aclose())
+        await self._context.clock.run(self.aclose())
 
 
 class FakeService:
@@ -180,7 +180,7 @@ class FakeService:
     def session(self, *, hosts: Iterable[str] = HOSTS, **settings: object) -> WavSession:
         """Return a session that knows *hosts*, as if polls had named files there."""
         session = FakedSession(KEY, transport=self.transport, clock=self.clock, **settings)
-        session._desk.hosts.restore(hosts)
+        session._context.hosts.restore(hosts)
         return session
 
     def listening(self, **settings: object) -> WavSession:
@@ -285,7 +285,7 @@ class FakeService:
             return self.poll_replies.popleft()(task_id)
         task = self.tasks.get(task_id)
         if task is None:
-            return no_record()
+            return missing()
         names = {"musicId": task.track.audio_id, "callbackUrl": task.callback_url}
         is_over = self.clock.monotonic() >= task.ends_at
         return succeeded(task_id, **names) if is_over else pending(task_id, **names)
@@ -300,7 +300,7 @@ def is_bounded(service: FakeService, session: WavSession) -> bool:
 def make_healthy(session: WavSession) -> None:
     """Have a session believe in its callbacks, as 10 conversions that they settled would."""
     for _ in range(10):
-        session._desk.health.ended(is_called_back=True)
+        session._context.health.record_end(is_called_back=True)
 
 
 def counted(session: WavSession) -> dict[str, int]:
@@ -311,9 +311,9 @@ def counted(session: WavSession) -> dict[str, int]:
 def told(event: object) -> tuple[type, object]:
     """Return what an event says, in short."""
     if isinstance(event, events.CallbackReceived):
-        return type(event), (event.task_id, event.verdict, event.is_authentic)
-    if isinstance(event, events.CallbackRefused):
+        return type(event), (event.task_id, event.result, event.is_authentic)
+    if isinstance(event, events.CallbackRejected):
         return type(event), type(event.error)
-    if isinstance(event, events.Settled):
+    if isinstance(event, events.ConversionSucceeded):
         return type(event), event.wav
     return type(event), getattr(event, "task_id", None)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from kie_wav_async._clock import SystemClock
+from kie_wav_async._support.clock import SystemClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,7 +15,7 @@ from kie_wav_async.ledger import AttemptOutcome
 if TYPE_CHECKING:
     import pytest
 
-    from kie_wav_async.ledger import Ledger, Standing
+    from kie_wav_async.ledger import Ledger, LedgerEntry
 
 DAY_S = 86_400.0
 
@@ -63,7 +63,9 @@ class Writer:
     async def begin(self, number: int, *, ago_s: float = 60.0, again: bool = False) -> str:
         """Begin a submit of a track, and return its id."""
         name = attempt(number + 1_000 if again else number)
-        refusal = await self.ledger.begin(track(number), name, self.now_unix_s - ago_s, again=again)
+        refusal = await self.ledger.begin_attempt(
+            track(number), name, self.now_unix_s - ago_s, again=again
+        )
         assert refusal is None
         return name
 
@@ -80,7 +82,7 @@ class Writer:
     ) -> None:
         """Submit a track, and see what came of it."""
         name = await self.begin(number, ago_s=ago_s, again=again)
-        await self.ledger.end(
+        await self.ledger.finish_attempt(
             name,
             outcome,
             self.now_unix_s - ago_s + 1.0,
@@ -102,20 +104,22 @@ class Writer:
         """Have a track converted."""
         task_id = await self.accept(number, ago_s=ago_s, is_adopted=is_adopted)
         url = URL(f"https://files.example/{task_id}.wav")
-        await self.ledger.settle(task_id, self.now_unix_s - ago_s + took_s, wav_url=url)
+        await self.ledger.finish_task(task_id, self.now_unix_s - ago_s + took_s, wav_url=url)
 
     async def fail(self, number: int, error_code: int | None, error: str | None) -> None:
         """Have a conversion fail."""
         task_id = await self.accept(number)
-        await self.ledger.settle(task_id, self.now_unix_s - 5.0, error_code=error_code, error=error)
+        await self.ledger.finish_task(
+            task_id, self.now_unix_s - 5.0, error_code=error_code, error=error
+        )
 
     async def lose(self, number: int, *, ago_s: float = 60.0, again: bool = False) -> str:
         """Have the fate of a submit unknown, and return the attempt."""
         await self.end(number, AttemptOutcome.UNKNOWN, ago_s=ago_s, again=again)
         return attempt(number + 1_000 if again else number)
 
-    async def find(self, number: int) -> Standing:
+    async def find(self, number: int) -> LedgerEntry:
         """Return where a track stands."""
-        standing = await self.ledger.find(track(number))
-        assert standing is not None
-        return standing
+        entry = await self.ledger.get(track(number))
+        assert entry is not None
+        return entry

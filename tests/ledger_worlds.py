@@ -22,9 +22,10 @@ from pathlib import Path
 import attrs
 from yarl import URL
 
-from kie_wav_async import Track, _ledger_thread
+from kie_wav_async import Track
 from kie_wav_async.errors import LedgerError
 from kie_wav_async.ledger import AttemptOutcome, SqliteLedger, TrackState
+from kie_wav_async.ledger.sqlite import worker
 
 NOW = 1_700_000_000.0
 TRACKS = [Track("5c79", f"e{n}") for n in range(3)]
@@ -51,7 +52,7 @@ async def live(path: Path, *, heal=lambda: None) -> Told:
         except LedgerError:
             heal()
     with contextlib.suppress(LedgerError):
-        await ledger.plan(TRACKS)
+        await ledger.add_tracks(TRACKS)
         told.planned = True
     await asyncio.gather(*(convert(ledger, told, n) for n in range(len(TRACKS))))
     heal()
@@ -62,15 +63,15 @@ async def live(path: Path, *, heal=lambda: None) -> Told:
 async def convert(ledger: SqliteLedger, told: Told, n: int) -> None:
     """Send one track if its ledger lets us; the service takes it."""
     try:
-        if await ledger.begin(TRACKS[n], f"a{n}", NOW + n) is not None:
+        if await ledger.begin_attempt(TRACKS[n], f"a{n}", NOW + n) is not None:
             raise AssertionError
     except LedgerError:
         return
     told.sent.add(n)
     with contextlib.suppress(LedgerError):
-        await ledger.end(f"a{n}", AttemptOutcome.ACCEPTED, NOW + n, task_id=f"t{n}")
+        await ledger.finish_attempt(f"a{n}", AttemptOutcome.ACCEPTED, NOW + n, task_id=f"t{n}")
     with contextlib.suppress(LedgerError):
-        await ledger.settle(f"t{n}", NOW + 9, wav_url=WAV)
+        await ledger.finish_task(f"t{n}", NOW + 9, wav_url=WAV)
         told.settled.add(n)
 
 
@@ -80,16 +81,16 @@ async def complaints(path: Path, told: Told) -> list[str]:
     async with SqliteLedger(path) as ledger:
         opening = await ledger.open(NOW + 100)
         await ledger.aclose()
-        counts = await ledger.count()
+        counts = await ledger.count_by_state()
         if told.planned and sum(counts.values()) < len(TRACKS):
             found.append("a planned track is missing")
         for n, track in enumerate(TRACKS):
-            standing = await ledger.find(track)
-            has_task = standing is not None and standing.task_id == f"t{n}"
+            entry = await ledger.get(track)
+            has_task = entry is not None and entry.task_id == f"t{n}"
             if n in told.sent and not has_task:
-                found.append(f"task t{n} is lost: {standing}")
-            if n in told.settled and standing.state is not TrackState.SUCCEEDED:
-                found.append(f"task t{n} was told to be settled: {standing}")
+                found.append(f"task t{n} is lost: {entry}")
+            if n in told.settled and entry.state is not TrackState.SUCCEEDED:
+                found.append(f"task t{n} was told to be settled: {entry}")
         most = opening.accepted + len(opening.unknown)
         if not opening.accepted <= len(told.sent) <= most:
             found.append(f"{len(told.sent)} charged, by the ledger {opening.accepted} to {most}")
@@ -106,7 +107,7 @@ def main(folder: Path, kinds: str) -> None:
     *kinds* are the failures, as ``EIO*1,ENOSPC*3``: an error, and how many calls
     from the chosen one on get it.
     """
-    _ledger_thread._PAUSES_S = (0.0, 0.0, 0.0)
+    worker._PAUSES_S = (0.0, 0.0, 0.0)
     shim = ctypes.CDLL(None)
     failed, wrong = 0, {}
     for kind in kinds.split(","):

@@ -32,14 +32,14 @@ PACKAGE = "kie_wav_async"
 
 #: Which tests hold which module, the plain ones first.
 TESTS = {
-    "_signature": ("test_signature", "test_verification", "test_callback"),
-    "_callback": ("test_callback", "test_verification"),
-    "_envelope": ("test_callback",),
-    "_callback_url": ("test_callback_url",),
-    "_verification": ("test_verification",),
-    "_inbox": ("test_inbox",),
-    "_hint_limiter": ("test_hint_limiter",),
-    "_health": ("test_health",),
+    "callbacks/signature": ("test_signature", "test_verification", "test_callback"),
+    "callbacks/payload": ("test_callback", "test_verification"),
+    "protocol/envelope": ("test_callback",),
+    "callbacks/callback_url": ("test_callback_url",),
+    "callbacks/verify": ("test_verification",),
+    "core/early_callbacks": ("test_inbox",),
+    "core/poll_throttle": ("test_hint_limiter",),
+    "core/callback_health": ("test_health",),
 }
 ALL_TESTS = tuple(sorted(set().union(*TESTS.values())))
 
@@ -113,7 +113,7 @@ ONE_ATTEMPT = "values[0] if len(values) == 1 and _ATTEMPT_ID.fullmatch(values[0]
 BUGS = [
     Bug(name, module, tuple(changes))
     for module, rows in {
-        "_signature": [
+        "callbacks/signature": [
             # Comparing.
             ("== for compare_digest", (COMPARE, "_sign(message, key) == signed.signature")),
             (
@@ -244,7 +244,7 @@ BUGS = [
             ),
             ("_ is - in a name", (LOWERED, f"{LOWERED}.replace(b'_', b'-')")),
         ],
-        "_callback": [
+        "callbacks/payload": [
             ("nobody verifies", ("    verify_signed(", "    (lambda *_, **__: None)(")),
             (
                 "the body before the headers",
@@ -303,7 +303,7 @@ BUGS = [
                 ('msg = "the body is no JSON', 'msg = f"{raw[:200]!r}: the body is no JSON'),
             ),
         ],
-        "_envelope": [
+        "protocol/envelope": [
             ("deep nesting breaks out", (UNREADABLE, LOADS.format("ValueError"))),
             ("bad UTF-8 breaks out", (UNREADABLE, LOADS.format(f"({NO_JSON}, RecursionError)"))),
             (
@@ -325,7 +325,7 @@ BUGS = [
             ("any depth that can be loaded", ("> _MAX_DEPTH and not", "< 0 and not")),
             ("a list is an object", ("if isinstance(loaded, dict) else None", "")),
         ],
-        "_callback_url": [
+        "callbacks/callback_url": [
             (
                 "two attempts, the first counts",
                 (ONE_ATTEMPT, ONE_ATTEMPT.replace("len(values) == 1", "values")),
@@ -361,7 +361,7 @@ BUGS = [
             ),
             ("always joined by &", ('if query and not query.endswith("&"):', "if query:")),
         ],
-        "_verification": [
+        "callbacks/verify": [
             ("no key will do", ("    if not parsed:\n", "    if False:\n")),
             ("a NaN time will do", (NOW_VERIFIED, "")),
             ("any tolerance will do", ("    verify_tolerance(tolerance_s)\n", "")),
@@ -372,34 +372,34 @@ BUGS = [
                 (ID_VERIFIED, ID_VERIFIED + "    shape_signed(timestamp, signature)\n"),
             ),
         ],
-        "_inbox": [
+        "core/early_callbacks": [
             ("the last of a task stays", ("if kept[1].attempt_id is None:", "if True:")),
             ("the first of a task stays", ("if kept[1].attempt_id is None:", "if False:")),
-            ("one too many is kept", ("> MAX_KEPT", "> MAX_KEPT + 1")),
+            ("one too many is kept", ("> MAX_BUFFERED", "> MAX_BUFFERED + 1")),
             (
                 "the newest gives way",
                 (
-                    "self._kept.popitem(last=False)\n\n    def take",
-                    "self._kept.popitem()\n\n    def take",
+                    "self._buffered.popitem(last=False)\n\n    def pop",
+                    "self._buffered.popitem()\n\n    def pop",
                 ),
             ),
             (
                 "kept a moment too long",
-                ("now_mono_s - kept_at < KEPT_S", "now_mono_s - kept_at <= KEPT_S"),
+                ("now_mono_s - kept_at < BUFFERED_S", "now_mono_s - kept_at <= BUFFERED_S"),
             ),
         ],
-        "_hint_limiter": [
-            ("a task may be asked again at once", ("-math.inf) + HINT_TASK_GAP_S", "-math.inf)")),
+        "core/poll_throttle": [
+            ("a task may be asked again at once", ("-math.inf) + TASK_GAP_S", "-math.inf)")),
             (
                 "the narrower gap holds",
-                ("max(HINT_GAP_S, least_gap_s)", "min(HINT_GAP_S, least_gap_s)"),
+                ("max(GAP_S, least_gap_s)", "min(GAP_S, least_gap_s)"),
             ),
             ("nothing is forgotten", ("<= now_mono_s:", "< 0:")),
             ("the order of the polls is lost", ("        self._last.move_to_end(task_id)\n", "")),
         ],
-        "_health": [
-            ("one callback is enough", (">= LOOKED_BACK", "> 0")),
-            ("polls do not count", ("            self.end()\n", "            pass\n")),
+        "core/callback_health": [
+            ("one callback is enough", (">= HISTORY_LENGTH", "> 0")),
+            ("polls do not count", ("            self.mark_unhealthy()\n", "            pass\n")),
         ],
     }.items()
     for name, *changes in rows
@@ -490,7 +490,7 @@ def try_bug(bug: Bug) -> Found:
 
 def say(*cells: str) -> None:
     """Write one row of the table."""
-    widths = (42, 16, 0)
+    widths = (42, 25, 0)
     row = " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
     sys.stdout.write(f"{row.rstrip()}\n")
     sys.stdout.flush()
@@ -509,7 +509,7 @@ def main(arguments: list[str] | None = None) -> int:
             bug.plant(read(bug.module))
         run_all()
         say("bug", "where", "found by")
-        say("-" * 42, "-" * 16, "-" * 40)
+        say("-" * 42, "-" * 25, "-" * 40)
         with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
             for bug, found in zip(bugs, pool.map(try_bug, bugs), strict=True):
                 survived += found.test is None

@@ -7,10 +7,10 @@ import datetime as dt
 import pytest
 
 from kie_wav_async import Track, WavSession
-from kie_wav_async._envelope import parse_date
-from kie_wav_async._models import RETENTION_DAYS, TaskRecord, TaskState, is_past_retention
-from kie_wav_async._wire import NoLink, created_at, parse_renewal
 from kie_wav_async.errors import EndpointGoneError, KieWavError, WireFormatError
+from kie_wav_async.models import RETENTION_DAYS, TaskRecord, TaskState, is_past_retention
+from kie_wav_async.protocol.envelope import parse_date
+from kie_wav_async.protocol.responses import NoLink, created_at, parse_renewal
 from kie_wav_async.testing import (
     FakeClock,
     MemoryLedger,
@@ -166,9 +166,9 @@ async def test_it_is_carried_and_kept(date, fields, expected) -> None:
         assert expected == wav.accepted_at
     ledger = ledger.die()
     await ledger.open(clock.time())
-    standing = await ledger.find(TRACK)
-    assert standing is not None
-    assert expected == standing.accepted_at
+    entry = await ledger.get(TRACK)
+    assert entry is not None
+    assert expected == entry.accepted_at
 
 
 async def test_a_task_of_an_earlier_run_keeps_its_time() -> None:

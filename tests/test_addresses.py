@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_wav_async._addresses import is_public
+from kie_wav_async.downloads.public_address import is_public
 
 PUBLIC = [
     # The first and last addresses beside what is set aside.

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from catalog import Catalog, Studio, collect, number_of, numbers, take, track, tracks
-from kie_wav_async import PollSchedule, RateLimit, Track, WavSession, _registry
+from kie_wav_async import PollSchedule, RateLimit, Track, WavSession
+from kie_wav_async.core import registry
 from kie_wav_async.errors import (
     ConversionFailedError,
     InvalidRequestError,
@@ -138,7 +139,7 @@ class TestYield:
         self, clock: FakeClock, studio: Studio, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A duplicate that comes more results later than are remembered is submitted again."""
-        monkeypatch.setattr(_registry, "REMEMBERED", 2)
+        monkeypatch.setattr(registry, "RESULT_CACHE_SIZE", 2)
         async with studio.session(max_in_flight=1) as session:
             collected = await clock.run(collect(session.convert_all(tracks(1, 2, 1, 3, 4, 1))))
 
@@ -178,14 +179,14 @@ class TestYield:
         studio.replies[1].append(TransportError("reset"))
         async with studio.session(max_in_flight=1) as session:
             collected = await clock.run(collect(session.convert_all(tracks(1, 2, 1))))
-            (doubt,) = session.unknown_submits()
+            (unknown,) = session.unknown_submits()
 
         assert [1, 2] == studio.submitted
         assert [1, 2, 1] == numbers(collected.outcomes)
         first, _, second = (outcome.error for outcome in collected.outcomes)
         assert isinstance(first, SubmitUnknownError)
         assert isinstance(second, SubmitUnknownError)
-        assert doubt.attempt_id == first.attempt_id == second.attempt_id
+        assert unknown.attempt_id == first.attempt_id == second.attempt_id
 
     async def test_a_conversion_of_somebody_else_is_joined(
         self, clock: FakeClock, studio: Studio
@@ -409,7 +410,7 @@ class Gauge:
 
 def test_memory_does_not_grow_with_the_catalog(monkeypatch: pytest.MonkeyPatch) -> None:
     """After 30,000 tracks a session holds as much as after 10,000."""
-    monkeypatch.setattr(_registry, "REMEMBERED", 1_000)
+    monkeypatch.setattr(registry, "RESULT_CACHE_SIZE", 1_000)
     catalog = Gauge(30_000, {10_000, 29_999})
 
     async def convert() -> int:

@@ -11,9 +11,7 @@ import pytest
 
 from catalog import Catalog, Studio, cancelled, collect, number_of, numbers, track, tracks
 from kie_wav_async import RateLimit
-from kie_wav_async.errors import (
-    TransportError,
-)
+from kie_wav_async.errors import TransportError
 from kie_wav_async.testing import FakeClock, refused
 
 if TYPE_CHECKING:
@@ -254,7 +252,7 @@ class TestLeave:
         async with studio.session(rate_limit=BY_THREES) as session:
             batch = session.convert_all(endless)
             leaving = asyncio.ensure_future(way(batch))
-            await clock.settle()
+            await clock.run_pending()
             other = asyncio.ensure_future(session.convert(track(5)))
             await clock.run(leaving)
             wav = await clock.run(other)

@@ -134,11 +134,11 @@ class Scenario:
             catalog.on_given = verify_bound
             await self.clock.run(self._consume(consumer, catalog, studio))
             assert () == session.conversions()
-            assert 0 == session._desk.registry.places
+            assert 0 == session._context.registry.used_slots
             assert session.statistics().submitted == len(studio.submitted)
-            doubts = {doubt.track for doubt in session.unknown_submits()}
+            unknowns = {unknown.track for unknown in session.unknown_submits()}
         read = [item for item in items[: catalog.given] if isinstance(item, Track)]
-        self._judge_outcomes(consumer.outcomes, read, doubts)
+        self._judge_outcomes(consumer.outcomes, read, unknowns)
         self._judge_end(consumer, read)
         for number in {*self.numbers} - studio.bad:
             assert studio.accepted[number] <= 1
@@ -176,7 +176,7 @@ class Scenario:
         await consumer.loop(-1, 0.0)
 
     def _judge_outcomes(
-        self, outcomes: list[Outcome], read: list[Track], doubts: set[Track]
+        self, outcomes: list[Outcome], read: list[Track], unknowns: set[Track]
     ) -> None:
         assert [*range(len(read))] == sorted(outcome.index for outcome in outcomes)
         for outcome in outcomes:
@@ -184,7 +184,7 @@ class Scenario:
             told = outcome.wav if outcome.error is None else outcome.error
             assert told.track == outcome.track
             if isinstance(outcome.error, SubmitUnknownError):
-                assert outcome.track in doubts
+                assert outcome.track in unknowns
 
     def _judge_end(self, consumer: Consumer, read: list[Track]) -> None:
         if any(isinstance(o.error, InsufficientCreditsError) for o in consumer.outcomes):

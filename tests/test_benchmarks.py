@@ -132,7 +132,7 @@ async def test_a_conversion_in_flight_has_no_task():
     ) as session:
         for number in range(300):
             await session.submit(Track("m", f"a{number}"))
-        await clock.settle()
+        await clock.run_pending()
         assert 300 == len(session.conversions())
         assert {asyncio.current_task()} == asyncio.all_tasks()
 
@@ -144,7 +144,7 @@ async def test_a_queued_submit_has_no_task():
         "key", transport=Service(done_at_poll=1), clock=clock, max_in_flight=1
     ) as session:
         waits = [asyncio.create_task(session.convert(Track("m", f"a{n}"))) for n in range(300)]
-        await clock.settle()
+        await clock.run_pending()
         assert {asyncio.current_task(), *waits} == asyncio.all_tasks()
         for wait in waits:
             wait.cancel()
@@ -186,13 +186,13 @@ async def call_back(trust, *, count):
         poll=PollSchedule(first_s=50_000.0, interval_s=50_000.0, backstop_s=50_000.0),
         timeout_s=None,
     ) as session:
-        session._desk.hosts.restore(["media.invalid:443"])
+        session._context.hosts.restore(["media.invalid:443"])
         for number in range(count):
             await session.submit(Track("m", f"a{number}"))
-        await clock.settle()
+        await clock.run_pending()
         for conversion in session.conversions():
             callback = signed_callback(conversion.task_id, key=key, now_unix_s=clock.time())
-            await session.deliver(*callback, query=service.queries[conversion.task_id])
+            await session.handle_callback(*callback, query=service.queries[conversion.task_id])
             seen.append((conversion.done(), len(asyncio.all_tasks())))
         await clock.advance(count)
         return seen, session.statistics()
@@ -207,6 +207,6 @@ async def test_a_callback_that_settles_needs_neither_a_task_nor_a_poll():
 
 async def test_a_hint_costs_one_poll():
     """A conversion whose callback is only a hint is settled by one poll."""
-    seen, counted = await call_back(CallbackTrust.HINT, count=30)
+    seen, counted = await call_back(CallbackTrust.CONFIRM, count=30)
     assert {False} == {is_done for is_done, _ in seen}
     assert (30, 30) == (counted.settled_by_poll, counted.polls)

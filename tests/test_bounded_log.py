@@ -9,9 +9,10 @@ import pytest
 from aiohttp.http_exceptions import BadStatusLine
 
 from fakes import KEY, FakeService
-from kie_wav_async import WavSession, _gate
-from kie_wav_async._bounded_log import BoundedLog, MalformedRequestFilter
+from kie_wav_async import WavSession
 from kie_wav_async.testing import FakeClock
+from kie_wav_async.webhook import request_handler
+from kie_wav_async.webhook.bounded_log import BoundedLog, MalformedRequestFilter
 from receivers import PARSERS, Wire, embedded, request
 
 #: Requests that are not HTTP, or none that a server has to take.
@@ -43,7 +44,9 @@ async def sends_malformed(served, times: int) -> None:
 @pytest.mark.parametrize("receiver", PARSERS.values(), ids=PARSERS)
 async def test_malformed_requests_are_logged_once(receiver, caplog, monkeypatch) -> None:
     """However many requests are malformed, we and aiohttp log a line each, without the requests."""
-    monkeypatch.setattr(_gate, "READ_TIMEOUT_S", 0.05)  # Not all parsers tell of a bad chunk.
+    monkeypatch.setattr(
+        request_handler, "READ_TIMEOUT_S", 0.05
+    )  # Not all parsers tell of a bad chunk.
     async with FakeService(FakeClock()).listening() as session, receiver(session) as served:
         await sends_malformed(served, 10)
 
@@ -137,7 +140,7 @@ class Ear(WavSession):
         super().__init__(KEY)
         self._act = act
 
-    async def deliver(self, *_: object, **__: object) -> None:
+    async def handle_callback(self, *_: object, **__: object) -> None:
         await self._act()
 
 
@@ -159,7 +162,7 @@ async def wait() -> None:
 @pytest.mark.parametrize("receiver", PARSERS.values(), ids=PARSERS)
 async def test_errors_of_ours_are_logged_once(receiver, make, status, caplog, monkeypatch) -> None:
     """However many callbacks cannot be taken, one line, and one traceback at most, says so."""
-    monkeypatch.setattr(_gate, "TAKE_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(request_handler, "HANDLE_TIMEOUT_S", 0.0)
     async with receiver(make()) as served:
         for _ in range(30):
             async with Wire(served) as wire:

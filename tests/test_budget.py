@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_wav_async._budget import Budget
+from kie_wav_async._support.budget import Budget
 
 
 def test_the_first_ones_are_reported() -> None:

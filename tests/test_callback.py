@@ -12,17 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from kie_wav_async._callback import (
+from kie_wav_async._support.secret import Secret
+from kie_wav_async.callbacks.payload import (
     MAX_BODY_LENGTH,
     authenticate,
     build_callback,
     find_wav_url,
     read_body,
 )
-from kie_wav_async._models import Callback
-from kie_wav_async._secret import Secret
-from kie_wav_async._signature import Signed, sign
+from kie_wav_async.callbacks.signature import Signed, sign
 from kie_wav_async.errors import CallbackFormatError, SignatureError
+from kie_wav_async.models import Callback
 from samples import (
     FILE_URL,
     SIGNED_AT,

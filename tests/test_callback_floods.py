@@ -14,8 +14,8 @@ import pytest
 
 from deliveries import QUIET, SECRET, World, file_of, query_of, signed_body
 from fakes import LOST_CHARGED, track
-from kie_wav_async import CallbackTrust, CallbackVerdict, PollSchedule, events
-from kie_wav_async._inbox import MAX_KEPT
+from kie_wav_async import CallbackResult, CallbackTrust, PollSchedule, events
+from kie_wav_async.core.early_callbacks import MAX_BUFFERED
 from kie_wav_async.errors import CallbackFormatError, SignatureError
 from kie_wav_async.testing import refused
 
@@ -46,7 +46,7 @@ def _bring(world: World, callbacks, query: str = "", count: int | None = None) -
     async def bring() -> None:
         for callback in several:
             try:
-                verdicts[await world.session.deliver(*callback, query=query)] += 1
+                verdicts[await world.session.handle_callback(*callback, query=query)] += 1
             except (SignatureError, CallbackFormatError) as error:
                 verdicts[type(error)] += 1
 
@@ -76,10 +76,10 @@ def test_one_callback_ten_thousand_times_settles_once():
         verdicts = _bring(world, genuine, query, count=7_000)
         with Memory() as memory:
             verdicts += _bring(world, genuine, query, count=3_000)
-        assert verdicts == {CallbackVerdict.SETTLED: 1, CallbackVerdict.DUPLICATE: 9_999}
+        assert verdicts == {CallbackResult.SETTLED: 1, CallbackResult.DUPLICATE: 9_999}
         assert memory.kept < FLAT
         figures = world.figures()
-        assert (figures["settled_by_callback"], figures["duplicates"]) == (1, 9_999)
+        assert (figures["settled_by_callback"], figures["duplicate_results"]) == (1, 9_999)
         assert (figures["polls"], figures["failed"], figures["in_flight"]) == (0, 0, 0)
         assert world.waiters[0].result().settled_by == "callback"
 
@@ -94,7 +94,7 @@ def test_one_hint_ten_thousand_times_polls_once_per_two_seconds(latency_s, keys)
     with World(
         service={"latency_s": latency_s, "conversion_s": 900.0},
         poll=QUIET,
-        callback_trust=CallbackTrust.HINT,
+        callback_trust=CallbackTrust.CONFIRM,
         webhook_keys=keys,
         on_event=None,
     ) as world:
@@ -106,7 +106,7 @@ def test_one_hint_ten_thousand_times_polls_once_per_two_seconds(latency_s, keys)
         def flood(batches: int) -> None:
             for _ in range(batches):
                 verdicts = _bring(world, genuine, query, count=100)
-                assert verdicts == {CallbackVerdict.CONFIRMING: 100}
+                assert verdicts == {CallbackResult.POLLING: 100}
                 world.advance(0.2)
 
         flood(70)
@@ -127,7 +127,7 @@ def test_hints_on_many_tasks_poll_ten_a_second():
     with World(
         service={"conversion_s": 900.0},
         poll=QUIET,
-        callback_trust=CallbackTrust.HINT,
+        callback_trust=CallbackTrust.CONFIRM,
         max_in_flight=1_000,
         timeout_s=None,
         on_event=None,
@@ -143,7 +143,7 @@ def test_hints_on_many_tasks_poll_ten_a_second():
         assert _most_in(moments, 1.0) == 10
         assert len(moments) in range(399, 402)
         # Only what still counts is remembered.
-        assert len(world.session._poller._hint_limiter._last) <= 21
+        assert len(world.session._poller._throttle._last) <= 21
         # Nobody is passed over: 300 tasks at 10 a second are through in 30 s.
         assert len({task_id for _, task_id in world.service.polled_at[:300]}) == 300
 
@@ -162,19 +162,19 @@ def test_thirty_thousand_unknown_tasks_are_bounded():
         verdicts = _bring(world, callbacks(0, 25_000), query)
         with Memory() as memory:
             verdicts += _bring(world, callbacks(25_000, 30_000), query)
-        assert verdicts == {CallbackVerdict.ORPHAN: 30_000}
-        assert len(world.session._receiver._inbox) == MAX_KEPT == 10_000
+        assert verdicts == {CallbackResult.UNKNOWN_TASK: 30_000}
+        assert len(world.session._callbacks._early_callbacks) == MAX_BUFFERED == 10_000
         # They have the place of older ones, whose memory was not traced.
         assert memory.kept < 5_000 * 1_000
         assert world.session.conversions() == ()
         assert world.service.polled_at == world.service.submitted_at == []
-        assert world.figures(without={"orphans"}) == dict.fromkeys(
-            world.figures(without={"orphans"}), 0
+        assert world.figures(without={"unknown_task_callbacks"}) == dict.fromkeys(
+            world.figures(without={"unknown_task_callbacks"}), 0
         )
-        assert world.figures()["orphans"] == 30_000
+        assert world.figures()["unknown_task_callbacks"] == 30_000
         world.advance(901.0)
         _bring(world, [world.callback("music")])
-        assert len(world.session._receiver._inbox) == 1
+        assert len(world.session._callbacks._early_callbacks) == 1
 
 
 def test_a_flood_of_unknown_tasks_does_not_hide_a_conversion():
@@ -201,15 +201,15 @@ def test_ten_thousand_refused_are_kept_nowhere(kind):
             "format": signed_body("task0001", b"[" * 200, now),
             "long": signed_body("task0001", b" " * 70_000, now),
         }[kind]
-        before = world.snapshot(without={"refused_callbacks"})
+        before = world.snapshot(without={"rejected_callbacks"})
         verdicts = _bring(world, callback, count=7_000)
         with Memory() as memory:
             verdicts += _bring(world, callback, count=3_000)
         assert sum(verdicts.values()) == 10_000
         assert set(verdicts) <= {SignatureError, CallbackFormatError}
         assert memory.kept < FLAT
-        assert before == world.snapshot(without={"refused_callbacks"})
-        assert world.figures()["refused_callbacks"] == 10_000
+        assert before == world.snapshot(without={"rejected_callbacks"})
+        assert world.figures()["rejected_callbacks"] == 10_000
         lines = [record for record in world.ear.records if record.levelno >= logging.INFO]
         assert len(lines) == 1
         assert SECRET not in lines[0].getMessage()
@@ -258,7 +258,7 @@ def test_five_thousand_foreign_tasks_name_a_lost_attempt(place, has_record):
                 world.service.create(task_id, track(9))
         ids.insert(place, "task0001")
         verdicts = _bring(world, map(world.callback, ids), query)
-        assert verdicts == {CallbackVerdict.CONFIRMING: FOREIGN + 1}
+        assert verdicts == {CallbackResult.POLLING: FOREIGN + 1}
         begun = world.clock.monotonic()
         while world.session.unknown_submits() and world.clock.monotonic() < begun + 600.0:
             world.advance(5.0)
@@ -292,7 +292,7 @@ def test_a_flood_that_names_a_lost_attempt_is_bounded():
             _bring(world, callbacks(10_000, 15_000), query)
         _bring(world, callbacks(15_000, 30_000), query)
         assert memory.kept < 5_000 * 1_000
-        assert len(world.session._poller._hints) <= 10_000
+        assert len(world.session._poller._requested) <= 10_000
         world.advance(60.0)
         assert len(world.service.polled_at) <= 602
 
@@ -312,7 +312,7 @@ def test_a_flood_of_hints_starves_no_scheduled_poll(max_per_s):
         with World(
             service={"conversion_s": 5.0},
             poll=schedule,
-            callback_trust=CallbackTrust.HINT,
+            callback_trust=CallbackTrust.CONFIRM,
             timeout_s=None,
             on_event=None,
         ) as world:
@@ -396,25 +396,25 @@ def test_events_of_refusals_are_bounded(kind):
         }[kind]
         for minute in range(2):
             _bring(world, callback, count=2_500)
-            assert [events.CallbackRefused] * 100 * (minute + 1) == [type(event) for event in seen]
+            assert [events.CallbackRejected] * 100 * (minute + 1) == [type(event) for event in seen]
             world.advance(60.0)
-        assert world.figures()["refused_callbacks"] == 5_000
+        assert world.figures()["rejected_callbacks"] == 5_000
 
 
 @pytest.mark.parametrize("keys", [SECRET, ()], ids=["with keys", "without"])
-@pytest.mark.parametrize("verdict", ["ORPHAN", "DUPLICATE", "CONFIRMING"])
+@pytest.mark.parametrize("verdict", ["UNKNOWN_TASK", "DUPLICATE", "POLLING"])
 def test_events_of_what_can_be_repeated_are_bounded(verdict, keys):
     """5,000 callbacks that settle nothing have at most 600 events a minute, of each verdict."""
     seen: list[events.Event] = []
     with World(
         service={"conversion_s": 5.0 if verdict == "DUPLICATE" else 900.0},
         poll=QUIET,
-        callback_trust=CallbackTrust.HINT,
+        callback_trust=CallbackTrust.CONFIRM,
         webhook_keys=keys,
         on_event=seen.append,
     ) as world:
         world.start(world.session.convert(track(1)))
-        callback = world.callback("nobody" if verdict == "ORPHAN" else "task0001")
+        callback = world.callback("nobody" if verdict == "UNKNOWN_TASK" else "task0001")
         if verdict == "DUPLICATE":
             world.advance(6.0)
             _bring(world, callback, count=1)
@@ -422,9 +422,13 @@ def test_events_of_what_can_be_repeated_are_bounded(verdict, keys):
             assert world.waiters[0].done()
         seen.clear()
         verdicts = _bring(world, callback, count=5_000)
-        assert verdicts == {CallbackVerdict[verdict]: 5_000}
+        assert verdicts == {CallbackResult[verdict]: 5_000}
         assert 600 == len([event for event in seen if isinstance(event, events.CallbackReceived)])
-        counted = {"ORPHAN": ("orphans",), "DUPLICATE": ("duplicates",), "CONFIRMING": ()}[verdict]
+        counted = {
+            "UNKNOWN_TASK": ("unknown_task_callbacks",),
+            "DUPLICATE": ("duplicate_results",),
+            "POLLING": (),
+        }[verdict]
         assert [5_000] * len(counted) == [world.figures()[name] for name in counted]
 
 
@@ -437,5 +441,5 @@ def test_every_result_has_its_event():
             world.start(world.session.convert(track(number)))
             task_id = f"task{number:04d}"
             _bring(world, [world.callback(task_id)], query_of(world.service.tasks[task_id]))
-        settled = [e for e in seen if getattr(e, "verdict", None) is CallbackVerdict.SETTLED]
+        settled = [e for e in seen if getattr(e, "result", None) is CallbackResult.SETTLED]
         assert 20 == len(settled)

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fakes import FakeService, counted, lost, track
-from kie_wav_async import CallbackTrust, CallbackVerdict, PollSchedule, RateLimit, events
-from kie_wav_async._health import LOOKED_BACK
+from kie_wav_async import CallbackResult, CallbackTrust, PollSchedule, RateLimit, events
+from kie_wav_async.core.callback_health import HISTORY_LENGTH
 from kie_wav_async.errors import ConversionFailedError, ConversionTimeoutError, SignatureError
 from kie_wav_async.testing import FakeClock, failed
 
 if TYPE_CHECKING:
     from kie_wav_async import Conversion, WavSession
 
-CONFIRMING, SETTLED = CallbackVerdict.CONFIRMING, CallbackVerdict.SETTLED
+POLLING, SETTLED = CallbackResult.POLLING, CallbackResult.SETTLED
 
 STEADY = PollSchedule(first_s=15.0, interval_s=10.0, jitter=0.0, backstop_s=60.0)
 
@@ -61,7 +61,7 @@ async def settle_by_hint(
     conversion = await submit(clock, session, number)
     service.finish(conversion.task_id)
     callback = service.callback(conversion.task_id, **said)
-    assert CONFIRMING is await callback.to(session)
+    assert POLLING is await callback.to(session)
     assert "poll" == (await clock.run(conversion.wait())).settled_by
 
 
@@ -69,7 +69,7 @@ async def settle_ten(
     clock: FakeClock, service: FakeService, session: WavSession, settle: object = settle_by_callback
 ) -> None:
     """Have as many conversions settled by callbacks as it takes."""
-    for number in range(1, LOOKED_BACK + 1):
+    for number in range(1, HISTORY_LENGTH + 1):
         await settle(clock, service, session, number)
 
 
@@ -94,7 +94,7 @@ async def test_ten_conversions_settled_by_callbacks_let_polling_wait(
     clock, service, settle, ends, expected
 ) -> None:
     """After 10 conversions settled by a callback, or the poll it caused, the backstop holds."""
-    trust = CallbackTrust.HINT if settle is settle_by_hint else CallbackTrust.PAYLOAD
+    trust = CallbackTrust.CONFIRM if settle is settle_by_hint else CallbackTrust.PAYLOAD
     async with listening(service, callback_trust=trust) as session:
         for number in range(1, ends + 1):
             await settle(clock, service, session, number)
@@ -105,9 +105,9 @@ async def test_an_authentic_failure_is_no_sign_of_health(clock, service) -> None
     """A callback with code 500, however often it comes, makes no conversion wait longer."""
     async with listening(service) as session:
         conversion = await submit(clock, session, 1)
-        for _ in range(2 * LOOKED_BACK):
+        for _ in range(2 * HISTORY_LENGTH):
             callback = service.callback(conversion.task_id, None, code=500)
-            assert CONFIRMING is await callback.to(session)
+            assert POLLING is await callback.to(session)
             await clock.advance(1.0)
         assert 15.0 == await first_poll_s(clock, service, session)
 
@@ -135,21 +135,21 @@ async def stale(service: FakeService, session: WavSession) -> None:
 
 async def doubled(service: FakeService, session: WavSession) -> None:
     """Deliver one again."""
-    assert CallbackVerdict.DUPLICATE is await service.callback("task0001").to(session)
+    assert CallbackResult.DUPLICATE is await service.callback("task0001").to(session)
 
 
 @pytest.mark.parametrize("deliver", [forged, stale, doubled])
 async def test_what_says_nothing_of_callbacks_changes_nothing(clock, service, deliver) -> None:
     """Refused callbacks and duplicates neither end health nor count towards it."""
     async with listening(service) as session:
-        for number in range(1, LOOKED_BACK):
+        for number in range(1, HISTORY_LENGTH):
             await settle_by_callback(clock, service, session, number)
         await deliver(service, session)
         assert 15.0 == await first_poll_s(clock, service, session)
 
     async with listening(service) as session:
         await submit(clock, session, 1_000)
-        for number in range(1_001, 1_001 + LOOKED_BACK):
+        for number in range(1_001, 1_001 + HISTORY_LENGTH):
             await settle_by_callback(clock, service, session, number)
         if deliver is not doubled:
             await deliver(service, session)
@@ -159,7 +159,7 @@ async def test_what_says_nothing_of_callbacks_changes_nothing(clock, service, de
 async def test_without_keys_polling_never_waits(clock, service) -> None:
     """Without keys callbacks cause polls, and are no sign that more will come."""
     async with listening(service, webhook_keys=()) as session:
-        for number in range(1, LOOKED_BACK + 1):
+        for number in range(1, HISTORY_LENGTH + 1):
             await settle_by_hint(clock, service, session, number)
         assert 15.0 == await first_poll_s(clock, service, session)
 
@@ -179,7 +179,7 @@ async def test_a_conversion_that_needed_a_poll_ends_health(clock, service) -> No
     async with listening(service) as session:
         await settle_ten(clock, service, session)
         assert 60.0 == await first_poll_s(clock, service, session, 90)
-        for number in range(11, 11 + LOOKED_BACK - 1):
+        for number in range(11, 11 + HISTORY_LENGTH - 1):
             await settle_by_callback(clock, service, session, number)
         conversion = await submit(clock, session, 91)
         await settle_by_callback(clock, service, session, 92)
@@ -204,7 +204,7 @@ async def test_a_callback_before_the_end_does_not_tell_the_end(clock, service) -
         await settle_ten(clock, service, session)
         conversion = await submit(clock, session, 11)
         early = service.callback(conversion.task_id, None, code=500)
-        assert CONFIRMING is await early.to(session)
+        assert POLLING is await early.to(session)
         await clock.advance(1.0)
         service.finish(conversion.task_id)
         await clock.run(conversion.wait())
@@ -229,7 +229,7 @@ async def test_a_callback_beside_a_poll_on_the_wire_counts(
 ) -> None:
     """The poll that a callback caused needs no other, and a callback excuses one under way."""
     service.latency_s = 4.0
-    async with listening(service, callback_trust=CallbackTrust.HINT) as session:
+    async with listening(service, callback_trust=CallbackTrust.CONFIRM) as session:
         await settle_ten(clock, service, session, settle_by_hint)
         conversion = await submit(clock, session, 11)
         await clock.advance(called_at_s)
@@ -242,7 +242,7 @@ async def test_a_callback_beside_a_poll_on_the_wire_counts(
 
 async def test_a_poll_that_stands_in_for_a_callbacks_counts_as_that(clock, service) -> None:
     """A callback's poll that waits for its turn is not sent if the scheduled one comes first."""
-    async with listening(service, callback_trust=CallbackTrust.HINT) as session:
+    async with listening(service, callback_trust=CallbackTrust.CONFIRM) as session:
         await settle_ten(clock, service, session, settle_by_hint)
         conversion = await submit(clock, session, 11)
         await clock.advance(59.0)
@@ -252,7 +252,7 @@ async def test_a_poll_that_stands_in_for_a_callbacks_counts_as_that(clock, servi
         service.finish(conversion.task_id)
         await service.callback(conversion.task_id).to(session)
         await clock.run(conversion.wait())
-        start = conversion.accepted_mono_s
+        start = conversion._entry.accepted_mono_s
         polled = [round(at - start, 3) for at in service.polls_of(conversion.task_id)]
         assert [59.0, 60.0] == polled
         assert 60.0 == await first_poll_s(clock, service, session)
@@ -262,16 +262,18 @@ async def test_a_callback_of_a_task_not_ours_ends_health(clock, service) -> None
     """Another replica's callback comes here, so ours may go there: polling goes on as usual."""
     async with listening(service) as session:
         await settle_ten(clock, service, session)
-        assert CallbackVerdict.ORPHAN is await service.callback("of-the-other-replica").to(session)
+        assert CallbackResult.UNKNOWN_TASK is await service.callback("of-the-other-replica").to(
+            session
+        )
         assert 15.0 == await first_poll_s(clock, service, session)
 
 
 async def test_callbacks_of_tasks_not_ours_never_let_polling_wait(clock, service) -> None:
     """Among 10 conversions settled here, one callback of another's is enough."""
     async with listening(service) as session:
-        for number in range(1, 2 * LOOKED_BACK):
+        for number in range(1, 2 * HISTORY_LENGTH):
             await settle_by_callback(clock, service, session, number)
-            if number == LOOKED_BACK:
+            if number == HISTORY_LENGTH:
                 await service.callback("of-the-other-replica").to(session)
         assert 15.0 == await first_poll_s(clock, service, session)
 
@@ -284,7 +286,7 @@ async def test_an_early_callback_of_ours_ends_nothing(clock, service) -> None:
         submitting = asyncio.create_task(session.submit(track(11)))
         await clock.advance(1.5)
         (early,) = [task for task in service.tasks.values() if task.track == track(11)]
-        assert CallbackVerdict.ORPHAN is await service.callback(early.task_id).to(session)
+        assert CallbackResult.UNKNOWN_TASK is await service.callback(early.task_id).to(session)
         await clock.run(submitting)
         assert 60.0 == await first_poll_s(clock, service, session)
 
@@ -427,8 +429,8 @@ async def test_run_of_lost_callbacks_loses_nothing(clock, service) -> None:
         assert {"submitted": 30, "accepted": 30} == {
             name: figures[name] for name in ("submitted", "accepted")
         }
-        begun = {e.task_id: e.at for e in seen if isinstance(e, events.Submitted)}
-        ended = {e.wav.task_id: e.at for e in seen if isinstance(e, events.Settled)}
+        begun = {e.task_id: e.at for e in seen if isinstance(e, events.SubmitAccepted)}
+        ended = {e.wav.task_id: e.at for e in seen if isinstance(e, events.ConversionSucceeded)}
         assert 61.0 >= max((ended[t] - begun[t]).total_seconds() for t in begun)
         assert begun.keys() == ended.keys()
 

@@ -14,11 +14,11 @@ from fakes import (
     FakeService,
     track,
 )
-from kie_wav_async import CallbackTrust, CallbackVerdict, PollSchedule
+from kie_wav_async import CallbackResult, CallbackTrust, PollSchedule
 from kie_wav_async.errors import LedgerError, SubmitUnknownError
 from kie_wav_async.testing import FakeClock, MemoryLedger, failed, pending, succeeded
 
-SETTLED, CONFIRMING = CallbackVerdict.SETTLED, CallbackVerdict.CONFIRMING
+SETTLED, POLLING = CallbackResult.SETTLED, CallbackResult.POLLING
 
 #: No poll within any test's time, unless a callback asks for it.
 QUIET = PollSchedule(first_s=50_000.0, interval_s=50_000.0, backstop_s=50_000.0, jitter=0.0)
@@ -65,7 +65,7 @@ async def test_the_first_callback_from_a_host_is_confirmed(clock, service) -> No
     """The first callback from a new host causes one poll, which teaches it; the next settles."""
     async with listening(service) as session:
         first = await outcome_of(service, clock, session, HELD_BACK)
-        assert (CONFIRMING, "poll", HELD_BACK, 1) == first
+        assert (POLLING, "poll", HELD_BACK, 1) == first
         mine = "https://media.invalid/2.wav"
         second = await outcome_of(service, clock, session, mine, number=2)
         assert (SETTLED, "callback", mine, 0) == second
@@ -86,7 +86,7 @@ async def test_a_callback_teaches_nothing(clock, service) -> None:
         for number in range(1, 4):
             url = f"https://evil.example/{number}.wav"
             got = await outcome_of(service, clock, session, url, number=number)
-            assert (CONFIRMING, "poll", f"https://media.invalid/task000{number}.wav", 1) == got
+            assert (POLLING, "poll", f"https://media.invalid/task000{number}.wav", 1) == got
 
 
 @pytest.mark.parametrize("what", ["attached", "a 409", "a record", "found"])
@@ -106,7 +106,7 @@ async def test_only_our_own_tasks_teach(clock, service, what) -> None:
         elif what == "a record":
             service.create("task0001", track())
             service.finish("task0001")
-            assert HELD_BACK == str((await clock.run(session.record("task0001"))).wav_url)
+            assert HELD_BACK == str((await clock.run(session.get_task("task0001"))).wav_url)
         else:
             service.fates.append(LOST_CHARGED)
             with pytest.raises(SubmitUnknownError):
@@ -114,10 +114,10 @@ async def test_only_our_own_tasks_teach(clock, service, what) -> None:
             service.finish("task0001")
             await service.callback("task0001").to(session)
             await clock.advance(5.0)
-            (doubt,) = session.unknown_submits() or (None,)
-            assert doubt is None
+            (unknown,) = session.unknown_submits() or (None,)
+            assert unknown is None
         got = await outcome_of(service, clock, session, HELD_BACK, number=2)
-    assert (CONFIRMING, 1) == (got[0], got[3])
+    assert (POLLING, 1) == (got[0], got[3])
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ async def test_only_a_success_teaches(clock, service, reply) -> None:
         await service.callback("task0001", None, code=501).to(session)
         await clock.advance(0.2)
         got = await outcome_of(service, clock, session, HELD_BACK, number=2)
-    assert CONFIRMING is got[0]
+    assert POLLING is got[0]
 
 
 # --- what is not believed -----------------------------------------------------------------------
@@ -188,7 +188,7 @@ async def test_what_is_not_believed(clock, service, name) -> None:
     ]
     async with listening(service, hosts=[HOST, *private]) as session:
         got = await outcome_of(service, clock, session, url)
-    assert (CONFIRMING, "poll", HELD_BACK, 1) == got
+    assert (POLLING, "poll", HELD_BACK, 1) == got
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ async def test_insecure_hosts_have_to_be_named_too(clock, service, url, is_belie
     insecure = ["127.0.0.1", "mirror.test"]
     async with listening(service, hosts=hosts, insecure_hosts=insecure) as session:
         got = await outcome_of(service, clock, session, url)
-    assert (SETTLED if is_believed else CONFIRMING) is got[0]
+    assert (SETTLED if is_believed else POLLING) is got[0]
 
 
 async def test_download_hosts_bind_callbacks(clock, service) -> None:
@@ -232,7 +232,7 @@ async def test_download_hosts_bind_callbacks(clock, service) -> None:
     hosts = [HOST, "cdn.example:8443"]
     async with listening(service, hosts=hosts, download_hosts=["cdn.example"]) as session:
         first = await outcome_of(service, clock, session, HELD_BACK)
-        assert (CONFIRMING, "poll") == first[:2]
+        assert (POLLING, "poll") == first[:2]
         url = "https://cdn.example:8443/x.wav"
         assert SETTLED is (await outcome_of(service, clock, session, url, number=2))[0]
 
@@ -243,7 +243,7 @@ async def test_a_replay_while_the_genuine_one_is_held_back(clock, service) -> No
         conversion = await clock.run(session.submit(track()))
         genuine = service.callback("task0001", HELD_BACK)
         replay = genuine.saying(data={"task_id": "task0001", "audioWavUrl": EVIL})
-        assert CONFIRMING is await replay.to(session)
+        assert POLLING is await replay.to(session)
         await clock.advance(0.2)
         assert not conversion.done()
         assert SETTLED is await genuine.to(session)
@@ -257,7 +257,7 @@ async def test_a_failure_replayed_as_a_success(clock, service) -> None:
         conversion = await clock.run(session.submit(track()))
         genuine = service.callback("task0001", None, code=501)
         data = {"task_id": "task0001", "audioWavUrl": EVIL}
-        assert CONFIRMING is await genuine.saying(code=200, data=data).to(session)
+        assert POLLING is await genuine.saying(code=200, data=data).to(session)
         await clock.advance(0.2)
         assert "failed" in repr(conversion)
 
@@ -268,22 +268,22 @@ async def test_a_success_that_says_failed(clock, service, word) -> None:
     data = {"task_id": "task0001", "audioWavUrl": HELD_BACK, "successFlag": word}
     async with listening(service, hosts=[HOST]) as session:
         await clock.run(session.submit(track()))
-        assert CONFIRMING is await service.callback("task0001").saying(data=data).to(session)
+        assert POLLING is await service.callback("task0001").saying(data=data).to(session)
 
 
 async def test_nothing_settles_where_every_callback_is_confirmed(clock, service) -> None:
     """Where each callback is to be confirmed, the host makes no difference."""
-    trust = CallbackTrust.HINT
+    trust = CallbackTrust.CONFIRM
     async with listening(service, hosts=[HOST], callback_trust=trust) as session:
         got = await outcome_of(service, clock, session, HELD_BACK)
-    assert (CONFIRMING, "poll", HELD_BACK, 1) == got
+    assert (POLLING, "poll", HELD_BACK, 1) == got
 
 
 async def test_nothing_settles_without_keys(clock, service) -> None:
     """Without keys a callback of a task in flight causes one poll at most, whatever it names."""
     async with listening(service, hosts=[HOST], webhook_keys=()) as session:
         got = await outcome_of(service, clock, session, HELD_BACK)
-    assert (CONFIRMING, "poll", HELD_BACK, 1) == got
+    assert (POLLING, "poll", HELD_BACK, 1) == got
 
 
 # --- early ones ---------------------------------------------------------------------------------
@@ -297,7 +297,7 @@ async def test_an_early_callback_is_judged_alike(clock, url, settled_by) -> None
         submit = asyncio.create_task(session.submit(track()))
         await clock.advance(0.7)
         service.finish("task0001")
-        assert CallbackVerdict.ORPHAN is await service.callback("task0001", url).to(session)
+        assert CallbackResult.UNKNOWN_TASK is await service.callback("task0001", url).to(session)
         conversion = await clock.run(submit)
         await clock.advance(5.0)
         wav = conversion.result()
@@ -313,8 +313,8 @@ async def test_an_early_callback_is_judged_when_its_task_is_known(clock) -> None
         submit = asyncio.create_task(session.submit(track(2)))
         await clock.advance(0.6)
         early = "https://media.invalid/early.wav"
-        assert CallbackVerdict.ORPHAN is await service.callback("task0002", early).to(session)
-        session._desk.learn_host(URL(HELD_BACK))
+        assert CallbackResult.UNKNOWN_TASK is await service.callback("task0002", early).to(session)
+        session._context.learn_host(URL(HELD_BACK))
         conversion = await clock.run(submit)
         assert ("callback", early) == (
             conversion.result().settled_by,
@@ -342,10 +342,10 @@ async def test_hosts_outlive_the_process(clock, service) -> None:
     """What one run learnt, the next one knows from its ledger."""
     ledger = MemoryLedger()
     async with listening(service, ledger=ledger) as session:
-        assert CONFIRMING is (await outcome_of(service, clock, session, HELD_BACK))[0]
+        assert POLLING is (await outcome_of(service, clock, session, HELD_BACK))[0]
     async with listening(service, ledger=ledger) as session:
         assert SETTLED is (await outcome_of(service, clock, session, HELD_BACK, number=2))[0]
-        assert CONFIRMING is (await outcome_of(service, clock, session, EVIL, number=3))[0]
+        assert POLLING is (await outcome_of(service, clock, session, EVIL, number=3))[0]
 
 
 async def test_a_settle_does_not_wait_for_the_host(clock, service) -> None:
@@ -353,7 +353,7 @@ async def test_a_settle_does_not_wait_for_the_host(clock, service) -> None:
     ledger = MemoryLedger()
     ledger.hold = {"keep_host": asyncio.Event()}
     async with listening(service, ledger=ledger) as session:
-        assert CONFIRMING is (await outcome_of(service, clock, session, HELD_BACK))[0]
+        assert POLLING is (await outcome_of(service, clock, session, HELD_BACK))[0]
         assert SETTLED is (await outcome_of(service, clock, session, HELD_BACK, number=2))[0]
         assert [("keep_host", (HOST,))] == [call for call in ledger.calls if "host" in call[0]]
         ledger.hold["keep_host"].set()
@@ -364,7 +364,7 @@ async def test_a_host_that_cannot_be_written_is_known_all_the_same(clock, servic
     ledger = MemoryLedger()
     ledger.fail_with = {"keep_host": LedgerError("no space left on device")}
     async with listening(service, ledger=ledger) as session:
-        assert CONFIRMING is (await outcome_of(service, clock, session, HELD_BACK))[0]
+        assert POLLING is (await outcome_of(service, clock, session, HELD_BACK))[0]
         assert SETTLED is (await outcome_of(service, clock, session, HELD_BACK, number=2))[0]
     assert "no space left on device" in caplog.text
 
@@ -383,12 +383,12 @@ async def test_a_task_goes_by_its_own_submit_after_a_restart(clock, service) -> 
         left = ledger.die()
     # The repeat's task fails, so that the track is followed under the first one's.
     await left.open(clock.time())
-    await left.settle("task0002", clock.time(), error="it failed")
+    await left.finish_task("task0002", clock.time(), error="it failed")
     async with listening(service, hosts=[HOST], ledger=left) as session:
         (conversion,) = await session.recover()
         assert "task0001" == conversion.task_id
         replay = service.callback("task0001", HELD_BACK, attempt_id=repeat)
-        assert CONFIRMING is await replay.to(session)
+        assert POLLING is await replay.to(session)
         await clock.advance(3.0)
         assert SETTLED is await service.callback("task0001", HELD_BACK).to(session)
     await left.aclose()
@@ -402,7 +402,7 @@ async def test_what_a_callback_explains_is_confirmed(clock, service) -> None:
             await clock.run(session.submit(track()))
         service.finish("task0001")
         other = "https://media.invalid/another.wav"
-        assert CONFIRMING is await service.callback("task0001", other).to(session)
+        assert POLLING is await service.callback("task0001", other).to(session)
         await clock.advance(5.0)
         wav = await clock.run(session.convert(track()))
     assert ("poll", HELD_BACK) == (wav.settled_by, str(wav.url))
@@ -414,6 +414,6 @@ async def test_what_the_poll_names_is_the_file(clock, service) -> None:
     service.poll_replies.append(lambda task_id: succeeded(task_id, elsewhere))
     async with listening(service) as session:
         got = await outcome_of(service, clock, session, EVIL)
-        assert (CONFIRMING, "poll", elsewhere, 1) == got
-        assert not session._desk.hosts.use("evil.example:443")
+        assert (POLLING, "poll", elsewhere, 1) == got
+        assert not session._context.hosts.note_use("evil.example:443")
     assert WEBHOOK_KEY not in repr(got)

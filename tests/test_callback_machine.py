@@ -13,15 +13,21 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precon
 
 from deliveries import ADDRESS, QUIET, SECRET, STEADY, World, file_of, query_of
 from fakes import ACCEPTED, LOST_CHARGED, LOST_FREE, UNSENT, is_bounded, refusal, track
-from kie_wav_async import CallbackTrust, CallbackVerdict, OnUnknown, RateLimit
+from kie_wav_async import CallbackResult, CallbackTrust, OnUnknown, RateLimit
 from kie_wav_async.errors import (
     ConversionTimeoutError,
     KieWavError,
     SessionClosedError,
     SignatureError,
 )
-from kie_wav_async.events import CallbackReceived, CallbackRefused, Settled, Submitted, WaitEnded
-from kie_wav_async.testing import SignedCallback, failed, no_record, pending, refused
+from kie_wav_async.events import (
+    CallbackReceived,
+    CallbackRejected,
+    ConversionEnded,
+    ConversionSucceeded,
+    SubmitAccepted,
+)
+from kie_wav_async.testing import SignedCallback, failed, missing, pending, refused
 
 TIMEOUT_S = 300.0
 
@@ -35,7 +41,7 @@ POLLS = {
     "pending": pending,
     "bare": lambda task_id: pending(task_id, successFlag="SUCCESS"),
     "failed": failed,
-    "none": lambda _: no_record(),
+    "none": lambda _: missing(),
     "401": lambda _: refused(401),
     "429": lambda _: refused(429, retry_after="20"),
     "500": lambda _: refused(500),
@@ -147,7 +153,7 @@ class CallbackMachine(RuleBasedStateMachine):
     @rule(task=waiters)
     def cancel(self, task):
         task.cancel()
-        self.world.run(self.world.clock.settle())
+        self.world.run(self.world.clock.run_pending())
 
     @rule(
         fates=st.lists(st.sampled_from(FATES), max_size=2),
@@ -209,16 +215,16 @@ class CallbackMachine(RuleBasedStateMachine):
 
     def bring(self, delivery):
         session = self.session
-        before = self.world.snapshot(without={"refused_callbacks"})
+        before = self.world.snapshot(without={"rejected_callbacks"})
         open_ids = {conversion.task_id for conversion in session.conversions()}
         ends = {}
         for event in self.told:
-            if isinstance(event, Settled):
+            if isinstance(event, ConversionSucceeded):
                 ends[event.wav.task_id] = None
-            elif isinstance(event, WaitEnded):
+            elif isinstance(event, ConversionEnded):
                 ends[event.task_id] = type(event.error)
         timed_out = {name for name, end in ends.items() if end is ConversionTimeoutError}
-        lost = {doubt.attempt_id for doubt in session.unknown_submits()}
+        lost = {unknown.attempt_id for unknown in session.unknown_submits()}
         is_authentic = self.has_keys and delivery.is_authentic(self.world.clock.time())
         begun = len(self.told)
         told = self.world.deliver(delivery.callback, delivery.query)
@@ -228,13 +234,13 @@ class CallbackMachine(RuleBasedStateMachine):
         if self.has_keys and not is_authentic:
             self.refused += 1
             assert isinstance(told, SignatureError)
-            assert before == self.world.snapshot(without={"refused_callbacks"})
-            assert [CallbackRefused] == [type(event) for event in self.told[begun:]]
+            assert before == self.world.snapshot(without={"rejected_callbacks"})
+            assert [CallbackRejected] == [type(event) for event in self.told[begun:]]
             return
-        assert isinstance(told, CallbackVerdict)
+        assert isinstance(told, CallbackResult)
         received = [e for e in self.told[begun:] if isinstance(e, CallbackReceived)]
         assert [(delivery.task_id, told, self.has_keys)] == [
-            (event.task_id, event.verdict, event.is_authentic) for event in received
+            (event.task_id, event.result, event.is_authentic) for event in received
         ]
         if is_authentic:
             self.authentic.append(delivery)
@@ -243,7 +249,7 @@ class CallbackMachine(RuleBasedStateMachine):
             # A task that a 409 named later is followed for that, and no longer as ours.
             event.task_id: None if event.adopted else event.attempt_id
             for event in self.told[:begun]
-            if isinstance(event, Submitted)
+            if isinstance(event, SubmitAccepted)
         }
         is_ours = (
             delivery.attempt_id is not None
@@ -251,28 +257,28 @@ class CallbackMachine(RuleBasedStateMachine):
             and delivery.task_id not in self.attached
         )
         if delivery.task_id not in open_ids | timed_out:
-            may_be = {CallbackVerdict.ORPHAN, CallbackVerdict.DUPLICATE}
-            assert told in may_be | ({CallbackVerdict.CONFIRMING} if is_named else set())
+            may_be = {CallbackResult.UNKNOWN_TASK, CallbackResult.DUPLICATE}
+            assert told in may_be | ({CallbackResult.POLLING} if is_named else set())
         elif (
             self.trust is CallbackTrust.PAYLOAD
             and is_authentic
             and is_ours
             and delivery.may_settle()
         ):
-            assert told is CallbackVerdict.SETTLED
+            assert told is CallbackResult.SETTLED
         elif delivery.task_id not in self.attached:
-            assert told is CallbackVerdict.CONFIRMING
+            assert told is CallbackResult.POLLING
 
     @rule(data=st.data(), is_charged=st.booleans())
     @precondition(lambda self: not self.is_closed and self.session.unknown_submits())
     def resolve(self, data, is_charged):
         # The user tells the truth, or there would be no bill to check.
-        doubt = data.draw(st.sampled_from(self.session.unknown_submits()))
-        made = [t for t in self.service.tasks.values() if t.attempt_id == doubt.attempt_id]
+        unknown = data.draw(st.sampled_from(self.session.unknown_submits()))
+        made = [t for t in self.service.tasks.values() if t.attempt_id == unknown.attempt_id]
         if made and is_charged:
-            call = self.session.resolve_unknown(doubt.attempt_id, task_id=made[0].task_id)
+            call = self.session.resolve_unknown(unknown.attempt_id, task_id=made[0].task_id)
         elif not made and not is_charged:
-            call = self.session.resolve_unknown(doubt.attempt_id, not_charged=True)
+            call = self.session.resolve_unknown(unknown.attempt_id, not_charged=True)
         else:
             return
         self.world.run(call)
@@ -285,7 +291,7 @@ class CallbackMachine(RuleBasedStateMachine):
         self.is_closed = True
         waits = [task for task in self.world.waiters if not task.done()]
         closing = self.world.loop.create_task(self.session.aclose())
-        self.world.run(self.world.clock.settle())
+        self.world.run(self.world.clock.run_pending())
         assert all(task.done() for task in waits)
         self.world.run(self.world.clock.run(closing))
 
@@ -304,17 +310,17 @@ class CallbackMachine(RuleBasedStateMachine):
             self.seen.setdefault(conversion, self.world.clock.monotonic())
         for conversion in self.seen:
             if conversion.done():
-                outcome = self.ended.setdefault(conversion, conversion.outcome)
-                assert outcome is conversion.outcome
+                outcome = self.ended.setdefault(conversion, conversion._entry.outcome)
+                assert outcome is conversion._entry.outcome
         figures = self.session.statistics()
-        settled = [event for event in self.told if isinstance(event, Settled)]
-        over = [event for event in self.told if isinstance(event, WaitEnded)]
+        settled = [event for event in self.told if isinstance(event, ConversionSucceeded)]
+        over = [event for event in self.told if isinstance(event, ConversionEnded)]
         by = [event.wav.settled_by for event in settled]
         assert by.count("callback") == figures.settled_by_callback
         assert by.count("poll") == figures.settled_by_poll
         assert len(over) == figures.failed + figures.timed_out
         assert figures.in_flight == len(self.session.conversions())
-        assert figures.refused_callbacks == self.refused
+        assert figures.rejected_callbacks == self.refused
 
     @invariant()
     def callbacks_settle_what_they_may(self):
@@ -322,7 +328,7 @@ class CallbackMachine(RuleBasedStateMachine):
         if not hasattr(self, "world"):
             return
         for event in self.told:
-            if not isinstance(event, Settled) or event.wav.settled_by != "callback":
+            if not isinstance(event, ConversionSucceeded) or event.wav.settled_by != "callback":
                 continue
             assert self.trust is CallbackTrust.PAYLOAD
             wav = event.wav
@@ -333,21 +339,21 @@ class CallbackMachine(RuleBasedStateMachine):
             submitted = {
                 (e.task_id, e.attempt_id)
                 for e in self.told
-                if isinstance(e, Submitted) and not e.adopted
+                if isinstance(e, SubmitAccepted) and not e.adopted
             }
             assert (wav.task_id, attempt_id) in submitted
 
     @invariant()
     def the_bill_is_bounded(self):
         """The service charged between accepted and accepted + unknown, and nothing is forgotten."""
-        if not hasattr(self, "world") or self.session._desk.registry.sending:
+        if not hasattr(self, "world") or self.session._context.registry.sending:
             return
         assert is_bounded(self.service, self.session)
-        doubts = {doubt.attempt_id for doubt in self.session.unknown_submits()}
-        self.lost |= doubts
+        unknowns = {unknown.attempt_id for unknown in self.session.unknown_submits()}
+        self.lost |= unknowns
         told = {getattr(event, "task_id", None) for event in self.told}
         for task in self.service.tasks.values():
-            assert task.task_id in told or task.attempt_id in doubts
+            assert task.task_id in told or task.attempt_id in unknowns
         assert self.session.statistics().submitted == len(self.service.submitted_at)
 
     @invariant()
@@ -478,9 +484,7 @@ def test_a_delivery_settles_only_if_all_holds(origin, keys, trust):
                     and says
                 )
                 case = (naming, code, url)
-                assert told is (
-                    CallbackVerdict.SETTLED if settles else CallbackVerdict.CONFIRMING
-                ), case
+                assert told is (CallbackResult.SETTLED if settles else CallbackResult.POLLING), case
                 figures = world.session.statistics()
                 assert figures.settled_by_callback == settles, case
                 assert figures.polls == before + (not settles), case
@@ -505,7 +509,7 @@ def _at_step(world: World, step: int, meanwhile, task_id: str = TASK, query: str
             await asyncio.sleep(0)
         world.polls_before = world.session.statistics().polls
         try:
-            told = await world.session.deliver(*world.callback(task_id), query=query)
+            told = await world.session.handle_callback(*world.callback(task_id), query=query)
         except SessionClosedError as error:
             told = error
         await task
@@ -531,10 +535,10 @@ def test_a_callback_around_the_answer_of_its_submit_settles(trust, again_from):
             assert figures.settled_by_callback == is_payload
             assert figures.settled_by_poll == (not is_payload)
             assert figures.polls == (not is_payload)
-            is_early = told is CallbackVerdict.ORPHAN
-            assert figures.orphans == is_early
+            is_early = told is CallbackResult.UNKNOWN_TASK
+            assert figures.unknown_task_callbacks == is_early
             assert is_early or told is (
-                CallbackVerdict.SETTLED if is_payload else CallbackVerdict.CONFIRMING
+                CallbackResult.SETTLED if is_payload else CallbackResult.POLLING
             )
 
 
@@ -549,7 +553,7 @@ def test_a_callback_around_the_loss_of_its_submit_explains_it(trust, on_unknown,
             world.service.fates.append(LOST_CHARGED)
             world.start(world.session.convert(track(1)))
             told = _at_step(world, again_from + step, world.clock.advance(0.3))
-            assert told in {CallbackVerdict.ORPHAN, CallbackVerdict.CONFIRMING}, step
+            assert told in {CallbackResult.UNKNOWN_TASK, CallbackResult.POLLING}, step
             world.advance(100.0)
             figures = world.session.statistics()
             assert (figures.adopted, figures.unknown, figures.submitted) == (1, 0, 1), step
@@ -576,11 +580,11 @@ def test_a_callback_around_the_answer_of_a_poll_settles_once(trust, is_ready, ag
             is_payload = trust is CallbackTrust.PAYLOAD
             if is_ready or is_payload:
                 assert figures.settled_by_callback + figures.settled_by_poll == 1, step
-                assert figures.settled_by_callback == (told is CallbackVerdict.SETTLED)
+                assert figures.settled_by_callback == (told is CallbackResult.SETTLED)
                 assert figures.in_flight == 0
                 assert world.waiters[0].result().settled_by in {"callback", "poll"}
             else:
-                assert told is CallbackVerdict.CONFIRMING
+                assert told is CallbackResult.POLLING
                 assert not world.waiters[0].done()
                 # One that was on the wire need not have had the news.
                 assert figures.polls == 2 or (world.polls_before, figures.polls) == (0, 1), step
@@ -610,12 +614,12 @@ def test_a_callback_around_the_closing_leaves_books_that_agree(trust, fate, of):
 
             async def close(world=world):
                 closing = asyncio.ensure_future(world.session.aclose())
-                await world.clock.settle()
+                await world.clock.run_pending()
                 assert all(task.done() for task in world.waiters)
                 await world.clock.run(closing)
 
             told = _at_step(world, step, close(), task.task_id, query_of(task))
-            assert isinstance(told, CallbackVerdict | SessionClosedError), step
+            assert isinstance(told, CallbackResult | SessionClosedError), step
             # It takes some turns until the closing begins.
             assert isinstance(told, SessionClosedError) or step <= 4
             assert all(task.done() for task in world.waiters)
@@ -623,12 +627,14 @@ def test_a_callback_around_the_closing_leaves_books_that_agree(trust, fate, of):
             assert is_bounded(world.service, world.session), step
             open_ids = {conversion.task_id for conversion in world.session.conversions()}
             assert figures.in_flight == len(open_ids)
-            doubts = {doubt.attempt_id for doubt in world.session.unknown_submits()}
-            ended = {event.wav.task_id for event in world.told if isinstance(event, Settled)}
+            unknowns = {unknown.attempt_id for unknown in world.session.unknown_submits()}
+            ended = {
+                event.wav.task_id for event in world.told if isinstance(event, ConversionSucceeded)
+            }
             for made_task in world.service.tasks.values():
                 places = [
                     made_task.task_id in open_ids,
-                    made_task.attempt_id in doubts,
+                    made_task.attempt_id in unknowns,
                     made_task.task_id in ended,
                 ]
                 assert places.count(True) == 1, step
@@ -651,10 +657,10 @@ def test_a_callback_around_the_timeout_ends_the_wait_once(trust, again_from):
             figures = world.session.statistics()
             is_late = isinstance(world.waiters[0].exception(), ConversionTimeoutError)
             if trust == "payload":
-                assert told is CallbackVerdict.SETTLED
+                assert told is CallbackResult.SETTLED
                 assert (figures.settled_by_callback, figures.timed_out) == (1, is_late), step
             else:
-                assert told is CallbackVerdict.CONFIRMING
+                assert told is CallbackResult.POLLING
                 assert (figures.settled_by_callback, figures.timed_out) == (0, 1), step
             assert figures.in_flight == 0
             # One that came too late is not lost: who asks for the track again has its file.
@@ -662,7 +668,7 @@ def test_a_callback_around_the_timeout_ends_the_wait_once(trust, again_from):
             assert again.done() is (trust == "payload")
             assert world.service.charged == 1
             ways.add(is_late)
-    assert again_from or trust == "hint" or len(ways) == 2
+    assert again_from or trust == "confirm" or len(ways) == 2
 
 
 @trusts
@@ -681,7 +687,9 @@ def test_a_delivery_cancelled_at_any_step_is_whole_or_nothing(trust):
                     for _ in range(step):
                         await asyncio.sleep(0)
                     callback = world.callback(TASK)
-                    delivery = asyncio.ensure_future(world.session.deliver(*callback, query=QUERY))
+                    delivery = asyncio.ensure_future(
+                        world.session.handle_callback(*callback, query=QUERY)
+                    )
                     for _ in range(turns):
                         await asyncio.sleep(0)
                     delivery.cancel()
@@ -709,7 +717,9 @@ def test_a_waiter_cancelled_at_any_step_of_a_delivery_takes_nothing_with_it(trus
 
             async def go(world=world, first=first, step=step):
                 callback = world.callback(TASK)
-                delivery = asyncio.ensure_future(world.session.deliver(*callback, query=QUERY))
+                delivery = asyncio.ensure_future(
+                    world.session.handle_callback(*callback, query=QUERY)
+                )
                 for _ in range(step):
                     await asyncio.sleep(0)
                 first.cancel()
@@ -729,7 +739,7 @@ def test_a_lost_submit_is_asked_about_until_its_record_is_there(unseen, when, tr
     made = {"latency_s": 2.0, "conversion_s": 0.0}
     with World(callback_trust=trust, service=made) as world:
         world.service.fates.append(LOST_CHARGED)
-        world.service.poll_replies.extend([lambda _: no_record()] * unseen)
+        world.service.poll_replies.extend([lambda _: missing()] * unseen)
         world.start(world.session.convert(track(1)))
         world.advance(1.5 if when == "before the loss" else 2.5)
         world.deliver(world.callback(TASK), QUERY)
@@ -748,12 +758,12 @@ def test_of_early_callbacks_the_first_is_believed(first, second):
         world.start(world.session.convert(track(1)))
         world.advance(1.5)
         told = world.deliver(world.callback(TASK), QUERY if first == "genuine" else "")
-        assert told is CallbackVerdict.ORPHAN
+        assert told is CallbackResult.UNKNOWN_TASK
         url = {"evil": "https://evil.invalid/x.wav", "no attempt": "", "failed": None}[second]
         code = 500 if second == "failed" else 200
         query = "" if second == "no attempt" else QUERY
         told = world.deliver(world.callback(TASK, url, code=code), query)
-        assert told is CallbackVerdict.ORPHAN
+        assert told is CallbackResult.UNKNOWN_TASK
         world.advance(5.0)
         wav = world.waiters[0].result()
         assert str(wav.url) == file_of(TASK)
@@ -775,7 +785,7 @@ def test_a_callback_reaches_every_conversion_of_its_task(trust):
         assert len(world.session.conversions()) == 2
         told = world.deliver(world.callback(TASK), QUERY)
         is_payload = trust is CallbackTrust.PAYLOAD
-        assert told is (CallbackVerdict.SETTLED if is_payload else CallbackVerdict.CONFIRMING)
+        assert told is (CallbackResult.SETTLED if is_payload else CallbackResult.POLLING)
         assert submitted.done() is is_payload
         world.advance(10.0)
         assert submitted.result().settled_by == ("callback" if is_payload else "poll")
@@ -796,7 +806,7 @@ def test_a_probe_and_a_hint_of_one_task_keep_their_distance():
         lost = world.session.unknown_submits()[0]
         task_id = next(t.task_id for t in world.service.tasks.values() if t.track == track(1))
         told = world.deliver(world.callback(task_id), f"attempt={lost.attempt_id}")
-        assert told is CallbackVerdict.CONFIRMING
+        assert told is CallbackResult.POLLING
         world.run(world.session.resolve_unknown(lost.attempt_id, task_id=task_id))
         world.advance(4.0)
         moments = [at for at, polled in world.service.polled_at if polled == task_id]
@@ -834,7 +844,7 @@ def test_a_callback_of_a_probed_task_is_prompt(is_followed):
     with World(service={"conversion_s": 0.0}) as world:
         world.service.fates.append(LOST_CHARGED)
         world.start(world.session.convert(track(1)))
-        world.service.poll_replies.append(lambda _: no_record())
+        world.service.poll_replies.append(lambda _: missing())
         world.deliver(world.callback(TASK), QUERY)
         world.advance(3.0)
         assert [at for at, _ in world.service.polled_at] == [1_000.0]

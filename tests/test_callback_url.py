@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from kie_wav_async._callback_url import (
+from kie_wav_async.callbacks.callback_url import (
     PLACEHOLDER_CALLBACK_URL,
     build_callback_url,
     find_attempt,
@@ -16,7 +16,7 @@ from kie_wav_async._callback_url import (
     parse_attempt,
     parse_callback_url,
 )
-from kie_wav_async._models import TaskRecord, TaskState
+from kie_wav_async.models import TaskRecord, TaskState
 from samples import ATTEMPT_ID, CALLBACK_URL, TASK_ID, short
 from strategies import queries
 

@@ -16,9 +16,9 @@ import pytest
 from aiohttp import web
 
 from fakes import FakeService
-from kie_wav_async import WavSession, _capped_server, _gate, webhook
+from kie_wav_async import WavSession
 from kie_wav_async.testing import FakeClock
-from kie_wav_async.webhook import CallbackServer
+from kie_wav_async.webhook import CallbackServer, asgi, capped_server, request_handler
 from receivers import Served, Wire, own_server, request, until
 
 CAP = 12
@@ -49,7 +49,7 @@ async def answer(_: web.BaseRequest) -> web.Response:
 @contextlib.asynccontextmanager
 async def running(handle):
     """Run the server without a session, which waits for no body; yield what it knows of it."""
-    server = _capped_server.CappedServer(handle, lambda: False)
+    server = capped_server.CappedServer(handle, lambda: False)
     await server.start("127.0.0.1", 0, None)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(server.stop)
@@ -73,7 +73,7 @@ async def is_served(service: FakeService, wire: Wire) -> bool:
 @pytest.fixture
 def small(monkeypatch) -> None:
     """Allow 12 connections."""
-    monkeypatch.setattr(_capped_server, "MAX_CONNECTIONS", CAP)
+    monkeypatch.setattr(capped_server, "MAX_CONNECTIONS", CAP)
 
 
 def head_of(service: FakeService, body_length: int = 50) -> bytes:
@@ -120,13 +120,13 @@ async def test_slow_bodies_lock_out_nobody() -> None:
 @pytest.mark.usefixtures("small")
 async def test_slow_bodies_do_not_lift_the_cap(monkeypatch) -> None:
     """A connection that is being closed makes room for one other, and not for two."""
-    made, most = _capped_server._Server.connection_made, []
+    made, most = capped_server._Server.connection_made, []
 
     def count(server, handler, transport) -> None:
         made(server, handler, transport)
         most.append(len(server.opened))
 
-    monkeypatch.setattr(_capped_server._Server, "connection_made", count)
+    monkeypatch.setattr(capped_server._Server, "connection_made", count)
     async with serving() as (service, _, connect):
         for _ in range(5 * CAP):
             await connect(request("/", service.callback("genuine").headers, length=50), b"x")
@@ -170,7 +170,7 @@ async def test_a_request_in_progress_is_not_disturbed() -> None:
 @pytest.mark.parametrize("limit", [0, 16])
 async def test_few_descriptors_leave_eight_connections(monkeypatch, limit) -> None:
     """However few descriptors there are eight connections are open, and newcomers are taken."""
-    monkeypatch.setattr(_capped_server, "_descriptor_limit", lambda: limit)
+    monkeypatch.setattr(capped_server, "_descriptor_limit", lambda: limit)
     async with serving() as (service, _, connect):
         wires = [await connect() for _ in range(20)]
         assert await is_served(service, await connect())
@@ -182,7 +182,7 @@ async def test_a_quarter_of_the_descriptors_is_left(monkeypatch) -> None:
     """Once the process has three quarters of its descriptors a new connection costs an old one."""
     with socket.socket() as lowest:
         limit = (lowest.fileno() + 30) * 4 // 3
-    monkeypatch.setattr(_capped_server, "_descriptor_limit", lambda: limit)
+    monkeypatch.setattr(capped_server, "_descriptor_limit", lambda: limit)
     async with running(answer) as (server, connect):
         for _ in range(60):
             await connect()
@@ -295,11 +295,11 @@ def test_the_page_on_callbacks_names_the_limits() -> None:
     page = (Path(__file__).resolve().parent.parent / "docs" / "callbacks.md").read_text("utf-8")
     limits = page[page.index("## Limits") :]
 
-    assert f"at most {_capped_server.MAX_CONNECTIONS} connections" in limits
-    assert f"at least {_capped_server.MIN_CONNECTIONS}." in limits
-    assert f"{_capped_server.IDLE_TIMEOUT_S:g} s for the headers" in limits
-    assert f"{_capped_server.MAX_HEADERS} headers of at most" in limits
-    assert f"at most {_capped_server.MAX_HEADER_LENGTH // 1024} KiB each" in limits
-    assert f"wait for {_gate.MAX_READS} incomplete bodies" in limits
-    assert 8 == webhook._MAX_REQUESTS
+    assert f"at most {capped_server.MAX_CONNECTIONS} connections" in limits
+    assert f"at least {capped_server.MIN_CONNECTIONS}." in limits
+    assert f"{capped_server.IDLE_TIMEOUT_S:g} s for the headers" in limits
+    assert f"{capped_server.MAX_HEADERS} headers of at most" in limits
+    assert f"at most {capped_server.MAX_HEADER_LENGTH // 1024} KiB each" in limits
+    assert f"wait for {request_handler.MAX_READS} incomplete bodies" in limits
+    assert 8 == asgi._MAX_REQUESTS
     assert "with its eighth callback" in limits

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastclock import FastClock
-from kie_wav_async import _session
 from kie_wav_async.ledger import TrackState
+from kie_wav_async.session import session
 from kie_wav_async.simulator import Simulator
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ async def test_the_run_with_a_crash(tmp_path: Path) -> None:
     assert 0 == shell.returncode, err.decode()
     before, after = out.decode().split("state\tplanned\t")[1:]
     assert re.search(r"^state\taccepted\t[1-9]", before, re.MULTILINE)
-    assert re.search(r"^state\tstored\t100$", after, re.MULTILINE)
+    assert re.search(r"^state\tsaved\t100$", after, re.MULTILINE)
     assert re.search(r"^bill\tunknown\t0$", after, re.MULTILINE)
     assert "100 submits, 100 charged" in err.decode()
     saved = {
@@ -90,7 +90,7 @@ async def test_the_program_runs(
     (source,) = blocks("python")
     code = compile(source, "catalogs.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     assert code.co_flags & inspect.CO_COROUTINE
-    monkeypatch.setattr(_session, "SystemClock", lambda: FastClock(SPEED))
+    monkeypatch.setattr(session, "SystemClock", lambda: FastClock(SPEED))
     monkeypatch.chdir(tmp_path)
     async with Simulator(time_scale=SPEED) as kie:
         monkeypatch.setenv("KIE_BASE_URL", kie.base_url)

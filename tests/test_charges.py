@@ -249,9 +249,11 @@ class SteppedService(FakeService):
     def unaccounted(self, session) -> set[str]:
         """Name the tasks charged that are in none of the session's books."""
         known = {conversion.task_id for conversion in session.conversions()}
-        doubts = {doubt.attempt_id for doubt in session.unknown_submits()}
+        unknowns = {unknown.attempt_id for unknown in session.unknown_submits()}
         charged = [task for task in self.tasks.values() if task.task_id != "old"]
-        return {t.task_id for t in charged if t.task_id not in known and t.attempt_id not in doubts}
+        return {
+            t.task_id for t in charged if t.task_id not in known and t.attempt_id not in unknowns
+        }
 
 
 @pytest.mark.parametrize("name", ["submit", "convert", "aclose"])
@@ -270,7 +272,7 @@ async def test_no_charge_is_forgotten_at_any_step(clock, fates, name) -> None:
             )
             for _ in range(step):
                 await asyncio.sleep(0)
-                if session._turns.delayed:
+                if session._queue.delayed:
                     await clock.advance(0.0)
             if name == "aclose":
                 await session.aclose()

@@ -180,7 +180,7 @@ class Bench:
         return Evidence(
             state=state,
             submits=Counter(map(audio_id_of, self.proxy.requests)),
-            unknown=Counter(doubt.track for doubt in session.unknown_submits()),
+            unknown=Counter(unknown.track for unknown in session.unknown_submits()),
             created={(a.audio_id, a.task_id) for a in state.arrivals if a.verdict == "created"},
         )
 
@@ -258,7 +258,7 @@ def plans_by_kind(request_length, answer_length, step, trap_url):
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch):
     """Have no run of unknown submits taken for an outage: here each is cut on purpose."""
-    monkeypatch.setattr("kie_wav_async._submit_pause.UNKNOWN_IN_A_ROW", 10**9)
+    monkeypatch.setattr("kie_wav_async.core.submit_pause.UNKNOWN_IN_A_ROW", 10**9)
 
 
 @pytest.fixture
@@ -267,7 +267,7 @@ def timeouts(monkeypatch):
 
     def set_to(**seconds):
         timeout = aiohttp.ClientTimeout(**seconds)
-        monkeypatch.setattr("kie_wav_async._transport.SUBMIT_TIMEOUT", timeout)
+        monkeypatch.setattr("kie_wav_async.http.transport.SUBMIT_TIMEOUT", timeout)
 
     return set_to
 
@@ -354,14 +354,14 @@ async def judge_books(place, tracks, sessions):
     """Fail if the service charged for what the books of closed sessions do not show."""
     state = await place.settled_state()
     open_tasks = {one.task_id for session in sessions for one in session.conversions()}
-    doubts = Counter(one.track for session in sessions for one in session.unknown_submits())
+    unknowns = Counter(one.track for session in sessions for one in session.unknown_submits())
     created = {a.audio_id: a.task_id for a in state.arrivals if a.verdict == "created"}
     for track in tracks:
         charged = state.charges_by_track.get((track.music_task_id, track.audio_id), 0)
         accepted = created.get(track.audio_id) in open_tasks
-        assert accepted <= charged <= accepted + doubts[track], track
+        assert accepted <= charged <= accepted + unknowns[track], track
         assert charged <= 1, track
-    return state.charges, len(open_tasks), doubts.total()
+    return state.charges, len(open_tasks), unknowns.total()
 
 
 async def test_no_charge_of_a_cancelled_submit_is_forgotten():

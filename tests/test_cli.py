@@ -13,9 +13,10 @@ import pytest
 
 from cli_runs import KEY, is_wav, names, service, submit_before
 from kie_wav_async import Track, errors
-from kie_wav_async.cli import _demo, main
-from kie_wav_async.cli._commands import cli
-from kie_wav_async.cli._output import failure_of
+from kie_wav_async.cli import main
+from kie_wav_async.cli.commands import cli
+from kie_wav_async.cli.common.output import failure_of
+from kie_wav_async.cli.demo import demo
 from kie_wav_async.simulator import Fault, Simulator
 
 if TYPE_CHECKING:
@@ -372,15 +373,15 @@ async def test_a_hostile_record(kie_wav) -> None:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the demo's minutes pass in milliseconds."""
-    monkeypatch.setattr(_demo, "_SPEED", 3_000.0)
+    monkeypatch.setattr(demo, "_SPEED", 3_000.0)
 
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """As `hasty`, but let no poll be faster than a callback, however busy the machine."""
-    monkeypatch.setattr(_demo, "_SPEED", 3_000.0)
-    monkeypatch.setattr(_demo, "_FIRST_POLL_S", 1_500.0)
-    monkeypatch.setattr(_demo, "_BACKSTOP_S", 1_500.0)
+    monkeypatch.setattr(demo, "_SPEED", 3_000.0)
+    monkeypatch.setattr(demo, "_FIRST_POLL_S", 1_500.0)
+    monkeypatch.setattr(demo, "_BACKSTOP_S", 1_500.0)
 
 
 @pytest.mark.usefixtures("patient")

@@ -13,7 +13,8 @@ import pytest
 from cli_runs import names
 from fastclock import FastClock
 from kie_wav_async import WavSession
-from kie_wav_async.cli import _attack, main
+from kie_wav_async.cli import main
+from kie_wav_async.cli.demo import attack as demo_attack
 from kie_wav_async.simulator import ATTACKS, Simulator
 
 if TYPE_CHECKING:
@@ -43,17 +44,17 @@ class Quick(WavSession):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Take the developer's terminal out of it, and the waits."""
-    monkeypatch.setattr(_attack, "WavSession", Quick)
+    monkeypatch.setattr(demo_attack, "WavSession", Quick)
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(_attack, "_PATIENCE_S", 0.5)
+    monkeypatch.setattr(demo_attack, "_PATIENCE_S", 0.5)
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
 def some(monkeypatch: pytest.MonkeyPatch) -> None:
     """Play some of the attacks only."""
-    monkeypatch.setattr(_attack, "ATTACKS", SOME)
+    monkeypatch.setattr(demo_attack, "ATTACKS", SOME)
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ class Believing(Quick):
 
     def __init__(self, *given: object, **settings: object) -> None:
         super().__init__(*given, **settings)
-        self._desk.hosts.restore(["attacker.invalid:443"])
+        self._context.hosts.restore(["attacker.invalid:443"])
 
 
 class Keyless(Quick):
@@ -120,12 +121,12 @@ class Keyless(Quick):
 class Spending(Quick):
     """A session that submits once more whatever is settled."""
 
-    async def credits(self) -> object:
+    async def get_credits(self) -> object:
         for conversion in {c.track: c for c in self.seen}.values():
             if conversion.done():
                 await self.submit(attrs.evolve(conversion.track, audio_id="another"))
                 break
-        return await super().credits()
+        return await super().get_credits()
 
     async def submit(self, track: object, **how: object) -> object:
         conversion = await super().submit(track, **how)
@@ -136,7 +137,7 @@ class Spending(Quick):
 @pytest.mark.usefixtures("some")
 async def test_an_attack_that_gets_something(attack, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a held back callback is believed, the attacker's file is found, and the exit is 1."""
-    monkeypatch.setattr(_attack, "WavSession", Believing)
+    monkeypatch.setattr(demo_attack, "WavSession", Believing)
     done = await attack("--json")
 
     told = done.told()
@@ -152,7 +153,7 @@ async def test_an_attack_that_gets_something(attack, monkeypatch: pytest.MonkeyP
 @pytest.mark.usefixtures("some")
 async def test_a_receiver_that_verifies_nothing(attack, monkeypatch: pytest.MonkeyPatch) -> None:
     """A forged or stale callback that is taken is something got, though it only causes a poll."""
-    monkeypatch.setattr(_attack, "WavSession", Keyless)
+    monkeypatch.setattr(demo_attack, "WavSession", Keyless)
     done = await attack("--json")
 
     told = done.told()
@@ -164,7 +165,7 @@ async def test_a_receiver_that_verifies_nothing(attack, monkeypatch: pytest.Monk
 @pytest.mark.usefixtures("some")
 async def test_a_charge_on_the_side(attack, monkeypatch: pytest.MonkeyPatch) -> None:
     """A submit that nobody asked for is seen in the session's books and in KIE's bill."""
-    monkeypatch.setattr(_attack, "WavSession", Spending)
+    monkeypatch.setattr(demo_attack, "WavSession", Spending)
     done = await attack()
 
     assert 1 == done.code

@@ -31,11 +31,12 @@ from bulk_runs import (
 from cli_runs import KEY, names, service, submit_before
 from fastclock import FastClock
 from kie_wav_async import OnUnknown, PollSchedule, RateLimit, Track, WavSession, events
-from kie_wav_async.cli import _bulk, main
-from kie_wav_async.cli._bulk import run_bulk
-from kie_wav_async.cli._bulk_display import BulkDisplay
-from kie_wav_async.cli._bulk_order import Order
-from kie_wav_async.cli._service import Service
+from kie_wav_async.cli import main
+from kie_wav_async.cli.bulk import run as bulk_run
+from kie_wav_async.cli.bulk.options import BulkOptions
+from kie_wav_async.cli.bulk.progress import BulkDisplay
+from kie_wav_async.cli.bulk.run import run_bulk
+from kie_wav_async.cli.common.session_factory import Service
 from kie_wav_async.errors import LedgerError, RateLimitedError
 from kie_wav_async.ledger import AttemptOutcome, SqliteLedger, TrackState
 from kie_wav_async.simulator import Fault, Simulator
@@ -84,8 +85,8 @@ async def test_a_run(bulk: Bulk) -> None:
     assert {"succeeded": 30} == await states()
     assert {("m", f"a{number}") for number in range(30)} == {tuple(r[:2]) for r in done.results}
     for music_task_id, audio_id, task_id, url in done.results:
-        standing = await standing_of(audio_id)
-        assert ("m", task_id, url) == (music_task_id, standing.task_id, str(standing.wav_url))
+        entry = await standing_of(audio_id)
+        assert ("m", task_id, url) == (music_task_id, entry.task_id, str(entry.wav_url))
 
 
 async def test_what_is_said_before(bulk: Bulk) -> None:
@@ -135,8 +136,8 @@ async def test_every_track_of_a_music_task(bulk: Bulk) -> None:
 
     assert 0 == done.code, done
     async with SqliteLedger(LEDGER) as ledger:
-        page = await ledger.page(TrackState)
-    assert wanted == [standing.track.audio_id for standing in page]
+        page = await ledger.list_entries(TrackState)
+    assert wanted == [entry.track.audio_id for entry in page]
 
 
 async def test_as_json(bulk: Bulk) -> None:
@@ -178,15 +179,15 @@ async def test_bad_lines(bulk: Bulk) -> None:
     assert (2, "") == (done.code, done.out)
     assert 0 == requests.get("submit", 0)
     assert ["line 3", "line 5"] == re.findall(r"^line \d+(?=: )", done.err, re.MULTILINE)
-    assert done.err.endswith("leave it out with --skip-bad\n")
+    assert done.err.endswith("leave it out with --skip-invalid\n")
     assert {} == await states()
 
 
 async def test_bad_lines_skipped(bulk: Bulk) -> None:
-    """With `--skip-bad` the bad lines are told all the same, and the rest is converted."""
+    """With `--skip-invalid` the bad lines are told all the same, and the rest is converted."""
     write_catalog("m,a0,", "m,a b,", "m,a1,", "oops", "m,a2,")
     async with kie_of() as kie:
-        done = await bulk(kie, "--skip-bad")
+        done = await bulk(kie, "--skip-invalid")
 
     assert 0 == done.code, done
     assert ["line 3", "line 5"] == re.findall(r"^line \d+(?=: )", done.err, re.MULTILINE)
@@ -210,7 +211,7 @@ async def test_a_music_task_that_is_not_there(bulk: Bulk) -> None:
     write_catalog("m,a0,", "nobody,,", "m,a1,")
     async with kie_of(unknown_music_task_ids=["nobody"]) as kie:
         done = await bulk(kie)
-        skipped = await bulk(kie, "--skip-bad")
+        skipped = await bulk(kie, "--skip-invalid")
 
     assert 2 == done.code
     assert "line 3: no tracks of music task nobody: " in done.err
@@ -260,7 +261,7 @@ async def test_a_saved_answer_is_a_catalog(bulk: Bulk) -> None:
     """What the service answered of a music task is converted, each of its tracks once."""
     async with kie_of() as kie:
         async with WavSession(KEY, base_url=kie.base_url) as session:
-            tracks = await session.tracks("m")
+            tracks = await session.list_tracks("m")
         made = [{"id": track.audio_id, "title": track.title} for track in tracks]
         data = {"taskId": "m", "status": "SUCCESS", "response": {"taskId": "m", "sunoData": made}}
         write_lines("answer.json", {"code": 200, "msg": "", "data": data}, indent=2)
@@ -275,7 +276,7 @@ async def test_very_many_bad_lines(bulk: Bulk) -> None:
     write_catalog(*["oops"] * 60)
     async with kie_of() as kie:
         done = await bulk(kie)
-        file = OUT / "kie-wav-bad-lines.txt"
+        file = OUT / "kie-wav-invalid-lines.txt"
         mode, text = contents(file)
         write_catalog("m,a0,")
         again = await bulk(kie)
@@ -292,7 +293,7 @@ async def test_very_many_bad_lines(bulk: Bulk) -> None:
 async def test_bad_lines_that_cannot_be_written(bulk: Bulk) -> None:
     """Where the file of bad lines cannot be made, that is said, and the rest as ever."""
     write_catalog(*["oops"] * 60)
-    file = OUT / "kie-wav-bad-lines.txt"
+    file = OUT / "kie-wav-invalid-lines.txt"
     await asyncio.to_thread(file.mkdir, parents=True)
     async with kie_of() as kie:
         done = await bulk(kie)
@@ -305,7 +306,7 @@ async def test_bad_lines_that_cannot_be_written(bulk: Bulk) -> None:
 
 async def test_a_link_in_place_of_the_bad_lines_is_not_followed(bulk: Bulk) -> None:
     """A link that others put there while the catalog is read is replaced, and not followed."""
-    file, other = OUT / "kie-wav-bad-lines.txt", Path("other.txt")
+    file, other = OUT / "kie-wav-invalid-lines.txt", Path("other.txt")
     os.mkfifo("c.csv")
 
     def write() -> None:
@@ -499,11 +500,11 @@ async def test_what_is_in_doubt_beside(bulk: Bulk) -> None:
     write_catalog(*rows_of(3))
     async with SqliteLedger("books.db") as ledger:
         writer = Writer(ledger)
-        await ledger.hear(await writer.lose(0), "t-0")
+        await ledger.record_callback(await writer.lose(0), "t-0")
         await writer.lose(1)
         await writer.end(1, AttemptOutcome.ACCEPTED, task_id="t-1", again=True)
         url = URL("https://files.example/t-1.wav")
-        await ledger.settle("t-1", writer.now_unix_s, wav_url=url)
+        await ledger.finish_task("t-1", writer.now_unix_s, wav_url=url)
         await writer.convert(2)
         attempt_id = (await writer.find(0)).attempt_id
     async with kie_of() as kie:
@@ -547,11 +548,11 @@ async def test_an_unknown_submit(bulk: Bulk) -> None:
 
 async def test_not_finished_in_time(bulk: Bulk, monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not finish in time stays in flight, and the next run asks for it unpaid."""
-    monkeypatch.setattr(_bulk, "_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(bulk_run, "_TIMEOUT_S", 0.3)
     write_catalog(*rows_of(3))
     async with kie_of(Fault(kind="takes", delay_s=1.0, on="conversion", audio_id="a1")) as kie:
         done = await bulk(kie)
-        monkeypatch.setattr(_bulk, "_TIMEOUT_S", 60.0)
+        monkeypatch.setattr(bulk_run, "_TIMEOUT_S", 60.0)
         again = await bulk(kie)
 
         assert (1, 0, 3) == (done.code, again.code, kie.charges)
@@ -649,12 +650,14 @@ async def test_wrong_usage(bulk: Bulk, option: str, value: str) -> None:
 NO_SPACE = LedgerError("cannot write out/kie-wav.sqlite3: no space left on device: make room")
 
 
-@pytest.mark.parametrize("call", ["plan", "retry", "page", "begin", "settle"])
+@pytest.mark.parametrize(
+    "call", ["add_tracks", "requeue", "list_entries", "begin_attempt", "finish_task"]
+)
 async def test_a_ledger_that_fails(bulk: Bulk, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """A ledger that cannot be written ends the run at once, with one clear sentence."""
     ledger = MemoryLedger()
     ledger.fail_with = {call: NO_SPACE}
-    monkeypatch.setattr(_bulk, "SqliteLedger", lambda _, **__: ledger)
+    monkeypatch.setattr(bulk_run, "SqliteLedger", lambda _, **__: ledger)
     write_catalog(*rows_of(100))
     async with kie_of() as kie:
         done = await bulk(kie, "--max-in-flight", "5", "--retry-failed")
@@ -663,25 +666,25 @@ async def test_a_ledger_that_fails(bulk: Bulk, monkeypatch: pytest.MonkeyPatch, 
     assert 3 == done.code, done
     assert 1 == len([line for line in done.err.splitlines() if line.startswith("kie-wav: ")])
     assert "no space left" in done.err
-    assert charges <= 5 * (call == "settle")
+    assert charges <= 5 * (call == "finish_task")
     assert not ledger.is_open
 
 
-@pytest.mark.parametrize("call", ["page", "count"])
+@pytest.mark.parametrize("call", ["list_entries", "count_by_state"])
 async def test_a_ledger_that_was_moved(
     bulk: Bulk, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     """If the ledger is gone no command is told: with a new one everything would be paid again."""
 
     class Moved(MemoryLedger):
-        async def begin(self, *args: object, **named: object) -> None:
+        async def begin_attempt(self, *args: object, **named: object) -> None:
             self.fail_with = {
                 name: LedgerError("the ledger out/x was moved or replaced while it was open")
-                for name in ("begin", call)
+                for name in ("begin_attempt", call)
             }
-            await super().begin(*args, **named)
+            await super().begin_attempt(*args, **named)
 
-    monkeypatch.setattr(_bulk, "SqliteLedger", lambda _, **__: Moved())
+    monkeypatch.setattr(bulk_run, "SqliteLedger", lambda _, **__: Moved())
     write_catalog(*rows_of(10))
     async with kie_of() as kie:
         done = await bulk(kie, "--json")
@@ -711,15 +714,15 @@ async def test_a_folder_that_was_moved(bulk: Bulk) -> None:
 class FullLedger(MemoryLedger):
     """A disk that is full when the first answer to a submit is to be written."""
 
-    async def end(self, *args: object, **named: object) -> None:
+    async def finish_attempt(self, *args: object, **named: object) -> None:
         self.fail_with = NO_SPACE
-        await super().end(*args, **named)
+        await super().finish_attempt(*args, **named)
 
 
 async def test_tasks_that_cannot_be_written(bulk: Bulk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Task ids that only this process knows are told at the end, every one of them."""
     ledger = FullLedger()
-    monkeypatch.setattr(_bulk, "SqliteLedger", lambda _, **__: ledger)
+    monkeypatch.setattr(bulk_run, "SqliteLedger", lambda _, **__: ledger)
     write_catalog(*rows_of(100))
     slow = Fault(kind="slow", delay_s=0.1)
     async with kie_of(slow, median_s=1e6) as kie:
@@ -736,7 +739,7 @@ async def test_tasks_that_cannot_be_written(bulk: Bulk, monkeypatch: pytest.Monk
 # --- time -----------------------------------------------------------------------------------------
 
 
-def order_of(**changes: object) -> Order:
+def order_of(**changes: object) -> BulkOptions:
     """Return what ``kie-wav bulk c.csv --out out`` asks for, changed."""
     given = {
         "catalog": "c.csv",
@@ -750,14 +753,14 @@ def order_of(**changes: object) -> Order:
         "max_in_flight": 400,
         "poll": PollSchedule(),
         "is_saving_off": True,
-        "template": "{title} [{audio_id}].wav",
-        "downloads": 4,
-        "skip_bad": False,
+        "filename_template": "{title} [{audio_id}].wav",
+        "max_downloads": 4,
+        "skip_invalid": False,
         "retried": [],
         "given": ["bulk", "c.csv", "--out", "out"],
         **changes,
     }
-    return Order(**given)
+    return BulkOptions(**given)
 
 
 @pytest.fixture
@@ -862,9 +865,11 @@ def test_429_once_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
     for second in (0.0, 1.0, 30.0, 59.0, 60.0, 61.0, 121.0, 5.0, 6.0):
         at = begin + dt.timedelta(seconds=second)
         error = RateLimitedError(code=429)
-        display.tell(events.SubmitHeld(at=at, track=track, error=error, delay_s=1.0))
+        display.show_event(
+            events.SubmitRetryScheduled(at=at, track=track, error=error, delay_s=1.0)
+        )
         told.append(capsys.readouterr().err.count("KIE says 429"))
-        display.tell(events.SubmitRefused(at=at, track=track, error=error))
+        display.show_event(events.SubmitRejected(at=at, track=track, error=error))
 
     assert [1, 0, 0, 0, 1, 0, 1, 1, 0] == told
 
@@ -884,11 +889,11 @@ async def test_lines_while_it_is_planned(fast, monkeypatch: pytest.MonkeyPatch) 
     """A plain line tells every ten seconds how much of a catalog is planned."""
 
     class Slow(SqliteLedger):
-        async def plan(self, tracks: Iterable[Track]) -> int:
+        async def add_tracks(self, tracks: Iterable[Track]) -> int:
             await FastClock(200).sleep(40.0)
-            return await super().plan(tracks)
+            return await super().add_tracks(tracks)
 
-    monkeypatch.setattr(_bulk, "SqliteLedger", Slow)
+    monkeypatch.setattr(bulk_run, "SqliteLedger", Slow)
     write_catalog(*rows_of(2_500))
     async with kie_of(credits="0") as kie:
         _, err = await fast(kie)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from kie_wav_async import RateLimit
-from kie_wav_async.cli._estimate import (
+from kie_wav_async.cli.bulk.estimate import (
     Durations,
-    Meter,
-    Tally,
+    RateMeter,
+    TrackCounts,
     bytes_words,
     count_words,
     duration_words,
@@ -21,14 +21,14 @@ from kie_wav_async.ledger import TrackState
 RATE = RateLimit(20, per_s=10.0)
 
 
-def tally(**counts: int) -> Tally:
+def tally(**counts: int) -> TrackCounts:
     """Return a tally with *counts* by the names of the states."""
-    return Tally({TrackState(name): count for name, count in counts.items()})
+    return TrackCounts({TrackState(name): count for name, count in counts.items()})
 
 
 def test_every_track_is_counted_once() -> None:
     """What is submitted or not, and what ended how, adds up to all tracks."""
-    each = Tally(dict.fromkeys(TrackState, 1))
+    each = TrackCounts(dict.fromkeys(TrackState, 1))
 
     assert len(TrackState) == each.total
     waiting = each.of(TrackState.PLANNED, TrackState.SUBMITTING)
@@ -95,7 +95,7 @@ def test_a_run_that_is_slower() -> None:
 
 def test_the_speed_of_the_last_minute() -> None:
     """The speed is that of the last minute, whatever was before."""
-    meter = Meter()
+    meter = RateMeter()
     assert 0.0 == meter.per_s
     meter.note(0.0, 1_000)
     assert 0.0 == meter.per_s
@@ -110,7 +110,7 @@ def test_the_speed_of_the_last_minute() -> None:
 
 def test_what_is_planned_again_is_no_speed() -> None:
     """A number that goes back is no negative speed."""
-    meter = Meter()
+    meter = RateMeter()
     meter.note(0.0, 10)
     meter.note(10.0, 5)
 

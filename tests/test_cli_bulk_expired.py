@@ -14,7 +14,8 @@ import pytest
 from bulk_runs import LEDGER, OUT, SAVING, Bulk, resume_command, rows_of, states, write_catalog
 from cli_runs import is_wav, names, service
 from kie_wav_async import SystemClock
-from kie_wav_async.cli import _bulk_opening, _saver, main
+from kie_wav_async.cli import main
+from kie_wav_async.cli.bulk import preflight, saver
 from kie_wav_async.simulator import Fault, Simulator
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def quiet_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("random.random", lambda: 0.0)
-    monkeypatch.setattr(_saver, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(saver, "_PAUSE_S", 0.0)
     monkeypatch.chdir(tmp_path)
 
 
@@ -163,7 +164,7 @@ async def test_a_clock_that_is_wrong_for_one_run(
         done = await bulk(kie)
 
         assert (1, 0, 6, 6) == (wrong.code, done.code, len(wavs()), kie.charges), done
-    assert left == ({"succeeded": 3, "stored": 3}, [f"a{number}" for number in range(6)])
+    assert left == ({"succeeded": 3, "saved": 3}, [f"a{number}" for number in range(6)])
     assert "--retry-expired" not in wrong.err
 
 
@@ -213,7 +214,7 @@ async def test_files_that_were_moved_away_for_one_run(bulk: Bulk, urls) -> None:
     assert "None of them is in out: if its disk is not there, stop" in gone.err
     assert "None of them" not in done.err
     assert [f"a{number}" for number in range(6)] == left
-    assert {"stored": 6} == await states()
+    assert {"saved": 6} == await states()
 
 
 # --- what is given up, and taken back ----------------------------------------------------------
@@ -291,7 +292,7 @@ async def test_a_run_that_ends_before_expired_wavs_were_fetched(
         kie.set_faults([refusing(404), NO_LINK])
         await bulk(kie)
         with monkeypatch.context() as patched:
-            patched.setattr(_bulk_opening, "_LEAST_FREE", 1 << 60)
+            patched.setattr(preflight, "_LEAST_FREE", 1 << 60)
             full = await bulk(kie, "--retry-expired")
             unpaid = kie.charges
         done = await bulk(kie, "--retry-expired", "--max-charges", "3")
@@ -318,4 +319,4 @@ async def test_files_of_expired_tracks_that_come_back(bulk: Bulk) -> None:
         assert (1, 1, 4) == (gone.code, done.code, kie.charges), done
     assert {"expired": 4} == left
     assert "4 files of expired tracks found: looking at them.\n" in done.err
-    assert {"stored": 3, "expired": 1} == await states()
+    assert {"saved": 3, "expired": 1} == await states()

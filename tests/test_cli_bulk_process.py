@@ -208,9 +208,9 @@ async def test_killed(charged: int) -> None:
         again = await end(await start(kie, *BULK))
         ledger = SqliteLedger(LEDGER)
         opening = await ledger.open(time.time())
-        for doubt in opening.unknown:
+        for unknown in opening.unknown:
             # KIE's word on it comes with the 409 to the next submit.
-            await ledger.end(doubt.attempt_id, AttemptOutcome.NOT_CREATED, time.time())
+            await ledger.finish_attempt(unknown.attempt_id, AttemptOutcome.NOT_CREATED, time.time())
         await ledger.aclose()
         last = await end(await start(kie, *BULK))
 
@@ -348,7 +348,7 @@ async def test_hostile_words_on_a_terminal() -> None:
     write_catalog(f'm,a0,"{hostile}"', f"m,{hostile},t", f"m,a1,{hostile}")
     fault = Fault(kind="fail", on="conversion", audio_id="a0", code=500, msg=hostile)
     async with service(fault, median_s=0.1, window=None) as kie:
-        code, shown = await on_terminal(kie, *BULK, "--skip-bad")
+        code, shown = await on_terminal(kie, *BULK, "--skip-invalid")
 
     assert 1 == code
     assert "pwned" in shown

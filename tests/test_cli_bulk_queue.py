@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kie_wav_async import Track
-from kie_wav_async.cli._saving_queue import SavingQueue
+from kie_wav_async.cli.bulk.saving_queue import SavingQueue
 
 BEGIN = dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
 

@@ -14,14 +14,14 @@ import pytest
 from yarl import URL
 
 from kie_wav_async import Download, Track, WavFile, events
-from kie_wav_async.cli import _places
-from kie_wav_async.cli._bulk_watch import Watch
-from kie_wav_async.cli._estimate import Tally
-from kie_wav_async.cli._places import Places
-from kie_wav_async.cli._recheck import Recheck
-from kie_wav_async.cli._saver import Saver, UnsavableError, run_together
+from kie_wav_async.cli.bulk import file_paths
+from kie_wav_async.cli.bulk.estimate import TrackCounts
+from kie_wav_async.cli.bulk.file_paths import FilePaths
+from kie_wav_async.cli.bulk.monitor import ProgressMonitor
+from kie_wav_async.cli.bulk.saved_files import SavedFilesCheck
+from kie_wav_async.cli.bulk.saver import Saver, UnsavableError, run_together
 from kie_wav_async.errors import DownloadError, LedgerError
-from kie_wav_async.file_names import DEFAULT_TEMPLATE, file_name, fold, suffix_of
+from kie_wav_async.file_names import DEFAULT_TEMPLATE, collision_key, file_name, unique_suffix
 from kie_wav_async.ledger import AttemptOutcome, SqliteLedger, TrackState
 from kie_wav_async.testing import FakeClock, MemoryLedger
 
@@ -101,11 +101,11 @@ class Stage:
             folder=folder,
             template="{audio_id}",
             downloads=2,
-            earlier=Recheck(files=1, bytes=earlier),
+            earlier=SavedFilesCheck(files=1, bytes=earlier),
             on_saved=lambda _, place: self.saved.append(place),
             on_put_back=lambda _, pause_s: self.put_back.append(pause_s),
         )
-        self.files.tell = self.saver.tell
+        self.files.tell = self.saver.note_event
 
     async def convert(
         self,
@@ -117,21 +117,21 @@ class Stage:
     ) -> None:
         """Have a track converted, by an earlier run or by this one."""
         then, name = self.clock.time() - days_ago * DAY_S, f"{number:032x}"
-        await self.ledger.begin(track(number), name, then)
+        await self.ledger.begin_attempt(track(number), name, then)
         # Looking for a free place takes a thread, which knows nothing of this clock.
-        await self.ledger.reserve(track(number), path=f"a{number}.wav", key=f"a{number}.wav")
-        await self.ledger.end(name, outcome, then, task_id=f"t{number}")
+        await self.ledger.reserve_path(track(number), path=f"a{number}.wav", key=f"a{number}.wav")
+        await self.ledger.finish_attempt(name, outcome, then, task_id=f"t{number}")
         url = URL(f"https://files.example/{number}.wav")
-        await self.ledger.settle(f"t{number}", then, wav_url=url)
+        await self.ledger.finish_task(f"t{number}", then, wav_url=url)
         if is_told:
-            standing = await self.ledger.find(track(number))
+            entry = await self.ledger.get(track(number))
             at = dt.datetime.fromtimestamp(self.clock.time(), dt.UTC)
-            wav = WavFile(f"t{number}", url, track(number), "poll", standing.expires_at)
-            self.saver.tell(events.Settled(at=at, wav=wav))
+            wav = WavFile(f"t{number}", url, track(number), "poll", entry.expires_at)
+            self.saver.note_event(events.ConversionSucceeded(at=at, wav=wav))
 
-    async def tally(self) -> Tally:
+    async def tally(self) -> TrackCounts:
         """Return where the tracks stand."""
-        return Tally(await self.ledger.count())
+        return TrackCounts(await self.ledger.count_by_state())
 
     async def look(self) -> None:
         """Have the saver look at how far it has come."""
@@ -152,9 +152,9 @@ async def test_what_there_is_and_what_comes(stage: Stage) -> None:
     for number in range(3):
         await stage.convert(number)
     running = asyncio.create_task(stage.saver.run())
-    await stage.clock.settle()
+    await stage.clock.run_pending()
     await stage.convert(3, is_told=True)
-    await stage.clock.settle()
+    await stage.clock.run_pending()
 
     assert ["a0.wav", "a1.wav", "a2.wav", "a3.wav"] == stage.saved
     assert not running.done()
@@ -168,10 +168,10 @@ async def test_saved_once(stage: Stage) -> None:
     """What comes of a second task of a track that has its file is not fetched."""
     await stage.convert(0)
     running = asyncio.create_task(stage.saver.run())
-    await stage.clock.settle()
-    standing = await stage.ledger.find(track(0))
-    wav = WavFile("t9", standing.wav_url, track(0), "poll", standing.expires_at)
-    stage.saver.tell(events.Settled(at=standing.settled_at, wav=wav))
+    await stage.clock.run_pending()
+    entry = await stage.ledger.get(track(0))
+    wav = WavFile("t9", entry.wav_url, track(0), "poll", entry.expires_at)
+    stage.saver.note_event(events.ConversionSucceeded(at=entry.settled_at, wav=wav))
     stage.saver.finish()
     await stage.clock.run(running)
 
@@ -188,7 +188,7 @@ async def test_how_far_it_has_come(stage: Stage) -> None:
 
     assert (5_600, 20_000) == stage.saver.progress(await stage.tally())
     await stage.clock.advance(10.0)
-    tally = Tally({**(await stage.tally()).counts, TrackState.PLANNED: 10})
+    tally = TrackCounts({**(await stage.tally()).counts, TrackState.PLANNED: 10})
     # A file takes 7,000 bytes / 3, and 11 are missing.
     assert (7_300, 7_000 + 25_667) == stage.saver.progress(tally)
     stage.saver.finish()
@@ -238,7 +238,9 @@ async def test_three_rounds(stage: Stage, reason: str) -> None:
     assert 1 == (await stage.tally()).unsaved
 
 
-@pytest.mark.parametrize("reason", ["not-a-wav", "too-large", "refused-url", "encoded"])
+@pytest.mark.parametrize(
+    "reason", ["not-a-wav", "too-large", "url-not-allowed", "content-encoding"]
+)
 async def test_a_trouble_that_stays(stage: Stage, reason: str) -> None:
     """What would be the same another time is tried once in a run."""
     await stage.convert(0)
@@ -258,7 +260,7 @@ async def test_others_go_on_meanwhile(stage: Stage) -> None:
         failure("unavailable") if one == track(0) and tries == 1 else None
     )
     running = asyncio.create_task(stage.saver.run())
-    await stage.clock.settle()
+    await stage.clock.run_pending()
 
     assert (4, 1) == (len(stage.saved), stage.saver.waiting)
     stage.saver.finish()
@@ -307,7 +309,7 @@ async def test_the_disk_refuses_a_name(stage: Stage, number: int) -> None:
 async def test_a_ledger_that_fails(stage: Stage) -> None:
     """A ledger that cannot be written ends the saving with its error."""
     await stage.convert(0)
-    stage.ledger.fail_with = {"store": LedgerError("full")}
+    stage.ledger.fail_with = {"mark_saved": LedgerError("full")}
 
     with pytest.raises(LedgerError):
         await stage.clock.run(stage.saver.run())
@@ -317,17 +319,17 @@ async def test_cancelled_while_it_is_written_down(stage: Stage) -> None:
     """A file that the ledger is hearing of when the run is stopped is counted and told."""
     await stage.convert(0)
     go_on = asyncio.Event()
-    store = stage.ledger.store
+    store = stage.ledger.mark_saved
 
     async def slowly(*args: object, **named: object) -> None:
         await go_on.wait()
         await store(*args, **named)
 
-    stage.ledger.store = slowly
+    stage.ledger.mark_saved = slowly
     running = asyncio.create_task(stage.saver.run())
-    await stage.clock.settle()
+    await stage.clock.run_pending()
     running.cancel()
-    await stage.clock.settle()
+    await stage.clock.run_pending()
     assert not running.done()
     go_on.set()
     with pytest.raises(asyncio.CancelledError):
@@ -344,12 +346,12 @@ async def test_a_place_outside(tmp_path: Path) -> None:
     """A place that is not in the folder, whatever ledger it comes from, is not gone to."""
     async with SqliteLedger(tmp_path / "books.db") as ledger:
         for number, path in enumerate(("../x.wav", "/x.wav", "a/../../x.wav", "x\0.wav")):
-            await ledger.plan([track(number)])
-            assert await ledger.reserve(track(number), path=path, key=path)
-            standing = await ledger.find(track(number))
-            place = await Places(tmp_path, ledger, "{audio_id}").find(standing)
+            await ledger.add_tracks([track(number)])
+            assert await ledger.reserve_path(track(number), path=path, key=path)
+            entry = await ledger.get(track(number))
+            place = await FilePaths(tmp_path, ledger, "{audio_id}").find(entry)
 
-            assert f"a{number}.wav" == place == (await ledger.find(track(number))).path
+            assert f"a{number}.wav" == place == (await ledger.get(track(number))).path
 
 
 async def test_a_name_that_the_system_cannot_spell(
@@ -357,27 +359,27 @@ async def test_a_name_that_the_system_cannot_spell(
 ) -> None:
     """Where file names are of an encoding that lacks a letter, that is about one file."""
     system = SimpleNamespace(path=os.path, fsencode=lambda name: name.encode("latin-1"))
-    monkeypatch.setattr(_places, "os", system)
+    monkeypatch.setattr(file_paths, "os", system)
     hard = Track("m", "a0", title="\u97f3")
     async with SqliteLedger(tmp_path / "books.db") as ledger:
-        await ledger.plan([hard])
+        await ledger.add_tracks([hard])
         with pytest.raises(DownloadError, match=r"no '.u97f3'") as caught:
-            await Places(tmp_path, ledger, "{title}").find(await ledger.find(hard))
+            await FilePaths(tmp_path, ledger, "{title}").find(await ledger.get(hard))
 
         assert ("disk", errno.EILSEQ) == (caught.value.reason, caught.value.__cause__.errno)
-        assert (await ledger.find(hard)).path is None
+        assert (await ledger.get(hard)).path is None
 
 
 async def test_every_name_is_taken(tmp_path: Path) -> None:
     """If all its names are others', a track has no place, and that is about one file."""
     async with SqliteLedger(tmp_path / "books.db") as ledger:
-        await ledger.plan([track(number) for number in range(5)])
+        await ledger.add_tracks([track(number) for number in range(5)])
         for number, length in enumerate((0, 8, 16, 64), start=1):
-            suffix = suffix_of(track(0), length) if length else ""
+            suffix = unique_suffix(track(0), length) if length else ""
             name = file_name(track(0), suffix=suffix)
-            assert await ledger.reserve(track(number), path=name, key=fold(name))
+            assert await ledger.reserve_path(track(number), path=name, key=collision_key(name))
         with pytest.raises(DownloadError, match="another file under every name") as caught:
-            await Places(tmp_path, ledger, DEFAULT_TEMPLATE).find(await ledger.find(track(0)))
+            await FilePaths(tmp_path, ledger, DEFAULT_TEMPLATE).find(await ledger.get(track(0)))
 
         assert errno.EEXIST == caught.value.__cause__.errno
 
@@ -397,12 +399,12 @@ async def test_a_backlog_that_takes_too_long(tmp_path: Path) -> None:
     await stage.convert(0)
     stage.files.takes_s = 1e9
     running = asyncio.create_task(stage.saver.run())
-    await stage.clock.settle()
+    await stage.clock.run_pending()
     backlog = [100_000]
 
     def look() -> None:
         stage.saver.received += 10_000_000  # 5 MB a second: 94,500 files a week.
-        stage.saver.look(Tally({TrackState.SUCCEEDED: backlog[0]}))
+        stage.saver.look(TrackCounts({TrackState.SUCCEEDED: backlog[0]}))
 
     for _ in range(40):
         look()
@@ -413,7 +415,7 @@ async def test_a_backlog_that_takes_too_long(tmp_path: Path) -> None:
     assert not waiting.done()
     backlog[0] = 50_000
     look()
-    await stage.clock.settle()
+    await stage.clock.run_pending()
     assert is_free(waiting)
 
     running.cancel()
@@ -423,16 +425,16 @@ async def test_a_backlog_that_takes_too_long(tmp_path: Path) -> None:
 async def test_the_throttle_is_told_once(tmp_path: Path) -> None:
     """That submits wait is said when it begins and when it is over, however long it lasts."""
     stage = Stage(tmp_path)
-    watch = Watch(None, stage.ledger, Lines(), stage.clock)
+    watch = ProgressMonitor(None, stage.ledger, Lines(), stage.clock)
     for is_on in (False, True, True, True, False, False):
         stage.saver.throttle.is_on = is_on
-        watch._tell_throttle(stage.saver)
+        watch._show_throttle(stage.saver)
 
     stage.saver._failing.update(track(number) for number in range(20))
-    watch._tell_throttle(stage.saver)
-    watch._tell_throttle(stage.saver)
+    watch._show_throttle(stage.saver)
+    watch._show_throttle(stage.saver)
     stage.saver._failing.clear()
-    watch._tell_throttle(stage.saver)
+    watch._show_throttle(stage.saver)
 
     first, second, third, last = watch._display.lines
     assert "New submits wait until it is less" in first
@@ -467,7 +469,7 @@ async def test_nothing_comes_at_all(stage: Stage) -> None:
     assert held[61]
     await stage.clock.advance(1e6)
     # A conversion that does not end is not to keep submits waiting for ever.
-    stage.saver.look(Tally({**(await stage.tally()).counts, TrackState.ACCEPTED: 1}))
+    stage.saver.look(TrackCounts({**(await stage.tally()).counts, TrackState.ACCEPTED: 1}))
 
     assert not stage.saver.throttle.is_on
     assert stage.saver.is_idle
@@ -482,14 +484,14 @@ async def test_file_after_file(stage: Stage) -> None:
     for number in range(20):
         await stage.convert(number)
     running = asyncio.create_task(stage.saver.run())
-    await stage.clock.settle()
+    await stage.clock.run_pending()
     waiting = asyncio.create_task(stage.saver.wait_turn())
-    await stage.clock.settle()
+    await stage.clock.run_pending()
     await stage.look()
-    await stage.clock.settle()
+    await stage.clock.run_pending()
     assert not waiting.done()
     await stage.convert(20, is_told=True)
-    await stage.clock.settle()
+    await stage.clock.run_pending()
 
     assert is_free(waiting)
     stage.saver.finish()
@@ -502,17 +504,17 @@ async def test_every_refusal_counts_at_once(stage: Stage) -> None:
     for number in range(19):
         await stage.convert(number)
     running = asyncio.create_task(stage.saver.run())
-    await stage.clock.settle()
+    await stage.clock.run_pending()
     assert not stage.saver.is_stuck
     await stage.convert(19, is_told=True)
-    await stage.clock.settle()
+    await stage.clock.run_pending()
     waiting = asyncio.create_task(stage.saver.wait_turn())
     await stage.clock.advance(59.0)
     await stage.look()
-    await stage.clock.settle()
+    await stage.clock.run_pending()
     assert (20, False) == (stage.saver.waiting, waiting.done())
     await stage.clock.advance(2.0)
-    await stage.clock.settle()
+    await stage.clock.run_pending()
 
     assert is_free(waiting)
     stage.saver.finish()
@@ -526,12 +528,14 @@ async def test_attempts_in_vain_count_too(stage: Stage) -> None:
     def tell_retry(wav: WavFile) -> None:
         at = dt.datetime.fromtimestamp(stage.clock.time(), dt.UTC)
         path, error = Path("a0.wav"), failure("unavailable")
-        stage.saver.tell(events.DownloadRetried(at=at, wav=wav, path=path, error=error, delay_s=1))
+        stage.saver.note_event(
+            events.DownloadRetryScheduled(at=at, wav=wav, path=path, error=error, delay_s=1)
+        )
 
     await stage.convert(0)
     stage.files.takes_s = 60.0
     running = asyncio.create_task(stage.saver.run())
-    await stage.clock.settle()
+    await stage.clock.run_pending()
     wav = WavFile("t0", URL("https://h/x.wav"), track(0), "poll", None)
     for _ in range(19):
         tell_retry(wav)
@@ -545,7 +549,7 @@ async def test_attempts_in_vain_count_too(stage: Stage) -> None:
     for _ in range(20):
         tell_retry(wav)
     waiting = asyncio.create_task(stage.saver.wait_turn())
-    await stage.clock.settle()
+    await stage.clock.run_pending()
     assert not waiting.done()
     await stage.clock.advance(61.0)
 
@@ -563,10 +567,12 @@ async def test_attempts_in_vain_end_nothing(stage: Stage) -> None:
     stage.files.fails = lambda _, __: error
     stage.files.takes_s = 60.0
     running = asyncio.create_task(stage.saver.run())
-    await stage.clock.settle()
+    await stage.clock.run_pending()
     for _ in range(24):
-        stage.saver.tell(
-            events.DownloadRetried(at=at, wav=wav, path=Path("a0.wav"), error=error, delay_s=1)
+        stage.saver.note_event(
+            events.DownloadRetryScheduled(
+                at=at, wav=wav, path=Path("a0.wav"), error=error, delay_s=1
+            )
         )
     assert stage.saver.is_stuck
     await stage.clock.advance(61.0)
@@ -637,7 +643,7 @@ async def test_all_that_there_was_is_tried_first(stage: Stage) -> None:
     await stage.clock.advance(179.0)
     assert not waiting.done()
     await stage.clock.advance(2.0)
-    await stage.clock.settle()
+    await stage.clock.run_pending()
 
     assert is_free(waiting)
     assert ["a0.wav"] == stage.saved
@@ -647,15 +653,15 @@ async def test_all_that_there_was_is_tried_first(stage: Stage) -> None:
 
 async def test_no_file_can_be_saved(stage: Stage) -> None:
     """If none can be saved, and nothing else is to come, that ends the submits."""
-    stage.files.fails = lambda _, __: failure("refused-url")
+    stage.files.fails = lambda _, __: failure("url-not-allowed")
     for number in range(25):
         await stage.convert(number)
     running = asyncio.create_task(stage.saver.run())
-    await stage.clock.settle()
+    await stage.clock.run_pending()
 
     with pytest.raises(UnsavableError, match="25 files in a row could not be saved") as caught:
         await stage.saver.wait_turn()
-    assert "refused-url" in str(caught.value)
+    assert "url-not-allowed" in str(caught.value)
     stage.saver.finish()
     await stage.clock.run(running)
 

@@ -31,7 +31,7 @@ from bulk_runs import (
 )
 from cli_runs import SHORT, is_wav, names, service
 from kie_wav_async import file_names
-from kie_wav_async.cli import _bulk, _bulk_opening, _bulk_watch, _saver, _throttle
+from kie_wav_async.cli.bulk import backpressure, monitor, preflight, run, saver
 from kie_wav_async.errors import LedgerError
 from kie_wav_async.ledger import AttemptOutcome, SqliteLedger, TrackState
 from kie_wav_async.simulator import Fault, Simulator
@@ -39,7 +39,7 @@ from kie_wav_async.simulator import Fault, Simulator
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kie_wav_async.ledger import Standing
+    from kie_wav_async.ledger import LedgerEntry
 
 DAY_S = 86_400.0
 HOSTILE = "../../[bold red]x[/]\\CON\x1b]0;z\x07\u202e"
@@ -52,7 +52,7 @@ def quiet_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("random.random", lambda: 0.0)
-    monkeypatch.setattr(_saver, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(saver, "_PAUSE_S", 0.0)
     monkeypatch.chdir(tmp_path)
 
 
@@ -121,7 +121,7 @@ async def test_a_run(bulk: Bulk) -> None:
 
     expected = {f"a{number}": f"Song {number} [a{number}].wav" for number in range(12)}
     assert (0, 12, 0) == (done.code, charges, keys), done
-    assert {"stored": 12} == await states()
+    assert {"saved": 12} == await states()
     assert sorted(expected.values()) == wavs()
     others = {"kie-wav.sqlite3", "kie-wav.sqlite3.lock", "manifest.jsonl"}
     assert others == set(names(OUT)) - set(wavs())
@@ -201,7 +201,7 @@ async def test_files_that_cannot_be_checked_just_now_are_not_damaged(
 
     assert (0, 3, 3) == (again.code, len(wavs()), requests)
     assert "damaged" not in again.err
-    assert {"stored": 3} == await states()
+    assert {"saved": 3} == await states()
 
 
 async def test_again(bulk: Bulk) -> None:
@@ -227,7 +227,7 @@ async def test_saved_later(bulk: Bulk) -> None:
 
         assert (0, 0, 0, 7) == (first.code, fetched, done.code, kie.charges)
     assert all(row[3].startswith("http") for row in first.results)
-    assert {"stored": 7} == await states()
+    assert {"saved": 7} == await states()
     assert 7 == len(wavs()) == len(done.results)
 
 
@@ -251,11 +251,11 @@ async def test_as_json(bulk: Bulk) -> None:
 
 
 async def test_a_place_of_its_own(bulk: Bulk) -> None:
-    """`--ledger` moves the ledger alone, and `--name` says what files are called."""
+    """`--ledger` moves the ledger alone, and `--filename-template` says what files are called."""
     write_catalog("m,a0,One", "m,a1,Two")
     async with kie_of() as kie:
         done = await bulk(
-            kie, "--ledger", "books.db", "--name", "{index:03} {music_task_id} {title}"
+            kie, "--ledger", "books.db", "--filename-template", "{index:03} {music_task_id} {title}"
         )
 
     assert 0 == done.code, done
@@ -265,13 +265,13 @@ async def test_a_place_of_its_own(bulk: Bulk) -> None:
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("--name", "{artist}.wav"),
-        ("--name", "all the same.wav"),
-        ("--name", "../{title}.wav"),
-        ("--name", "{title.__class__}"),
-        ("--name", "{title"),
-        ("--downloads", "0"),
-        ("--downloads", "9"),
+        ("--filename-template", "{artist}.wav"),
+        ("--filename-template", "all the same.wav"),
+        ("--filename-template", "../{title}.wav"),
+        ("--filename-template", "{title.__class__}"),
+        ("--filename-template", "{title"),
+        ("--max-downloads", "0"),
+        ("--max-downloads", "9"),
     ],
 )
 async def test_wrong_usage(bulk: Bulk, option: str, value: str) -> None:
@@ -286,13 +286,13 @@ async def test_wrong_usage(bulk: Bulk, option: str, value: str) -> None:
 
 
 async def test_where_a_file_is_stays(bulk: Bulk) -> None:
-    """Another `--name` is for files that have none yet, whatever became of those that have."""
+    """Another `--filename-template` is for files without a name, whatever became of the others."""
     write_catalog("m,a0,One", "m,a1,Two")
     async with kie_of(media("body", body="<html>", audio_id="a1")) as kie:
         await bulk(kie)
         kie.set_faults([])
         write_catalog("m,a0,One", "m,a1,Two", "m,a2,Three")
-        done = await bulk(kie, "--name", "{audio_id}")
+        done = await bulk(kie, "--filename-template", "{audio_id}")
 
     assert 0 == done.code, done
     assert ["One [a0].wav", "Two [a1].wav", "a2.wav"] == wavs()
@@ -306,10 +306,10 @@ async def test_titles_that_collide(bulk: Bulk) -> None:
     titles = ["Song", "song", "SONG", "So\u0301ng", "S\u00f3ng", "\uff33ong", "Song. ", "Song"]
     write_catalog(*(f"m,a{number},{title}" for number, title in enumerate(titles)))
     async with kie_of() as kie:
-        done = await bulk(kie, "--name", "{title}")
+        done = await bulk(kie, "--filename-template", "{title}")
 
     assert 0 == done.code, done
-    assert len(titles) == len(wavs()) == len({file_names.fold(name) for name in wavs()})
+    assert len(titles) == len(wavs()) == len({file_names.collision_key(name) for name in wavs()})
     assert len(titles) == len({unicodedata.normalize("NFC", n).casefold() for n in wavs()})
     assert {"Song.wav", "S\u00f3ng.wav"} & set(wavs())
     for _, audio_id, _, name in done.results:
@@ -332,7 +332,7 @@ async def test_a_file_that_is_not_ours(bulk: Bulk) -> None:
     )
     for number, name in enumerate(("One [a0]", "Two [a1]")):
         one = await standing_of(f"a{number}")
-        suffix = file_names.suffix_of(one.track, 8)
+        suffix = file_names.unique_suffix(one.track, 8)
         assert f"{name}{suffix}.wav" == one.path
         assert digest(OUT / one.path) == one.sha256
 
@@ -343,15 +343,19 @@ async def test_names_that_are_taken(bulk: Bulk) -> None:
     async with kie_of() as kie:
         await bulk(kie, "--max-charges", "1", "--no-download")
         async with SqliteLedger(LEDGER) as ledger:
-            (one,) = await ledger.page(TrackState)
+            (one,) = await ledger.list_entries(TrackState)
             others = [type(one.track)("x", f"x{number}") for number in range(2)]
-            await ledger.plan(others)
-            for other, suffix in zip(others, ("", file_names.suffix_of(one.track, 8)), strict=True):
+            await ledger.add_tracks(others)
+            for other, suffix in zip(
+                others, ("", file_names.unique_suffix(one.track, 8)), strict=True
+            ):
                 name = f"One [a0]{suffix}.wav"
-                assert await ledger.reserve(other, path=name, key=file_names.fold(name))
+                assert await ledger.reserve_path(
+                    other, path=name, key=file_names.collision_key(name)
+                )
         done = await bulk(kie, "--max-charges", "1")
 
-    assert f"One [a0]{file_names.suffix_of(one.track, 16)}.wav" == done.results[0][3]
+    assert f"One [a0]{file_names.unique_suffix(one.track, 16)}.wav" == done.results[0][3]
 
 
 async def test_hostile_titles(bulk: Bulk) -> None:
@@ -383,7 +387,7 @@ async def test_hostile_titles(bulk: Bulk) -> None:
         (media("html", http_status=502), "unavailable"),
         (media("reset"), "unavailable"),
         (media("hangup", when="after"), "unavailable"),
-        (media("redirect", url="http://169.254.169.254/"), "refused-url"),
+        (media("redirect", url="http://169.254.169.254/"), "url-not-allowed"),
         (media("cut", size=100), "truncated"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.kind,
@@ -406,7 +410,7 @@ async def test_what_cannot_be_saved(bulk: Bulk, fault: Fault, reason: str) -> No
     assert "kie-wav: 1 WAV is not saved\n" in done.err
     assert resume_command(done.err)
     assert "insecure_hosts" not in done.err
-    assert {"stored": 3} == await states()
+    assert {"saved": 3} == await states()
 
 
 async def test_a_trouble_that_passes(bulk: Bulk) -> None:
@@ -423,7 +427,7 @@ async def test_a_trouble_that_passes(bulk: Bulk) -> None:
 
 async def test_file_after_file(bulk: Bulk, monkeypatch: pytest.MonkeyPatch) -> None:
     """If one file after another cannot be saved no more are paid for, and the rest waits."""
-    monkeypatch.setattr(_saver, "_MOST_UNSAVED", 5)
+    monkeypatch.setattr(saver, "_MOST_UNSAVED", 5)
     write_catalog(*rows_of(200))
     async with kie_of(media("body", body="<html>")) as kie:
         done = await bulk(kie, "--max-in-flight", "4")
@@ -446,7 +450,7 @@ async def test_the_account_is_empty(bulk: Bulk) -> None:
         done = await bulk(kie, "--max-in-flight", "1")
 
     assert (3, 3) == (done.code, len(wavs())), done
-    assert {"stored": 3, "planned": 7} == await states()
+    assert {"saved": 3, "planned": 7} == await states()
     assert "7 tracks are left." in done.err
 
 
@@ -457,7 +461,7 @@ async def test_the_cap_is_reached(bulk: Bulk) -> None:
         done = await bulk(kie, "--max-charges", "2")
 
     assert (1, 2) == (done.code, len(wavs()))
-    assert {"stored": 2, "planned": 4} == await states()
+    assert {"saved": 2, "planned": 4} == await states()
 
 
 async def test_the_ledger_fails_meanwhile(bulk: Bulk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,14 +470,14 @@ async def test_the_ledger_fails_meanwhile(bulk: Bulk, monkeypatch: pytest.Monkey
     class Failing(SqliteLedger):
         submits = 0
 
-        async def begin(self, *args: object, **named: object) -> object:
+        async def begin_attempt(self, *args: object, **named: object) -> object:
             self.submits += 1
             if self.submits > 8:
                 msg = "cannot write: no space left"
                 raise LedgerError(msg)
-            return await super().begin(*args, **named)
+            return await super().begin_attempt(*args, **named)
 
-    monkeypatch.setattr(_bulk, "SqliteLedger", Failing)
+    monkeypatch.setattr(run, "SqliteLedger", Failing)
     write_catalog(*rows_of(50))
     async with kie_of(media("stall")) as kie, asyncio.timeout(LONG_S / 2):
         done = await bulk(kie, "--max-in-flight", "2")
@@ -492,26 +496,26 @@ async def test_the_oldest_first(bulk: Bulk) -> None:
     async with kie_of() as kie:
         await bulk(kie, "--no-download")
         async with SqliteLedger(LEDGER) as ledger:
-            page = await ledger.page(TrackState)
+            page = await ledger.list_entries(TrackState)
         async with SqliteLedger("books.db") as ledger:
             for one in page:
                 await rewrite(ledger, one, days[one.track.audio_id], is_adopted=one.index == 4)
-        done = await bulk(kie, "--ledger", "books.db", "--downloads", "1")
+        done = await bulk(kie, "--ledger", "books.db", "--max-downloads", "1")
 
     assert 0 == done.code, done
     assert ["a3", "a4", "a1", "a2", "a5", "a0"] == [row[1] for row in done.results]
 
 
 async def rewrite(
-    ledger: SqliteLedger, one: Standing, days_ago: float, *, is_adopted: bool = False
+    ledger: SqliteLedger, one: LedgerEntry, days_ago: float, *, is_adopted: bool = False
 ) -> None:
     """Have *ledger* know of a WAV, as of some days ago."""
     then = time.time() - days_ago * DAY_S
     attempt_id = f"{one.index:032x}"
     outcome = AttemptOutcome.ADOPTED if is_adopted else AttemptOutcome.ACCEPTED
-    await ledger.begin(one.track, attempt_id, then)
-    await ledger.end(attempt_id, outcome, then, task_id=one.task_id)
-    await ledger.settle(one.task_id, then, wav_url=one.wav_url)
+    await ledger.begin_attempt(one.track, attempt_id, then)
+    await ledger.finish_attempt(attempt_id, outcome, then, task_id=one.task_id)
+    await ledger.finish_task(one.task_id, then, wav_url=one.wav_url)
 
 
 # --- a crash ------------------------------------------------------------------------------------
@@ -521,14 +525,14 @@ async def test_between_the_file_and_the_ledger(bulk: Bulk, monkeypatch: pytest.M
     """A file that the ledger has not heard of is found in its place, and not fetched again."""
 
     class Dying(SqliteLedger):
-        async def store(self, *_: object, **__: object) -> None:
+        async def mark_saved(self, *_: object, **__: object) -> None:
             msg = "cannot write: the machine is gone"
             raise LedgerError(msg)
 
     write_catalog(*rows_of(1))
     async with kie_of() as kie:
         with monkeypatch.context() as patched:
-            patched.setattr(_bulk, "SqliteLedger", Dying)
+            patched.setattr(run, "SqliteLedger", Dying)
             first = await bulk(kie)
         found = wavs()
         fetched = kie.state().requests["media"]
@@ -577,14 +581,14 @@ async def test_files_that_are_damaged(bulk: Bulk, *, is_short: bool) -> None:
     assert ["a1"] == [row[1] for row in done.results]
 
 
-def name_of(one: Standing) -> str:
+def name_of(one: LedgerEntry) -> str:
     """Return what the file of a track is called."""
     return file_names.file_name(one.track)
 
 
 async def test_only_the_last_files_are_read(bulk: Bulk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of many files only those written last are read to the end, and all are looked at."""
-    monkeypatch.setattr("kie_wav_async.cli._recheck._RECENT", 2)
+    monkeypatch.setattr("kie_wav_async.cli.bulk.saved_files._RECENT", 2)
     write_catalog(*rows_of(4))
     async with kie_of() as kie:
         await bulk(kie)
@@ -603,13 +607,13 @@ async def test_only_the_last_files_are_read(bulk: Bulk, monkeypatch: pytest.Monk
 
 async def test_submits_wait_for_files(bulk: Bulk, monkeypatch: pytest.MonkeyPatch) -> None:
     """If files come too slowly submits wait, which is told, and go on once there is less to do."""
-    monkeypatch.setattr(_throttle, "_LEAST_S", 0.1)
-    monkeypatch.setattr(_throttle, "_STEP_S", 0.0)
-    monkeypatch.setattr(_throttle, "LONGEST_S", 0.05)
-    monkeypatch.setattr(_bulk_watch, "_LINES_S", 0.02)
+    monkeypatch.setattr(backpressure, "_LEAST_S", 0.1)
+    monkeypatch.setattr(backpressure, "_STEP_S", 0.0)
+    monkeypatch.setattr(backpressure, "LONGEST_S", 0.05)
+    monkeypatch.setattr(monitor, "_LINES_S", 0.02)
     write_catalog(*rows_of(40))
     async with kie_of(media("slow", delay_s=0.05), wav_s=0.1) as kie:
-        done = await bulk(kie, "--downloads", "1", "--max-in-flight", "3", "--rate", "5/0.3")
+        done = await bulk(kie, "--max-downloads", "1", "--max-in-flight", "3", "--rate", "5/0.3")
 
         assert (0, 40, 40) == (done.code, kie.charges, len(wavs())), done
     assert "WAVs are saved too slowly" in done.err
@@ -629,7 +633,7 @@ async def test_submits_wait_for_files(bulk: Bulk, monkeypatch: pytest.MonkeyPatc
 def give(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the disk say how much is free."""
     usage = shutil.disk_usage(".")._replace(free=free)
-    monkeypatch.setattr(_bulk_opening.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage)
 
 
 async def test_a_full_disk(bulk: Bulk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -740,8 +744,8 @@ async def test_ledger_that_leads_out_of_the_folder(bulk: Bulk) -> None:
         await bulk(kie)
         victim = made(Path("victim.wav"), b"somebody else's")
         async with SqliteLedger(LEDGER) as ledger:
-            one = (await ledger.page(TrackState))[0]
-            await ledger.store(one.track, path="../victim.wav", size=7, sha256="0" * 64)
+            one = (await ledger.list_entries(TrackState))[0]
+            await ledger.mark_saved(one.track, path="../victim.wav", size=7, sha256="0" * 64)
         done = await bulk(kie)
 
     assert 0 == done.code, done.err

@@ -77,7 +77,7 @@ async def test_stopped_in_a_file() -> None:
     """What has come of a file at Ctrl-C is kept for us alone, and gone on with by the next run."""
     write_catalog(*rows_of(3))
     async with service(*STUCK, median_s=0.1, window=None, wav_s=1.0) as kie:
-        process = await start(kie, *BULK, "--downloads", "1")
+        process = await start(kie, *BULK, "--max-downloads", "1")
         await until(lambda: has(part_of(1), CUT) and kie.state().requests["media"] >= 2)
         process.send_signal(signal.SIGINT)
         first = await end(process)
@@ -91,12 +91,12 @@ async def test_stopped_in_a_file() -> None:
     assert 0o600 == mode
     # It is the beginning that was there before, and was not fetched again.
     assert marked == (OUT / "Song 1 [a1].wav").read_bytes()[CUT // 2]
-    assert {"stored": 3} == await states()
+    assert {"saved": 3} == await states()
     assert 3 == len(first.results + again.results)
     assert not [name for name in names(OUT) if "part" in name]
     assert "Traceback" not in first.err
     assert re.search(r"interrupted; .*\d WAVs? waits? to be saved and 0 tracks", first.err)
-    assert shlex.split(resume_command(first.err)) == ["kie-wav", *BULK, "--downloads", "1"]
+    assert shlex.split(resume_command(first.err)) == ["kie-wav", *BULK, "--max-downloads", "1"]
 
 
 async def test_killed_and_resumed() -> None:
@@ -113,14 +113,14 @@ async def test_killed_and_resumed() -> None:
         # A submit that was lost is asked for once more after a minute, and 409 tells its task.
         kie.set_faults([])
         done = await end(await start(kie, *BULK))
-        doubts = (await states()).get("unknown", 0)
+        unknowns = (await states()).get("unknown", 0)
 
-        assert done.code == (4 if doubts else 0), done
+        assert done.code == (4 if unknowns else 0), done
         assert {1} == set(kie.charges_by_track.values())
-    assert {"stored": 30 - doubts} == {
+    assert {"saved": 30 - unknowns} == {
         state: count for state, count in (await states()).items() if state != "unknown"
     }
-    assert 30 - doubts == len(list(OUT.glob("*.wav")))
+    assert 30 - unknowns == len(list(OUT.glob("*.wav")))
     for path in OUT.glob("*.wav"):
         one = await standing_of(re.search(r"\[(a\d+)\]", path.name)[1])
         assert hashlib.sha256(path.read_bytes()).hexdigest() == one.sha256
@@ -212,9 +212,10 @@ async def test_bars() -> None:
 
 LATE = """
 import os, signal, sys
-from kie_wav_async.cli import _bulk, _bulk_end, main
+from kie_wav_async.cli import main
+from kie_wav_async.cli.bulk import run, summary
 
-module, name = {"manifest": (_bulk, "write_manifest"), "books": (_bulk_end, "read_books")}[
+module, name = {"manifest": (run, "write_manifest"), "counts": (summary, "read_counts")}[
     sys.argv.pop(1)
 ]
 work = getattr(module, name)
@@ -228,7 +229,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("moment", ["manifest", "books"])
+@pytest.mark.parametrize("moment", ["manifest", "counts"])
 async def test_stopped_at_the_end(moment: str) -> None:
     """Ctrl-C after the last file comes too late to stop anything: the run tells how it ended."""
     write_catalog(*rows_of(2))

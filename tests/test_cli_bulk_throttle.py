@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from kie_wav_async.cli._throttle import LONGEST_S, Throttle
+from kie_wav_async.cli.bulk.backpressure import LONGEST_S, Backpressure
 
 MB = 1_000_000
 
 
-def run(throttle: Throttle, *, seconds: int, per_s: float, begin: tuple[int, int] = (0, 0)) -> None:
+def run(
+    throttle: Backpressure, *, seconds: int, per_s: float, begin: tuple[int, int] = (0, 0)
+) -> None:
     """Have bytes come at a speed, looked at every second."""
     began_s, received = begin
     for second in range(seconds + 1):
@@ -18,7 +20,7 @@ def run(throttle: Throttle, *, seconds: int, per_s: float, begin: tuple[int, int
 
 def test_an_unknown_speed_holds_nothing() -> None:
     """Before a minute of saving nobody knows how fast it is, and nothing waits."""
-    throttle = Throttle()
+    throttle = Backpressure()
     assert throttle.bytes_per_s is None
     assert not throttle.decide(1e18)
     run(throttle, seconds=59, per_s=1.0)
@@ -29,7 +31,7 @@ def test_an_unknown_speed_holds_nothing() -> None:
 
 def test_half_of_the_retention() -> None:
     """More than a week's work makes submits wait, and they go on once it is clearly less."""
-    throttle = Throttle()
+    throttle = Backpressure()
     run(throttle, seconds=120, per_s=MB)
     week = MB * 7 * 86_400
 
@@ -42,7 +44,7 @@ def test_half_of_the_retention() -> None:
 
 def test_nothing_comes() -> None:
     """That nothing comes at all is believed after ten minutes; then whatever there is waits."""
-    throttle = Throttle()
+    throttle = Backpressure()
     run(throttle, seconds=599, per_s=0.0)
     before = throttle.bytes_per_s
     run(throttle, seconds=2, per_s=0.0, begin=(599, 0))
@@ -55,7 +57,7 @@ def test_nothing_comes() -> None:
 
 def test_idle_time_is_no_slowness() -> None:
     """Time in which there was nothing to save says nothing of the speed."""
-    throttle = Throttle()
+    throttle = Backpressure()
     run(throttle, seconds=100, per_s=MB)
     for second in range(100, 100_000, 10):
         throttle.note(second, 100 * MB, is_busy=False)
@@ -65,7 +67,7 @@ def test_idle_time_is_no_slowness() -> None:
 
 def test_only_the_last_minutes_count() -> None:
     """The speed is that of the last ten minutes of saving, and its memory does not grow."""
-    throttle = Throttle()
+    throttle = Backpressure()
     run(throttle, seconds=10_000, per_s=MB)
     run(throttle, seconds=600, per_s=10.0, begin=(10_000, 10_000 * MB))
 

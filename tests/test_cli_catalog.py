@@ -17,13 +17,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kie_wav_async import Track
-from kie_wav_async.cli._catalog import BadLine, Row, read_catalog
-from kie_wav_async.cli._output import CliError
+from kie_wav_async.cli.bulk.catalog_file import InvalidLine, Row, read_catalog
+from kie_wav_async.cli.common.output import CliError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-Read = Callable[[bytes], "list[Row | BadLine]"]
+Read = Callable[[bytes], "list[Row | InvalidLine]"]
 
 HEADER = b"music_task_id,audio_id,title\n"
 MAX_LINE = 1 << 18
@@ -33,7 +33,7 @@ MAX_LINE = 1 << 18
 def read(tmp_path: Path) -> Read:
     """Read bytes as a catalog."""
 
-    def read(content: bytes) -> list[Row | BadLine]:
+    def read(content: bytes) -> list[Row | InvalidLine]:
         path = tmp_path / "catalog"
         path.write_bytes(content)
         return list(read_catalog(str(path)))
@@ -275,7 +275,7 @@ def test_an_object_without_its_end(read, broken: str) -> None:
     rows = [{"music_task_id": "m", "audio_id": str(number)} for number in range(300)]
     found = read(json_lines(rows[0]) + f"{broken}\n".encode() + json_lines(*rows[1:]))
 
-    assert [2] == [one.line for one in found if isinstance(one, BadLine)]
+    assert [2] == [one.line for one in found if isinstance(one, InvalidLine)]
     assert [str(number) for number in range(300)] == [
         one.audio_id for one in found if isinstance(one, Row)
     ]
@@ -406,7 +406,7 @@ def test_a_bad_line_of_json(read, line: bytes, why: str) -> None:
     before, bad, after = read(good + line + b"\n" + good)
 
     assert (1, 2, 3) == (before.line, bad.line, after.line)
-    assert (Row, BadLine, Row) == (type(before), type(bad), type(after))
+    assert (Row, InvalidLine, Row) == (type(before), type(bad), type(after))
     assert why in bad.why
 
 
@@ -414,14 +414,14 @@ def test_the_first_json_line_may_be_bad(read) -> None:
     """What kind of catalog it is shows in its first character, whatever follows."""
     bad, row = read(b'{"music_task_id": "\xff"}\n{"music_task_id": "m"}\n')
 
-    assert (BadLine(1, "not UTF-8"), Row(2, "m", None, None)) == (bad, row)
+    assert (InvalidLine(1, "not UTF-8"), Row(2, "m", None, None)) == (bad, row)
 
 
 def test_a_bad_line_within_a_row(read) -> None:
     """What is wrong with a later line of a row is told with that line's number, and once."""
     bad, row = read(HEADER + b'm,a,"one\ntwo \xff\nthree"\nm,b,\n')
 
-    assert BadLine(2, "its line 3 is not UTF-8", lines=3) == bad
+    assert InvalidLine(2, "its line 3 is not UTF-8", lines=3) == bad
     assert Row(5, "m", "b", None) == row
 
 
@@ -430,7 +430,7 @@ def test_a_stray_quotation_mark(read) -> None:
     rows = [b"m,%d,\n" % number for number in range(200)]
     found = read(HEADER + b'm,"x,\n' + b"".join(rows) + b'm,"y"\n,z\n')
 
-    assert [2, 203, 204] == [one.line for one in found if isinstance(one, BadLine)]
+    assert [2, 203, 204] == [one.line for one in found if isinstance(one, InvalidLine)]
     assert [str(number) for number in range(200)] == [
         one.audio_id for one in found if isinstance(one, Row)
     ]

@@ -17,7 +17,7 @@ from bulk_runs import LEDGER, SAVING, Bulk, write_catalog, write_lines
 from cli_runs import KEY, names, service, submit_before
 from kie_wav_async import Track
 from kie_wav_async.cli import main
-from kie_wav_async.cli._output import cell, print_line, text_of
+from kie_wav_async.cli.common.output import cell, print_line, text_of
 from kie_wav_async.ledger import AttemptOutcome, SqliteLedger, TrackState
 
 # What a spreadsheet takes for a formula, and what it takes off to find one.
@@ -115,9 +115,9 @@ def test_the_list_of_unknown_submits(capsys: pytest.CaptureFixture[str]) -> None
         async with SqliteLedger("x.sqlite3") as ledger:
             for at, text in enumerate(ODD):
                 name = f"{at:032x}"
-                assert await ledger.begin(Track(text, text), name, 1.0) is None
-                await ledger.end(name, AttemptOutcome.UNKNOWN, 2.0)
-                await ledger.hear(name, f"{text}t")
+                assert await ledger.begin_attempt(Track(text, text), name, 1.0) is None
+                await ledger.finish_attempt(name, AttemptOutcome.UNKNOWN, 2.0)
+                await ledger.record_callback(name, f"{text}t")
 
     asyncio.run(write())
 
@@ -132,7 +132,7 @@ def test_the_list_of_unknown_submits(capsys: pytest.CaptureFixture[str]) -> None
 
     async def read() -> list[str]:
         async with SqliteLedger("x.sqlite3") as ledger:
-            return [standing.task_id for standing in await ledger.page(TrackState)]
+            return [entry.task_id for entry in await ledger.list_entries(TrackState)]
 
     assert [f"{text}t" for text in ODD] == asyncio.run(read())
 

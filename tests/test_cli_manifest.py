@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kie_wav_async import Track
-from kie_wav_async.cli._catalog import BadLine
-from kie_wav_async.cli._manifest import Entry, is_inside, read_manifest, write_manifest
-from kie_wav_async.cli._output import CliError
+from kie_wav_async.cli.bulk.catalog_file import InvalidLine
+from kie_wav_async.cli.bulk.manifest import Entry, is_inside, read_manifest, write_manifest
+from kie_wav_async.cli.common.output import CliError
 from kie_wav_async.errors import LedgerError
-from kie_wav_async.ledger import Standing, TrackState
+from kie_wav_async.ledger import LedgerEntry, TrackState
 from kie_wav_async.testing import MemoryLedger
 from ledger_runs import Writer, track
 
@@ -37,10 +37,12 @@ async def stored(*numbers: int) -> MemoryLedger:
     ledger = MemoryLedger()
     await ledger.open(0.0)
     writer = Writer(ledger)
-    await ledger.plan([track(number) for number in range(6)])
+    await ledger.add_tracks([track(number) for number in range(6)])
     for number in numbers:
         await writer.convert(number)
-        await ledger.store(track(number), path=f"{number}.wav", size=44 + number, sha256=DIGEST)
+        await ledger.mark_saved(
+            track(number), path=f"{number}.wav", size=44 + number, sha256=DIGEST
+        )
     return ledger
 
 
@@ -80,7 +82,7 @@ async def test_what_is_written(tmp_path: Path) -> None:
     """There is a line for each stored track and no other, in the order of the ledger."""
     ledger = await stored(4, 1)
     await Writer(ledger).convert(3)
-    await ledger.reserve(track(3), path="3.wav", key="3.wav")  # A place, and no file yet.
+    await ledger.reserve_path(track(3), path="3.wav", key="3.wav")  # A place, and no file yet.
 
     assert 2 == await write_manifest(ledger, tmp_path)
     assert [
@@ -111,9 +113,9 @@ async def test_what_is_written_can_be_read(tmp_path: Path) -> None:
     ledger = MemoryLedger()
     await ledger.open(0.0)
     song = Track("m", "a", title='Träumerei 夢\N{MUSICAL SYMBOL G CLEF} \\ "q"')
-    await ledger.begin(song, "e" * 32, 0.0)
+    await ledger.begin_attempt(song, "e" * 32, 0.0)
     await Writer(ledger).convert(1)
-    await ledger.store(track(1), path="tr\u00e4um/\u5922 'x'.wav", size=1, sha256=DIGEST)
+    await ledger.mark_saved(track(1), path="tr\u00e4um/\u5922 'x'.wav", size=1, sha256=DIGEST)
     await write_manifest(ledger, tmp_path)
     (entry,) = read_manifest(tmp_path / "manifest.jsonl")
 
@@ -139,14 +141,14 @@ async def test_the_one_before_stays_until_the_new_one_is_whole(tmp_path: Path) -
     modes: list[int] = []
 
     class Failing(_Endless):
-        async def page(
+        async def list_entries(
             self, states: Iterable[TrackState], *, after: int = 0, limit: int = 1000
-        ) -> list[Standing]:
+        ) -> list[LedgerEntry]:
             if after >= 2_000:
                 modes.extend(modes_of_parts(tmp_path))
                 msg = "no"
                 raise LedgerError(msg)
-            return await super().page(states, after=after, limit=limit)
+            return await super().list_entries(states, after=after, limit=limit)
 
     with pytest.raises(LedgerError):
         await write_manifest(Failing(10_000), tmp_path)
@@ -159,13 +161,13 @@ async def test_cancelled_half_way(tmp_path: Path) -> None:
     """A write that is cancelled leaves nothing behind."""
 
     class Stuck(_Endless):
-        async def page(
+        async def list_entries(
             self, states: Iterable[TrackState], *, after: int = 0, limit: int = 1000
-        ) -> list[Standing]:
+        ) -> list[LedgerEntry]:
             if after:
                 writing.cancel()
                 await asyncio.sleep(0)
-            return await super().page(states, after=after, limit=limit)
+            return await super().list_entries(states, after=after, limit=limit)
 
     writing = asyncio.ensure_future(write_manifest(Stuck(5_000), tmp_path))
     with pytest.raises(asyncio.CancelledError):
@@ -205,15 +207,15 @@ class _Endless(MemoryLedger):
         super().__init__()
         self.count_ = count
 
-    async def page(
+    async def list_entries(
         self, states: Iterable[TrackState], *, after: int = 0, limit: int = 1000
-    ) -> list[Standing]:
-        assert [TrackState.STORED] == list(states)
+    ) -> list[LedgerEntry]:
+        assert [TrackState.SAVED] == list(states)
         return [
-            Standing(
+            LedgerEntry(
                 index=index,
                 track=Track("m", f"a{index}"),
-                state=TrackState.STORED,
+                state=TrackState.SAVED,
                 task_id="t",
                 path=f"{index}.wav",
                 bytes=1,
@@ -289,7 +291,7 @@ def test_a_bad_line(tmp_path: Path, text: str | bytes, why: str) -> None:
     path = manifest(tmp_path, line(file="1.wav"), "", text, line(file="4.wav"))
     first, bad, last = read_manifest(path)
 
-    assert isinstance(bad, BadLine)
+    assert isinstance(bad, InvalidLine)
     assert 3 == bad.line
     assert why in bad.why
     assert ("1.wav", "4.wav") == (first.file, last.file)
@@ -358,4 +360,4 @@ def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> Non
     path = tmp_path_factory.mktemp("any") / hashlib.sha256(data).hexdigest()
     path.write_bytes(data)
 
-    assert all(isinstance(found, Entry | BadLine) for found in read_manifest(path))
+    assert all(isinstance(found, Entry | InvalidLine) for found in read_manifest(path))

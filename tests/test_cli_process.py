@@ -99,7 +99,8 @@ async def test_without_the_extra(missing: str) -> None:
 
 async def test_the_demo_interrupted(tmp_path: Path) -> None:
     """Ctrl-C ends the demo with 130, without a trace, a part file or an empty folder."""
-    slow = "import sys; from kie_wav_async.cli import _demo, main; _demo._SPEED = 1.0; "
+    slow = "import sys; from kie_wav_async.cli import main; "
+    slow += "from kie_wav_async.cli.demo import demo; demo._SPEED = 1.0; "
     process = await start("-c", slow + "sys.exit(main(['demo', '--tracks', '40']))")
     done = await interrupt(process, b"Converting")
 
@@ -332,7 +333,8 @@ def on_a_terminal(*words: str) -> tuple[int, str]:
 
 def test_the_demo_on_a_terminal(tmp_path: Path) -> None:
     """On a terminal of 80 columns the demo shows its three bars, and no line of it is cut."""
-    hasty = "import sys; from kie_wav_async.cli import _demo, main; _demo._SPEED = 3000.0; "
+    hasty = "import sys; from kie_wav_async.cli import main; "
+    hasty += "from kie_wav_async.cli.demo import demo; demo._SPEED = 3000.0; "
     code, text = on_a_terminal("-c", hasty + "sys.exit(main(['demo', '--tracks', '2']))")
 
     assert 0 == code

@@ -13,8 +13,8 @@ from yarl import URL
 from bulk_runs import see_off, write_catalog
 from cli_runs import KEY, is_wav, service, submit_before
 from kie_wav_async.cli import main
-from kie_wav_async.cli._commands import cli
-from kie_wav_async.cli._shell import without_password
+from kie_wav_async.cli.commands import cli
+from kie_wav_async.cli.common.shell import without_password
 from proxy import Plan, Proxy, http
 from test_cli_shell import order_of
 

@@ -21,13 +21,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kie_wav_async import Track, UnknownSubmit
-from kie_wav_async.cli._report import short_of
-from kie_wav_async.cli._survey import Survey, survey
+from kie_wav_async.cli.report.catalog_report import CatalogReport, survey
+from kie_wav_async.cli.report.render import short_of
 from kie_wav_async.ledger import (
     AttemptOutcome,
-    LedgerOpening,
+    LedgerEntry,
+    RecoveryState,
     SqliteLedger,
-    Standing,
     TrackState,
 )
 from kie_wav_async.testing import MemoryLedger
@@ -79,21 +79,21 @@ async def write_all() -> None:
     """Write a ledger in which there is one of everything."""
     async with SqliteLedger(LEDGER) as ledger:
         writer = Writer(ledger)
-        await ledger.plan([track(number) for number in range(12)])
+        await ledger.add_tracks([track(number) for number in range(12)])
         await writer.accept(1)
         await writer.convert(2, took_s=20.0, ago_s=13 * DAY_S)
         await writer.convert(3, took_s=40.25)
-        await ledger.store(track(3), path="a3.wav", size=44, sha256="0" * 64)
+        await ledger.mark_saved(track(3), path="a3.wav", size=44, sha256="0" * 64)
         await writer.convert(4, took_s=31.0, ago_s=15 * DAY_S)
-        await ledger.expire(track(4))
+        await ledger.mark_expired(track(4))
         await writer.fail(5, 500, "Internal Error")
         await writer.fail(6, 500, "Internal Error")
         await writer.end(
-            7, AttemptOutcome.REFUSED, error_code=422, error="no such [i]track[/i]\x1b[31m"
+            7, AttemptOutcome.REJECTED, error_code=422, error="no such [i]track[/i]\x1b[31m"
         )
-        await writer.end(8, AttemptOutcome.EXISTS, error_code=409, error="exists")
+        await writer.end(8, AttemptOutcome.EXISTS_WITHOUT_ID, error_code=409, error="exists")
         await writer.lose(9)
-        await ledger.hear(await writer.lose(10), "t10")
+        await ledger.record_callback(await writer.lose(10), "t10")
         await writer.begin(11, ago_s=0.5)
 
 
@@ -118,11 +118,11 @@ def test_as_json(report) -> None:
         "planned": 1,
         "submitting": 1,
         "unknown": 2,
-        "exists": 1,
+        "exists_without_id": 1,
         "accepted": 1,
         "succeeded": 1,
-        "stored": 1,
-        "refused": 1,
+        "saved": 1,
+        "rejected": 1,
         "failed": 2,
         "expired": 1,
     } == told["states"]
@@ -133,7 +133,7 @@ def test_as_json(report) -> None:
             "music_task_id": "m",
             "audio_id": "a9",
             "title": None,
-            "under_way": False,
+            "in_progress": False,
             "named_task_id": None,
             "resolve": [
                 f"kie-wav resolve {LEDGER} {attempt(9)} --task-id TASK_ID",
@@ -145,7 +145,7 @@ def test_as_json(report) -> None:
             "music_task_id": "m",
             "audio_id": "a10",
             "title": "Song 10",
-            "under_way": False,
+            "in_progress": False,
             "named_task_id": "t10",
             "resolve": [f"kie-wav resolve {LEDGER} {attempt(10)} --task-id t10"],
         },
@@ -154,7 +154,7 @@ def test_as_json(report) -> None:
             "music_task_id": "m",
             "audio_id": "a11",
             "title": None,
-            "under_way": True,
+            "in_progress": True,
             "named_task_id": None,
             "resolve": [],
         },
@@ -163,8 +163,15 @@ def test_as_json(report) -> None:
     assert since == sorted(since)
     assert [("failed", 500, "Internal Error", 2, "a5", "t5")] == reasons(told)[:1]
     assert {
-        ("refused", 422, "no such [i]track[/i]\x1b[31m", 1, "a7", None),
-        ("exists", None, "a WAV is there, under a task id that was not told", 1, "a8", None),
+        ("rejected", 422, "no such [i]track[/i]\x1b[31m", 1, "a7", None),
+        (
+            "exists_without_id",
+            None,
+            "a WAV is there, under a task id that was not told",
+            1,
+            "a8",
+            None,
+        ),
     } == set(reasons(told)[1:])
     (soonest,) = told["expiring"].pop("soonest")
     assert {
@@ -226,7 +233,7 @@ def test_in_a_pipe(report) -> None:
     assert [attempt(9), "m", "a9"] == lost[1:4]
     assert ([attempt(10), "m", "a10"], 5) == (named[1:4], len(named))
     assert [["resolve", command] for command in AT_ONCE] == [c for c in told if c[0] == "resolve"]
-    assert [[attempt(11), "m", "a11"]] == [c[1:4] for c in told if c[0] == "under_way"]
+    assert [[attempt(11), "m", "a11"]] == [c[1:4] for c in told if c[0] == "in_progress"]
     assert ["reason", "failed", "2", "500", "Internal Error", "m", "a5", "t5"] in told
     assert [["files", "1"], ["bytes", "44"]] == [cells[1:] for cells in told if cells[0] == "saved"]
     assert [["m", "a2", "t2"]] == [cells[2:] for cells in told if cells[0] == "expires"]
@@ -343,12 +350,12 @@ def test_what_is_saved(report, seen) -> None:
             writer = Writer(ledger)
             for number in range(4):
                 await writer.convert(number)
-                await ledger.reserve(track(number), path=f"{number}.wav", key=f"{number}.wav")
+                await ledger.reserve_path(track(number), path=f"{number}.wav", key=f"{number}.wav")
             for number in range(1, 4):
-                await ledger.store(
+                await ledger.mark_saved(
                     track(number), path=f"{number}.wav", size=2_000_000, sha256="0" * 64
                 )
-            await ledger.unstore(track(3))
+            await ledger.mark_missing(track(3))
 
     asyncio.run(store())
     assert {"count": 2, "bytes": 4_000_000, "folder": None} == report("--json").json()["saved"]
@@ -370,13 +377,15 @@ async def test_while_a_run_is_under_way(capsys: pytest.CaptureFixture[str]) -> N
         await writer.lose(1)
         await writer.begin(2)
         done = await asyncio.to_thread(run, capsys, "report", LEDGER, "--json")
-        await ledger.end(attempt(2), AttemptOutcome.ACCEPTED, writer.now_unix_s, task_id="t")
+        await ledger.finish_attempt(
+            attempt(2), AttemptOutcome.ACCEPTED, writer.now_unix_s, task_id="t"
+        )
 
     told = done.json()
     assert (0, "") == (done.code, done.err)
     assert {"accepted": 0, "unknown": 2, "at_most": 2} == told["bill"]
     assert {"a1": False, "a2": True} == {
-        one["audio_id"]: one["under_way"] for one in told["unknown"]
+        one["audio_id"]: one["in_progress"] for one in told["unknown"]
     }
 
 
@@ -451,7 +460,7 @@ def test_a_pipe_is_no_ledger(capsys) -> None:
 # --- what is counted ------------------------------------------------------------------------
 
 
-async def surveyed(ledger: MemoryLedger) -> Survey:
+async def surveyed(ledger: MemoryLedger) -> CatalogReport:
     """Return what there is to tell of *ledger*."""
     return await survey(ledger, Path(LEDGER), NOW_S, lambda _, __: None)
 
@@ -466,7 +475,7 @@ async def test_what_expires() -> None:
     await writer.accept(10, ago_s=12.5 * DAY_S)
     await writer.convert(11, ago_s=13 * DAY_S, is_adopted=True)
     await writer.convert(12, ago_s=13 * DAY_S)
-    await ledger.store(track(12), path="x.wav", size=1, sha256="0" * 64)
+    await ledger.mark_saved(track(12), path="x.wav", size=1, sha256="0" * 64)
     await ledger.aclose()
     found = await surveyed(ledger)
 
@@ -481,7 +490,7 @@ async def test_only_the_service_says_that_a_wav_is_deleted() -> None:
     writer = Writer(ledger, NOW_S)
     for number in range(3):
         await writer.convert(number, ago_s=15 * DAY_S)
-    await ledger.expire(track(1))
+    await ledger.mark_expired(track(1))
     await writer.convert(3, ago_s=16 * DAY_S)
     await ledger.aclose()
     found = await surveyed(ledger)
@@ -497,7 +506,7 @@ async def test_reasons_without_end() -> None:
     await ledger.open(NOW_S)
     writer = Writer(ledger, NOW_S)
     for number in range(1_005):
-        await writer.end(number, AttemptOutcome.REFUSED, error_code=422, error=f"no {number}")
+        await writer.end(number, AttemptOutcome.REJECTED, error_code=422, error=f"no {number}")
     for number in range(1_005, 1_010):
         await writer.fail(number, None, None)
     await ledger.aclose()
@@ -524,10 +533,10 @@ def test_hostile_words(report, seen) -> None:
 
     async def write() -> None:
         async with SqliteLedger(LEDGER) as ledger:
-            await Writer(ledger).end(0, AttemptOutcome.REFUSED, error=HOSTILE)
+            await Writer(ledger).end(0, AttemptOutcome.REJECTED, error=HOSTILE)
             song = Track("m", "[/b]", title=HOSTILE)
-            await ledger.begin(song, attempt(1), 0.0)
-            await ledger.end(attempt(1), AttemptOutcome.UNKNOWN, 0.0)
+            await ledger.begin_attempt(song, attempt(1), 0.0)
+            await ledger.finish_attempt(attempt(1), AttemptOutcome.UNKNOWN, 0.0)
 
     asyncio.run(write())
 
@@ -538,14 +547,14 @@ def test_hostile_words(report, seen) -> None:
     assert 2 == text.count("[bold red]x[/]")
 
 
-def standings(seconds: Sequence[float]) -> list[Standing]:
+def entries(seconds: Sequence[float]) -> list[LedgerEntry]:
     """Return succeeded tracks that took *seconds*."""
     began = dt.datetime.fromtimestamp(NOW_S - DAY_S, dt.UTC)
     return [
-        Standing(
+        LedgerEntry(
             index=index,
             track=track(index),
-            state=TrackState.STORED,
+            state=TrackState.SAVED,
             task_id=f"t{index}",
             submitted_at=began,
             settled_at=began + dt.timedelta(seconds=took),
@@ -554,19 +563,19 @@ def standings(seconds: Sequence[float]) -> list[Standing]:
     ]
 
 
-def empty_survey() -> Survey:
+def empty_survey() -> CatalogReport:
     """Return a survey that has seen nothing."""
-    opening = LedgerOpening(unknown=(), accepted=0, ended_unix_s=(), named={})
+    opening = RecoveryState(unknown=(), accepted=0, ended_unix_s=(), callback_tasks={})
     at = dt.datetime.fromtimestamp(NOW_S, dt.UTC)
-    return Survey(Path(LEDGER), at, opening, dict.fromkeys(TrackState, 0))
+    return CatalogReport(Path(LEDGER), at, opening, dict.fromkeys(TrackState, 0))
 
 
 @given(st.lists(st.integers(0, 9_000), min_size=1, max_size=300))
 def test_times(tenths: list[int]) -> None:
     """Median and 99th percentile are the times of conversions, and the slowest are the slowest."""
     found = empty_survey()
-    for standing in standings([tenth / 10 for tenth in tenths]):
-        found.take(standing)
+    for entry in entries([tenth / 10 for tenth in tenths]):
+        found.take(entry)
 
     ranked = sorted(tenths)
     for share in (0.5, 0.99):
@@ -577,9 +586,9 @@ def test_times(tenths: list[int]) -> None:
 def test_times_of_no_meaning() -> None:
     """A task that was there before its submit has no time, and a clock set back makes none < 0."""
     found = empty_survey()
-    (standing,) = standings([-5.0])
-    found.take(standing)
-    found.take(attrs.evolve(standing, is_adopted=True))
+    (entry,) = entries([-5.0])
+    found.take(entry)
+    found.take(attrs.evolve(entry, is_adopted=True))
 
     assert (1, 0.0) == (found.converted, found.quantile(0.5))
 
@@ -591,15 +600,15 @@ class _Endless(MemoryLedger):
         super().__init__()
         self.left = count
 
-    async def page(
+    async def list_entries(
         self, states: Iterable[TrackState], *, after: int = 0, limit: int = 1000
-    ) -> list[Standing]:
+    ) -> list[LedgerEntry]:
         """Return the next ones."""
         assert TrackState.SUCCEEDED in states
         count, self.left = min(limit, self.left), max(0, self.left - limit)
         at = dt.datetime.fromtimestamp(NOW_S - 13 * DAY_S, dt.UTC)
         return [
-            Standing(
+            LedgerEntry(
                 index=after + 1 + n,
                 track=Track("m", f"a{after + n}"),
                 state=TrackState.SUCCEEDED,
@@ -673,8 +682,8 @@ def test_urls_whatever_is_under_way(report) -> None:
         async with SqliteLedger(LEDGER) as ledger:
             writer = Writer(ledger)
             await writer.convert(1, ago_s=20 * DAY_S)
-            await ledger.begin(track(1), attempt(99), NOW_S, again=True)
-            await ledger.end(attempt(99), AttemptOutcome.UNKNOWN, NOW_S)
+            await ledger.begin_attempt(track(1), attempt(99), NOW_S, again=True)
+            await ledger.finish_attempt(attempt(99), AttemptOutcome.UNKNOWN, NOW_S)
 
     asyncio.run(convert())
     assert [["m", "a1", "t1", "https://files.example/t1.wav"]] == [
@@ -709,7 +718,7 @@ def test_what_exists_under_an_untold_id(report, seen) -> None:
     (told,) = report("--json").json()["existing"]
 
     assert (attempt(8), "a8", commands) == (told["attempt_id"], told["audio_id"], told["resolve"])
-    assert ["exists", attempt(8), "m", "a8"] in report().lines
+    assert ["exists_without_id", attempt(8), "m", "a8"] in report().lines
     assert {f"  {command}" for command in commands} < set(seen(80))
 
 
@@ -719,11 +728,15 @@ def test_many_that_exist(report, seen) -> None:
     async def exist() -> None:
         async with SqliteLedger(LEDGER) as ledger:
             for number in range(12):
-                await Writer(ledger).end(number, "exists", error_code=409, error="exists")
+                await Writer(ledger).end(
+                    number, "exists_without_id", error_code=409, error="exists"
+                )
 
     asyncio.run(exist())
     told, lines = report().lines, seen(80)
-    assert 12 == len([cells for cells in told if cells[0] == "exists" and len(cells) == 4])
+    assert 12 == len(
+        [cells for cells in told if cells[0] == "exists_without_id" and len(cells) == 4]
+    )
     assert [["resolve", command] for command in AT_ONCE] == [c for c in told if c[0] == "resolve"]
     assert {f"  {command}" for command in AT_ONCE[:2]} < set(lines)
     assert not [line for line in lines if "--task-id" in line]

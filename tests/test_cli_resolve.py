@@ -12,7 +12,7 @@ import pytest
 
 from cli_runs import KEY, service
 from kie_wav_async import Track
-from kie_wav_async.ledger import SqliteLedger, Standing, TrackState
+from kie_wav_async.ledger import LedgerEntry, SqliteLedger, TrackState
 from kie_wav_async.simulator import Fault
 from ledger_runs import Done, Writer, attempt, run
 
@@ -56,10 +56,10 @@ def lose(*numbers: int) -> None:
     write(work)
 
 
-def look(number: int) -> tuple[Standing, int]:
+def look(number: int) -> tuple[LedgerEntry, int]:
     """Return where a track stands, and how many submits are of unknown fate."""
 
-    async def open_and_look() -> tuple[Standing, int]:
+    async def open_and_look() -> tuple[LedgerEntry, int]:
         ledger = SqliteLedger(LEDGER, read_only=True)
         opening = await ledger.open(0.0)
         try:
@@ -78,9 +78,9 @@ def test_it_was_accepted(resolve) -> None:
     lose(1, 2)
     done = resolve(attempt(1), "--task-id", "t-1", "--json")
 
-    standing, left = look(1)
+    entry, left = look(1)
     assert 0 == done.code
-    assert (TrackState.ACCEPTED, "t-1", 1) == (standing.state, standing.task_id, left)
+    assert (TrackState.ACCEPTED, "t-1", 1) == (entry.state, entry.task_id, left)
     assert {
         "attempt_id": attempt(1),
         "music_task_id": "m",
@@ -102,8 +102,8 @@ def test_it_was_not_charged(resolve) -> None:
     lose(2)
     done = resolve(attempt(2), "--not-charged")
 
-    standing, left = look(2)
-    assert (TrackState.PLANNED, 0) == (standing.state, left)
+    entry, left = look(2)
+    assert (TrackState.PLANNED, 0) == (entry.state, left)
     assert 0 == done.code
     assert [
         f"attempt_id    {attempt(2)}",
@@ -158,7 +158,7 @@ def test_a_whole_id_is_enough_where_others_begin_with_it(resolve) -> None:
 
     async def work(writer: Writer) -> None:
         for name in ("abcdef", "abcdef1"):
-            await writer.ledger.begin(Track("m", name), name, 1.0)
+            await writer.ledger.begin_attempt(Track("m", name), name, 1.0)
 
     write(work)
 
@@ -182,7 +182,7 @@ def test_no_or_more_than_one(resolve, named: str, words: str) -> None:
 
     async def work(writer: Writer) -> None:
         for audio_id, name in (("a1", "0" * 32), ("a2", "0" * 20 + "1" * 12), ("a3", "1" * 32)):
-            await writer.ledger.begin(Track("m", audio_id), name, 1.0)
+            await writer.ledger.begin_attempt(Track("m", audio_id), name, 1.0)
 
     write(work)
     done = resolve(named, "--not-charged", "--json")
@@ -265,7 +265,9 @@ def test_a_task_of_another_submit_of_the_same_track(resolve) -> None:
     async def work(writer: Writer) -> None:
         await writer.lose(1)
         await writer.begin(1, again=True)
-        await writer.ledger.end(attempt(1_001), "accepted", writer.now_unix_s, task_id="t-2")
+        await writer.ledger.finish_attempt(
+            attempt(1_001), "accepted", writer.now_unix_s, task_id="t-2"
+        )
 
     write(work)
     done = resolve(attempt(1), "--task-id", "t-2")
@@ -284,7 +286,9 @@ def test_a_task_that_a_repeat_was_answered_with(resolve) -> None:
     async def work(writer: Writer) -> None:
         await writer.lose(1)
         await writer.begin(1, again=True)
-        await writer.ledger.end(attempt(1_001), "adopted", writer.now_unix_s, task_id="t-1")
+        await writer.ledger.finish_attempt(
+            attempt(1_001), "adopted", writer.now_unix_s, task_id="t-1"
+        )
 
     write(work)
 
@@ -301,7 +305,7 @@ def test_a_callback_says_otherwise(resolve, words) -> None:
     """What contradicts an authentic callback for the very submit is refused; agreeing is not."""
 
     async def work(writer: Writer) -> None:
-        await writer.ledger.hear(await writer.lose(1), "t-1")
+        await writer.ledger.record_callback(await writer.lose(1), "t-1")
 
     write(work)
     done = resolve(attempt(1), *words)
@@ -396,7 +400,7 @@ def exist(*numbers: int) -> None:
 
     async def work(writer: Writer) -> None:
         for number in numbers:
-            await writer.end(number, "exists", error_code=409, error="exists")
+            await writer.end(number, "exists_without_id", error_code=409, error="exists")
 
     write(work)
 
@@ -407,12 +411,12 @@ def test_what_exists_was_found(resolve, length: int) -> None:
     exist(1, 2)
     done = resolve(attempt(1)[:length], "--task-id", "t-1", "--json")
 
-    standing = look(1)[0]
+    entry = look(1)[0]
     assert 0 == done.code, done
-    assert (TrackState.ACCEPTED, "t-1") == (standing.state, standing.task_id)
-    assert standing.is_adopted
+    assert (TrackState.ACCEPTED, "t-1") == (entry.state, entry.task_id)
+    assert entry.is_adopted
     assert ("accepted", "t-1") == (done.json()["state"], done.json()["task_id"])
-    assert TrackState.EXISTS is look(2)[0].state
+    assert TrackState.EXISTS_WITHOUT_ID is look(2)[0].state
 
 
 def test_what_exists_was_not_found(resolve) -> None:
@@ -429,8 +433,8 @@ def test_what_exists_beside_what_is_unknown(resolve) -> None:
 
     async def work(writer: Writer) -> None:
         await writer.lose(1)
-        await writer.ledger.begin(Track("m", "x"), attempt(1)[:20] + "0", 1.0)
-        await writer.ledger.end(attempt(1)[:20] + "0", "exists", 2.0)
+        await writer.ledger.begin_attempt(Track("m", "x"), attempt(1)[:20] + "0", 1.0)
+        await writer.ledger.finish_attempt(attempt(1)[:20] + "0", "exists_without_id", 2.0)
 
     write(work)
     done = resolve(attempt(1)[:8], "--not-charged")
@@ -446,14 +450,14 @@ def test_what_exists_is_a_task_of_ours(resolve) -> None:
 
     async def work(writer: Writer) -> None:
         await writer.fail(1, 500, "no")
-        await writer.end(1, "exists", again=True)
+        await writer.end(1, "exists_without_id", again=True)
 
     write(work)
-    assert TrackState.EXISTS is look(1)[0].state
+    assert TrackState.EXISTS_WITHOUT_ID is look(1)[0].state
     done = resolve(attempt(1_001), "--task-id", "t1")
 
-    standing = look(1)[0]
-    assert (0, TrackState.ACCEPTED, "t1") == (done.code, standing.state, standing.task_id), done
+    entry = look(1)[0]
+    assert (0, TrackState.ACCEPTED, "t1") == (done.code, entry.state, entry.task_id), done
 
 
 def test_a_task_of_before(resolve) -> None:

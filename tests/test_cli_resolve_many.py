@@ -21,7 +21,7 @@ from yarl import URL
 from bulk_runs import end, until
 from cli_runs import KEY, service
 from kie_wav_async import Track, WavSession, errors
-from kie_wav_async.ledger import AttemptOutcome, SqliteLedger, Standing, TrackState
+from kie_wav_async.ledger import AttemptOutcome, LedgerEntry, SqliteLedger, TrackState
 from kie_wav_async.simulator import Fault
 from ledger_runs import Done, Writer, attempt, run, track
 
@@ -86,12 +86,12 @@ def write_list(*rows: str) -> None:
     Path("list.csv").write_text("\n".join(rows), "utf-8")
 
 
-async def look() -> tuple[list[Standing], int, int]:
+async def look() -> tuple[list[LedgerEntry], int, int]:
     """Return where the tracks stand, how many submits are accepted, and how many unknown."""
     ledger = SqliteLedger(LEDGER, read_only=True)
     opening = await ledger.open(0.0)
     try:
-        page = await ledger.page(TrackState)
+        page = await ledger.list_entries(TrackState)
         return list(page), opening.accepted, len(opening.unknown)
     finally:
         await ledger.aclose()
@@ -99,7 +99,7 @@ async def look() -> tuple[list[Standing], int, int]:
 
 def states() -> list[str]:
     """Return where the tracks stand, in order."""
-    return [standing.state.value for standing in asyncio.run(look())[0]]
+    return [entry.state.value for entry in asyncio.run(look())[0]]
 
 
 # --- a list ---------------------------------------------------------------------------------------
@@ -111,8 +111,8 @@ def test_a_list_is_printed_filled_in_and_read(resolve) -> None:
     async def work(writer: Writer) -> None:
         for number in range(1, 6):
             await writer.lose(number)
-        await writer.ledger.hear(attempt(3), "named")
-        await writer.end(7, AttemptOutcome.EXISTS)
+        await writer.ledger.record_callback(attempt(3), "named")
+        await writer.end(7, AttemptOutcome.EXISTS_WITHOUT_ID)
         await writer.accept(8)
 
     write(work)
@@ -121,7 +121,7 @@ def test_a_list_is_printed_filled_in_and_read(resolve) -> None:
     assert (0, "") == (done.code, done.err)
     assert [attempt(n) for n in (1, 2, 3, 4, 5, 7)] == [row["attempt_id"] for row in rows]
     assert ["", "", "named", "", "", ""] == [row["task_id"] for row in rows]
-    assert ["unknown"] * 5 + ["exists"] == [row["state"] for row in rows]
+    assert ["unknown"] * 5 + ["exists_without_id"] == [row["state"] for row in rows]
     assert ("m", "a1") == (rows[0]["music_task_id"], rows[0]["audio_id"])
 
     for row, word in zip(
@@ -255,7 +255,7 @@ def test_what_is_refused_of_a_list_hinders_nothing_else(resolve) -> None:
         await writer.lose(1)
         await writer.lose(2)
         await writer.accept(3)
-        await writer.ledger.hear(attempt(1), "t-1")
+        await writer.ledger.record_callback(attempt(1), "t-1")
 
     write(work)
     Path("list.csv").write_text(f"{attempt(1)},not-charged\n{attempt(2)},t-2\n", "utf-8")
@@ -425,7 +425,7 @@ async def test_what_existed_before_names_another_submit(ask) -> None:
         async with WavSession(KEY, base_url=kie.base_url) as before:
             task_id = (await before.submit(Track("m", "a1"))).task_id
         async with SqliteLedger(LEDGER) as ledger:
-            await Writer(ledger).end(1, AttemptOutcome.EXISTS)
+            await Writer(ledger).end(1, AttemptOutcome.EXISTS_WITHOUT_ID)
         done = await ask(kie, attempt(1), "--task-id", task_id)
     assert (0, TrackState.ACCEPTED) == (done.code, (await look())[0][0].state), done
 
@@ -459,8 +459,8 @@ async def test_one_wrong_task_of_a_list(ask) -> None:
 
 def one() -> tuple[TrackState, str, int, int]:
     """Return where the only track stands, its task, and the bill."""
-    (standing,), accepted, unknown = asyncio.run(look())
-    return standing.state, standing.task_id, accepted, unknown
+    (entry,), accepted, unknown = asyncio.run(look())
+    return entry.state, entry.task_id, accepted, unknown
 
 
 def test_a_wrong_word_is_corrected(resolve) -> None:
@@ -487,8 +487,8 @@ def test_a_file_of_the_wrong_task_is_put_aside(resolve, is_there) -> None:
         await writer.lose(1)
         await writer.ledger.resolve(attempt(1), time.time(), task_id="wrong")
         url = URL("https://files.example/wrong.wav")
-        await writer.ledger.settle("wrong", time.time(), wav_url=url)
-        await writer.ledger.store(track(1), path="a1.wav", size=20, sha256="0" * 64)
+        await writer.ledger.finish_task("wrong", time.time(), wav_url=url)
+        await writer.ledger.mark_saved(track(1), path="a1.wav", size=20, sha256="0" * 64)
 
     write(work)
     if not is_there:
@@ -518,8 +518,8 @@ async def test_a_corrected_track_gets_its_own_wav(capsys, ask) -> None:
         (attempt_id, right), (_, wrong) = made[1], made[3]
         assert 0 == (await ask(kie, attempt_id, "--task-id", wrong, "--no-check")).code
         async with SqliteLedger(LEDGER) as ledger:  # As it was saved before anybody looked.
-            await ledger.settle(wrong, time.time(), wav_url=URL("https://h.example/x.wav"))
-            await ledger.store(track(1), path="a1.wav", size=48, sha256="0" * 64)
+            await ledger.finish_task(wrong, time.time(), wav_url=URL("https://h.example/x.wav"))
+            await ledger.mark_saved(track(1), path="a1.wav", size=48, sha256="0" * 64)
         stranger = await asyncio.to_thread(a_wav, "a1.wav")
         done = await ask(kie, attempt_id, "--task-id", right)
         again = await asyncio.to_thread(run, capsys, *bulk)

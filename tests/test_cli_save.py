@@ -18,9 +18,9 @@ from yarl import URL
 from cli_runs import KEY, SHORT, is_wav, names, service, submit_before
 from kie_wav_async import Download, WavFile, errors, events
 from kie_wav_async.cli import main
-from kie_wav_async.cli._display import WaitDisplay
-from kie_wav_async.cli._output import CliError, failure_of, without_advice
-from kie_wav_async.cli._target import save
+from kie_wav_async.cli.common.output import CliError, failure_of, without_advice
+from kie_wav_async.cli.common.progress import WaitDisplay
+from kie_wav_async.cli.single.output_file import save
 from kie_wav_async.simulator import Fault, Simulator
 
 if TYPE_CHECKING:
@@ -93,8 +93,12 @@ BAD_FILES = [
     (Fault(kind="expired", on="media"), "unavailable", "refuses the link (404)"),
     (CUT, "truncated", "bytes of the file are kept"),
     (Fault(kind="html", on="media", http_status=200), "not-a-wav", "what 127.0.0.1 sent"),
-    (Fault(kind="redirect", on="media", url="http://192.0.2.1/x.wav"), "refused-url", "plain http"),
-    (Fault(kind="redirect", on="media", url="?again"), "refused-url", "redirects more than"),
+    (
+        Fault(kind="redirect", on="media", url="http://192.0.2.1/x.wav"),
+        "url-not-allowed",
+        "plain http",
+    ),
+    (Fault(kind="redirect", on="media", url="?again"), "url-not-allowed", "redirects more than"),
     (Fault(kind="code", on="media", http_status=503), "unavailable", "answered 503 (8 of 8"),
     (Fault(kind="reset", on="media"), "unavailable", "8 of 8 attempts"),
 ]
@@ -316,7 +320,9 @@ async def test_a_file_that_came_meanwhile(*, is_fetched: bool, resumed: bool) ->
             assert not accept_short
             at = dt.datetime.now(dt.UTC)
             if is_fetched:
-                display.tell(events.DownloadProgress(at=at, wav=wav, path=path, bytes=1, total=2))
+                display.show_event(
+                    events.DownloadProgress(at=at, wav=wav, path=path, bytes=1, total=2)
+                )
             return download
 
     if is_fetched or resumed:

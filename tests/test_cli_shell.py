@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from bulk_runs import SAVING, on_terminal, resume_command, see_off, visible, write_catalog
 from cli_runs import KEY, names, service, submit_before
 from kie_wav_async.cli import main
-from kie_wav_async.cli._bulk_order import _FLAGS, Order
-from kie_wav_async.cli._commands import cli
-from kie_wav_async.cli._shell import command_line, join, quote, status_command
-from kie_wav_async.cli._survey import resolve_commands
+from kie_wav_async.cli.bulk.options import _FLAGS, BulkOptions
+from kie_wav_async.cli.commands import cli
+from kie_wav_async.cli.common.shell import command_line, join, quote, status_command
+from kie_wav_async.cli.report.catalog_report import resolve_commands
 from kie_wav_async.simulator import Fault
 from test_architecture import imports_of
 
@@ -128,9 +128,9 @@ def test_the_program_takes_such_a_name(capsys, tmp_path, monkeypatch, name: str,
     assert f"there is no ledger {name}" in capsys.readouterr().err
 
 
-def order_of(catalog: str, *options: str) -> Order:
+def order_of(catalog: str, *options: str) -> BulkOptions:
     """Return an order of which no more is known than what was typed."""
-    order = Order.__new__(Order)
+    order = BulkOptions.__new__(BulkOptions)
     object.__setattr__(order, "catalog", catalog)
     object.__setattr__(order, "given", ["bulk", catalog, *options])
     return order
@@ -146,10 +146,19 @@ def test_a_catalog_that_was_the_output_of_a_command() -> None:
 
 def test_a_name_that_is_an_option_elsewhere() -> None:
     """Only an option that was obeyed is left out, not a file or a value of the same name."""
-    given = ["--out", "--retry-failed", "--retry-failed", "--name=--new-ledger", "--json", "--"]
+    given = [
+        "--out",
+        "--retry-failed",
+        "--retry-failed",
+        "--filename-template=--new-ledger",
+        "--json",
+        "--",
+    ]
     order = order_of("--new-ledger")
     object.__setattr__(order, "given", ["bulk", *given, "--new-ledger"])
-    kept = "kie-wav bulk --out --retry-failed --name=--new-ledger --json -- --new-ledger"
+    kept = (
+        "kie-wav bulk --out --retry-failed --filename-template=--new-ledger --json -- --new-ledger"
+    )
 
     assert kept == order.resume(is_planned=True)
     assert order.resume(is_planned=False) == join(["kie-wav", "bulk", *given, "--new-ledger"])
@@ -187,11 +196,13 @@ def test_a_cap_is_left_to_be_chosen() -> None:
     )
 
 
-@pytest.mark.parametrize("module", sorted(CLI.glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "module", sorted(CLI.rglob("*.py")), ids=lambda path: str(path.relative_to(CLI))
+)
 def test_there_is_one_way_to_quote(module: Path) -> None:
     """No module of the command line writes a command with words of others by other means."""
     source = module.read_text("utf-8")
-    if module.name != "_shell.py":
+    if module != CLI / "common" / "shell.py":
         assert "shlex" not in imports_of(source)
     assert [] == re.findall(r"kie-wav [a-z]+ \{.*", source)
 

@@ -35,8 +35,8 @@ from bulk_runs import (
     write_lines,
 )
 from cli_runs import service, submit_before
-from kie_wav_async.cli import _streams
-from kie_wav_async.cli._streams import OutputError
+from kie_wav_async.cli.common import streams
+from kie_wav_async.cli.common.streams import OutputError
 from kie_wav_async.ledger import SqliteLedger, TrackState
 from kie_wav_async.simulator import Fault
 from ledger_runs import Writer, track
@@ -90,9 +90,11 @@ class Sleeper:
 
 
 async def run(kie, *words: str, out=None, err=None, **limits: float):
-    """Start ``kie-wav`` with *words*, and with limits of `_streams` of our own."""
-    own = "".join(f"_streams.{name} = {value}; " for name, value in limits.items())
-    program = f"import sys; from kie_wav_async.cli import _streams, main; {own}sys.exit(main())"
+    """Start ``kie-wav`` with *words*, and with limits of `cli.common.streams` of our own."""
+    own = "".join(f"streams.{name} = {value}; " for name, value in limits.items())
+    imports = "import sys; from kie_wav_async.cli import main; "
+    imports += "from kie_wav_async.cli.common import streams; "
+    program = f"{imports}{own}sys.exit(main())"
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", program, *words),
         env=environment(kie),
@@ -143,7 +145,7 @@ async def until_held(kie) -> None:
             if LEDGER.exists():
                 ledger = SqliteLedger(LEDGER, read_only=True)
                 await ledger.open(0.0)
-                counts = await ledger.count()
+                counts = await ledger.count_by_state()
                 await ledger.aclose()
             is_quiet = 0 < kie.charges == before == counts.get(TrackState.SUCCEEDED)
             looks = looks + 1 if is_quiet else 0
@@ -310,7 +312,7 @@ async def prepared(kie, words: list[str]) -> list[str]:
         digest = hashlib.sha256(data).hexdigest()
         async with SqliteLedger(LEDGER) as ledger:
             await Writer(ledger).convert(0)
-            await ledger.store(track(0), path="a.wav", size=len(data), sha256=digest)
+            await ledger.mark_saved(track(0), path="a.wav", size=len(data), sha256=digest)
     given = {"TASK": kie.arrivals[0].task_id, "LEDGER": str(LEDGER)}
     return [given.get(word, word) for word in words]
 
@@ -433,7 +435,7 @@ async def test_the_terminal_of_a_catalog_hangs_up(more, code) -> None:
     words = ("bulk", "c.csv", "--out", "out", *SAVING, "--max-in-flight", "10", *more)
     async with service(median_s=0.2, window=None) as kie:
         assert code == await hang_up(kie, *words)
-    assert {"stored": 40} == await states()
+    assert {"saved": 40} == await states()
 
 
 @pytest.mark.parametrize(
@@ -473,7 +475,7 @@ class Slow(io.RawIOBase):
 def test_the_queue_keeps_the_order() -> None:
     """What is put from several threads is written whole, each thread's in its order."""
     slow = Slow()
-    pipe = _streams._Pipe(slow)
+    pipe = streams._Pipe(slow)
 
     def put(name: str) -> None:
         for number in range(200):
@@ -496,7 +498,7 @@ def test_the_queue_keeps_the_order() -> None:
 def test_messages_are_dropped_from_the_oldest_and_that_is_said() -> None:
     """Of messages that nobody reads the newest are kept, and a line says that some are missing."""
     slow = Slow(takes=1000)
-    pipe = _streams._Pipe(slow, 1000)
+    pipe = streams._Pipe(slow, 1000)
     for number in range(1000):
         pipe.put(f"line {number}\n".encode())
     assert pipe._size < 2000
@@ -511,7 +513,7 @@ def test_messages_are_dropped_from_the_oldest_and_that_is_said() -> None:
 async def test_who_waits_for_room_is_woken() -> None:
     """Whoever waits for room goes on once there is some, and the loop turns meanwhile."""
     slow = Slow(takes=100)
-    pipe = _streams._Pipe(slow)
+    pipe = streams._Pipe(slow)
     pipe.put(b"x" * 10_000)
     waiting = [asyncio.create_task(pipe.wait(most)) for most in (5_000, 0)]
     await asyncio.sleep(0)
@@ -526,7 +528,7 @@ async def test_who_waits_for_room_is_woken() -> None:
 async def test_who_waits_for_room_can_be_cancelled() -> None:
     """Whoever waits for a reader that sleeps can be cancelled, and is not woken later."""
     slow = Slow(takes=100)
-    pipe = _streams._Pipe(slow)
+    pipe = streams._Pipe(slow)
     pipe.put(b"x" * 1_000)
     waiting = asyncio.create_task(pipe.wait(0))
     await asyncio.sleep(0)
@@ -543,8 +545,8 @@ async def test_who_waits_for_a_reader_that_is_gone_is_told() -> None:
     """Whoever waits learns that nobody reads any more, and so does whoever prints."""
     reader, writer = os.pipe()
     with os.fdopen(writer, "wb", buffering=0) as raw:
-        pipe = _streams._Pipe(raw)
-        text = _streams._text(_streams._Buffer(pipe, is_mute=False), None)
+        pipe = streams._Pipe(raw)
+        text = streams._text(streams._Buffer(pipe, is_mute=False), None)
         text.write("x" * 1_000_000)
         waiting = asyncio.create_task(pipe.wait(0))
         await asyncio.sleep(0)
@@ -564,7 +566,7 @@ def test_a_file_that_does_not_block_is_waited_for() -> None:
     data = bytes(range(256)) * 2_000
     with os.fdopen(reader, "rb") as file:
         with os.fdopen(writer, "wb", buffering=0) as raw:
-            pipe = _streams._Pipe(raw)
+            pipe = streams._Pipe(raw)
             pipe.put(data)
             got = file.read(len(data))
             pipe.drain()

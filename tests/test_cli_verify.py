@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kie_wav_async.cli import _verify
-from kie_wav_async.cli._display import VerifyDisplay
-from kie_wav_async.cli._manifest import write_manifest
-from kie_wav_async.cli._output import CliError
-from kie_wav_async.cli._verify import escaped
+from kie_wav_async.cli.bulk.manifest import write_manifest
+from kie_wav_async.cli.common.output import CliError
+from kie_wav_async.cli.common.progress import VerifyDisplay
+from kie_wav_async.cli.report import verify as report_verify
+from kie_wav_async.cli.report.verify import escaped
 from kie_wav_async.ledger import SqliteLedger
 from ledger_runs import Done, Writer, run, track
 
@@ -66,12 +66,14 @@ async def write_catalog(count: int) -> None:
         writer = Writer(ledger)
         for number in range(count + 1):
             await writer.convert(number)
-            await ledger.reserve(track(number), path=f"{number}.wav", key=f"{number}.wav")
+            await ledger.reserve_path(track(number), path=f"{number}.wav", key=f"{number}.wav")
         for number in range(count):
             data = content(number)
             (OUT / f"{number}.wav").write_bytes(data)
             digest = hashlib.sha256(data).hexdigest()
-            await ledger.store(track(number), path=f"{number}.wav", size=len(data), sha256=digest)
+            await ledger.mark_saved(
+                track(number), path=f"{number}.wav", size=len(data), sha256=digest
+            )
         assert count == await write_manifest(ledger, OUT)
 
 
@@ -214,7 +216,7 @@ async def test_while_a_run_is_under_way(verify) -> None:
     async with SqliteLedger(LEDGER) as ledger:
         (OUT / "3.wav").write_bytes(b"new")
         digest = hashlib.sha256(b"new").hexdigest()
-        await ledger.store(track(3), path="3.wav", size=3, sha256=digest)
+        await ledger.mark_saved(track(3), path="3.wav", size=3, sha256=digest)
         done = await asyncio.to_thread(verify)
 
     assert (0, ALL_GOOD + "3.wav: OK\n") == done[:2]
@@ -329,7 +331,7 @@ def test_a_ledger_that_leads_out(verify) -> None:
         async with SqliteLedger(LEDGER) as ledger:
             await Writer(ledger).convert(0)
             digest = hashlib.sha256(b"x").hexdigest()
-            await ledger.store(track(0), path="../x.wav", size=1, sha256=digest)
+            await ledger.mark_saved(track(0), path="../x.wav", size=1, sha256=digest)
 
     asyncio.run(store())
     done = verify()
@@ -430,7 +432,7 @@ def test_memory_is_flat() -> None:
         lines.append(json.dumps({"file": "x.wav", "bytes": len(data), "sha256": digest}))
         MANIFEST.write_text("\n".join(lines))
         tracemalloc.start()
-        code = asyncio.run(_verify.run_verify(MANIFEST, None, as_json=False))
+        code = asyncio.run(report_verify.run_verify(MANIFEST, None, as_json=False))
         top = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert 0 == code
@@ -447,7 +449,7 @@ def test_interrupted(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def work() -> int:
         found.append(asyncio.current_task())
-        return await _verify.run_verify(LEDGER, None, as_json=False)
+        return await report_verify.run_verify(LEDGER, None, as_json=False)
 
     before = VerifyDisplay.print_result
 
@@ -456,7 +458,7 @@ def test_interrupted(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
         found[0].cancel()
 
     monkeypatch.setattr(VerifyDisplay, "print_result", cancel)
-    monkeypatch.setattr(_verify, "_AHEAD", 1)
+    monkeypatch.setattr(report_verify, "_AHEAD", 1)
     with pytest.raises(CliError) as caught:
         asyncio.run(work())
 

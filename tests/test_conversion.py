@@ -126,10 +126,10 @@ async def test_cancelled_waiter_touches_nobody(clock, service) -> None:
     async with service.session() as session:
         conversion = await clock.run(session.submit(track()))
         waits = [asyncio.create_task(conversion.wait()) for _ in range(3)]
-        await clock.settle()
+        await clock.run_pending()
         waits[0].cancel()
         waits[2].cancel()
-        await clock.settle()
+        await clock.run_pending()
         assert (conversion,) == session.conversions()
         assert "task0001" == (await clock.run(waits[1])).task_id
         assert [True, False, True] == [wait.cancelled() for wait in waits]
@@ -141,7 +141,7 @@ async def test_all_waiters_cancelled_leaves_the_job(clock, service) -> None:
     async with service.session() as session:
         conversion = await clock.run(session.submit(track()))
         waits = [asyncio.create_task(conversion.wait()) for _ in range(3)]
-        await clock.settle()
+        await clock.run_pending()
         for wait in waits:
             wait.cancel()
         await clock.advance(100.0)
@@ -153,14 +153,14 @@ async def test_cancelled_waiters_are_forgotten(clock, service) -> None:
     """Whoever waits and gives up a thousand times leaves nothing behind."""
     async with service.session() as session:
         conversion = await clock.run(session.submit(track()))
-        await clock.settle()
+        await clock.run_pending()
         for _ in range(1_000):
             wait = asyncio.create_task(conversion.wait())
             await asyncio.sleep(0)
             wait.cancel()
             await asyncio.sleep(0)
-        await clock.settle()
-        assert not conversion._waiters
+        await clock.run_pending()
+        assert not conversion._entry._waiters
 
 
 async def test_waiter_cancelled_as_the_file_arrives(clock, service) -> None:
@@ -169,8 +169,8 @@ async def test_waiter_cancelled_as_the_file_arrives(clock, service) -> None:
     async with service.session() as session:
         conversion = await clock.run(session.submit(track()))
         wait = asyncio.create_task(conversion.wait())
-        await clock.settle()
-        conversion.wake(KieWavError("over"))
+        await clock.run_pending()
+        conversion._entry.notify_waiters(KieWavError("over"))
         wait.cancel()
         await asyncio.wait([wait])
         assert wait.cancelled()
@@ -228,8 +228,8 @@ async def test_settled_conversion_holds_no_waiters(clock, service) -> None:
         conversion = await clock.run(session.submit(track()))
         wait = asyncio.create_task(conversion.wait())
         await clock.run(asyncio.wait([wait]))
-        await clock.settle()
+        await clock.run_pending()
         gc.collect()
-        assert not conversion._waiters
-        assert not conversion._submit_waiters
+        assert not conversion._entry._waiters
+        assert not conversion._entry._submit_waiters
         assert sys.getrefcount(wait) <= 3

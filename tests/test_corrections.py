@@ -8,7 +8,7 @@ import pytest
 
 from fakes import LOST_CHARGED, LOST_FREE, FakeService, counted, is_bounded, track
 from kie_wav_async.errors import AlreadyExistsError, ChargeLimitError, SubmitUnknownError
-from kie_wav_async.events import Submitted
+from kie_wav_async.events import SubmitAccepted
 from kie_wav_async.ledger import TrackState
 from kie_wav_async.testing import FakeClock, MemoryLedger
 from ledger_steps import bill
@@ -37,9 +37,9 @@ async def lose(clock, session, number: int = 1) -> str:
 
 async def state_of(ledger: MemoryLedger) -> TrackState:
     """Return where the track stands in a ledger that is open."""
-    standing = await ledger.find(track())
-    assert standing is not None
-    return standing.state
+    entry = await ledger.get(track())
+    assert entry is not None
+    return entry.state
 
 
 @pytest.mark.parametrize("is_kept", [False, True])
@@ -56,7 +56,9 @@ async def test_a_wrong_task_is_replaced_in_flight(clock, service, is_kept) -> No
         wav = await clock.run(wait)
         assert ("task0002", track()) == (wav.task_id, wav.track)
         assert {"submitted": 1, "accepted": 1, "adopted": 1, "settled_by_poll": 1} == {
-            name: n for name, n in counted(session).items() if name not in {"polls", "duplicates"}
+            name: n
+            for name, n in counted(session).items()
+            if name not in {"polls", "duplicate_results"}
         }
         assert wav is await session.convert(track())
         assert is_bounded(service, session)
@@ -199,20 +201,20 @@ async def test_the_word_of_an_attempt_that_was_answered_meanwhile(clock, service
     """Where the ledger knows better by now, a word changes nothing."""
     async with service.session(ledger=(ledger := MemoryLedger())) as session:
         attempt_id = await lose(clock, session)
-        await ledger.end(attempt_id, "accepted", clock.time(), task_id="task0001")
+        await ledger.finish_attempt(attempt_id, "accepted", clock.time(), task_id="task0001")
         await session.resolve_unknown(attempt_id, not_charged=True)
         assert TrackState.ACCEPTED is await state_of(ledger)
 
 
 async def test_an_attached_task_that_a_word_names_is_told_of(clock, service) -> None:
     """Who stores the tasks by their events learns which attached one a lost submit had made."""
-    told: list[Submitted] = []
+    told: list[SubmitAccepted] = []
     async with service.session(on_event=told.append) as session:
         attempt_id = await lose(clock, session)
         await clock.run(session.submit(track(), again=True))
         conversion = session.attach("task0001")
         await session.resolve_unknown(attempt_id, task_id="task0001")
-        _, event = [event for event in told if isinstance(event, Submitted)]
+        _, event = [event for event in told if isinstance(event, SubmitAccepted)]
 
     assert ("task0001", track(), attempt_id, True) == (
         event.task_id,

@@ -22,19 +22,13 @@ from yarl import URL
 from certificates import TRUSTED_PEM
 from disk import Disk, Fault
 from hostile import BODY, KEY, MIB, TRACK, HastyClock, downloading, link
-from kie_wav_async import (
-    Download,
-    RetryPolicy,
-    WavFile,
-    WavSession,
-    _downloader,
-    _part_file,
-    events,
-)
-from kie_wav_async._models import WireResponse
-from kie_wav_async._part_file import part_path
-from kie_wav_async._transport import AiohttpTransport
+from kie_wav_async import Download, RetryPolicy, WavFile, WavSession, events
+from kie_wav_async.downloads import part_file
+from kie_wav_async.downloads.part_file import part_path
 from kie_wav_async.errors import DownloadError, SessionClosedError, TransportError
+from kie_wav_async.http.transport import AiohttpTransport
+from kie_wav_async.protocol.messages import WireResponse
+from kie_wav_async.session import download_manager
 from kie_wav_async.testing import FakeClock, ScriptedTransport, answer, refused
 from media import HONEST, Manner, MediaServer, refusal, wav_bytes
 from proxy import Plan, Proxy, http
@@ -172,7 +166,7 @@ async def test_progress_is_told(media, target) -> None:
     times = [one.at.timestamp() for one in told[:-1]]
     assert all(after - before > 0.249 for before, after in itertools.pairwise(times))
     assert (
-        events.Downloaded(at=running.told[-1].at, wav=wav_of(url), download=download)
+        events.DownloadCompleted(at=running.told[-1].at, wav=wav_of(url), download=download)
         == (running.told[-1])
     )
 
@@ -408,7 +402,7 @@ async def test_whole_file_is_left_alone(media, target) -> None:
     before = target.stat()
     async with downloading() as running:
         download = await running.download(media.put("/a.wav", wav_bytes(2_000)), target)
-        assert [events.Downloaded] == [type(event) for event in running.told]
+        assert [events.DownloadCompleted] == [type(event) for event in running.told]
     assert is_saved(download, target)
     after = target.stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
@@ -433,7 +427,7 @@ async def test_link_that_is_refused_leaves_nothing(target) -> None:
     async with downloading() as running:
         with pytest.raises(DownloadError, match="plain http") as caught:
             await running.download("http://media.example/a.wav", target)
-    assert "refused-url" == caught.value.reason
+    assert "url-not-allowed" == caught.value.reason
     assert [] == [*target.parent.iterdir()]
 
 
@@ -476,8 +470,8 @@ async def test_same_file_twice_is_fetched_once(media, target, monkeypatch) -> No
         gate.open()
         assert is_saved(await first, target)
         assert attrs.evolve(await first, path=Path(target.name)) == await second
-        assert 2 == len([one for one in running.told if isinstance(one, events.Downloaded)])
-        assert {} == running.session._downloader._places
+        assert 2 == len([one for one in running.told if isinstance(one, events.DownloadCompleted)])
+        assert {} == running.session._downloads._paths
     assert 1 == len(media.requests)
 
 
@@ -530,13 +524,13 @@ async def test_who_waits_can_be_cancelled(media, target) -> None:
 
 async def test_file_that_came_meanwhile_is_taken(media, target, monkeypatch) -> None:
     """A file that another process finished, just before its part could be had, is not fetched."""
-    take_up = _part_file.PartFile.open
+    take_up = part_file.PartFile.open
 
     def late(part) -> None:
         take_up(part)
         target.write_bytes(BODY)
 
-    monkeypatch.setattr(_part_file.PartFile, "open", late)
+    monkeypatch.setattr(part_file.PartFile, "open", late)
     async with downloading() as running:
         assert is_saved(await running.download(media.put("/a.wav", BODY), target), target)
     assert [] == media.requests
@@ -630,13 +624,13 @@ async def test_download_may_end_at_any_step(media, tmp_path, scene, name) -> Non
         url = media.put(f"/{step}.wav", BODY, manner)
         fresh = [link(url)] * 2
         if kept:
-            part = _part_file.PartFile(target, "t1")
+            part = part_file.PartFile(target, "t1")
             part.open()
             part.restart('"v1"', len(BODY))
             part.write([BODY[:kept]])
             part.close(keep=True)
         async with downloading(*fresh) as running:
-            running.session._downloader._executor = InlineExecutor()
+            running.session._downloads._executor = InlineExecutor()
             task = asyncio.create_task(running.download(url, target))
             await turns(step)
             is_over = task.done()
@@ -648,8 +642,8 @@ async def test_download_may_end_at_any_step(media, tmp_path, scene, name) -> Non
                     await asyncio.sleep(0)
                     task.cancel()
             await asyncio.wait([task])
-            assert {} == running.session._downloader._places
-            assert () == running.session._downloader.under_way
+            assert {} == running.session._downloads._paths
+            assert () == running.session._downloads.in_progress
         end = "cancelled" if task.cancelled() else type(task.exception() or task.result())
         ends.add(end)
         if target.exists():
@@ -853,7 +847,7 @@ async def test_weak_evidence_gives_no_file_up(media, target, accepted_at, said) 
     url = media.put("/a.wav", BODY, [refusal(403), HONEST])
     wav = attrs.evolve(wav_of(url), accepted_at=accepted_at)
     async with downloading(said) as running:
-        running.clock.jump_wall(10 * 365 * 86_400.0)
+        running.clock.shift_wall_clock(10 * 365 * 86_400.0)
         with pytest.raises(DownloadError, match="download it again later") as caught:
             await running.session.download(wav, target)
         assert "unavailable" == caught.value.reason
@@ -912,7 +906,7 @@ async def test_eight_attempts_with_full_jitter(media, target, sample) -> None:
     """Eight attempts are made, after waits of a share of 1, 2, 4, ... up to 60 seconds."""
     url = media.put("/a.wav", BODY, refusal(503))
     async with downloading() as running:
-        running.session._desk.chance = lambda: sample
+        running.session._context.random = lambda: sample
         with pytest.raises(DownloadError, match="8 of 8 attempts") as caught:
             await running.download(url, target)
     assert [sample * longest for longest in (1, 2, 4, 8, 16, 32, 60)] == running.clock.slept
@@ -928,7 +922,7 @@ async def test_host_may_ask_for_a_wait(media, target, asked, expected) -> None:
     """What the host asks for goes before our own wait, up to five minutes."""
     url = media.put("/a.wav", BODY, [refusal(503, ("Retry-After", asked)), HONEST])
     async with downloading() as running:
-        running.session._desk.chance = lambda: 0.5
+        running.session._context.random = lambda: 0.5
         assert is_saved(await running.download(url, target), target)
     assert [expected] == running.clock.slept
 
@@ -945,7 +939,7 @@ async def test_beginning_that_is_none_yet_is_gone_on_with(media, target, count) 
 
 async def test_part_that_has_all_is_not_asked_for(media, target) -> None:
     """A part to which nothing is missing gets its name without a request."""
-    part = _part_file.PartFile(target, "t1")
+    part = part_file.PartFile(target, "t1")
     part.open()
     part.restart('"v1"', len(BODY))
     part.write([BODY])
@@ -958,7 +952,7 @@ async def test_part_that_has_all_is_not_asked_for(media, target) -> None:
 
 async def test_part_that_is_no_wav_is_not_believed(media, target) -> None:
     """A part that is said to be of the file, and is none, leads to no file and does not stay."""
-    part = _part_file.PartFile(target, "t1")
+    part = part_file.PartFile(target, "t1")
     part.open()
     part.restart('"v1"', None)
     part.write([b"<!DOCTYPE html>" * 20])
@@ -1063,7 +1057,7 @@ async def test_slow_disk_is_not_the_hosts_fault(media, target, disk) -> None:
             running.clock._monotonic_s += 1_000.0
 
     async with downloading() as running:
-        running.session._downloader._executor = InlineExecutor()
+        running.session._downloads._executor = InlineExecutor()
         disk.before = take_long
         assert is_saved(await running.download(url, target), target, BIG)
         assert [] == running.retries
@@ -1123,7 +1117,7 @@ async def test_twice_cancelled_download_waits_for_no_disk(media, target, disk) -
         task.cancel()
         await turns()
         assert task.cancelled()
-        assert {} == running.session._downloader._places
+        assert {} == running.session._downloads._paths
         hang.released.set()
     for thread in disk_threads():
         await asyncio.to_thread(thread.join, PATIENCE_S)
@@ -1174,7 +1168,7 @@ async def test_cancellation_is_not_lost_on_a_broken_disk(media, target, disk) ->
 
 async def test_disk_full_for_a_moment_costs_no_byte(media, target, disk, monkeypatch) -> None:
     """A disk that was full for one write, half way through, leads to no wrong byte ever."""
-    monkeypatch.setattr(_part_file, "SYNC_EVERY", MIB)
+    monkeypatch.setattr(part_file, "SYNC_EVERY", MIB)
     url = media.put("/a.wav", BIG)
     writes = []
 
@@ -1285,7 +1279,7 @@ async def test_folder_that_cannot_be_looked_up_just_now(media, target, monkeypat
     def refuse(_) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(_downloader.os.path, "realpath", refuse)
+    monkeypatch.setattr(download_manager.os.path, "realpath", refuse)
     async with downloading() as running:
         with pytest.raises(DownloadError) as caught:
             await running.download(media.put("/a.wav", BODY), target)
@@ -1295,7 +1289,7 @@ async def test_folder_that_cannot_be_looked_up_just_now(media, target, monkeypat
 async def test_disk_without_room_is_told_before_more_is_fetched(media, target, monkeypatch) -> None:
     """A file for which there is no room is not begun, and the error says how much is wanted."""
     monkeypatch.setattr(
-        _part_file.shutil, "disk_usage", lambda _: _part_file.shutil._ntuple_diskusage(1, 1, 0)
+        part_file.shutil, "disk_usage", lambda _: part_file.shutil._ntuple_diskusage(1, 1, 0)
     )
     gate = Gate()
     url = media.put("/a.wav", BODY, gate.after(100))

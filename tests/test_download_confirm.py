@@ -20,7 +20,7 @@ from kie_wav_async.testing import (
     MemoryLedger,
     ScriptedTransport,
     failed,
-    no_record,
+    missing,
     pending,
     polled_task_id,
     refused,
@@ -89,7 +89,7 @@ async def test_the_services_file_is_fetched(media, target, caplog) -> None:
     [
         failed("t1"),
         pending("t1"),
-        no_record(),
+        missing(),
         succeeded("t1", response={}),
         refused(401),
         refused(500),
@@ -121,12 +121,12 @@ NOT_PAST = "Wed, 15 Jan 2025 11:59:59 GMT"
 @pytest.mark.parametrize(
     ("record", "answer", "reason"),
     [
-        (no_record(), refused(404, date=PAST), "expired"),
+        (missing(), refused(404, date=PAST), "expired"),
         (refused(404), refused(422, date=PAST), "expired"),
-        (no_record(), refused(404, date=NOT_PAST), "unavailable"),
-        (no_record(), refused(404), "unavailable"),
-        (no_record(), refused(500, date=PAST), "unavailable"),
-        (no_record(), TransportError("no route"), "unavailable"),
+        (missing(), refused(404, date=NOT_PAST), "unavailable"),
+        (missing(), refused(404), "unavailable"),
+        (missing(), refused(500, date=PAST), "unavailable"),
+        (missing(), TransportError("no route"), "unavailable"),
         (pending("t1"), refused(404, date=PAST), "unavailable"),
         (failed("t1"), refused(404, date=PAST), "unavailable"),
     ],
@@ -150,7 +150,7 @@ async def test_a_task_without_a_record_may_have_expired(
 async def test_a_link_in_place_of_a_record_confirms_nothing(media, target) -> None:
     """A link that KIE gives for a file of a task without a record is not followed."""
     wav = attrs.evolve(named(media.put("/a.wav", BODY)), accepted_at=ACCEPTED_AT)
-    async with asking(no_record(), link(media.put("/b.wav", BODY))) as (session, _):
+    async with asking(missing(), link(media.put("/b.wav", BODY))) as (session, _):
         with pytest.raises(DownloadError, match="names no file") as caught:
             await session.download(wav, target)
     assert "unavailable" == caught.value.reason

@@ -27,7 +27,7 @@ import pytest
 
 from crashes import Nursery
 from download_lives import BUGS
-from kie_wav_async._part_file import PartFile, part_path
+from kie_wav_async.downloads.part_file import PartFile, part_path
 from media import Manner, MediaServer, wav_bytes
 
 if TYPE_CHECKING:

@@ -36,9 +36,11 @@ from hostile import (
     verify_folder,
     verify_requests,
 )
-from kie_wav_async import _download, _media, _session, events
-from kie_wav_async._network import Network
+from kie_wav_async import events
+from kie_wav_async.downloads import file_client, transfer
 from kie_wav_async.errors import DownloadError, SessionClosedError
+from kie_wav_async.http.connection_settings import ConnectionSettings
+from kie_wav_async.session import session
 from links import ACCEPTED, REFUSED
 from media import (
     HONEST,
@@ -95,11 +97,11 @@ async def test_file_is_whole_or_not_there(media, folder, monkeypatch, name):
     if case.is_silent:
         # What is waited for is over a socket, whose time is the machine's.
         timeout = aiohttp.ClientTimeout(total=None, sock_read=0.1)
-        monkeypatch.setattr(_media, "TIMEOUT", timeout)
-        monkeypatch.setattr(_media, "HEAD_TIMEOUT_S", 0.3)
-        monkeypatch.setattr(_download, "RETRY", attrs.evolve(_download.RETRY, attempts=FEW))
+        monkeypatch.setattr(file_client, "TIMEOUT", timeout)
+        monkeypatch.setattr(file_client, "HEAD_TIMEOUT_S", 0.3)
+        monkeypatch.setattr(transfer, "RETRY", attrs.evolve(transfer.RETRY, attempts=FEW))
     if case.max_bytes is not None:
-        monkeypatch.setattr(_download, "MAX_BYTES", case.max_bytes)
+        monkeypatch.setattr(transfer, "MAX_BYTES", case.max_bytes)
     running, end = await run_case(case, media, folder)
 
     verify_end(case, running, end, folder)
@@ -204,7 +206,7 @@ class Waiting:
         self._reads = 0
         self._changed = asyncio.Event()
         self._is_reading = False
-        read = _media.MediaAnswer.read
+        read = file_client.FileResponse.read
 
         async def watched(answer):
             self._is_reading = True
@@ -218,7 +220,7 @@ class Waiting:
                 self._is_reading = piece == b""
             return piece
 
-        monkeypatch.setattr(_media.MediaAnswer, "read", watched)
+        monkeypatch.setattr(file_client.FileResponse, "read", watched)
 
     async def pass_time(self, clock, seconds):
         calm = 0
@@ -486,10 +488,12 @@ def looking_up(monkeypatch, resolver, *, check_hostname=False, maximum_version=N
         context.maximum_version = maximum_version
 
     def make(_, **given):
-        return _media.Media(Network(ssl=context), resolver=resolver, **given, **settings)
+        return file_client.FileClient(
+            ConnectionSettings(ssl=context), resolver=resolver, **given, **settings
+        )
 
     with monkeypatch.context() as patch:
-        patch.setattr(_session, "Media", make)
+        patch.setattr(session, "FileClient", make)
         yield
 
 
@@ -533,7 +537,7 @@ async def test_name_of_a_private_address_is_refused(folder, monkeypatch, address
             async with downloading() as running:
                 with pytest.raises(DownloadError) as caught:
                     await running.download("https://media.example/a.wav", folder / "a.wav")
-        assert "refused-url" == caught.value.reason
+        assert "url-not-allowed" == caught.value.reason
         assert 0 == media.connections
     assert {"media.example"} == set(resolver.looks)
     assert [] == names_in(folder)
@@ -551,7 +555,7 @@ async def test_name_that_leads_elsewhere_at_the_second_look_is_refused(folder, m
                 forget_names(running)
                 with pytest.raises(DownloadError) as caught:
                     await running.download("https://media.example/a.wav", folder / "a.wav")
-        assert "refused-url" == caught.value.reason
+        assert "url-not-allowed" == caught.value.reason
         assert 1 == len(media.requests)
         assert BODY[:400] == (folder / "a.wav.part").read_bytes()
         assert not hits
@@ -564,7 +568,7 @@ def forget_names(running):
 
     async def sleep_and_forget(delay_s):
         await sleep(delay_s)
-        for client in running.session._downloader._media._clients.values():
+        for client in running.session._downloads._file_client._clients.values():
             client.connector.clear_dns_cache()
 
     running.clock.sleep = sleep_and_forget
@@ -591,7 +595,7 @@ async def test_redirect_from_a_trusted_host_is_not_trusted(media, folder, monkey
             async with downloading() as running:
                 with pytest.raises(DownloadError) as caught:
                     await running.download(media.url("/a.wav"), folder / "a.wav")
-        assert "refused-url" == caught.value.reason
+        assert "url-not-allowed" == caught.value.reason
         assert 0 == other.connections
 
 
@@ -705,14 +709,14 @@ async def test_only_named_hosts_are_fetched_from(media, folder):
     async with downloading(download_hosts=["files.example"]) as running:
         with pytest.raises(DownloadError) as caught:
             await running.download(media.url("/a.wav"), folder / "a.wav")
-    assert ("refused-url", 0) == (caught.value.reason, media.connections)
+    assert ("url-not-allowed", 0) == (caught.value.reason, media.connections)
     async with downloading(download_hosts=["127.0.0.1"]) as running:
         await running.download(media.url("/a.wav"), folder / "a.wav")
         moved("https://files.example/a.wav")(media)
         with pytest.raises(DownloadError) as caught:
             await running.download(media.url("/a.wav"), folder / "b.wav", task_id="t2")
 
-    assert ("refused-url", 2) == (caught.value.reason, len(media.requests))
+    assert ("url-not-allowed", 2) == (caught.value.reason, len(media.requests))
 
 
 # Links, from one end to the other
@@ -742,7 +746,7 @@ async def test_no_refused_link_is_looked_up_or_connected_to(folder, monkeypatch)
                     with pytest.raises(DownloadError) as caught:
                         await running.download(text, folder / "a.wav")
                     ends.append((caught.value.reason, word in str(caught.value)))
-        assert {("refused-url", True)} == set(ends)
+        assert {("url-not-allowed", True)} == set(ends)
         assert ([], [], 0) == (names, addresses, media.connections)
     assert [] == names_in(folder)
 
@@ -769,7 +773,7 @@ async def test_no_redirect_to_a_refused_link_is_followed(folder, monkeypatch):
         verify_requests(media)
     # What makes no header is no answer.
     odd = {text: "unavailable" for text in ends if "\0" in text or len(text) > 8_190}
-    assert dict.fromkeys(ends, "refused-url") | odd == ends
+    assert dict.fromkeys(ends, "url-not-allowed") | odd == ends
     assert len(ends) > 100
     assert [] == names_in(folder)
 
@@ -811,7 +815,7 @@ async def test_progress_ends_where_the_file_does(media, folder):
     assert (0, len(body)) == (told[0].bytes, told[-1].bytes)
     assert MIB in {one.bytes for one in told}
     assert all(one.bytes <= two.bytes for one, two in itertools.pairwise(told))
-    assert isinstance(running.told[-1], events.Downloaded)
+    assert isinstance(running.told[-1], events.DownloadCompleted)
     assert ["truncated"] == [one.error.reason for one in running.retries]
 
 

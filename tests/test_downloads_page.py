@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, get_args
 import pytest
 
 from fastclock import FastClock
-from kie_wav_async import _download, _media, _pace, _part_file, _session, errors
+from kie_wav_async import errors
+from kie_wav_async.downloads import file_client, part_file, throughput, transfer
+from kie_wav_async.session import session
 from kie_wav_async.simulator import Simulator
 from nearby import nearby_media
 
@@ -31,8 +33,8 @@ async def kie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[
     async with Simulator(time_scale=SPEED) as simulator:
         monkeypatch.setenv("KIE_BASE_URL", simulator.base_url)
         monkeypatch.setenv("KIE_API_KEY", simulator.api_key)
-        monkeypatch.setattr(_session, "SystemClock", lambda: FastClock(SPEED))
-        monkeypatch.setattr(_session, "Media", nearby_media)
+        monkeypatch.setattr(session, "SystemClock", lambda: FastClock(SPEED))
+        monkeypatch.setattr(session, "FileClient", nearby_media)
         monkeypatch.chdir(tmp_path)
         yield simulator
 
@@ -72,15 +74,15 @@ def test_every_reason_is_explained() -> None:
 @pytest.mark.parametrize(
     ("told", "found"),
     [
-        ("nothing for 60 s", _media.TIMEOUT.sock_read == 60),
-        ("less than 16 KiB/s", _pace.LEAST_BYTES_PER_S == 16 * 1024),
-        ("over 60 s", _pace.WINDOW_S == 60),
-        ("there are 8, with growing waits of up to a minute", _download.RETRY.cap_s == 60),
-        ("there are 8,", _download.RETRY.attempts == 8),
-        ("8 files at a time", _media.MAX_CONNECTIONS == 8),
-        ("1 GiB a file at most", _download.MAX_BYTES == 1 << 30),
-        ("followed five times at most", _media.MAX_REDIRECTS == 5),
-        ("at most 16 MiB less", _part_file.SYNC_EVERY == 16 << 20),
+        ("nothing for 60 s", file_client.TIMEOUT.sock_read == 60),
+        ("less than 16 KiB/s", throughput.LEAST_BYTES_PER_S == 16 * 1024),
+        ("over 60 s", throughput.WINDOW_S == 60),
+        ("there are 8, with growing waits of up to a minute", transfer.RETRY.cap_s == 60),
+        ("there are 8,", transfer.RETRY.attempts == 8),
+        ("8 files at a time", file_client.MAX_CONNECTIONS == 8),
+        ("1 GiB a file at most", transfer.MAX_BYTES == 1 << 30),
+        ("followed five times at most", file_client.MAX_REDIRECTS == 5),
+        ("at most 16 MiB less", part_file.SYNC_EVERY == 16 << 20),
     ],
 )
 def test_the_numbers_are_those_of_the_code(told: str, *, found: bool) -> None:

@@ -13,7 +13,7 @@ from yarl import URL
 import kie_wav_async
 from eager import FACTORIES
 from fakes import HOSTS, KEY, LISTENING_AT, WEBHOOK_KEY, FakedSession, lost, track, unsent
-from kie_wav_async import CallbackTrust, CallbackVerdict, OnUnknown, PollSchedule, WavFile
+from kie_wav_async import CallbackResult, CallbackTrust, OnUnknown, PollSchedule, WavFile
 from kie_wav_async.errors import (
     ConversionFailedError,
     DownloadError,
@@ -31,7 +31,7 @@ from kie_wav_async.testing import (
     accepted,
     answer,
     failed,
-    no_record,
+    missing,
     pending,
     refused,
     signed_callback,
@@ -97,7 +97,7 @@ ENDS = [
     ("poll raises", [accepted("t1"), lost(), succeeded("t1")], "t1"),
     ("poll raises something else", [accepted("t1"), ValueError(), succeeded("t1")], "t1"),
     ("poll gets 500", [accepted("t1"), refused(500), succeeded("t1")], "t1"),
-    ("no record yet", [accepted("t1"), no_record(), succeeded("t1")], "t1"),
+    ("no record yet", [accepted("t1"), missing(), succeeded("t1")], "t1"),
     ("failed", [accepted("t1"), failed("t1")], ConversionFailedError),
 ]
 
@@ -123,7 +123,7 @@ async def test_a_repeat_is_sent_once(clock, reply) -> None:
 class BrokenLedger(MemoryLedger):
     """Fails without waiting for anything."""
 
-    async def settle(self, *_: object, **__: object) -> None:
+    async def finish_task(self, *_: object, **__: object) -> None:
         """Fail."""
         msg = "no space left on device"
         raise LedgerError(msg)
@@ -163,7 +163,7 @@ async def test_a_read_ends_the_same(clock, replies, expected) -> None:
     """Reads that are answered, or fail, without waiting."""
     async with session_on(clock, replies) as session:
         try:
-            assert expected == await clock.run(session.credits())
+            assert expected == await clock.run(session.get_credits())
         except (KieWavError, ValueError) as error:
             assert type(error) is expected  # noqa: PT017 - it may be the expected value, or none
 
@@ -176,17 +176,17 @@ async def test_a_callback_ends_a_wait_the_same(clock, trust, has_ledger) -> None
     if has_ledger:
         settings["ledger"] = MemoryLedger()
     async with session_on(clock, SUCCESS, **settings) as session:
-        session._desk.hosts.restore(HOSTS)
+        session._context.hosts.restore(HOSTS)
         conversion = await clock.run(session.submit(track()))
         callback = signed_callback("t1", key=WEBHOOK_KEY, now_unix_s=clock.time())
-        (sent,) = session._desk.transport.submits
+        (sent,) = session._context.transport.submits
         query = submitted_callback_query(sent)
         start = clock.monotonic()
-        verdict = await clock.run(session.deliver(*callback, query=query))
+        verdict = await clock.run(session.handle_callback(*callback, query=query))
         assert "t1" == (await clock.run(conversion.wait())).task_id
         assert clock.monotonic() - start < 1.0
         is_believed = trust is CallbackTrust.PAYLOAD
-        assert verdict is (CallbackVerdict.SETTLED if is_believed else CallbackVerdict.CONFIRMING)
+        assert verdict is (CallbackResult.SETTLED if is_believed else CallbackResult.POLLING)
 
 
 async def test_a_download_that_fails_at_once_ends(clock, tmp_path) -> None:
@@ -197,7 +197,7 @@ async def test_a_download_that_fails_at_once_ends(clock, tmp_path) -> None:
     async with session_on(clock, []) as session:
         with pytest.raises(DownloadError) as caught:
             await session.download(wav, tmp_path / "x.wav")
-        assert "refused-url" == caught.value.reason
+        assert "url-not-allowed" == caught.value.reason
 
 
 async def test_closing_ends_waits_and_leaves_nothing(clock) -> None:
@@ -212,12 +212,13 @@ def test_tasks_are_created_in_one_place() -> None:
     """No module of a session creates a task in a way that a task factory changes."""
     makers = {"create_task", "ensure_future", "gather", "TaskGroup", "wait_for"}
     package = Path(kie_wav_async.__file__).parent
-    # Test doubles and their checks run in the user's own tasks.
-    exempt = {"testing.py", "ledger_conformance.py"}
+    modules = {path.relative_to(package).as_posix(): path for path in package.rglob("*.py")}
+    # Test doubles and their checks run in the user's own tasks, programs in their own loop.
+    exempt = ("testing.py", "ledger/conformance.py", "cli/", "simulator/")
     found = {
-        (module.name, node.attr)
-        for module in package.glob("*.py")
-        if module.name not in exempt
+        (name, node.attr)
+        for name, module in modules.items()
+        if not name.startswith(exempt)
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and node.attr in makers
     }

@@ -43,15 +43,15 @@ UNLIMITED = {"rate_limit": RateLimit(100_000, per_s=0.001), "max_in_flight": 100
 async def test_track_becomes_a_wav():
     """A track is submitted, polled, and is a WAV file at the URL that comes back."""
     async with converting() as (kie, session), aiohttp.ClientSession() as http:
-        [track, _] = await session.tracks("5c79")
-        before = await session.credits()
+        [track, _] = await session.list_tracks("5c79")
+        before = await session.get_credits()
         wav = await session.convert(track)
-        link = await session.fresh_url(wav.url)
+        link = await session.create_download_url(wav.url)
         async with http.get(wav.url) as answer, http.get(link) as linked:
             content = await answer.read()
             assert content == await linked.read()
-        record = await session.record(wav.task_id)
-        after = await session.credits()
+        record = await session.get_task(wav.task_id)
+        after = await session.get_credits()
         state = kie.state()
 
     assert (track, "poll", record.wav_url) == (wav.track, wav.settled_by, wav.url)

@@ -16,7 +16,7 @@ from kie_wav_async.testing import (
     MemoryLedger,
     ScriptedTransport,
     answer,
-    no_record,
+    missing,
     pending,
     refused,
 )
@@ -79,7 +79,7 @@ async def test_a_ledger_keeps_such_a_track_as_not_sent(clock, service) -> None:
             await clock.run(session.submit(track()))
     async with service.session(ledger=ledger) as session:
         await clock.run(session.convert(track()))
-        assert TrackState.SUCCEEDED is (await ledger.find(track())).state
+        assert TrackState.SUCCEEDED is (await ledger.get(track())).state
     assert 1 == service.charged
 
 
@@ -99,14 +99,14 @@ async def test_a_batch_stops_where_there_is_no_route(clock, service) -> None:
 
 
 @every_kind
-@pytest.mark.parametrize("read", ["record", "tracks", "credits"])
+@pytest.mark.parametrize("read", ["get_task", "list_tracks", "get_credits"])
 async def test_a_read_without_a_route_says_so_at_once(clock, gone, read) -> None:
     """Asking again would not help: it is not repeated."""
     transport = ScriptedTransport(gone)
     service = FakeService(clock)
     service.transport = transport
     async with service.session() as session:
-        arguments = [] if read == "credits" else ["t1"]
+        arguments = [] if read == "get_credits" else ["t1"]
         with pytest.raises(EndpointGoneError):
             await clock.run(getattr(session, read)(*arguments))
     assert 1 == len(transport.requests)
@@ -153,7 +153,7 @@ async def test_a_single_wait_ends_with_its_third_poll(clock, service) -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [pending, lambda _: no_record(), lambda _: refused(500), lambda _: lost(), lambda _: raw(b"")],
+    [pending, lambda _: missing(), lambda _: refused(500), lambda _: lost(), lambda _: raw(b"")],
     ids=["pending", "none", "500", "reset", "unreadable"],
 )
 async def test_what_comes_between_ends_the_row(clock, service, other) -> None:

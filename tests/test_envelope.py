@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 import strategies
 from kie_wav_async import errors
-from kie_wav_async._envelope import (
+from kie_wav_async.protocol.envelope import (
     as_object,
-    blot,
     parse_int,
     parse_retry_after,
     parse_text,
@@ -20,22 +19,23 @@ from kie_wav_async._envelope import (
     read_envelope,
     unreadable,
 )
-from kie_wav_async._models import WireResponse
+from kie_wav_async.protocol.messages import WireResponse
+from kie_wav_async.protocol.redaction import redact
 from samples import REQUEST_ID, answer, short
 
 
 def test_blotting_takes_only_the_secret() -> None:
     """What surrounds a secret stays as it is, and so does a body without it."""
     for body in (b"", b"{}", rb'{"msg":"a\/b\u0041"}', b"\xff\\", b"sk-KIE-/1"):
-        assert body == blot(body, "sk-kie-/1")
-    assert rb"\n [api key]\"" == blot(rb"\n sk\u002dkie-\/1\"", "sk-kie-/1")
-    assert b"[api key][api key]" == blot(rb"sk-kie-/1\u0073k-kie-/1", "sk-kie-/1")
+        assert body == redact(body, "sk-kie-/1")
+    assert rb"\n [api key]\"" == redact(rb"\n sk\u002dkie-\/1\"", "sk-kie-/1")
+    assert b"[api key][api key]" == redact(rb"sk-kie-/1\u0073k-kie-/1", "sk-kie-/1")
 
 
 def test_blotting_takes_no_time_over_backslashes() -> None:
     """A mebibyte of backslashes costs a search no more than that many steps."""
     body = b"\\" * (1 << 20)
-    assert body == blot(body, "sk-kie-/1")
+    assert body == redact(body, "sk-kie-/1")
 
 
 def judge(response: WireResponse) -> object:

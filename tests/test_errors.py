@@ -11,8 +11,8 @@ import pytest
 from yarl import URL
 
 from kie_wav_async import errors
-from kie_wav_async._models import TaskRecord, TaskState, Track
 from kie_wav_async.errors import KieWavError
+from kie_wav_async.models import TaskRecord, TaskState, Track
 
 TRACK = Track("music-1", "audio-1", title="A title")
 OTHER = Track("music-2", "audio-2")
@@ -170,8 +170,8 @@ SAMPLES: list[tuple[partial[KieWavError], dict[str, object], str]] = [
             "truncated": "download it again later",
             "not-a-wav": "look at what the link shows, then ask KIE's support",
             "too-large": "look at what the link shows, then ask KIE's support",
-            "refused-url": "look at where the link leads",
-            "encoded": "is there a proxy in between?",
+            "url-not-allowed": "look at where the link leads",
+            "content-encoding": "is there a proxy in between?",
             "too-slow": "download it again later",
             "unavailable": "download it again later",
             "disk": "look at the disk and the folder, then download it again",

@@ -9,7 +9,7 @@ import pytest
 from yarl import URL
 
 from kie_wav_async import errors, events
-from kie_wav_async._models import CallbackVerdict, Download, Track, WavFile
+from kie_wav_async.models import CallbackResult, Download, Track, WavFile
 
 AT = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
 TRACK = Track("music-1", "audio-1")
@@ -20,26 +20,26 @@ ERROR = errors.TransportError("no answer")
 PATH = Path("a.wav")
 SAMPLES = [
     events.Event(at=AT),
-    events.Submitted(at=AT, task_id="task-1", track=TRACK, attempt_id="ab"),
-    events.SubmitHeld(at=AT, track=TRACK, error=ERROR, delay_s=5.0),
-    events.SubmitRefused(at=AT, track=TRACK, error=ERROR),
-    events.SubmitLost(at=AT, track=TRACK, attempt_id="ab", error=ERROR),
-    events.Settled(at=AT, wav=WAV),
-    events.WaitEnded(at=AT, task_id="task-1", track=None, error=ERROR),
+    events.SubmitAccepted(at=AT, task_id="task-1", track=TRACK, attempt_id="ab"),
+    events.SubmitRetryScheduled(at=AT, track=TRACK, error=ERROR, delay_s=5.0),
+    events.SubmitRejected(at=AT, track=TRACK, error=ERROR),
+    events.SubmitUnknown(at=AT, track=TRACK, attempt_id="ab", error=ERROR),
+    events.ConversionSucceeded(at=AT, wav=WAV),
+    events.ConversionEnded(at=AT, task_id="task-1", track=None, error=ERROR),
     events.PollingPaused(at=AT, reason="authentication", delay_s=None),
     events.CallbackReceived(
-        at=AT, task_id="task-1", verdict=CallbackVerdict.SETTLED, is_authentic=True
+        at=AT, task_id="task-1", result=CallbackResult.SETTLED, is_authentic=True
     ),
-    events.CallbackRefused(at=AT, error=errors.SignatureError(reason="stale")),
+    events.CallbackRejected(at=AT, error=errors.SignatureError(reason="stale")),
     events.DownloadProgress(at=AT, wav=WAV, path=PATH, bytes=44, total=None),
-    events.DownloadRetried(
+    events.DownloadRetryScheduled(
         at=AT,
         wav=WAV,
         path=PATH,
         error=errors.DownloadError("it broke", reason="truncated"),
         delay_s=1.5,
     ),
-    events.Downloaded(
+    events.DownloadCompleted(
         at=AT, wav=WAV, download=Download(path=PATH, bytes=44, sha256="ab", resumed=False)
     ),
 ]

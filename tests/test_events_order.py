@@ -33,7 +33,7 @@ def service(clock) -> FakeService:
 
 
 async def test_submitted_comes_before_submit_returns(clock, service) -> None:
-    """Submitted names the task before submit() returns to its caller."""
+    """SubmitAccepted names the task before submit() returns to its caller."""
     seen = []
     async with service.session(on_event=seen.append) as session:
 
@@ -43,7 +43,7 @@ async def test_submitted_comes_before_submit_returns(clock, service) -> None:
 
         await clock.run(submit())
         told, conversion = seen
-        assert events.Submitted is type(told)
+        assert events.SubmitAccepted is type(told)
         assert (conversion.task_id, track(), service.attempts[0], False) == (
             told.task_id,
             told.track,
@@ -64,13 +64,13 @@ async def test_submitted_comes_before_the_end(clock, service) -> None:
 
         await clock.run(convert())
     submitted, settled, wav = seen
-    assert [events.Submitted, events.Settled] == [type(submitted), type(settled)]
+    assert [events.SubmitAccepted, events.ConversionSucceeded] == [type(submitted), type(settled)]
     assert ("old", True) == (submitted.task_id, submitted.adopted)
     assert wav is settled.wav
 
 
 async def test_end_is_told_before_waiters_hear(clock, service) -> None:
-    """Settled and WaitEnded come before any waiter goes on."""
+    """ConversionSucceeded and ConversionEnded come before any waiter goes on."""
     service.poll_replies.append(failed)
     seen = []
     async with service.session(on_event=seen.append) as session:
@@ -84,8 +84,8 @@ async def test_end_is_told_before_waiters_hear(clock, service) -> None:
         await clock.run(convert(1))
         await clock.run(convert(2))
     kinds = [type(entry).__name__ for entry in seen]
-    assert ["Submitted", "WaitEnded", "ConversionFailedError"] == kinds[:3]
-    assert ["Submitted", "Settled", "WavFile"] == kinds[3:]
+    assert ["SubmitAccepted", "ConversionEnded", "ConversionFailedError"] == kinds[:3]
+    assert ["SubmitAccepted", "ConversionSucceeded", "WavFile"] == kinds[3:]
     ended = seen[1]
     assert ("task0001", track(1)) == (ended.task_id, ended.track)
     assert isinstance(ended.error, ConversionFailedError)
@@ -99,11 +99,11 @@ async def test_books_are_up_to_date_when_told(clock, service) -> None:
     def look(event):
         counted = session.statistics()
         looked.append((type(event).__name__, counted.in_flight, counted.unknown))
-        if isinstance(event, events.Submitted):
+        if isinstance(event, events.SubmitAccepted):
             assert event.task_id in {c.task_id for c in session.conversions()}
-        if isinstance(event, events.SubmitLost):
+        if isinstance(event, events.SubmitUnknown):
             assert event.attempt_id in {d.attempt_id for d in session.unknown_submits()}
-        if isinstance(event, events.Settled):
+        if isinstance(event, events.ConversionSucceeded):
             assert event.wav.task_id not in {c.task_id for c in session.conversions()}
 
     service.fates += [LOST_FREE, ACCEPTED]
@@ -111,7 +111,11 @@ async def test_books_are_up_to_date_when_told(clock, service) -> None:
         with pytest.raises(SubmitUnknownError):
             await clock.run(session.submit(track(1)))
         await clock.run(session.convert(track(2)))
-    assert [("SubmitLost", 0, 1), ("Submitted", 1, 1), ("Settled", 0, 1)] == looked
+    assert [
+        ("SubmitUnknown", 0, 1),
+        ("SubmitAccepted", 1, 1),
+        ("ConversionSucceeded", 0, 1),
+    ] == looked
 
 
 async def test_kinds_of_a_varied_run(clock, service) -> None:
@@ -119,7 +123,7 @@ async def test_kinds_of_a_varied_run(clock, service) -> None:
     seen = []
     service.fates += [UNSENT, refusal(429), refusal(455), LOST_CHARGED, refusal(422)]
     async with service.session(on_event=seen.append, on_unknown=OnUnknown.RESUBMIT) as session:
-        session._desk.chance = lambda: 0.5
+        session._context.random = lambda: 0.5
         session._submitter._retry = attrs.evolve(session._submitter._retry, attempts=9)
         started = clock.time()
         with pytest.raises(SubmitUnknownError):
@@ -130,17 +134,17 @@ async def test_kinds_of_a_varied_run(clock, service) -> None:
         service.conversion_s = 9_999.0
         with pytest.raises(ConversionTimeoutError):
             await clock.run(session.convert(track(3)))
-    held = events.SubmitHeld
+    held = events.SubmitRetryScheduled
     assert [held, held, held] == [type(event) for event in seen[:3]]
     assert [0.5, 10.0, 60.0] == [event.delay_s for event in seen[:3]]
     assert [track(1)] * 3 == [event.track for event in seen[:3]]
     lost, refused, submitted, ended = seen[3:]
-    assert isinstance(lost, events.SubmitLost)
+    assert isinstance(lost, events.SubmitUnknown)
     assert (track(1), service.attempts[3]) == (lost.track, lost.attempt_id)
-    assert isinstance(refused, events.SubmitRefused)
+    assert isinstance(refused, events.SubmitRejected)
     assert (track(2), 402) == (refused.track, refused.error.code)
-    assert isinstance(submitted, events.Submitted)
-    assert isinstance(ended, events.WaitEnded)
+    assert isinstance(submitted, events.SubmitAccepted)
+    assert isinstance(ended, events.ConversionEnded)
     assert isinstance(ended.error, ConversionTimeoutError)
     moments = [event.at.timestamp() - started for event in seen]
     assert [0.0, 0.5, 10.5, 70.5] == moments[:4]
@@ -182,10 +186,10 @@ async def test_errors_of_on_event_are_logged_and_swallowed(clock, service, caplo
         with caplog.at_level(logging.ERROR, "kie_wav_async"):
             wav = await clock.run(session.convert(track()))
         assert "task0001" == wav.task_id
-    assert ["Submitted", "Settled"] == [
+    assert ["SubmitAccepted", "ConversionSucceeded"] == [
         name
         for record in caplog.records
-        for name in ("Submitted", "Settled")
+        for name in ("SubmitAccepted", "ConversionSucceeded")
         if name in record.message
     ]
     assert all(record.exc_info is not None for record in caplog.records)
@@ -201,17 +205,17 @@ async def test_on_event_may_use_the_session(clock, service) -> None:
         session.statistics()
         session.unknown_submits()
         assert all(conversion.task_id for conversion in session.conversions())
-        if isinstance(event, events.Submitted) and event.task_id == "task0002":
+        if isinstance(event, events.SubmitAccepted) and event.task_id == "task0002":
             assert event.track == session.attach(event.task_id).track
             tasks.append(asyncio.create_task(session.attach("second").wait()))
             tasks.append(asyncio.create_task(session.convert(track(3))))
-        if isinstance(event, events.Settled) and event.wav.task_id == "task0002":
+        if isinstance(event, events.ConversionSucceeded) and event.wav.task_id == "task0002":
             tasks.append(asyncio.create_task(session.convert(event.wav.track)))
 
     async with service.session(on_event=use) as session:
         wav = await clock.run(session.convert(track(1)))
         files = await clock.run(asyncio.gather(*tasks))
-        await clock.settle()
+        await clock.run_pending()
         assert 3 == len(tasks)
         assert {"second", "task0003", "task0002"} == {*(f.task_id for f in files), wav.task_id} | {
             tasks[2].result().task_id

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_wav_async._models import Track
 from kie_wav_async.file_names import (
     DEFAULT_TEMPLATE,
     _clean,
+    collision_key,
     file_name,
-    fold,
-    suffix_of,
+    unique_suffix,
     verify_template,
 )
+from kie_wav_async.models import Track
 from samples import AUDIO_ID, MUSIC_TASK_ID, short
 from strategies import ids
 from titles import TITLES
@@ -190,16 +190,18 @@ def test_a_suffix_stands_before_the_extension():
     """What tells two tracks apart stands at the end of the name, and is the track's own."""
     digits = hashlib.sha256(f"{MUSIC_TASK_ID} {AUDIO_ID}".encode()).hexdigest()
 
-    assert f" ~{digits[:8]}" == suffix_of(track("a"))
-    assert f" ~{digits[:1]}" == suffix_of(track("b"), 1)
-    assert f" ~{digits}" == suffix_of(track(), 64)
-    assert f"a ~{digits[:8]}.wav" == name("a", template="{title}", suffix=suffix_of(track("a")))
-    assert f"CON ~{digits[:8]}.wav" == name("CON", template="{title}", suffix=suffix_of(track()))
+    assert f" ~{digits[:8]}" == unique_suffix(track("a"))
+    assert f" ~{digits[:1]}" == unique_suffix(track("b"), 1)
+    assert f" ~{digits}" == unique_suffix(track(), 64)
+    assert f"a ~{digits[:8]}.wav" == name("a", template="{title}", suffix=unique_suffix(track("a")))
+    assert f"CON ~{digits[:8]}.wav" == name(
+        "CON", template="{title}", suffix=unique_suffix(track())
+    )
 
 
 def test_suffixes_of_different_ids_differ():
     """However two ids are cut out of the same characters, their tracks are told apart."""
-    made = {suffix_of(Track(*pair), 64) for pair in [("a", "bc"), ("ab", "c"), ("bc", "a")]}
+    made = {unique_suffix(Track(*pair), 64) for pair in [("a", "bc"), ("ab", "c"), ("bc", "a")]}
 
     assert 3 == len(made)
 
@@ -320,20 +322,20 @@ def test_a_template_with_an_index_wants_one():
     ],
 )  # fmt: skip
 def test_a_suffix_is_one_of_ours(suffix):
-    """A suffix that `suffix_of` did not make is refused."""
+    """A suffix that `unique_suffix` did not make is refused."""
     with pytest.raises(
-        ValueError, match=r"^suffix must be one of suffix_of\(\), not ' ?"
+        ValueError, match=r"^suffix must be one of unique_suffix\(\), not ' ?"
     ) as caught:
         name(suffix=suffix)
 
-    assert f"suffix must be one of suffix_of(), not {suffix[:80]!r}" == str(caught.value)
+    assert f"suffix must be one of unique_suffix(), not {suffix[:80]!r}" == str(caught.value)
 
 
 @pytest.mark.parametrize("length", [-1, 0, 65])
 def test_a_suffix_has_digits(length):
     """A suffix has 1 to 64 digits."""
     with pytest.raises(ValueError, match=rf"^length must be 1 to 64, not {length}$"):
-        suffix_of(track(), length)
+        unique_suffix(track(), length)
 
 
 # --- ids ------------------------------------------------------------------------------------
@@ -440,7 +442,7 @@ def test_there_is_always_room_for_some_of_the_title(title):
     long = Track("\u96ea" * 256, "\u00e9" * 256, title=title)
     template = "x" * 50 + "{title}{music_task_id}{audio_id}{index}"
 
-    found = file_name(long, template=template, index=10**18 - 1, suffix=suffix_of(long, 64))
+    found = file_name(long, template=template, index=10**18 - 1, suffix=unique_suffix(long, 64))
 
     assert [] == faults(found)
     assert found.startswith("x" * 50 + unicodedata.normalize("NFC", title)[0])
@@ -459,7 +461,7 @@ def test_the_corpus_is_as_long_as_promised():
 def test_a_hostile_title_makes_a_harmless_name(title, tmp_path):
     """Whatever the title, its name is safe on every system, and one can write to it here."""
     for template in TEMPLATES:
-        for suffix in ("", suffix_of(track())):
+        for suffix in ("", unique_suffix(track())):
             found = name(title, template=template, index=3, suffix=suffix)
             assert [] == faults(found), template
             path = tmp_path / found
@@ -469,7 +471,7 @@ def test_a_hostile_title_makes_a_harmless_name(title, tmp_path):
     assert {path.name for path in tmp_path.iterdir() if path.suffix == ".wav"} == {
         name(title, template=template, index=3, suffix=suffix)
         for template in TEMPLATES
-        for suffix in ("", suffix_of(track()))
+        for suffix in ("", unique_suffix(track()))
     }
 
 
@@ -480,9 +482,9 @@ def test_the_corpus_makes_different_names():
         taken = {}
         for at, one in enumerate(tracks):
             found = file_name(one, template=template, index=at)
-            if fold(found) in taken:
-                found = file_name(one, template=template, index=at, suffix=suffix_of(one))
-            taken[fold(found)] = found
+            if collision_key(found) in taken:
+                found = file_name(one, template=template, index=at, suffix=unique_suffix(one))
+            taken[collision_key(found)] = found
         assert len(tracks) == len(taken), template
 
 
@@ -498,7 +500,7 @@ TRACKS = st.builds(Track, ids, ids, title=HOSTILE)
 @given(TRACKS, st.sampled_from(TEMPLATES), st.integers(0, 10**18 - 1), st.booleans())
 def test_any_track_makes_a_harmless_name(one, template, index, is_again):
     """Whatever title and ids are, the name is safe on every system, and the same each time."""
-    suffix = suffix_of(one, 64) if is_again else ""
+    suffix = unique_suffix(one, 64) if is_again else ""
 
     found = file_name(one, template=template, index=index, suffix=suffix)
 
@@ -572,7 +574,7 @@ def test_every_character_is_harmless():
 )
 def test_what_some_system_takes_for_one_has_one_key(one, other):
     """Names that differ in case, form, width or what is not seen have one key."""
-    assert fold(one) == fold(other)
+    assert collision_key(one) == collision_key(other)
 
 
 @pytest.mark.parametrize(
@@ -592,7 +594,7 @@ def test_what_some_system_takes_for_one_has_one_key(one, other):
 )
 def test_different_names_have_different_keys(one, other):
     """Names that every system keeps apart have different keys, accents included."""
-    assert fold(one) != fold(other)
+    assert collision_key(one) != collision_key(other)
 
 
 # Upper case moves a subscript iota behind the marks, or not, depending on the form.
@@ -608,13 +610,15 @@ def test_a_key_does_not_depend_on_the_form(text):
     decomposed = unicodedata.normalize("NFD", text)
     forms = [text, composed, decomposed, composed.upper(), composed.lower(), composed.casefold()]
 
-    assert {fold(text)} == {fold(form) for form in [*forms, f"{text}.", f"{text} ", fold(text)]}
+    assert {collision_key(text)} == {
+        collision_key(form) for form in [*forms, f"{text}.", f"{text} ", collision_key(text)]
+    }
 
 
 def test_every_character_has_one_key():
     """Whatever a system does to the case or form of a character, the key is the same."""
     for char in CHARACTERS:
         composed = unicodedata.normalize("NFC", char)
-        forms = {char, composed, unicodedata.normalize("NFD", char), fold(char)}
+        forms = {char, composed, unicodedata.normalize("NFD", char), collision_key(char)}
         forms |= {composed.upper(), composed.lower(), composed.casefold(), composed.title()}
-        assert 1 == len({fold(form) for form in forms}), ascii(char)
+        assert 1 == len({collision_key(form) for form in forms}), ascii(char)

@@ -26,7 +26,6 @@ from kie_wav_async import (
     sign,
     verify_signature,
 )
-from kie_wav_async import _transport as transport_module
 from kie_wav_async.errors import (
     AuthenticationError,
     CallbackFormatError,
@@ -39,6 +38,7 @@ from kie_wav_async.errors import (
     TransportTimeoutError,
     WireFormatError,
 )
+from kie_wav_async.http import transport as transport_module
 from kie_wav_async.testing import FakeClock, ScriptedTransport, signed_callback
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ async def caught(call) -> BaseException:
 
 async def failures(session: WavSession) -> list[BaseException]:
     """Return what each kind of call to the service raises."""
-    calls = (session.credits(), session.record("t1"))
+    calls = (session.get_credits(), session.get_task("t1"))
     submits = (session.submit(track(1)), session.convert(track(2)))
     return [await caught(call) for call in (*calls, *submits)]
 
@@ -303,8 +303,8 @@ async def test_no_proxy_shows_its_password(answer, scheme, how, logged, request)
         async with session_at(base, transport=transport, insecure_hosts=hosts) as session:
             errors = await failures(session)
             wav = WavFile("t1", URL(f"{scheme}://files.example/a.wav"), None, "poll", None)
-            monkeypatch.setattr("kie_wav_async._download.RETRY", ONCE)
-            monkeypatch.setattr("kie_wav_async._media.HEAD_TIMEOUT_S", 0.3)
+            monkeypatch.setattr("kie_wav_async.downloads.transfer.RETRY", ONCE)
+            monkeypatch.setattr("kie_wav_async.downloads.file_client.HEAD_TIMEOUT_S", 0.3)
             error = await caught(session.download(wav, tmp_path / "a.wav"))
             assert isinstance(error, DownloadError)
     for one in (*errors, error, *logged):
@@ -331,13 +331,13 @@ async def test_who_does_not_wait(proxy, logged, tmp_path) -> None:
             errors = [
                 await caught(within(call))
                 for call in (
-                    session.credits(),
-                    session.record("t1"),
+                    session.get_credits(),
+                    session.get_task("t1"),
                     session.submit(track(3)),
                     session.download(wav, tmp_path / "a.wav"),
                 )
             ]
-            for call in (session.credits(), session.download(wav, tmp_path / "b.wav")):
+            for call in (session.get_credits(), session.download(wav, tmp_path / "b.wav")):
                 task = asyncio.create_task(call)
                 await asyncio.sleep(0.05)
                 task.cancel()
@@ -352,7 +352,7 @@ async def test_a_session_that_closes_meanwhile(logged) -> None:
     async with serving(sends(b"", then="stall")) as port:
         session = session_at(f"http://127.0.0.1:{port}")
         async with session:
-            calls = [session.credits(), session.submit(track(1)), session.convert(track(2))]
+            calls = [session.get_credits(), session.submit(track(1)), session.convert(track(2))]
             tasks = [asyncio.create_task(caught(call)) for call in calls]
             await asyncio.sleep(0.1)
         for error in (*[await task for task in tasks], *logged):
@@ -379,7 +379,7 @@ async def test_a_transport_of_the_users(kind, logged, monkeypatch) -> None:
     transport.kind = kind
     async with session_at("https://api.example", transport=transport) as session:
         errors = [*logged]
-        for call in (session.credits, lambda: session.submit(track(1))):
+        for call in (session.get_credits, lambda: session.submit(track(1))):
             try:
                 await call()
             except (KieWavError, kind) as error:
@@ -399,7 +399,7 @@ async def test_a_transport_that_returns_no_response(returned, logged, monkeypatc
     transport = ScriptedTransport(lambda _: returned)
     async with session_at("https://api.example", transport=transport) as session:
         errors = []
-        for call in (session.credits, lambda: session.submit(track(1))):
+        for call in (session.get_credits, lambda: session.submit(track(1))):
             try:
                 await call()
             except (KieWavError, AttributeError, TypeError) as error:
@@ -465,7 +465,7 @@ async def test_no_refusal_carries_a_key(name, logged) -> None:
         KEY, transport=transport, webhook_keys=WEBHOOK_KEY, on_event=seen.append
     ) as session:
         with pytest.raises((SignatureError, CallbackFormatError)) as caught_error:
-            await session.deliver(headers, body)
+            await session.handle_callback(headers, body)
         errors.append(caught_error.value)
     errors += [event.error for event in seen]
     for error in (*errors, *logged):
@@ -567,12 +567,12 @@ async def test_misuse_of_a_session_carries_no_secret() -> None:
     """A call to a session that is not open, or was closed, carries none either."""
     session = WavSession(KEY, transport=ScriptedTransport([]), webhook_keys=WEBHOOK_KEY)
     with pytest.raises(RuntimeError) as before:
-        await session.credits()
+        await session.get_credits()
     async with session:
         with pytest.raises(TypeError) as within:
-            await session.deliver(5, b"")
+            await session.handle_callback(5, b"")
     with pytest.raises(KieWavError) as after:
-        await session.credits()
+        await session.get_credits()
     for error in (before.value, within.value, after.value):
         assert [] == leaks(error, *SECRETS)
 

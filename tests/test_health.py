@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_wav_async._health import LOOKED_BACK, CallbackHealth
+from kie_wav_async.core.callback_health import HISTORY_LENGTH, CallbackHealth
 
 
 def health(ends=""):
@@ -12,15 +12,15 @@ def health(ends=""):
     made = CallbackHealth()
     for end in ends:
         if end == "s":
-            made.end()
+            made.mark_unhealthy()
         else:
-            made.ended(is_called_back=end == "c")
+            made.record_end(is_called_back=end == "c")
     return made
 
 
 def test_the_bound_is_the_documented_one():
     """Callbacks are healthy once they have settled the last 10 conversions."""
-    assert 10 == LOOKED_BACK
+    assert 10 == HISTORY_LENGTH
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_the_bound_is_the_documented_one():
 )
 def test_ten_conversions_in_a_row_are_settled_by_callbacks(ends, is_good):
     """One that needed a poll, or a callback of a task not ours, and it takes 10 more."""
-    assert is_good is health(ends).is_good
+    assert is_good is health(ends).is_healthy
 
 
 @pytest.mark.parametrize(("ends", "times"), [("", 0), ("c" * 9, 0), ("c" * 10, 1)])
@@ -52,10 +52,10 @@ def test_the_end_of_health_is_told_once(ends, times):
     """Whoever counts on callbacks is told when they no longer are healthy, and only then."""
     found = health(ends)
     told = []
-    found.on_end = lambda: told.append(found.is_good)
+    found.on_unhealthy = lambda: told.append(found.is_healthy)
 
-    found.ended(is_called_back=False)
-    found.end()
+    found.record_end(is_called_back=False)
+    found.mark_unhealthy()
 
     assert [False] * times == told
 
@@ -63,4 +63,4 @@ def test_the_end_of_health_is_told_once(ends, times):
 @given(ends=st.text("cps", max_size=60))
 def test_health_is_what_a_naive_memory_says(ends):
     """Only the last 10 ends decide, with nothing else among them."""
-    assert health(ends).is_good is (ends[-10:] == "c" * 10)
+    assert health(ends).is_healthy is (ends[-10:] == "c" * 10)

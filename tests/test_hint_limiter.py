@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_wav_async._hint_limiter import HINT_GAP_S, HINT_TASK_GAP_S, HintLimiter
+from kie_wav_async.core.poll_throttle import GAP_S, TASK_GAP_S, PollThrottle
 
 
 def drive(wishes, **settings):
@@ -18,7 +18,7 @@ def drive(wishes, **settings):
     A wish is how long after the one before it comes, and for which task; the
     polls go out in the order of the wishes.
     """
-    limiter = HintLimiter(**settings)
+    limiter = PollThrottle(**settings)
     now = wished_at = 0.0
     sent = []
     for after_s, task_id in wishes:
@@ -27,14 +27,14 @@ def drive(wishes, **settings):
         limiter.spend(task_id, now)
         sent.append((now, task_id))
         # Each entry is a poll of the last seconds, at most one every tenth of one.
-        assert len(limiter._last) <= HINT_TASK_GAP_S / HINT_GAP_S + 1
+        assert len(limiter._last) <= TASK_GAP_S / GAP_S + 1
     return sent
 
 
 def test_the_bounds_are_the_documented_ones():
     """Callbacks cause at most one poll per task in 2 s, and 10 a second in all."""
-    assert 2.0 == HINT_TASK_GAP_S
-    assert 0.1 == HINT_GAP_S
+    assert 2.0 == TASK_GAP_S
+    assert 0.1 == GAP_S
 
 
 WISHES = st.lists(
@@ -91,7 +91,7 @@ def test_a_flood_of_many_tasks_is_10_a_second():
 
 def test_the_first_poll_waits_for_nothing():
     """Before the first poll nothing holds one back, whatever the clock begins with."""
-    limiter = HintLimiter()
+    limiter = PollThrottle()
 
     assert -math.inf == limiter.next_at
     assert -math.inf == limiter.free_at("t")
@@ -99,7 +99,7 @@ def test_the_first_poll_waits_for_nothing():
 
 def test_a_poll_holds_back_its_task_and_all():
     """After a poll its task is free 2 s later, and every other a tenth of a second later."""
-    limiter = HintLimiter()
+    limiter = PollThrottle()
     limiter.spend("t", 10.0)
 
     assert 12.0 == limiter.free_at("t")
@@ -114,7 +114,7 @@ def test_a_poll_holds_back_its_task_and_all():
 @pytest.mark.parametrize(("least_gap_s", "expected"), [(0.05, 0.1), (0.1, 0.1), (0.5, 0.5)])
 def test_the_wider_gap_holds(least_gap_s, expected):
     """A session that polls more slowly than ten a second does so for callbacks too."""
-    limiter = HintLimiter(least_gap_s=least_gap_s)
+    limiter = PollThrottle(least_gap_s=least_gap_s)
     limiter.spend("t", 0.0)
 
     assert expected == limiter.next_at
@@ -122,7 +122,7 @@ def test_the_wider_gap_holds(least_gap_s, expected):
 
 def test_only_the_last_seconds_are_remembered():
     """A task that is free again is forgotten with the next poll, and no sooner."""
-    limiter = HintLimiter()
+    limiter = PollThrottle()
     limiter.spend("a", 0.0)
     limiter.spend("b", 1.0)
     limiter.spend("c", 1.999)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kie_wav_async._known_hosts import KnownHosts
+from kie_wav_async.core.known_hosts import KnownHosts
 
 
 class Ledger:
@@ -26,10 +26,10 @@ def test_only_what_was_named_is_known() -> None:
     """A host is known once the service has named it; nothing else is, and no URL without one."""
     hosts = KnownHosts([].append)
     hosts.learn("a.example:443")
-    assert hosts.use("a.example:443")
-    assert not hosts.use("a.example:8443")
-    assert not hosts.use("b.example:443")
-    assert not hosts.use(None)
+    assert hosts.note_use("a.example:443")
+    assert not hosts.note_use("a.example:8443")
+    assert not hosts.note_use("b.example:443")
+    assert not hosts.note_use(None)
     assert ["a.example:443"] == known(hosts)
 
 
@@ -37,12 +37,12 @@ def test_the_least_recently_used_goes() -> None:
     """At most 100 hosts are known; to be named and to be relied on are both uses."""
     hosts = KnownHosts([].append)
     hosts.restore(f"{n}.example:443" for n in range(100))
-    assert hosts.use("0.example:443")
-    assert not hosts.use("0.example:444")
+    assert hosts.note_use("0.example:443")
+    assert not hosts.note_use("0.example:444")
     hosts.learn("1.example:443")
     hosts.learn("new.example:443")
     assert 100 == len(known(hosts))
-    assert not hosts.use("2.example:443")
+    assert not hosts.note_use("2.example:443")
     assert ["0.example:443", "1.example:443", "new.example:443"] == known(hosts)[-3:]
 
 
@@ -53,11 +53,11 @@ def test_a_host_is_written_down_when_it_is_new() -> None:
     hosts.restore(["old.example:443"])
     for _ in range(50):
         hosts.learn("a.example:443")
-        assert hosts.use("old.example:443")
+        assert hosts.note_use("old.example:443")
     assert ["a.example:443"] == ledger.writes
     for n in range(100):
         hosts.learn(f"{n}.example:443")
-    assert not hosts.use("a.example:443")
+    assert not hosts.note_use("a.example:443")
     hosts.learn("a.example:443")
     assert "a.example:443" == ledger.writes[-1]
 
@@ -77,10 +77,10 @@ def test_the_next_run_forgets_the_least_recently_used_too() -> None:
     hosts = KnownHosts(ledger.writes.append)
     for n in range(100):
         hosts.learn(f"{n}.example:443")
-    assert hosts.use("0.example:443")
+    assert hosts.note_use("0.example:443")
     hosts.learn("new.example:443")
     following = KnownHosts(ledger.writes.append)
     following.restore(ledger.hosts())
     assert ["0.example:443", "new.example:443"] == known(following)[-2:]
-    assert not following.use("1.example:443")
+    assert not following.note_use("1.example:443")
     assert known(hosts) == known(following)

@@ -9,9 +9,9 @@ import textwrap
 
 import pytest
 
-from kie_wav_async import ledger_conformance
 from kie_wav_async.errors import KieWavError, LedgerError
-from kie_wav_async.ledger_conformance import LedgerConformance, run_conformance
+from kie_wav_async.ledger import conformance
+from kie_wav_async.ledger.conformance import LedgerConformance, run_conformance
 from kie_wav_async.testing import MemoryLedger
 from ledger_storages import MemoryStorage, SqliteStorage
 from wrong_ledgers import WRONG, TakesInWhatItMayNotSend
@@ -55,7 +55,7 @@ class MyLedger(MemoryLedger):
 
 async def test_the_example_works():
     """The example in the module's docstring is held to every promise, without a test runner."""
-    example = re.search(r"::\n\n(    class .*?)\n\nUnder", ledger_conformance.__doc__, re.DOTALL)
+    example = re.search(r"::\n\n(    class .*?)\n\nUnder", conformance.__doc__, re.DOTALL)
     program = textwrap.dedent(example[1])
     names = {"LedgerConformance": LedgerConformance, "MyLedger": MyLedger, "Server": Server}
     exec(program, names)  # noqa: S102 - the text of our own docstring
@@ -66,7 +66,7 @@ async def test_the_example_works():
 def test_the_suite_needs_no_test_runner():
     """Whoever has no pytest can use the suite all the same."""
     assert "pytest" not in re.findall(
-        r"^\s*(?:from|import) (\w+)", inspect.getsource(ledger_conformance), re.MULTILINE
+        r"^\s*(?:from|import) (\w+)", inspect.getsource(conformance), re.MULTILINE
     )
 
 

@@ -16,35 +16,39 @@ from kie_wav_async.errors import LedgerError
 from kie_wav_async.ledger import AttemptOutcome, TrackState
 from ledger_storages import MemoryStorage, SqliteStorage
 
-ACCEPTED, ADOPTED, UNKNOWN, NOT_CREATED, REFUSED, EXISTS = (
+ACCEPTED, ADOPTED, UNKNOWN, NOT_CREATED, REJECTED, EXISTS = (
     AttemptOutcome.ACCEPTED,
     AttemptOutcome.ADOPTED,
     AttemptOutcome.UNKNOWN,
     AttemptOutcome.NOT_CREATED,
-    AttemptOutcome.REFUSED,
-    AttemptOutcome.EXISTS,
+    AttemptOutcome.REJECTED,
+    AttemptOutcome.EXISTS_WITHOUT_ID,
 )
 TRACKS = [Track("music", f"audio{number}") for number in range(3)]
 
 #: What a submit that has ended may turn out to have come to.
 BETTER = {UNKNOWN: {ACCEPTED, NOT_CREATED}, NOT_CREATED: {ACCEPTED}, EXISTS: {ADOPTED, NOT_CREATED}}
 
-HAS_WAV = {"succeeded", "stored"}
+HAS_WAV = {"succeeded", "saved"}
 HAD_WAV = {*HAS_WAV, "expired"}
 
 #: Where a track may go from each state, in one call.
 WAYS = {
     None: "planned submitting",
     "planned": "submitting accepted succeeded",
-    "submitting": "unknown exists accepted planned refused failed succeeded stored expired",
-    "unknown": "submitting exists accepted planned refused failed succeeded stored expired",
-    "exists": "submitting accepted succeeded planned",
+    "submitting": (
+        "unknown exists_without_id accepted planned rejected failed succeeded saved expired"
+    ),
+    "unknown": (
+        "submitting exists_without_id accepted planned rejected failed succeeded saved expired"
+    ),
+    "exists_without_id": "submitting accepted succeeded planned",
     "accepted": "submitting unknown succeeded failed",
-    "succeeded": "submitting accepted stored expired",
-    "stored": "submitting accepted succeeded",
-    "refused": "submitting planned accepted succeeded",
+    "succeeded": "submitting accepted saved expired",
+    "saved": "submitting accepted succeeded",
+    "rejected": "submitting planned accepted succeeded",
     "failed": "submitting planned accepted succeeded",
-    "expired": "submitting planned accepted succeeded stored",
+    "expired": "submitting planned accepted succeeded saved",
 }
 
 
@@ -69,9 +73,9 @@ class LedgerMachine(RuleBasedStateMachine):
     One catalog through submits, callbacks, ends, restarts and deaths.
 
     The model keeps, of each track: its attempts, oldest first, as ``[id, fate,
-    task, whether that has ended, when it began]``; where it *rests*; which
-    attempt's task is *followed*; how many attempts its WAV has *answered*; and its
-    *path*, *key* and *file*, the size of which tells one from another.
+    task, whether that has ended, when it began]``; its *base_state*; its
+    *current_attempt*, whose task is followed; how many attempts its WAV has
+    *superseded*; and its *path*, *key* and *file*, the size of which tells one from another.
     """
 
     storage: type
@@ -106,18 +110,23 @@ class LedgerMachine(RuleBasedStateMachine):
     # --- the model --------------------------------------------------------------------------
 
     def entry(self, track):
-        new = {"attempts": [], "rest": "planned", "followed": None, "answered": 0}
+        new = {
+            "attempts": [],
+            "base_state": "planned",
+            "current_attempt": None,
+            "superseded_through": 0,
+        }
         place = {"path": None, "key": None, "file": None}
         return self.model.setdefault(track, new | place)
 
     def state_of(self, track):
         entry = self.model[track]
-        fates = [attempt[1] for attempt in entry["attempts"][entry["answered"] :]]
+        fates = [attempt[1] for attempt in entry["attempts"][entry["superseded_through"] :]]
         if "open" in fates:
             return "submitting"
-        if entry["followed"] is not None and not entry["followed"][3]:
+        if entry["current_attempt"] is not None and not entry["current_attempt"][3]:
             return "accepted"
-        return "unknown" if UNKNOWN in fates else entry["rest"]
+        return "unknown" if UNKNOWN in fates else entry["base_state"]
 
     def attempts(self, *fates):
         return [
@@ -128,7 +137,7 @@ class LedgerMachine(RuleBasedStateMachine):
         ]
 
     def follow(self, entry, attempt):
-        entry["followed"], entry["rest"], entry["file"] = attempt, "planned", None
+        entry["current_attempt"], entry["base_state"], entry["file"] = attempt, "planned", None
 
     def close(self, track, attempt, outcome, task_id):
         entry = self.model[track]
@@ -137,25 +146,25 @@ class LedgerMachine(RuleBasedStateMachine):
             self.since[attempt[0]] = self.now
         elif outcome not in BETTER.get(attempt[1], ()):
             return
-        if (attempt[1], outcome, entry["rest"]) == (EXISTS, NOT_CREATED, "exists"):
-            entry["rest"] = "planned"
+        if (attempt[1], outcome, entry["base_state"]) == (EXISTS, NOT_CREATED, "exists_without_id"):
+            entry["base_state"] = "planned"
         attempt[1] = outcome
         if outcome in {ACCEPTED, ADOPTED}:
             attempt[2:4] = task_id, False
-            is_free = entry["followed"] is None or entry["followed"][3]
-            has_wav = entry["rest"] in HAS_WAV
-            is_late = entry["attempts"].index(attempt) < entry["answered"]
+            is_free = entry["current_attempt"] is None or entry["current_attempt"][3]
+            has_wav = entry["base_state"] in HAS_WAV
+            is_late = entry["attempts"].index(attempt) < entry["superseded_through"]
             if is_free and not (has_wav and is_late):
                 self.follow(entry, attempt)
-        elif outcome in {REFUSED, EXISTS} and entry["rest"] not in HAD_WAV:
-            entry["rest"] = outcome.value
+        elif outcome in {REJECTED, EXISTS} and entry["base_state"] not in HAD_WAV:
+            entry["base_state"] = outcome.value
 
     # --- what may happen --------------------------------------------------------------------
 
     @rule(tracks=st.lists(st.sampled_from(TRACKS), max_size=4))
     def plan(self, tracks):
         new = {track for track in tracks if track not in self.model}
-        assert self.run(self.ledger.plan(tracks)) == len(new)
+        assert self.run(self.ledger.add_tracks(tracks)) == len(new)
         for track in tracks:
             self.entry(track)
 
@@ -177,19 +186,19 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def begin(self, track, *, again, is_charged):
         attempt_id = self.id()
-        may = track not in self.model or self.state_of(track) in {"planned", "refused", "failed"}
+        may = track not in self.model or self.state_of(track) in {"planned", "rejected", "failed"}
         if again:
             may = not any(of == track for of, _ in self.attempts("open"))
-        before = self.run(self.ledger.find(track))
-        told = self.run(self.ledger.begin(track, attempt_id, self.tick(), again=again))
+        before = self.run(self.ledger.get(track))
+        told = self.run(self.ledger.begin_attempt(track, attempt_id, self.tick(), again=again))
         assert told == (None if may else before)
         if not may:
             # Nothing that is said of it later has an effect.
-            self.run(self.ledger.end(attempt_id, ACCEPTED, self.now, task_id=self.id()))
+            self.run(self.ledger.finish_attempt(attempt_id, ACCEPTED, self.now, task_id=self.id()))
             return None
-        assert self.run(self.ledger.begin(track, attempt_id, self.now, again=again)) is None
+        assert self.run(self.ledger.begin_attempt(track, attempt_id, self.now, again=again)) is None
         entry = self.entry(track)
-        if entry["rest"] in {"refused", "failed"}:
+        if entry["base_state"] in {"rejected", "failed"}:
             self.follow(entry, None)
         attempt = [attempt_id, "open", None, False, self.now]
         entry["attempts"].append(attempt)
@@ -210,7 +219,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if outcome in {ACCEPTED, ADOPTED}:
             own = [a[2] for a in self.model[track]["attempts"] if a[2] is not None]
             task_id = own[-1] if own and is_old_task and outcome is ADOPTED else self.id()
-        self.run(self.ledger.end(attempt[0], outcome, self.tick(), task_id=task_id))
+        self.run(self.ledger.finish_attempt(attempt[0], outcome, self.tick(), task_id=task_id))
         self.close(track, attempt, outcome, task_id)
         return attempt[2]
 
@@ -233,39 +242,42 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def settle(self, task_id, *, is_good):
         url = URL(f"https://media.invalid/{task_id}.wav") if is_good else None
-        self.run(self.ledger.settle(task_id, self.tick(), wav_url=url))
+        self.run(self.ledger.finish_task(task_id, self.tick(), wav_url=url))
         made = [(t, a) for t, a in self.attempts() if a[2] == task_id and not a[3]]
         for _, attempt in made:
             attempt[3] = True
         for track, attempt in reversed(made):
             entry = self.model[track]
-            if is_good and entry["rest"] not in HAS_WAV:
+            if is_good and entry["base_state"] not in HAS_WAV:
                 self.follow(entry, attempt)
-                entry["rest"], entry["answered"] = "succeeded", len(entry["attempts"])
-            elif not is_good and attempt is entry["followed"]:
+                entry["base_state"], entry["superseded_through"] = (
+                    "succeeded",
+                    len(entry["attempts"]),
+                )
+            elif not is_good and attempt is entry["current_attempt"]:
                 others = [a for a in entry["attempts"] if a[2] and not a[3]]
                 if others:
                     self.follow(entry, others[-1])
                 else:
-                    entry["rest"] = "failed"
+                    entry["base_state"] = "failed"
 
     @rule(pick=PICK, task=st.integers(0, 2))
     @precondition(lambda self: self.attempts())
     def hear(self, pick, task):
         some = (self.attempts("open", UNKNOWN) if pick % 4 else []) or self.attempts()
         _, attempt = some[pick % len(some)]
-        self.run(self.ledger.hear(attempt[0], f"named{task}"))
+        self.run(self.ledger.record_callback(attempt[0], f"named{task}"))
         if attempt[1] in {"open", UNKNOWN}:
             self.named.setdefault(attempt[0], f"named{task}")
 
     @rule(track=st.sampled_from(TRACKS), path=PATHS)
     def reserve(self, track, path):
         key = path.lower()
-        told = self.run(self.ledger.reserve(track, path=path, key=key))
+        told = self.run(self.ledger.reserve_path(track, path=path, key=key))
         others = {entry["key"] for of, entry in self.model.items() if of != track}
         entry = self.model.get(track)
         may = entry is not None and key not in others
-        if may and entry["rest"] == "stored":
+        if may and entry["base_state"] == "saved":
             may = entry["path"] == path
         assert told is may
         if may:
@@ -274,28 +286,28 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(track=st.sampled_from(TRACKS), path=PATHS)
     def store(self, track, path="x.wav"):
         size = len(self.ends)
-        self.run(self.ledger.store(track, path=path, size=size, sha256="ab"))
-        if track in self.model and self.model[track]["rest"] in HAD_WAV:
+        self.run(self.ledger.mark_saved(track, path=path, size=size, sha256="ab"))
+        if track in self.model and self.model[track]["base_state"] in HAD_WAV:
             entry = self.model[track]
             entry["key"] = entry["key"] if entry["path"] == path else None
-            entry["rest"], entry["path"], entry["file"] = "stored", path, size
+            entry["base_state"], entry["path"], entry["file"] = "saved", path, size
 
     @rule(track=st.sampled_from(TRACKS))
     def lose(self, track):
-        self.run(self.ledger.unstore(track))
-        if track in self.model and self.model[track]["rest"] in {"stored", "expired"}:
-            self.model[track]["rest"], self.model[track]["file"] = "succeeded", None
+        self.run(self.ledger.mark_missing(track))
+        if track in self.model and self.model[track]["base_state"] in {"saved", "expired"}:
+            self.model[track]["base_state"], self.model[track]["file"] = "succeeded", None
 
     @rule(track=st.sampled_from(TRACKS))
     def expire(self, track):
-        self.run(self.ledger.expire(track))
+        self.run(self.ledger.mark_expired(track))
         if track in self.model and self.state_of(track) == "succeeded":
-            self.model[track]["rest"] = "expired"
+            self.model[track]["base_state"] = "expired"
 
-    @rule(states=st.sets(st.sampled_from(["refused", "failed", "expired"])))
+    @rule(states=st.sets(st.sampled_from(["rejected", "failed", "expired"])))
     def retry(self, states):
         named = [track for track in self.model if self.state_of(track) in states]
-        assert self.run(self.ledger.retry([TrackState(state) for state in states])) == len(named)
+        assert self.run(self.ledger.requeue([TrackState(state) for state in states])) == len(named)
         for track in named:
             self.follow(self.model[track], None)
 
@@ -325,7 +337,7 @@ class LedgerMachine(RuleBasedStateMachine):
         limit=st.integers(1, 5),
     )
     def page(self, states, after, limit):
-        page = self.run(self.ledger.page(states, after=after, limit=limit))
+        page = self.run(self.ledger.list_entries(states, after=after, limit=limit))
         expected = [
             (index, track)
             for index, track in enumerate(self.model, start=1)
@@ -338,13 +350,13 @@ class LedgerMachine(RuleBasedStateMachine):
     def verify(self, opening):
         """Hold an opening to what the model and the service know."""
         unknown = {attempt[0] for _, attempt in self.attempts(UNKNOWN)}
-        doubts = [doubt.attempt_id for doubt in opening.unknown]
-        assert sorted(doubts) == sorted(unknown)
-        assert [self.since[attempt_id] for attempt_id in doubts] == sorted(
-            self.since[attempt_id] for attempt_id in doubts
+        unknowns = [doubt.attempt_id for doubt in opening.unknown]
+        assert sorted(unknowns) == sorted(unknown)
+        assert [self.since[attempt_id] for attempt_id in unknowns] == sorted(
+            self.since[attempt_id] for attempt_id in unknowns
         )
         assert all(d.at.timestamp() == self.since[d.attempt_id] for d in opening.unknown)
-        assert opening.named == {a: t for a, t in self.named.items() if a in unknown}
+        assert opening.callback_tasks == {a: t for a, t in self.named.items() if a in unknown}
         assert opening.accepted == len(self.attempts(ACCEPTED))
         assert opening.ended_unix_s == tuple(self.ends[-1_000:])
         accepted = opening.accepted
@@ -357,24 +369,24 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def tracks_stand_where_they_should(self):
         """Every track stands where the model has it, under its task, and got there lawfully."""
-        page = self.run(self.ledger.page(list(TrackState)))
-        assert [standing.track for standing in page] == list(self.model)
-        for standing in page:
-            entry = self.model[standing.track]
-            followed = entry["followed"]
-            assert standing.state == self.state_of(standing.track)
-            assert standing.task_id == ("" if followed is None else followed[2])
-            assert standing.is_adopted == (followed is not None and followed[1] is ADOPTED)
+        page = self.run(self.ledger.list_entries(list(TrackState)))
+        assert [stands.track for stands in page] == list(self.model)
+        for stands in page:
+            entry = self.model[stands.track]
+            followed = entry["current_attempt"]
+            assert stands.state == self.state_of(stands.track)
+            assert stands.task_id == ("" if followed is None else followed[2])
+            assert stands.is_adopted == (followed is not None and followed[1] is ADOPTED)
             attempt_id = entry["attempts"][-1][0] if entry["attempts"] else ""
-            assert standing.attempt_id == attempt_id
+            assert stands.attempt_id == attempt_id
             digest = None if entry["file"] is None else "ab"
             file = entry["path"], entry["file"], digest
-            assert (standing.path, standing.bytes, standing.sha256) == file
-            before = self.states.get(standing.track)
-            assert standing.state in {before, *WAYS[before].split()}
-            self.states[standing.track] = standing.state
-        counts = self.run(self.ledger.count())
-        held = Counter(standing.state for standing in page)
+            assert (stands.path, stands.bytes, stands.sha256) == file
+            before = self.states.get(stands.track)
+            assert stands.state in {before, *WAYS[before].split()}
+            self.states[stands.track] = stands.state
+        counts = self.run(self.ledger.count_by_state())
+        held = Counter(stands.state for stands in page)
         assert dict(counts) == {state: held[state] for state in TrackState}
 
     def teardown(self):

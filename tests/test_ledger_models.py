@@ -5,31 +5,31 @@ import datetime as dt
 import pytest
 
 from kie_wav_async import Track
-from kie_wav_async._ledger_models import verify_host, verify_place, verify_settled_by
-from kie_wav_async.ledger import Standing, TrackState
+from kie_wav_async.ledger import LedgerEntry, TrackState
+from kie_wav_async.ledger.models import verify_host, verify_path, verify_settled_by
 
 AT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
 
-def standing(**fields: object) -> Standing:
+def entry(**fields: object) -> LedgerEntry:
     """Return where a track stands that succeeded."""
-    return Standing(index=1, track=Track("m", "a"), state=TrackState.SUCCEEDED, **fields)
+    return LedgerEntry(index=1, track=Track("m", "a"), state=TrackState.SUCCEEDED, **fields)
 
 
 def test_a_wav_of_our_submit_expires_14_days_after_it() -> None:
     """The service keeps a WAV for 14 days from its submit."""
-    assert AT + dt.timedelta(days=14) == standing(submitted_at=AT).expires_at
+    assert AT + dt.timedelta(days=14) == entry(submitted_at=AT).expires_at
 
 
 @pytest.mark.parametrize("fields", [{}, {"submitted_at": AT, "is_adopted": True}])
 def test_a_wav_of_unknown_age_has_no_known_end(fields: dict[str, object]) -> None:
     """Without a submit of ours, or where the task existed before it, no date is promised."""
-    assert standing(**fields).expires_at is None
+    assert entry(**fields).expires_at is None
 
 
 def test_a_place_is_two_texts() -> None:
     """A path and its key are texts that say something."""
-    verify_place("song.wav", "song.wav")
+    verify_path("song.wav", "song.wav")
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_what_is_no_place_is_refused(
 ) -> None:
     """What cannot be a place is refused before anything is written."""
     with pytest.raises(expected, match=complaint):
-        verify_place(path, key)
+        verify_path(path, key)
 
 
 def test_a_host_is_a_text() -> None:

@@ -7,32 +7,33 @@ import re
 
 import pytest
 
-from kie_wav_async import Track, _lifecycle
-from kie_wav_async._lifecycle import (
+from kie_wav_async import Track
+from kie_wav_async.core import state_machine
+from kie_wav_async.core.state_machine import (
     TRANSITIONS,
-    Entry,
-    Event,
     IllegalTransition,
     Origin,
     Phase,
-    advance,
+    TaskEntry,
+    Transition,
+    apply,
 )
 
 #: Where each event leads from each phase, by hand; "." for nowhere.
 TABLE = """
-         QUEUED    SENDING  UNKNOWN   KEPT      FOUND    ACCEPTED  SUCCEEDED FAILED TIMED_OUT REFUSED WITHDRAWN
-SEND     SENDING   .        .         .         .        .         .         .      .         .       .
-POSTPONE .         QUEUED   .         .         .        .         .         .      .         .       .
-REFUSE   REFUSED   REFUSED  .         .         .        .         .         .      .         .       .
-WITHDRAW WITHDRAWN .        WITHDRAWN .         .        .         .         .      .         .       .
-LOSE     .         UNKNOWN  .         .         .        .         .         .      .         .       .
-RELAPSE  UNKNOWN   UNKNOWN  .         .         .        .         .         .      .         .       .
-RESEND   .         .        QUEUED    .         .        .         .         .      .         .       .
-ACCEPT   .         ACCEPTED ACCEPTED  ACCEPTED  ACCEPTED .         .         .      .         .       .
-SUCCEED  .         .        .         SUCCEEDED .        SUCCEEDED .         .      .         .       .
-FAIL     .         .        .         FAILED    .        FAILED    .         .      .         .       .
-TIME_OUT .         .        .         .         .        TIMED_OUT .         .      .         .       .
-RETRACT  .         .        .         .         .        UNKNOWN   .         .      .         .       .
+                  QUEUED     SUBMITTING UNKNOWN   TIMED_OUT_KEPT DISCOVERED ACCEPTED  SUCCEEDED FAILED TIMED_OUT REJECTED CANCELLED
+SEND              SUBMITTING .          .         .              .          .         .         .      .         .        .
+REQUEUE           .          QUEUED     .         .              .          .         .         .      .         .        .
+REJECT            REJECTED   REJECTED   .         .              .          .         .         .      .         .        .
+CANCEL            CANCELLED  .          CANCELLED .              .          .         .         .      .         .        .
+MARK_UNKNOWN      .          UNKNOWN    .         .              .          .         .         .      .         .        .
+RETURN_TO_UNKNOWN UNKNOWN    UNKNOWN    .         .              .          .         .         .      .         .        .
+RETRY             .          .          QUEUED    .              .          .         .         .      .         .        .
+ACCEPT            .          ACCEPTED   ACCEPTED  ACCEPTED       ACCEPTED   .         .         .      .         .        .
+SUCCEED           .          .          .         SUCCEEDED      .          SUCCEEDED .         .      .         .        .
+FAIL              .          .          .         FAILED         .          FAILED    .         .      .         .        .
+TIME_OUT          .          .          .         .              .          TIMED_OUT .         .      .         .        .
+RETRACT           .          .          .         .              .          UNKNOWN   .         .      .         .        .
 """  # noqa: E501 - a row of the table is a line
 
 HEAD, *ROWS = [line.split() for line in TABLE.strip().splitlines()]
@@ -43,27 +44,27 @@ CASES = [
 ]
 
 
-def state_of(entry: Entry) -> dict[str, object]:
+def state_of(entry: TaskEntry) -> dict[str, object]:
     """Return all that *entry* holds."""
-    return {name: getattr(entry, name) for name in Entry.__slots__}
+    return {name: getattr(entry, name) for name in TaskEntry.__slots__}
 
 
 def test_the_table_is_full() -> None:
     """Every pair of a phase and an event has its place in the table of this file."""
     pairs = [(phase, event) for phase, event, _ in CASES]
 
-    expected = itertools.product([p.name for p in Phase], [e.name for e in Event])
+    expected = itertools.product([p.name for p in Phase], [e.name for e in Transition])
     assert sorted(expected) == sorted(pairs)
 
 
 @pytest.mark.parametrize(("phase", "event", "target"), [c for c in CASES if c[2] is not None])
 def test_a_legal_event_leads_on(phase: str, event: str, target: str) -> None:
     """An event with a row moves the entry where the table says, and changes nothing else."""
-    entry = Entry(Track("5c79", "e1"))
+    entry = TaskEntry(Track("5c79", "e1"))
     entry.phase = Phase[phase]
     before = state_of(entry)
 
-    advance(entry, Event[event])
+    apply(entry, Transition[event])
 
     assert {**before, "phase": Phase[target]} == state_of(entry)
 
@@ -71,19 +72,19 @@ def test_a_legal_event_leads_on(phase: str, event: str, target: str) -> None:
 @pytest.mark.parametrize(("phase", "event"), [c[:2] for c in CASES if c[2] is None])
 def test_an_illegal_event_changes_nothing(phase: str, event: str) -> None:
     """An event without a row raises, says which, and leaves the entry alone."""
-    entry = Entry(Track("5c79", "e1"))
+    entry = TaskEntry(Track("5c79", "e1"))
     entry.phase = Phase[phase]
     before = state_of(entry)
 
     with pytest.raises(IllegalTransition, match=rf"^{event} does not follow {phase}$"):
-        advance(entry, Event[event])
+        apply(entry, Transition[event])
 
     assert before == state_of(entry)
 
 
 def test_the_docstring_tells_the_table() -> None:
     """The table people read and the table the code reads are the same."""
-    text = _lifecycle.__doc__ or ""
+    text = state_machine.__doc__ or ""
     told: set[tuple[str, str, str]] = set()
     phase = ""
     for line in text.splitlines():
@@ -101,7 +102,7 @@ def test_the_docstring_tells_the_table() -> None:
 
 def test_no_way_leads_out_of_an_end() -> None:
     """A terminal phase has no rows, and every other phase leads to one."""
-    ends = {"SUCCEEDED", "FAILED", "TIMED_OUT", "REFUSED", "WITHDRAWN"}
+    ends = {"SUCCEEDED", "FAILED", "TIMED_OUT", "REJECTED", "CANCELLED"}
     assert {phase.name for phase in Phase} - ends == {phase.name for phase, _ in TRANSITIONS}
 
     reaching = {*ends}
@@ -111,33 +112,33 @@ def test_no_way_leads_out_of_an_end() -> None:
 
 
 def test_a_submit_is_never_forgotten() -> None:
-    """What is on the wire may be charged: no event calls it withdrawn or timed out."""
-    after = {t.name for (phase, _), t in TRANSITIONS.items() if phase is Phase.SENDING}
+    """What is on the wire may be charged: no event calls it cancelled or timed out."""
+    after = {t.name for (phase, _), t in TRANSITIONS.items() if phase is Phase.SUBMITTING}
 
-    assert {"ACCEPTED", "REFUSED", "QUEUED", "UNKNOWN"} == after
+    assert {"ACCEPTED", "REJECTED", "QUEUED", "UNKNOWN"} == after
 
 
 def test_a_new_entry_is_queued_and_knows_nothing() -> None:
     """An entry begins in the queue, with nothing but its track."""
-    entry = Entry(Track("5c79", "e1"))
+    entry = TaskEntry(Track("5c79", "e1"))
 
     assert {
         "accepted_at": None,
         "accepted_mono_s": 0.0,
         "attempt_id": "",
         "attempts": 0,
-        "found_task_id": "",
+        "discovered_task_id": "",
         "is_again": False,
         "is_called_back": False,
-        "is_recognised": True,
-        "is_risky": False,
-        "misses": 0,
+        "is_attributed": True,
+        "may_double_charge": False,
+        "missing_count": 0,
         "origin": Origin.SUBMITTED,
         "outcome": None,
         "phase": Phase.QUEUED,
         "submitted_unix_s": 0.0,
         "task_id": "",
         "track": Track("5c79", "e1"),
-        "unread_answer": "",
+        "unread_response": "",
     } == state_of(entry)
     assert not hasattr(entry, "__dict__")

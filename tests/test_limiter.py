@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_wav_async._limiter import RateLimit, SlidingWindowLimiter
+from kie_wav_async.core.policies import RateLimit
+from kie_wav_async.core.rate_limiter import SlidingWindowLimiter
 
 # Times are whole numbers of ticks, so that sums of floats are exact.
 CALLS = st.sampled_from(["acquire", "release", "pause"])

@@ -8,10 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from kie_wav_async._addresses import is_public
-from kie_wav_async._link import host_and_port, is_trusted, join_link, verify_link
-from kie_wav_async._requests import parse_hosts
-from kie_wav_async._wire import parse_url
+from kie_wav_async.downloads.public_address import is_public
+from kie_wav_async.downloads.url_policy import (
+    check_download_url,
+    host_and_port,
+    is_trusted,
+    join_link,
+)
+from kie_wav_async.protocol.settings import parse_hosts
+from kie_wav_async.protocol.urls import parse_url
 from links import ACCEPTED, REFUSED
 from samples import short
 
@@ -23,7 +28,7 @@ def as_it_stands(text):
 
 def verify(text, *, insecure=(), only=()):
     """Ask about *text* with these hosts named by the user."""
-    verify_link(
+    check_download_url(
         as_it_stands(text) if isinstance(text, str) else text,
         insecure_hosts=parse_hosts(insecure, "insecure_hosts"),
         download_hosts=parse_hosts(only, "download_hosts"),

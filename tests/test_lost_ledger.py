@@ -41,8 +41,10 @@ async def pay(path: Path, *tracks: Track, **settings: bool) -> None:
     async with SqliteLedger(path, **settings) as ledger:
         for track in tracks:
             name = f"{path.stem}-{track.audio_id}"
-            assert await ledger.begin(track, name, NOW) is None
-            await ledger.end(name, AttemptOutcome.ACCEPTED, NOW, task_id=f"t-{track.audio_id}")
+            assert await ledger.begin_attempt(track, name, NOW) is None
+            await ledger.finish_attempt(
+                name, AttemptOutcome.ACCEPTED, NOW, task_id=f"t-{track.audio_id}"
+            )
 
 
 async def accepted(path: Path) -> int:
@@ -144,13 +146,13 @@ async def test_another_ledger_in_its_place_is_refused_while_it_is_open(path, put
     shutil.copy(path, path.with_name("older"))
     async with SqliteLedger(path) as running:
         for number, one in enumerate(TRACKS[2:4]):
-            assert await running.begin(one, f"b-{number}", NOW) is None
+            assert await running.begin_attempt(one, f"b-{number}", NOW) is None
         spoil(path)
         with pytest.raises(LedgerError):
-            await running.begin(TRACKS[4], "b-2", NOW)
+            await running.begin_attempt(TRACKS[4], "b-2", NOW)
         put(path)
         with pytest.raises(LedgerError, match="says that 4 submits were begun"):
-            await running.begin(TRACKS[2], "b-3", NOW)
+            await running.begin_attempt(TRACKS[2], "b-3", NOW)
     with pytest.raises(LedgerError, match="says that 4 submits were begun"):
         await SqliteLedger(path).open(NOW)
 
@@ -160,7 +162,7 @@ async def test_reading_an_older_copy_says_so(path, caplog) -> None:
     await pay(path, *TRACKS[:2])
     older = shutil.copy(path, path.with_name("older"))
     async with SqliteLedger(path) as running:
-        assert await running.begin(TRACKS[2], "a-2", NOW) is None
+        assert await running.begin_attempt(TRACKS[2], "a-2", NOW) is None
         assert 2 == await accepted(path)
     assert 2 == await accepted(path)
     assert not caplog.messages
@@ -187,7 +189,7 @@ async def test_a_copy_under_another_name_is_a_ledger(path) -> None:
 async def test_a_ledger_with_nothing_paid_may_go(path) -> None:
     """A ledger that has sent nothing may be lost, and another begun."""
     async with SqliteLedger(path) as ledger:
-        await ledger.plan(TRACKS)
+        await ledger.add_tracks(TRACKS)
     path.unlink()
     await pay(path, *TRACKS)
 
@@ -200,7 +202,7 @@ from kie_wav_async.ledger import SqliteLedger
 async def main():
     async with SqliteLedger(sys.argv[1]) as ledger:
         for number in range(3):
-            await ledger.begin(Track("5c79", f"e{number}"), f"a{number}", 1_700_000_000.0)
+            await ledger.begin_attempt(Track("5c79", f"e{number}"), f"a{number}", 1_700_000_000.0)
         print("paid", flush=True)
         await asyncio.to_thread(sys.stdin.readline)
 
@@ -254,10 +256,10 @@ async def test_a_disk_that_does_not_take_the_note_stops_nothing(path, monkeypatc
         raise OSError(28, "No space left on device")
 
     async with SqliteLedger(path) as ledger:
-        monkeypatch.setattr("kie_wav_async._owner_lock._write", fail)
-        await ledger.begin(TRACKS[0], "a0", NOW)
+        monkeypatch.setattr("kie_wav_async.ledger.sqlite.owner_lock._write", fail)
+        await ledger.begin_attempt(TRACKS[0], "a0", NOW)
         monkeypatch.undo()
-        await ledger.begin(TRACKS[1], "a1", NOW)
+        await ledger.begin_attempt(TRACKS[1], "a1", NOW)
     path.unlink()
     with pytest.raises(LedgerError, match="2 submits"):
         await SqliteLedger(path).open(NOW)
@@ -358,7 +360,7 @@ async def test_a_new_ledger_pays_again(bulk: Bulk, lose) -> None:
     assert "beginning a new ledger, and what the lost one knew is paid again" in done.err
     assert "At most 6 new charges." in done.err
     assert "beginning a new ledger" not in again.err
-    assert {"stored": 6} == await states()
+    assert {"saved": 6} == await states()
 
 
 async def test_a_ledger_that_cannot_be_looked_for_is_refused(bulk: Bulk) -> None:

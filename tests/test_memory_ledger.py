@@ -30,20 +30,20 @@ def calls_of(ledger):
 
 async def every_call(ledger):
     """Make each call of a ledger once, `open` and `aclose` left out."""
-    yield "plan", ledger.plan([TRACK])
-    yield "begin", ledger.begin(TRACK, "a1", 2.0)
-    yield "hear", ledger.hear("a1", "t1")
-    yield "end", ledger.end("a1", ACCEPTED, 3.0, task_id="t1")
-    yield "settle", ledger.settle("t1", 4.0, wav_url=URL("https://h.invalid/x.wav"))
-    yield "store", ledger.store(TRACK, path="x.wav", size=1, sha256="ab")
-    yield "unstore", ledger.unstore(TRACK)
-    yield "reserve", ledger.reserve(TRACK, path="x.wav", key="x.wav")
-    yield "store", ledger.store(TRACK, path="x.wav", size=1, sha256="ab")
-    yield "expire", ledger.expire(TRACK)
-    yield "retry", ledger.retry([TrackState.FAILED])
-    yield "find", ledger.find(TRACK)
-    yield "page", ledger.page([TrackState.STORED])
-    yield "count", ledger.count()
+    yield "add_tracks", ledger.add_tracks([TRACK])
+    yield "begin_attempt", ledger.begin_attempt(TRACK, "a1", 2.0)
+    yield "record_callback", ledger.record_callback("a1", "t1")
+    yield "finish_attempt", ledger.finish_attempt("a1", ACCEPTED, 3.0, task_id="t1")
+    yield "finish_task", ledger.finish_task("t1", 4.0, wav_url=URL("https://h.invalid/x.wav"))
+    yield "mark_saved", ledger.mark_saved(TRACK, path="x.wav", size=1, sha256="ab")
+    yield "mark_missing", ledger.mark_missing(TRACK)
+    yield "reserve_path", ledger.reserve_path(TRACK, path="x.wav", key="x.wav")
+    yield "mark_saved", ledger.mark_saved(TRACK, path="x.wav", size=1, sha256="ab")
+    yield "mark_expired", ledger.mark_expired(TRACK)
+    yield "requeue", ledger.requeue([TrackState.FAILED])
+    yield "get", ledger.get(TRACK)
+    yield "list_entries", ledger.list_entries([TrackState.SAVED])
+    yield "count_by_state", ledger.count_by_state()
 
 
 async def test_it_is_a_ledger():
@@ -64,21 +64,21 @@ async def test_calls_are_kept_in_order():
     """What it is asked is kept with every argument, those left out with their defaults."""
     ledger = await opened()
     states = [TrackState.PLANNED]
-    await ledger.plan([TRACK])
-    await ledger.begin(TRACK, "a1", 2.0)
-    await ledger.end("a1", AttemptOutcome.REFUSED, 3.0, error_code=422, error="no")
-    await ledger.page(states)
-    await ledger.reserve(TRACK, path="x.wav", key="x")
-    await ledger.expire(TRACK)
+    await ledger.add_tracks([TRACK])
+    await ledger.begin_attempt(TRACK, "a1", 2.0)
+    await ledger.finish_attempt("a1", AttemptOutcome.REJECTED, 3.0, error_code=422, error="no")
+    await ledger.list_entries(states)
+    await ledger.reserve_path(TRACK, path="x.wav", key="x")
+    await ledger.mark_expired(TRACK)
     await ledger.aclose()
     assert ledger.calls == [
         ("open", (1.0,)),
-        ("plan", ((TRACK,),)),
-        ("begin", (TRACK, "a1", 2.0, False)),
-        ("end", ("a1", AttemptOutcome.REFUSED, 3.0, "", 422, "no", None)),
-        ("page", (frozenset(states), 0, 1000)),
-        ("reserve", (TRACK, "x.wav", "x")),
-        ("expire", (TRACK,)),
+        ("add_tracks", ((TRACK,),)),
+        ("begin_attempt", (TRACK, "a1", 2.0, False)),
+        ("finish_attempt", ("a1", AttemptOutcome.REJECTED, 3.0, "", 422, "no", None)),
+        ("list_entries", (frozenset(states), 0, 1000)),
+        ("reserve_path", (TRACK, "x.wav", "x")),
+        ("mark_expired", (TRACK,)),
         ("aclose", ()),
     ]
 
@@ -92,18 +92,18 @@ async def test_every_call_fails_when_told():
             await call
         assert raised.value is not error
     ledger.fail_with = None
-    assert await ledger.find(TRACK) is None
+    assert await ledger.get(TRACK) is None
 
 
 async def test_calls_named_fail():
     """Told which calls fail, it fails those and no others."""
     ledger = await opened()
-    ledger.fail_with = {"begin": LedgerError("no space left")}
-    await ledger.plan([TRACK])
+    ledger.fail_with = {"begin_attempt": LedgerError("no space left")}
+    await ledger.add_tracks([TRACK])
     with pytest.raises(LedgerError):
-        await ledger.begin(TRACK, "a1", 2.0)
-    assert (await ledger.find(TRACK)).state is TrackState.PLANNED
-    assert calls_of(ledger) == ["open", "plan", "begin", "find"]
+        await ledger.begin_attempt(TRACK, "a1", 2.0)
+    assert (await ledger.get(TRACK)).state is TrackState.PLANNED
+    assert calls_of(ledger) == ["open", "add_tracks", "begin_attempt", "get"]
 
 
 async def test_a_late_failure_is_written():
@@ -113,10 +113,10 @@ async def test_a_late_failure_is_written():
     async for name, call in every_call(ledger):
         with pytest.raises(LedgerError, match="who knows"):
             await call
-        if name == "begin":
-            assert ledger.calls[-1][0] == "begin"
+        if name == "begin_attempt":
+            assert ledger.calls[-1][0] == "begin_attempt"
     ledger.fail_with = None
-    assert (await ledger.find(TRACK)).state is TrackState.STORED
+    assert (await ledger.get(TRACK)).state is TrackState.SAVED
 
 
 async def test_an_opening_that_fails_opens_nothing():
@@ -143,17 +143,17 @@ async def test_every_call_can_be_held():
         ledger.hold.set()
         await task
     ledger.hold = None
-    assert (await ledger.find(TRACK)).state is TrackState.STORED
+    assert (await ledger.get(TRACK)).state is TrackState.SAVED
 
 
 async def test_calls_named_are_held():
     """Told which calls to hold, it holds those and no others, and keeps the order."""
     ledger = await opened()
     held = asyncio.Event()
-    ledger.hold = {"begin": held}
-    begun = asyncio.ensure_future(ledger.begin(TRACK, "a1", 2.0))
+    ledger.hold = {"begin_attempt": held}
+    begun = asyncio.ensure_future(ledger.begin_attempt(TRACK, "a1", 2.0))
     await asyncio.sleep(0)
-    assert (await ledger.find(TRACK)).state is TrackState.SUBMITTING
+    assert (await ledger.get(TRACK)).state is TrackState.SUBMITTING
     assert not begun.done()
     held.set()
     assert await begun is None
@@ -162,13 +162,13 @@ async def test_calls_named_are_held():
 async def test_a_held_call_that_is_cancelled_stays_written():
     """Whoever is cancelled while held has written what he asked for."""
     ledger = await opened()
-    ledger.hold = {"begin": asyncio.Event()}
-    begun = asyncio.ensure_future(ledger.begin(TRACK, "a1", 2.0))
+    ledger.hold = {"begin_attempt": asyncio.Event()}
+    begun = asyncio.ensure_future(ledger.begin_attempt(TRACK, "a1", 2.0))
     await asyncio.sleep(0)
     begun.cancel()
     with pytest.raises(asyncio.CancelledError):
         await begun
-    assert (await ledger.find(TRACK)).state is TrackState.SUBMITTING
+    assert (await ledger.get(TRACK)).state is TrackState.SUBMITTING
 
 
 async def test_held_and_failing():
@@ -176,7 +176,7 @@ async def test_held_and_failing():
     ledger = await opened()
     ledger.hold, ledger.fails_late = asyncio.Event(), True
     ledger.fail_with = LedgerError("late")
-    planned = asyncio.ensure_future(ledger.plan([TRACK]))
+    planned = asyncio.ensure_future(ledger.add_tracks([TRACK]))
     await asyncio.sleep(0)
     assert not planned.done()
     ledger.hold.set()
@@ -187,34 +187,34 @@ async def test_held_and_failing():
 async def test_a_death_parts_the_two():
     """What dies goes on alone: nothing it writes reaches the next process, nor the other way."""
     ledger = await opened()
-    await ledger.begin(TRACK, "a1", 2.0)
+    await ledger.begin_attempt(TRACK, "a1", 2.0)
     after = ledger.die()
     assert ledger.is_open
     assert not after.is_open
     assert after.calls == []
     opening = await after.open(3.0)
-    assert [doubt.attempt_id for doubt in opening.unknown] == ["a1"]
-    await ledger.end("a1", ACCEPTED, 4.0, task_id="t1")
-    assert (await after.find(TRACK)).state is TrackState.UNKNOWN
-    await after.end("a1", AttemptOutcome.NOT_CREATED, 5.0)
-    assert await ledger.reserve(TRACK, path="x.wav", key="x")
-    await after.plan([Track("m", "a")])
-    assert await after.reserve(Track("m", "a"), path="x.wav", key="x")
-    assert (await ledger.find(TRACK)).state is TrackState.ACCEPTED
+    assert [unknown.attempt_id for unknown in opening.unknown] == ["a1"]
+    await ledger.finish_attempt("a1", ACCEPTED, 4.0, task_id="t1")
+    assert (await after.get(TRACK)).state is TrackState.UNKNOWN
+    await after.finish_attempt("a1", AttemptOutcome.NOT_CREATED, 5.0)
+    assert await ledger.reserve_path(TRACK, path="x.wav", key="x")
+    await after.add_tracks([Track("m", "a")])
+    assert await after.reserve_path(Track("m", "a"), path="x.wav", key="x")
+    assert (await ledger.get(TRACK)).state is TrackState.ACCEPTED
     await ledger.aclose()
-    assert (await after.find(TRACK)).state is TrackState.PLANNED
+    assert (await after.get(TRACK)).state is TrackState.PLANNED
 
 
 async def test_a_death_frees_the_twins():
     """A twin is refused while the first is open, and finds what a death left behind."""
     ledger = await opened()
     twin = ledger.twin()
-    await ledger.begin(TRACK, "a1", 2.0)
+    await ledger.begin_attempt(TRACK, "a1", 2.0)
     with pytest.raises(LedgerError, match="another process"):
         await twin.open(3.0)
     after = ledger.die()
     await twin.open(4.0)
-    assert (await twin.find(TRACK)).state is TrackState.UNKNOWN
+    assert (await twin.get(TRACK)).state is TrackState.UNKNOWN
     with pytest.raises(LedgerError, match="another process"):
         await after.open(5.0)
 
@@ -229,33 +229,33 @@ async def test_what_is_not_open_is_refused():
     await ledger.open(1.0)
     await ledger.aclose()
     with pytest.raises(LedgerError, match=r"open\(\)"):
-        await ledger.count()
+        await ledger.count_by_state()
 
 
 async def test_nonsense_is_refused_and_not_written():
     """What cannot be meant is an error at the call."""
     ledger = await opened()
-    await ledger.begin(TRACK, "a1", 2.0)
+    await ledger.begin_attempt(TRACK, "a1", 2.0)
     with pytest.raises(TypeError, match="track"):
-        await ledger.plan([Track("m", "a"), "m/a"])
+        await ledger.add_tracks([Track("m", "a"), "m/a"])
     with pytest.raises(ValueError, match="task_id"):
-        await ledger.end("a1", ACCEPTED, 3.0)
+        await ledger.finish_attempt("a1", ACCEPTED, 3.0)
     with pytest.raises(ValueError, match="names no task"):
-        await ledger.end("a1", AttemptOutcome.REFUSED, 3.0, task_id="t1")
+        await ledger.finish_attempt("a1", AttemptOutcome.REJECTED, 3.0, task_id="t1")
     with pytest.raises(ValueError, match="planned again"):
-        await ledger.retry([TrackState.FAILED, TrackState.UNKNOWN])
+        await ledger.requeue([TrackState.FAILED, TrackState.UNKNOWN])
     with pytest.raises(ValueError, match="key must not be empty"):
-        await ledger.reserve(TRACK, path="x.wav", key="")
+        await ledger.reserve_path(TRACK, path="x.wav", key="")
     with pytest.raises(LedgerError, match="another track"):
-        await ledger.begin(Track("m", "a"), "a1", 3.0)
-    page = await ledger.page(list(TrackState))
+        await ledger.begin_attempt(Track("m", "a"), "a1", 3.0)
+    page = await ledger.list_entries(list(TrackState))
     assert [(s.track, s.state) for s in page] == [(TRACK, TrackState.SUBMITTING)]
 
 
 async def test_a_title_is_learnt_late():
     """A title that comes after its track is kept, and a second one is not."""
     ledger = await opened()
-    await ledger.plan([Track("m", "a")])
-    await ledger.plan([Track("m", "a", title="first")])
-    await ledger.begin(Track("m", "a", title="second"), "a1", 2.0)
-    assert (await ledger.find(Track("m", "a"))).track.title == "first"
+    await ledger.add_tracks([Track("m", "a")])
+    await ledger.add_tracks([Track("m", "a", title="first")])
+    await ledger.begin_attempt(Track("m", "a", title="second"), "a1", 2.0)
+    assert (await ledger.get(Track("m", "a"))).track.title == "first"

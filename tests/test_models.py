@@ -13,27 +13,29 @@ from hypothesis import strategies as st
 from yarl import URL
 
 import strategies
-from kie_wav_async import _models, errors
-from kie_wav_async._limiter import RateLimit
-from kie_wav_async._models import (
-    Download,
-    OnUnknown,
-    Outcome,
-    Statistics,
-    TaskRecord,
-    TaskState,
-    Track,
-    UnknownSubmit,
-    WavFile,
-    WireRequest,
-    WireResponse,
+from kie_wav_async import errors
+from kie_wav_async import models as models_module
+from kie_wav_async._support import validation
+from kie_wav_async._support.validation import (
     is_id,
     strip_controls,
     verify_count,
     verify_id,
     verify_number,
 )
-from kie_wav_async._schedule import PollSchedule, RetryPolicy
+from kie_wav_async.core.policies import PollSchedule, RateLimit, RetryPolicy
+from kie_wav_async.models import (
+    Download,
+    OnUnknown,
+    Statistics,
+    TaskRecord,
+    TaskState,
+    Track,
+    UnknownSubmit,
+    WavFile,
+)
+from kie_wav_async.protocol.messages import WireRequest, WireResponse
+from kie_wav_async.session.outcome import Outcome
 from samples import short
 
 TRACK = Track("music-1", "audio-1")
@@ -487,4 +489,4 @@ def test_enums_are_their_words(kind, words):
 
 def test_the_limits_are_the_documented_ones():
     """Ids have up to 256 characters, files live 14 days."""
-    assert (_models.MAX_ID_LENGTH, _models.RETENTION_DAYS) == (256, 14)
+    assert (validation.MAX_ID_LENGTH, models_module.RETENTION_DAYS) == (256, 14)

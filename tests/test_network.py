@@ -8,8 +8,8 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from kie_wav_async._network import Network, is_lasting
-from kie_wav_async._secret import Secret
+from kie_wav_async._support.secret import Secret
+from kie_wav_async.http.connection_settings import ConnectionSettings, is_permanent
 
 PROXY = "http://127.0.0.1:3128"
 NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
@@ -60,16 +60,16 @@ def test_each_scheme_has_its_proxy(monkeypatch, environment, url, expected):
     """The environment's proxy for a scheme is taken for that one, but for the hosts excepted."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    proxy = Network(trust_env=True).proxy_for(URL(url))
+    proxy = ConnectionSettings(trust_env=True).proxy_for(URL(url))
     assert (None if expected is None else URL(expected)) == proxy
-    assert Network().proxy_for(URL(url)) is None
+    assert ConnectionSettings().proxy_for(URL(url)) is None
 
 
 def test_a_proxy_that_was_named_goes_before_the_environment(monkeypatch):
     """With a proxy of its own, a way out does not look at the environment."""
     monkeypatch.setenv("https_proxy", "http://other.example:1")
     monkeypatch.setenv("no_proxy", "*")
-    network = Network(proxy=Secret(PROXY), trust_env=True)
+    network = ConnectionSettings(proxy=Secret(PROXY), trust_env=True)
     assert URL(PROXY) == network.proxy_for(URL("https://h.example/"))
 
 
@@ -116,4 +116,4 @@ def proxy_says(status):
 )
 def test_some_failures_of_a_connection_do_not_pass(error, expected):
     """Asking again is of use only where the next connection may end otherwise."""
-    assert expected is is_lasting(error)
+    assert expected is is_permanent(error)

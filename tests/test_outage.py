@@ -23,7 +23,6 @@ from fakes import (
     track,
 )
 from kie_wav_async import OnUnknown, RateLimit, events
-from kie_wav_async._requests import CREDITS_PATH
 from kie_wav_async.errors import (
     AuthenticationError,
     ChargeLimitError,
@@ -31,6 +30,7 @@ from kie_wav_async.errors import (
     SessionClosedError,
     SubmitUnknownError,
 )
+from kie_wav_async.protocol.requests import CREDITS_PATH
 from kie_wav_async.testing import FakeClock, MemoryLedger, answer, refused
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ async def test_what_is_no_answer_interrupts_no_row(clock, service, fate) -> None
     service.fates += [LOST_FREE] * 4 + [fate] + [LOST_FREE]
     settings = {"rate_limit": RateLimit(1, per_s=1.0)}
     async with service.session(**settings) as session:
-        session._desk.chance = lambda: 0.0
+        session._context.random = lambda: 0.0
         waits = [asyncio.create_task(session.submit(track(n))) for n in range(9)]
         await clock.advance(60.0)
         assert 6 == len(service.submitted_at)
@@ -267,7 +267,7 @@ async def test_anything_else_does_not(clock, service, fate) -> None:
     """A probe without such a body is followed by the next one after twice the pause."""
     service.fates.append(fate)
     async with service.session(rate_limit=FIVE) as session:
-        session._desk.chance = lambda: 0.0
+        session._context.random = lambda: 0.0
         batch = await paused(clock, service, session)
         await clock.advance(149.0)
         assert 6 == len(service.submitted_at)
@@ -456,7 +456,7 @@ async def test_a_restart_begins_with_one(clock, service, caplog) -> None:
         batch = asyncio.create_task(collect(session, 30))
         await clock.advance(2.5)
         assert "the last 5 submits in the ledger have an unknown outcome" in caplog.text
-        assert not [event for event in seen if isinstance(event, events.SubmitHeld)]
+        assert not [event for event in seen if isinstance(event, events.SubmitRetryScheduled)]
         assert [0.0] == [at - began for at in reads(service)]
         assert 1.0 == service.submitted_at[5] - began
         await clock.run(batch)
@@ -501,7 +501,7 @@ async def test_one_warning_and_one_event(clock, service, caplog) -> None:
             await clock.run(batch)
     told = [record for record in caplog.records if "New submits pause" in record.message]
     assert 1 == len(told)
-    (held,) = [event for event in seen if isinstance(event, events.SubmitHeld)]
+    (held,) = [event for event in seen if isinstance(event, events.SubmitRetryScheduled)]
     assert (track(5), 60.0) == (held.track, held.delay_s)
     assert isinstance(held.error, SubmitUnknownError)
 

@@ -11,10 +11,10 @@ from pathlib import PurePosixPath
 import pytest
 
 from kie_wav_async import Track
-from kie_wav_async._ledger_models import LedgerMark
-from kie_wav_async._owner_lock import OwnerLock, network_file_system
 from kie_wav_async.errors import LedgerError
 from kie_wav_async.ledger import SqliteLedger, TrackState
+from kie_wav_async.ledger.models import LedgerMark
+from kie_wav_async.ledger.sqlite.owner_lock import OwnerLock, network_file_system
 
 NOW = 1_700_000_000.0
 TRACK = Track("5c79", "e231")
@@ -26,7 +26,7 @@ from kie_wav_async.ledger import SqliteLedger
 
 async def main():
     async with SqliteLedger(sys.argv[1]) as ledger:
-        await ledger.begin(Track("5c79", "e231"), "a1", 1_700_000_000.0)
+        await ledger.begin_attempt(Track("5c79", "e231"), "a1", 1_700_000_000.0)
         print("open", flush=True)
         await asyncio.to_thread(sys.stdin.readline)
 
@@ -65,7 +65,7 @@ async def test_a_second_process_is_refused(path, owner):
 async def test_a_second_process_may_look(path, owner):
     """A ledger open in another process can be read, and its owner goes on."""
     async with SqliteLedger(path, read_only=True) as ledger:
-        assert TrackState.SUBMITTING is (await ledger.find(TRACK)).state
+        assert TrackState.SUBMITTING is (await ledger.get(TRACK)).state
     owner.communicate("\n", timeout=60)
     assert 0 == owner.returncode
 
@@ -88,10 +88,10 @@ async def test_who_only_looks_takes_a_submit_under_way_for_unknown(path, owner):
     owner.wait(timeout=60)
     ledger = SqliteLedger(path, read_only=True)
     opening = await ledger.open(NOW + 60)
-    standing = await ledger.find(TRACK)
+    entry = await ledger.get(TRACK)
     await ledger.aclose()
     assert ["a1"] == [submit.attempt_id for submit in opening.unknown]
-    assert TrackState.SUBMITTING is standing.state
+    assert TrackState.SUBMITTING is entry.state
 
 
 async def test_a_second_ledger_in_one_process_is_refused(path):
@@ -155,15 +155,15 @@ async def test_the_lock_is_given_back(path):
 @pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be removed")
 async def test_whose_lock_was_removed_sends_nothing(path, monkeypatch):
     """If somebody removes the lock file, its owner writes no more, as another may by now."""
-    monkeypatch.setattr("kie_wav_async._ledger_thread._PAUSES_S", ())
+    monkeypatch.setattr("kie_wav_async.ledger.sqlite.worker._PAUSES_S", ())
     async with SqliteLedger(path) as ledger:
         path.with_name("x.sqlite3.lock").unlink()
         with pytest.raises(LedgerError, match=r"lock of the ledger .* was removed"):
-            await ledger.begin(TRACK, "a1", NOW)
+            await ledger.begin_attempt(TRACK, "a1", NOW)
         async with SqliteLedger(path) as another:
             with pytest.raises(LedgerError, match=r"lock of the ledger .* was removed"):
-                await ledger.begin(TRACK, "a1", NOW)
-            assert None is await another.begin(TRACK, "a2", NOW)
+                await ledger.begin_attempt(TRACK, "a1", NOW)
+            assert None is await another.begin_attempt(TRACK, "a2", NOW)
 
 
 def test_the_lock_file_is_ours_alone_and_says_who(path):
@@ -183,9 +183,9 @@ def test_the_lock_file_keeps_which_ledger_was_there(path):
     first.acquire()
     assert None is first.mark
     for submits in (0, 7, 123_456_789):
-        first.note(LedgerMark("ab" * 16, submits))
+        first.write_mark(LedgerMark("ab" * 16, submits))
     first.release()
-    first.note(LedgerMark("cd" * 16, 1))
+    first.write_mark(LedgerMark("cd" * 16, 1))
     for _ in range(2):
         lock = OwnerLock(path)
         lock.acquire()
@@ -215,7 +215,7 @@ def test_a_lock_file_that_says_nothing_is_no_mark(path, content):
     lock.path.write_bytes(content)
     lock.acquire()
     assert None is lock.mark
-    lock.note(LedgerMark("ab" * 16, 1))
+    lock.write_mark(LedgerMark("ab" * 16, 1))
     lock.release()
     assert 67 == lock.path.stat().st_size
 
@@ -316,7 +316,7 @@ def test_mounts_that_cannot_be_read_say_nothing(mounts):
 
 async def test_a_network_file_system_is_warned_of(path, monkeypatch, caplog):
     """Opening a ledger on a network file system logs one warning that says what to do."""
-    monkeypatch.setattr("kie_wav_async._ledger_thread.network_file_system", lambda *_: "nfs4")
+    monkeypatch.setattr("kie_wav_async.ledger.sqlite.worker.network_file_system", lambda *_: "nfs4")
     monkeypatch.setattr(sys, "platform", "linux")
     async with SqliteLedger(path):
         pass

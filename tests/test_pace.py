@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_wav_async._pace import LEAST_BYTES_PER_S, WINDOW_S, Pace
+from kie_wav_async.downloads.throughput import LEAST_BYTES_PER_S, WINDOW_S, ThroughputMonitor
 
 KIB = 1024
 LEAST = 16 * KIB * 60
@@ -14,9 +14,9 @@ LEAST = 16 * KIB * 60
 
 def paced(*notes, **settings):
     """Return the pace of an attempt to which these pieces came."""
-    pace = Pace(**settings)
+    pace = ThroughputMonitor(**settings)
     for seconds, count in notes:
-        pace.note(seconds, count)
+        pace.record(seconds, count)
     return pace
 
 
@@ -104,10 +104,10 @@ NOTES = st.lists(
 @given(NOTES, st.integers(1, 2_000))
 def test_the_pace_is_what_a_naive_memory_says(notes, least):
     """What came in the last minute decides, and what came in the second before is in doubt."""
-    pace = Pace(least)
+    pace = ThroughputMonitor(least)
     moment, arrivals = 0, []
     for eighths, count in notes:
-        pace.note(eighths / 8, count)
+        pace.record(eighths / 8, count)
         moment += eighths
         arrivals.append((moment, count))
         surely = sum(count for at, count in arrivals if at > moment - 60 * 8)
@@ -124,10 +124,10 @@ def test_the_pace_is_what_a_naive_memory_says(notes, least):
 )
 def test_any_pace_is_fast_enough_or_not(notes, window_s):
     """Whatever the times, there is an answer, and none against the host before a window is over."""
-    pace = Pace(1.0, window_s)
+    pace = ThroughputMonitor(1.0, window_s)
     waited_s = 0.0
     for seconds, count in notes:
-        pace.note(seconds, count)
+        pace.record(seconds, count)
         waited_s += seconds
 
         assert pace.is_too_slow in {True, False}

@@ -22,9 +22,16 @@ import pytest
 
 import syncs
 from disk import Disk, Fault
-from kie_wav_async import Download, _part_file, _part_note
-from kie_wav_async._part_file import Found, PartFile, find_wav, part_path, remove_leftovers
-from kie_wav_async._wav_header import HEAD_LENGTH
+from kie_wav_async import Download
+from kie_wav_async.downloads import part_file, part_metadata
+from kie_wav_async.downloads.part_file import (
+    Found,
+    PartFile,
+    find_complete,
+    part_path,
+    remove_leftovers,
+)
+from kie_wav_async.downloads.wav_header import HEAD_LENGTH
 from media import wav_bytes
 
 BODY = wav_bytes(10_000, seed=1)
@@ -45,7 +52,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="these are the p
 @pytest.fixture(autouse=True)
 def small_syncs(monkeypatch) -> None:
     """Sync after so few bytes that a small file is synced several times."""
-    monkeypatch.setattr(_part_file, "SYNC_EVERY", SYNC_EVERY)
+    monkeypatch.setattr(part_file, "SYNC_EVERY", SYNC_EVERY)
 
 
 @pytest.fixture
@@ -383,7 +390,7 @@ def test_what_is_no_file_in_the_way_of_the_file_is_an_error(target, put):
     """What is no file at the file's own name is seen at once, without waiting for it."""
     put(target)
     with pytest.raises(OSError, match=r".") as caught:
-        within_patience(lambda: find_wav(target))
+        within_patience(lambda: find_complete(target))
     assert caught.value.errno
 
 
@@ -403,7 +410,7 @@ def test_a_folder_that_comes_into_the_way_stays(target):
 def test_a_link_in_the_way_of_the_file_is_replaced(target):
     """A symbolic link at the file's name is replaced, and what it leads to is not written to."""
     put_link(target)
-    assert find_wav(target) is None
+    assert find_complete(target) is None
     save(target)
     assert not target.is_symlink()
     assert b"precious" == target.with_name("precious").read_bytes()
@@ -412,7 +419,7 @@ def test_a_link_in_the_way_of_the_file_is_replaced(target):
 def test_a_folder_that_is_not_there_is_an_error(tmp_path):
     """No folder is made."""
     target = tmp_path / "none" / "song.wav"
-    assert find_wav(target) is None
+    assert find_complete(target) is None
     with pytest.raises(FileNotFoundError):
         save(target)
     assert [] == names(target.parent)
@@ -761,7 +768,7 @@ def test_a_part_that_was_let_go_can_be_had(target):
 CHILD = """
 import sys
 from pathlib import Path
-from kie_wav_async._part_file import PartFile
+from kie_wav_async.downloads.part_file import PartFile
 
 part = PartFile(Path(sys.argv[1]), "task-1")
 part.open()
@@ -833,7 +840,7 @@ def test_a_part_that_went_away_before_it_was_locked_is_opened_anew(target, monke
     first = PartFile(target, TASK)
     first.open()
     fill(first)
-    try_lock = _part_file._try_lock
+    try_lock = part_file._try_lock
     tries = itertools.count(1)
 
     def ends_first(fd):
@@ -846,7 +853,7 @@ def test_a_part_that_went_away_before_it_was_locked_is_opened_anew(target, monke
                 part_path(target).touch()
         return try_lock(fd)
 
-    monkeypatch.setattr(_part_file, "_try_lock", ends_first)
+    monkeypatch.setattr(part_file, "_try_lock", ends_first)
     with opened(target) as second:
         assert (True, 0) == (second.is_shared, second.length)
         assert 3 == next(tries)
@@ -922,7 +929,7 @@ def test_a_whole_file_is_found(target, body):
     target.write_bytes(body)
     before = target.stat()
     expected = Download(target, len(body), hashlib.sha256(body).hexdigest(), resumed=False)
-    assert Found(expected, is_whole=True) == find_wav(target)
+    assert Found(expected, is_complete=True) == find_complete(target)
     after = target.stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
@@ -931,8 +938,8 @@ def test_a_whole_file_is_found(target, body):
 def test_a_whole_file_may_go_on_behind_its_end(target, tail):
     """A file that has more than it declares is whole, and its note says so."""
     target.write_bytes(BODY + tail)
-    found = find_wav(target)
-    assert found.is_whole
+    found = find_complete(target)
+    assert found.is_complete
     assert (f"{len(BODY + tail):,} bytes, and the header declares 10,000",) == found.download.notes
 
 
@@ -950,8 +957,8 @@ def test_a_whole_file_may_go_on_behind_its_end(target, tail):
 def test_a_file_that_may_be_whole_is_found_as_such(target, body):
     """Where the header does not tell, or only nearly, somebody else has to tell the length."""
     target.write_bytes(body)
-    found = find_wav(target)
-    assert (False, len(body)) == (found.is_whole, found.download.bytes)
+    found = find_complete(target)
+    assert (False, len(body)) == (found.is_complete, found.download.bytes)
 
 
 @pytest.mark.parametrize(
@@ -962,31 +969,31 @@ def test_a_file_that_may_be_whole_is_found_as_such(target, body):
 def test_a_file_that_is_not_whole_is_not_found(target, body):
     """Anything but a WAV file that may be complete is none."""
     target.write_bytes(body)
-    assert find_wav(target) is None
+    assert find_complete(target) is None
 
 
 def test_a_short_file_is_found_if_it_is_wanted(target):
     """A file that is shorter than it declares is found on request, and is never whole."""
     target.write_bytes(BODY[:-9])
-    found = find_wav(target, accept_short=True)
+    found = find_complete(target, accept_short=True)
     assert (False, ("only 9,991 of the 10,000 bytes that the header declares",)) == (
-        found.is_whole,
+        found.is_complete,
         found.download.notes,
     )
     target.write_bytes(BODY[:44])
-    assert find_wav(target, accept_short=True) is None
+    assert find_complete(target, accept_short=True) is None
 
 
 def test_nothing_is_not_found(target):
     """Where there is nothing there is no file."""
-    assert find_wav(target) is None
+    assert find_complete(target) is None
 
 
 def test_a_whole_file_is_found_through_a_link(target):
     """A link to a whole file is one."""
     target.with_name("real.wav").write_bytes(BODY)
     target.symlink_to("real.wav")
-    assert target == find_wav(target).download.path
+    assert target == find_complete(target).download.path
 
 
 @pytest.mark.parametrize("body", [b"", BODY[:-1], OTHER], ids=["empty", "short", "other"])
@@ -1092,7 +1099,7 @@ def test_whatever_fails_nothing_wrong_gets_the_name(tmp_path, disk, code, lasts)
         disk.before = lambda _: None
         met.add(fault.point)
         assert opened_before == open_fds(), fault.point
-        assert find_wav(target) is not None or not target.exists(), fault.point
+        assert find_complete(target) is not None or not target.exists(), fault.point
         assert not target.exists() or BODY == target.read_bytes(), fault.point
         assert hashlib.sha256(BODY).hexdigest() == save(target).sha256
         assert BODY == target.read_bytes(), fault.point
@@ -1225,7 +1232,7 @@ def test_a_machine_without_a_name_for_its_run_has_none(monkeypatch):
         raise FileNotFoundError
 
     monkeypatch.setattr(Path, "read_text", refuse)
-    assert not _part_note.this_boot.__wrapped__()
+    assert not part_metadata.this_boot.__wrapped__()
 
 
 def test_closing_twice_is_closing(target):
@@ -1256,10 +1263,10 @@ def test_a_finished_part_has_nothing_left_to_close(target):
 SAVE = """
 import sys
 from pathlib import Path
-from kie_wav_async import _part_file
+from kie_wav_async.downloads import part_file
 
-_part_file.SYNC_EVERY = 2_000
-part = _part_file.PartFile(Path(sys.argv[1]), "task-1")
+part_file.SYNC_EVERY = 2_000
+part = part_file.PartFile(Path(sys.argv[1]), "task-1")
 part.open()
 part.restart('"v1"', 10_000)
 for _ in range(10):

@@ -14,16 +14,17 @@ from certificates import SERVER_PEM, TRUSTED_PEM
 from fakes import FakeService
 from held import Hold, Peer, until
 from hostile import BODY
-from kie_wav_async import AiohttpTransport, Track, WavFile, WavSession, _download, _gate
-from kie_wav_async._media import Media, MediaError
-from kie_wav_async._network import Network
-from kie_wav_async._pace import Pace
-from kie_wav_async._patience import PatientTimer, patient_timeout
-from kie_wav_async._requests import RequestBuilder
-from kie_wav_async._secret import Secret
+from kie_wav_async import AiohttpTransport, Track, WavFile, WavSession
+from kie_wav_async._support.patient_timer import PatientTimer, patient_timeout
+from kie_wav_async._support.secret import Secret
+from kie_wav_async.downloads import transfer
+from kie_wav_async.downloads.file_client import FileClient, FileError
+from kie_wav_async.downloads.throughput import ThroughputMonitor
 from kie_wav_async.errors import ConversionTimeoutError, TransportTimeoutError
+from kie_wav_async.http.connection_settings import ConnectionSettings
+from kie_wav_async.protocol.requests import RequestBuilder
 from kie_wav_async.testing import FakeClock, ScriptedTransport, accepted, pending, succeeded
-from kie_wav_async.webhook import CallbackServer
+from kie_wav_async.webhook import CallbackServer, request_handler
 from proxy import http
 from receivers import Served, Wire
 
@@ -162,7 +163,7 @@ async def test_no_answer_is_none_however_the_loop_was_held(hold, request_to) -> 
 async def test_a_file_in_the_socket_is_taken(hold) -> None:
     """Neither the head nor the body of a file is late because the loop was held up."""
     head, body = http("200 OK", BODY).split(b"\r\n\r\n", 1)
-    media = Media(Network(), insecure_hosts=frozenset({"127.0.0.1"}))
+    media = FileClient(ConnectionSettings(), insecure_hosts=frozenset({"127.0.0.1"}))
 
     async def read() -> bytes:
         read = b""
@@ -188,7 +189,7 @@ async def test_a_file_in_the_socket_is_taken(hold) -> None:
 
 async def test_a_silent_host_is_silent(hold) -> None:
     """A host that sends nothing for a minute is given up, after a held loop as well."""
-    media = Media(Network(), insecure_hosts=frozenset({"127.0.0.1"}))
+    media = FileClient(ConnectionSettings(), insecure_hosts=frozenset({"127.0.0.1"}))
 
     async def ask() -> None:
         async with media.open(URL(peer.base_url), {}):
@@ -199,7 +200,7 @@ async def test_a_silent_host_is_silent(hold) -> None:
         await until(lambda: peer.is_asked)
         hold.hold(92.0)
 
-        with pytest.raises(MediaError, match="nothing for too long"):
+        with pytest.raises(FileError, match="nothing for too long"):
             await task
     await media.aclose()
 
@@ -210,17 +211,17 @@ async def test_a_held_loop_makes_no_slow_host(hold, tmp_path, monkeypatch) -> No
     came: list[int] = []
     waits_after: list[int] = []
 
-    class Noted(Pace):
+    class Noted(ThroughputMonitor):
         @property
         def is_too_slow(self) -> bool:  # Asked before each wait.
             waits_after.append(sum(came))
             return super().is_too_slow
 
-        def note(self, seconds: float, count: int) -> None:
-            super().note(seconds, count)
+        def record(self, seconds: float, count: int) -> None:
+            super().record(seconds, count)
             came.append(count)
 
-    monkeypatch.setattr(_download, "Pace", Noted)
+    monkeypatch.setattr(transfer, "ThroughputMonitor", Noted)
     with Peer(*parts) as peer:
         settings = {"callback_url": "", "insecure_hosts": ["127.0.0.1"], "clock": hold.clock}
         async with WavSession(KEY, **settings) as session:
@@ -305,13 +306,13 @@ async def test_a_body_in_the_socket_is_read(hold, monkeypatch) -> None:
     service = FakeService(FakeClock())
     genuine = service.callback("genuine")
     begun: list[float] = []
-    within = _gate._within
+    within = request_handler._with_timeout
 
     async def note(timeout_s, *args) -> None:
         begun.append(timeout_s)
         await within(timeout_s, *args)
 
-    monkeypatch.setattr(_gate, "_within", note)
+    monkeypatch.setattr(request_handler, "_with_timeout", note)
     async with (
         service.listening() as session,
         CallbackServer(session) as server,

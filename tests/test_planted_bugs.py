@@ -30,7 +30,12 @@ def test_a_bug_can_still_be_planted(bug):
 def test_there_are_enough_of_them():
     """The verifier is tried with more than twenty bugs, each of its own name."""
     assert len(BUGS) == len({(bug.name, bug.module) for bug in BUGS})
-    verifier = {"_signature", "_callback", "_envelope", "_verification"}
+    verifier = {
+        "callbacks/signature",
+        "callbacks/payload",
+        "protocol/envelope",
+        "callbacks/verify",
+    }
     assert 24 <= sum(bug.module in verifier for bug in BUGS)
     assert {bug.module for bug in BUGS} == set(TESTS)
 
@@ -94,7 +99,9 @@ def test_tests_that_fail_without_a_bug_find_none(monkeypatch, capsys):
 def test_what_is_no_bug_survives():
     """The script does not call found what changes nothing."""
     harmless = Bug(
-        "harmless", "_health", (("import annotations\n", "import annotations  # so what\n"),)
+        "harmless",
+        "core/callback_health",
+        (("import annotations\n", "import annotations  # so what\n"),),
     )
 
     assert planted_bugs.try_bug(harmless).test is None
@@ -105,7 +112,7 @@ def test_what_breaks_every_import_is_told():
     """A planting that the tests cannot even import is an error and not a bug that was found."""
     broken = Bug(
         "broken",
-        "_health",
+        "core/callback_health",
         (("import annotations\n", "import annotations\nimport no_such_module_as_this\n"),),
     )
 

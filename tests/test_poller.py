@@ -23,7 +23,7 @@ from kie_wav_async.testing import (
     FakeClock,
     answer,
     failed,
-    no_record,
+    missing,
     pending,
     refused,
     succeeded,
@@ -126,7 +126,7 @@ async def test_missing_record_comes_back() -> None:
     """A task whose record shows up within the minute settles like any other."""
     clock = FakeClock()
     service = FakeService(clock, conversion_s=0.0)
-    service.poll_replies += [lambda _: no_record()] * 5
+    service.poll_replies += [lambda _: missing()] * 5
     async with service.session(poll=STEADY) as session:
         wav = await clock.run(session.convert(track()))
         assert "task0001" == wav.task_id
@@ -154,7 +154,7 @@ async def test_attached_task_without_record_is_missed_three_times() -> None:
     """An attached task is not found at the third poll in a row without a record."""
     clock = FakeClock()
     service = FakeService(clock)
-    nothing = [lambda _: no_record()] * 2
+    nothing = [lambda _: missing()] * 2
     service.poll_replies += [*nothing, pending, *nothing, lambda _: refused(500)]
     async with service.session(poll=STEADY) as session:
         with pytest.raises(NotFoundError) as caught:
@@ -274,7 +274,7 @@ async def test_terminal_once() -> None:
             await clock.run(conversion.wait())
         await clock.advance(5.0)  # The poll on the wire comes back with the file.
         counted = session.statistics()
-        assert (0, 1, 1) == (counted.duplicates, counted.timed_out, counted.settled_by_poll)
+        assert (0, 1, 1) == (counted.duplicate_results, counted.timed_out, counted.settled_by_poll)
         with pytest.raises(ConversionTimeoutError):
             conversion.result()
 
@@ -287,7 +287,7 @@ async def test_late_pending_news_is_not_counted() -> None:
         with pytest.raises(ConversionTimeoutError):
             await clock.run(session.convert(track()))
         await clock.advance(5.0)
-        assert 0 == session.statistics().duplicates
+        assert 0 == session.statistics().duplicate_results
 
 
 # --- our timeout --------------------------------------------------------------------------
@@ -313,7 +313,7 @@ async def test_timeouts_end_in_order() -> None:
     ended: list[tuple[float, object]] = []
 
     def note(event):
-        if isinstance(event, events.WaitEnded):
+        if isinstance(event, events.ConversionEnded):
             ended.append((clock.monotonic(), event.task_id))
 
     async with service.session(timeout_s=30.0, on_event=note) as session:
@@ -388,7 +388,7 @@ async def test_second_401_ends_submits_not_sent(fate) -> None:
     service = FakeService(clock)
     patient = RetryPolicy(base_s=100.0, cap_s=100.0)
     async with service.session(max_in_flight=2 if fate is None else 3, retry=patient) as session:
-        session._desk.chance = lambda: 0.9
+        session._context.random = lambda: 0.9
         followed = [asyncio.create_task(session.convert(track(n))) for n in (1, 2)]
         await clock.advance(14.0)
         service.fates.extend([] if fate is None else [fate])
@@ -421,7 +421,7 @@ async def test_second_401_ends_the_wait_for_a_repeat() -> None:
         assert isinstance(waiting.exception().__cause__, AuthenticationError)
         await clock.advance(500.0)
         assert 2 == len(service.submitted_at)
-        assert [track(2)] == [doubt.track for doubt in session.unknown_submits()]
+        assert [track(2)] == [unknown.track for unknown in session.unknown_submits()]
 
 
 async def test_401s_under_way_are_one() -> None:
@@ -613,7 +613,7 @@ async def test_submit_without_a_place_asks_again_after_a_refused_key() -> None:
     service = FakeService(clock)
     async with service.session(max_in_flight=1) as session:
         first = asyncio.create_task(session.convert(track(1)))
-        await clock.settle()
+        await clock.run_pending()
         service.is_key_good = False
         with pytest.raises(AuthenticationError):
             await clock.run(first)

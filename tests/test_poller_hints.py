@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fakes import LOST_CHARGED, FakeService, lost, make_healthy, raw, track
-from kie_wav_async import (
-    CallbackTrust,
-    CallbackVerdict,
-    PollSchedule,
-    RateLimit,
-    _poller,
-)
+from kie_wav_async import CallbackResult, CallbackTrust, PollSchedule, RateLimit
 from kie_wav_async.errors import (
     AuthenticationError,
     ConversionFailedError,
@@ -23,12 +17,13 @@ from kie_wav_async.errors import (
     NotFoundError,
     SubmitUnknownError,
 )
-from kie_wav_async.testing import FakeClock, failed, no_record, pending, refused
+from kie_wav_async.session import poller as session_poller
+from kie_wav_async.testing import FakeClock, failed, missing, pending, refused
 
 if TYPE_CHECKING:
     from kie_wav_async import Conversion, WavSession
 
-CONFIRMING, SETTLED = CallbackVerdict.CONFIRMING, CallbackVerdict.SETTLED
+POLLING, SETTLED = CallbackResult.POLLING, CallbackResult.SETTLED
 
 STEADY = PollSchedule(first_s=15.0, interval_s=10.0, jitter=0.0)
 
@@ -52,7 +47,7 @@ def hinting(service: FakeService, **settings: object) -> WavSession:
     """Return a session to which every callback is a hint, and that submits at once."""
     return service.listening(
         **{
-            "callback_trust": CallbackTrust.HINT,
+            "callback_trust": CallbackTrust.CONFIRM,
             "poll": QUIET,
             "timeout_s": None,
             "rate_limit": RateLimit(10_000, per_s=1.0),
@@ -73,7 +68,7 @@ async def in_flight(
 
 async def hint(service: FakeService, session: WavSession, task_id: str = "task0001") -> None:
     """Deliver a callback that is a hint."""
-    assert CONFIRMING is await service.callback(task_id).to(session)
+    assert POLLING is await service.callback(task_id).to(session)
 
 
 def since(start: float, moments: list[float]) -> list[float]:
@@ -120,12 +115,12 @@ async def test_replay_storm_on_one_task(clock, service) -> None:
             await clock.advance(0.5)
         assert [2.0 * n for n in range(8)] == since(start, service.polled_at_moments)
         poller = session._poller
-        assert 2 >= len(poller._hints) + len(poller._hinted) + len(poller._asking)
+        assert 2 >= len(poller._requested) + len(poller._requested_tasks) + len(poller._asking)
         assert 8 + 1 >= len(poller._due)
         service.finish("task0001")
         await clock.advance(2.0)
         assert 1 == session.statistics().settled_by_poll
-        assert CallbackVerdict.DUPLICATE is await callback.to(session)
+        assert CallbackResult.DUPLICATE is await callback.to(session)
 
 
 async def test_ten_polls_a_second_in_all(clock, service) -> None:
@@ -241,7 +236,7 @@ async def test_after_a_hint_comes_the_interval_and_not_the_backstop(clock, servi
 
 async def hint_by_failure(service: FakeService, session: WavSession, task_id: str) -> None:
     """Deliver a callback that is a hint under any trust."""
-    assert CONFIRMING is await service.callback(task_id, None, code=500).to(session)
+    assert POLLING is await service.callback(task_id, None, code=500).to(session)
 
 
 @pytest.mark.parametrize(
@@ -310,7 +305,7 @@ async def test_poll_under_way_may_bring_the_news(clock, service) -> None:
         await clock.advance(60.0)
         assert (1, True) == (session.statistics().polls, conversion.done())
         assert not session._poller._asking
-        assert not session._poller._hints
+        assert not session._poller._requested
 
 
 async def test_scheduled_poll_waits_for_the_hinted_one_on_the_wire(clock, service) -> None:
@@ -390,7 +385,7 @@ async def test_hint_while_the_key_is_refused(clock, service) -> None:
     async with hinting(service) as session:
         (conversion,) = await in_flight(clock, session)
         waiting = asyncio.create_task(conversion.wait())
-        await clock.settle()
+        await clock.run_pending()
         service.is_key_good = False
         await hint(service, session)
         await clock.advance(3.0)
@@ -466,7 +461,7 @@ async def test_hint_of_what_has_settled_meanwhile(clock, service) -> None:
         assert 1 == len(service.polls_of("task0001"))
         # Nor does it take the turn of another.
         assert [asked_at] == service.polls_of("task0002")
-        assert not session._poller._hinted
+        assert not session._poller._requested_tasks
 
 
 async def test_hint_of_what_has_timed_out_meanwhile(clock, service) -> None:
@@ -495,7 +490,13 @@ async def test_hint_when_the_session_closes(clock, service) -> None:
         assert 2 == session.statistics().polls
         assert 3 == len(session.conversions())
         poller = session._poller
-        books = (poller._hints, poller._hinted, poller._asking, poller._due, poller._probes)
+        books = (
+            poller._requested,
+            poller._requested_tasks,
+            poller._asking,
+            poller._due,
+            poller._probes,
+        )
         assert not any(books)
 
 
@@ -562,7 +563,7 @@ async def test_hints_of_two_tasks_that_come_too_soon(clock, service) -> None:
 async def test_probes_keep_the_2_s_whatever_the_interval(clock, service) -> None:
     """A task probed on a callback's word is asked about every 2 s at most at any interval."""
     service.fates.append(LOST_CHARGED)
-    service.poll_replies += [lambda _: no_record()] * 3
+    service.poll_replies += [lambda _: missing()] * 3
     poll = PollSchedule(first_s=15.0, interval_s=0.5, jitter=0.0)
     async with hinting(service, poll=poll) as session:
         with pytest.raises(SubmitUnknownError):
@@ -576,7 +577,7 @@ async def test_probes_keep_the_2_s_whatever_the_interval(clock, service) -> None
 async def test_hint_of_a_probed_task_puts_its_next_turn_off(clock, service) -> None:
     """A probed task that is called back again is asked at once, and next an interval after that."""
     service.fates.append(LOST_CHARGED)
-    service.poll_replies += [lambda _: no_record()] * 9
+    service.poll_replies += [lambda _: missing()] * 9
     async with hinting(service, poll=STEADY) as session:
         with pytest.raises(SubmitUnknownError):
             await clock.run(session.submit(track()))
@@ -590,15 +591,15 @@ async def test_hint_of_a_probed_task_puts_its_next_turn_off(clock, service) -> N
 
 async def test_so_many_tasks_are_probed_and_no_more(clock, service, monkeypatch) -> None:
     """There is a bound to the tasks that are asked about though nobody follows them."""
-    assert 10_000 == _poller._MAX_PROBES
-    monkeypatch.setattr(_poller, "_MAX_PROBES", 3)
+    assert 10_000 == session_poller._MAX_PROBES
+    monkeypatch.setattr(session_poller, "_MAX_PROBES", 3)
     service.fates.append(LOST_CHARGED)
     async with hinting(service) as session:
         with pytest.raises(SubmitUnknownError):
             await clock.run(session.submit(track()))
-        (doubt,) = session.unknown_submits()
+        (unknown,) = session.unknown_submits()
         for number in range(5):
-            await service.callback(f"claims{number}", attempt_id=doubt.attempt_id).to(session)
+            await service.callback(f"claims{number}", attempt_id=unknown.attempt_id).to(session)
         await clock.advance(10.0)
         assert {f"claims{number}" for number in range(3)} == {t for _, t in service.polled_at}
 
@@ -608,7 +609,7 @@ async def test_so_many_tasks_are_probed_and_no_more(clock, service, monkeypatch)
 
 async def test_hints_do_not_use_up_patience_with_an_attached_task(clock, service) -> None:
     """An attached task without a record is missed at three scheduled polls, hints aside."""
-    service.poll_replies += [lambda _: no_record()] * 30
+    service.poll_replies += [lambda _: missing()] * 30
     async with hinting(service, poll=STEADY) as session:
         conversion = session.attach("gone")
         for _ in range(4):

@@ -4,7 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_wav_async._ranges import ContentRange, parse_content_range, parse_length, strong_etag
+from kie_wav_async.downloads.http_range import (
+    ContentRange,
+    parse_content_range,
+    parse_length,
+    strong_etag,
+)
 from samples import short
 
 NINES = "9" * 18

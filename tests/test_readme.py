@@ -35,12 +35,12 @@ from kie_wav_async import (
     RetryPolicy,
     Track,
     WavSession,
-    _session,
     errors,
     events,
     testing,
 )
-from kie_wav_async.cli._commands import cli
+from kie_wav_async.cli.commands import cli
+from kie_wav_async.session import session as session_session
 from kie_wav_async.simulator import Fault, Simulator
 from nearby import nearby_media
 
@@ -91,8 +91,8 @@ async def kie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[
     async with Simulator(time_scale=SPEED) as simulator:
         monkeypatch.setenv("KIE_BASE_URL", simulator.base_url)
         monkeypatch.setenv("KIE_API_KEY", simulator.api_key)
-        monkeypatch.setattr(_session, "SystemClock", lambda: FastClock(SPEED))
-        monkeypatch.setattr(_session, "Media", nearby_media)
+        monkeypatch.setattr(session_session, "SystemClock", lambda: FastClock(SPEED))
+        monkeypatch.setattr(session_session, "FileClient", nearby_media)
         monkeypatch.chdir(tmp_path)
         yield simulator
 
@@ -403,8 +403,8 @@ def test_docstrings_have_code() -> None:
     """The package, the session, the batch and the testing module each show some code."""
     assert {
         "__init__-module",
-        "_session-WavSession",
-        "_batch-Batch",
+        "session-WavSession",
+        "batch-Batch",
         "testing-module",
     } <= {name for name, _ in DOCSTRINGS}
 

@@ -21,8 +21,8 @@ from fakes import (
     track,
 )
 from kie_wav_async import (
+    CallbackResult,
     CallbackTrust,
-    CallbackVerdict,
     PollSchedule,
     RateLimit,
     WavSession,
@@ -38,8 +38,8 @@ from kie_wav_async.testing import FakeClock, failed
 
 STEADY = PollSchedule(first_s=15.0, interval_s=10.0, jitter=0.0)
 
-SETTLED, CONFIRMING = CallbackVerdict.SETTLED, CallbackVerdict.CONFIRMING
-DUPLICATE, ORPHAN = CallbackVerdict.DUPLICATE, CallbackVerdict.ORPHAN
+SETTLED, POLLING = CallbackResult.SETTLED, CallbackResult.POLLING
+DUPLICATE, UNKNOWN_TASK = CallbackResult.DUPLICATE, CallbackResult.UNKNOWN_TASK
 
 CALLED_BACK_URL = "https://cdn.example/called-back.wav"
 RECORDED_URL = "https://media.invalid/task0001.wav"
@@ -135,7 +135,7 @@ async def begin(
 ) -> str:
     """Have a task in flight that came from *origin*, and return the attempt it is known by."""
     right = f"{number:06d}{'abcdef' * 5}"[:32]
-    session._desk.attempt_id = lambda: right
+    session._context.attempt_id = lambda: right
     task_id = f"task{number:04d}"
     if origin == "attached":
         service.create(task_id, track(number), f"{LISTENING_AT}&attempt={right}")
@@ -177,7 +177,7 @@ async def test_what_settles_and_what_is_a_hint(clock, service, origin, trust) ->
             at_once = len(service.polled_at) - before
             wav = conversion.result()
             seen[cell] = (verdict, is_done, at_once, wav.settled_by, wav.url.name)
-            confirmed = (CONFIRMING, False, 1, "poll", f"{task_id}.wav")
+            confirmed = (POLLING, False, 1, "poll", f"{task_id}.wav")
             expected[cell] = settled if is_believed and cell in SETTLING else confirmed
             await clock.advance(0.1)  # For the next one's hint to be free.
         polls = len(service.polled_at)
@@ -208,8 +208,8 @@ async def test_settled_by_a_callback(clock, service) -> None:
         assert () == session.conversions()
         assert wav is (await session.submit(track())).result()
     assert [
-        (events.Submitted, "task0001"),
-        (events.Settled, wav),
+        (events.SubmitAccepted, "task0001"),
+        (events.ConversionSucceeded, wav),
         (events.CallbackReceived, ("task0001", SETTLED, True)),
     ] == [told(event) for event in seen]
     assert {submitted_at, submitted_at + 7.0} == {event.at.timestamp() for event in seen}
@@ -219,12 +219,12 @@ async def test_confirmed_by_a_poll(clock, service) -> None:
     """A conversion that a callback hints at has the file its record names."""
     seen: list[object] = []
     async with service.listening(
-        on_event=seen.append, callback_trust=CallbackTrust.HINT
+        on_event=seen.append, callback_trust=CallbackTrust.CONFIRM
     ) as session:
         conversion = await clock.run(session.submit(track()))
         await clock.advance(7.0)
         service.finish("task0001")
-        assert CONFIRMING is await service.callback("task0001").to(session)
+        assert POLLING is await service.callback("task0001").to(session)
         assert not conversion.done()
         wav = await clock.run(conversion.wait())
 
@@ -232,9 +232,9 @@ async def test_confirmed_by_a_poll(clock, service) -> None:
         assert [clock.monotonic()] == service.polls_of("task0001")
         assert {"submitted": 1, "accepted": 1, "settled_by_poll": 1, "polls": 1} == counted(session)
     assert [
-        (events.Submitted, "task0001"),
-        (events.CallbackReceived, ("task0001", CONFIRMING, True)),
-        (events.Settled, wav),
+        (events.SubmitAccepted, "task0001"),
+        (events.CallbackReceived, ("task0001", POLLING, True)),
+        (events.ConversionSucceeded, wav),
     ] == [told(event) for event in seen]
 
 
@@ -244,7 +244,7 @@ async def test_failure_is_believed_of_the_record_only(clock, service) -> None:
     async with service.listening(poll=STEADY) as session:
         conversion = await clock.run(session.submit(track()))
         callback = service.callback("task0001", None, code=501, message="as the callback tells")
-        assert CONFIRMING is await callback.to(session)
+        assert POLLING is await callback.to(session)
         assert not conversion.done()
         with pytest.raises(ConversionFailedError, match="as the record tells") as caught:
             await clock.run(conversion.wait())
@@ -257,7 +257,7 @@ async def test_failure_that_the_record_does_not_show_changes_nothing(clock, serv
     async with service.listening(poll=STEADY) as session:
         conversion = await clock.run(session.submit(track()))
         accepted_at = clock.monotonic()
-        assert CONFIRMING is await service.callback("task0001", None, code=500).to(session)
+        assert POLLING is await service.callback("task0001", None, code=500).to(session)
         wav = await clock.run(conversion.wait())
 
         assert (RECORDED_URL, 60.0) == (str(wav.url), clock.monotonic() - accepted_at)
@@ -270,7 +270,7 @@ async def test_the_attempt_that_made_the_task_counts(clock, service) -> None:
     async with service.listening() as session:
         conversion = await clock.run(session.submit(track()))
         first, second = service.attempts
-        assert CONFIRMING is await service.callback("task0001", attempt_id=first).to(session)
+        assert POLLING is await service.callback("task0001", attempt_id=first).to(session)
         assert SETTLED is await service.callback("task0001", attempt_id=second).to(session)
         assert conversion.done()
 
@@ -283,7 +283,7 @@ async def test_a_track_submitted_again_has_an_attempt_of_its_own(clock, service)
         assert SETTLED is await service.callback("task0001").to(session)
         again = await clock.run(session.submit(track(), again=True))
         old = service.attempts[0]
-        assert CONFIRMING is await service.callback("task0002", attempt_id=old).to(session)
+        assert POLLING is await service.callback("task0002", attempt_id=old).to(session)
         assert not again.done()
         assert SETTLED is await service.callback("task0002").to(session)
         assert "task0002" == again.result().task_id
@@ -307,12 +307,12 @@ async def test_every_waiter_hears(clock, service) -> None:
         conversion = await clock.run(session.submit(track()))
         waiters = [asyncio.create_task(session.convert(track())) for _ in range(3)]
         waiters += [asyncio.create_task(conversion.wait()) for _ in range(3)]
-        await clock.settle()
+        await clock.run_pending()
         waiters[0].cancel()
-        await clock.settle()
+        await clock.run_pending()
         await service.callback("task0001").to(session)
         assert not any(waiter.done() for waiter in waiters[1:])
-        await clock.settle()
+        await clock.run_pending()
 
         wav = conversion.result()
         assert waiters[0].cancelled()
@@ -347,7 +347,7 @@ async def test_callback_frees_a_place(clock, service) -> None:
         await clock.advance(3.0)
         assert 1 == len(service.submitted_at)
         await service.callback("task0001").to(session)
-        await clock.settle()
+        await clock.run_pending()
 
         assert [0.0, 3.0] == [at - service.submitted_at[0] for at in service.submitted_at]
         assert "task0002" == (await waiting).task_id
@@ -380,7 +380,7 @@ async def test_callback_again_is_a_duplicate(clock, service) -> None:
     async with service.listening() as session:
         conversion = await clock.run(session.submit(track()))
         assert SETTLED is await service.callback("task0001").to(session)
-        session._desk._on_event = seen.append
+        session._context._on_event = seen.append
         again = [
             service.callback("task0001"),
             service.callback("task0001", "https://evil.example/other.wav"),
@@ -392,9 +392,9 @@ async def test_callback_again_is_a_duplicate(clock, service) -> None:
         await clock.advance(100.0)
 
         assert CALLED_BACK_URL == str(conversion.result().url)
-        figures = {"submitted": 1, "accepted": 1, "settled_by_callback": 1, "duplicates": 4}
+        figures = {"submitted": 1, "accepted": 1, "settled_by_callback": 1, "duplicate_results": 4}
         assert figures == counted(session)
-        assert 0 == len(session._receiver._inbox)
+        assert 0 == len(session._callbacks._early_callbacks)
     received = (events.CallbackReceived, ("task0001", DUPLICATE, True))
     assert [received] * 4 == [told(event) for event in seen]
 
@@ -406,7 +406,7 @@ async def test_callback_after_the_poll_is_a_duplicate(clock, service) -> None:
         assert DUPLICATE is await service.callback("task0001").to(session)
 
         assert (RECORDED_URL, "poll") == (str(wav.url), wav.settled_by)
-        assert 1 == session.statistics().duplicates
+        assert 1 == session.statistics().duplicate_results
         assert wav is (await session.submit(track())).result()
 
 
@@ -422,7 +422,7 @@ async def test_callback_after_a_failure_is_a_duplicate(clock, service) -> None:
 
         assert "task0002" == again.task_id
         assert SETTLED is await service.callback("task0002").to(session)
-        assert (1, 1) == (session.statistics().failed, session.statistics().duplicates)
+        assert (1, 1) == (session.statistics().failed, session.statistics().duplicate_results)
 
 
 async def test_poll_under_way_is_a_duplicate(clock, service) -> None:
@@ -438,7 +438,7 @@ async def test_poll_under_way_is_a_duplicate(clock, service) -> None:
 
         assert CALLED_BACK_URL == str(conversion.result().url)
         assert 1 == len(service.polled_at)
-        assert 1 == session.statistics().duplicates
+        assert 1 == session.statistics().duplicate_results
 
 
 async def test_callback_after_a_timeout_settles_the_task(clock, service) -> None:
@@ -468,8 +468,11 @@ async def test_callback_before_the_answer_settles_with_it(clock, service) -> Non
     async with service.listening(on_event=seen.append) as session:
         waiting = asyncio.create_task(session.convert(track()))
         await clock.advance(7.0)
-        assert ORPHAN is await service.callback("task0001").to(session)
-        assert (1, 1) == (session.statistics().orphans, len(session._receiver._inbox))
+        assert UNKNOWN_TASK is await service.callback("task0001").to(session)
+        assert (1, 1) == (
+            session.statistics().unknown_task_callbacks,
+            len(session._callbacks._early_callbacks),
+        )
         await clock.advance(2.9)
         assert not waiting.done()
         await clock.advance(0.1)
@@ -479,14 +482,19 @@ async def test_callback_before_the_answer_settles_with_it(clock, service) -> Non
         assert wav.expires_at is not None
         await clock.advance(1_000.0)
         assert [] == service.polled_at
-        figures = {"submitted": 1, "accepted": 1, "settled_by_callback": 1, "orphans": 1}
+        figures = {
+            "submitted": 1,
+            "accepted": 1,
+            "settled_by_callback": 1,
+            "unknown_task_callbacks": 1,
+        }
         assert figures == counted(session)
-        assert 0 == len(session._receiver._inbox)
+        assert 0 == len(session._callbacks._early_callbacks)
         assert DUPLICATE is await service.callback("task0001").to(session)
     assert [
-        (events.CallbackReceived, ("task0001", ORPHAN, True)),
-        (events.Submitted, "task0001"),
-        (events.Settled, wav),
+        (events.CallbackReceived, ("task0001", UNKNOWN_TASK, True)),
+        (events.SubmitAccepted, "task0001"),
+        (events.ConversionSucceeded, wav),
         (events.CallbackReceived, ("task0001", DUPLICATE, True)),
     ] == [told(event) for event in seen]
 
@@ -494,7 +502,7 @@ async def test_callback_before_the_answer_settles_with_it(clock, service) -> Non
 @pytest.mark.parametrize(
     ("changes", "settings"),
     [
-        ({}, {"callback_trust": CallbackTrust.HINT}),
+        ({}, {"callback_trust": CallbackTrust.CONFIRM}),
         ({"attempt_id": "f" * 32}, {}),
         ({"query": ""}, {}),
         ({"url": None}, {}),
@@ -510,7 +518,7 @@ async def test_hint_before_the_answer_asks_with_it(clock, service, changes, sett
         waiting = asyncio.create_task(session.convert(track()))
         await clock.advance(7.0)
         service.finish("task0001")
-        assert ORPHAN is await service.callback("task0001", **changes).to(session)
+        assert UNKNOWN_TASK is await service.callback("task0001", **changes).to(session)
         await clock.advance(3.0)
         assert [clock.monotonic()] == service.polls_of("task0001")
         assert not waiting.done()
@@ -527,7 +535,7 @@ async def test_early_callback_is_kept_for_15_minutes(clock, service, age_s, is_k
     async with service.listening(poll=STEADY, timeout_s=None) as session:
         waiting = asyncio.create_task(session.submit(track()))
         await clock.advance(4_000.0 - age_s)
-        assert ORPHAN is await service.callback("task0001").to(session)
+        assert UNKNOWN_TASK is await service.callback("task0001").to(session)
         await clock.advance(age_s)
         assert is_kept is (await waiting).done()
 
@@ -539,14 +547,14 @@ async def test_ten_thousand_early_callbacks_are_kept(clock, service, others, is_
     async with service.listening() as session:
         waiting = asyncio.create_task(session.submit(track()))
         await clock.advance(40.0)
-        assert ORPHAN is await service.callback("task0001").to(session)
+        assert UNKNOWN_TASK is await service.callback("task0001").to(session)
         for number in range(others):
-            assert ORPHAN is await service.callback(f"other{number}").to(session)
-        assert 10_000 == len(session._receiver._inbox)
+            assert UNKNOWN_TASK is await service.callback(f"other{number}").to(session)
+        assert 10_000 == len(session._callbacks._early_callbacks)
         await clock.advance(20.0)
 
         assert is_kept is (await waiting).done()
-        assert others + 1 == session.statistics().orphans
+        assert others + 1 == session.statistics().unknown_task_callbacks
 
 
 async def test_the_first_of_early_callbacks_stays(clock, service) -> None:
@@ -556,11 +564,14 @@ async def test_the_first_of_early_callbacks_stays(clock, service) -> None:
         waiting = asyncio.create_task(session.convert(track()))
         await clock.advance(7.0)
         for url in (CALLED_BACK_URL, "https://evil.example/other.wav"):
-            assert ORPHAN is await service.callback("task0001", url).to(session)
+            assert UNKNOWN_TASK is await service.callback("task0001", url).to(session)
         await clock.advance(3.0)
 
         assert CALLED_BACK_URL == str(waiting.result().url)
-        assert (2, 0) == (session.statistics().orphans, session.statistics().duplicates)
+        assert (2, 0) == (
+            session.statistics().unknown_task_callbacks,
+            session.statistics().duplicate_results,
+        )
 
 
 async def test_early_callback_that_is_too_old_makes_room_for_a_new_one(clock, service) -> None:
@@ -570,7 +581,7 @@ async def test_early_callback_that_is_too_old_makes_room_for_a_new_one(clock, se
         waiting = asyncio.create_task(session.submit(track()))
         await clock.advance(2_500.0)
         for wait_s in (1_000.0, 500.0):
-            assert ORPHAN is await service.callback("task0001").to(session)
+            assert UNKNOWN_TASK is await service.callback("task0001").to(session)
             await clock.advance(wait_s)
         assert (await waiting).done()
 
@@ -582,8 +593,8 @@ async def test_early_callback_without_an_attempt_learns_it_from_a_later_one(cloc
     async with service.listening() as session:
         waiting = asyncio.create_task(session.convert(track()))
         await clock.advance(7.0)
-        assert ORPHAN is await service.callback("task0001", query="").to(session)
-        assert ORPHAN is await service.callback("task0001").to(session)
+        assert UNKNOWN_TASK is await service.callback("task0001", query="").to(session)
+        assert UNKNOWN_TASK is await service.callback("task0001").to(session)
         await clock.advance(3.0)
         assert [clock.monotonic()] == service.polls_of("task0001")
         assert "poll" == (await clock.run(waiting)).settled_by
@@ -614,13 +625,13 @@ async def test_orphans_create_nothing(clock, service) -> None:
     seen: list[object] = []
     async with service.listening(on_event=seen.append) as session:
         for task_id in ("of-another-product", "of-another-program"):
-            assert ORPHAN is await service.callback(task_id).to(session)
+            assert UNKNOWN_TASK is await service.callback(task_id).to(session)
         await clock.advance(1_000.0)
 
-        assert {"orphans": 2} == counted(session)
+        assert {"unknown_task_callbacks": 2} == counted(session)
         assert [] == service.transport.requests
         assert () == session.conversions() == session.unknown_submits()
-        assert [ORPHAN, ORPHAN] == [event.verdict for event in seen]
+        assert [UNKNOWN_TASK, UNKNOWN_TASK] == [event.result for event in seen]
 
 
 async def test_attach_looks_among_early_callbacks(clock, service) -> None:
@@ -628,7 +639,7 @@ async def test_attach_looks_among_early_callbacks(clock, service) -> None:
     service.create("old", track())
     service.finish("old")
     async with service.listening(poll=STEADY) as session:
-        assert ORPHAN is await service.callback("old").to(session)
+        assert UNKNOWN_TASK is await service.callback("old").to(session)
         await clock.advance(800.0)
         attached_at = clock.monotonic()
         conversion = session.attach("old")
@@ -668,11 +679,11 @@ async def test_handler_may_attach_an_orphan(clock, service) -> None:
     service.finish("old")
 
     def on_event(event: events.Event) -> None:
-        if isinstance(event, events.CallbackReceived) and event.verdict is ORPHAN:
+        if isinstance(event, events.CallbackReceived) and event.result is UNKNOWN_TASK:
             session.attach(event.task_id)
 
     async with service.listening(on_event=on_event) as session:
-        assert ORPHAN is await service.callback("old").to(session)
+        assert UNKNOWN_TASK is await service.callback("old").to(session)
         (conversion,) = session.conversions()
         await clock.advance(0.0)
         assert "old" == conversion.result().task_id
@@ -696,12 +707,16 @@ async def test_handler_that_raises_harms_no_callback(clock, service, caplog) -> 
     """Whatever on_event raises, a callback is taken or refused as if it had not."""
 
     def on_event(event: events.Event) -> None:
-        raise asyncio.CancelledError if isinstance(event, events.Settled) else KeyError("oops")
+        raise (
+            asyncio.CancelledError
+            if isinstance(event, events.ConversionSucceeded)
+            else KeyError("oops")
+        )
 
     async with service.listening(on_event=on_event) as session:
         conversion = await clock.run(session.submit(track()))
         with pytest.raises(SignatureError):
-            await session.deliver({}, b"{}")
+            await session.handle_callback({}, b"{}")
         assert SETTLED is await service.callback("task0001").to(session)
         assert conversion.done()
     assert 4 == sum("on_event raised" in record.getMessage() for record in caplog.records)

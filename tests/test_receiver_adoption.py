@@ -27,8 +27,8 @@ from fakes import (
     track,
 )
 from kie_wav_async import (
+    CallbackResult,
     CallbackTrust,
-    CallbackVerdict,
     OnUnknown,
     PollSchedule,
     RateLimit,
@@ -43,10 +43,10 @@ from kie_wav_async.errors import (
     SessionClosedError,
     SubmitUnknownError,
 )
-from kie_wav_async.testing import FakeClock, failed, no_record, pending, refused, succeeded
+from kie_wav_async.testing import FakeClock, failed, missing, pending, refused, succeeded
 
-SETTLED, CONFIRMING = CallbackVerdict.SETTLED, CallbackVerdict.CONFIRMING
-DUPLICATE, ORPHAN = CallbackVerdict.DUPLICATE, CallbackVerdict.ORPHAN
+SETTLED, POLLING = CallbackResult.SETTLED, CallbackResult.POLLING
+DUPLICATE, UNKNOWN_TASK = CallbackResult.DUPLICATE, CallbackResult.UNKNOWN_TASK
 
 STEADY = PollSchedule(first_s=15.0, interval_s=10.0, jitter=0.0)
 
@@ -91,11 +91,11 @@ async def test_answer_lost_then_callback(clock, service, trust) -> None:
     """A callback that names a lost submit has its task adopted, once the record agrees."""
     seen: list[events.Event] = []
     async with listening(service, on_event=seen.append, callback_trust=trust) as session:
-        doubt = await lose(clock, service, session)
+        unknown = await lose(clock, service, session)
         await clock.advance(42.0)
         asked_at = clock.monotonic()
-        assert CONFIRMING is await service.callback("task0001").to(session)
-        assert (doubt,) == session.unknown_submits()
+        assert POLLING is await service.callback("task0001").to(session)
+        assert (unknown,) == session.unknown_submits()
         assert is_bounded(service, session)
         await clock.advance(0.0)
 
@@ -106,7 +106,7 @@ async def test_answer_lost_then_callback(clock, service, trust) -> None:
             "adopted": 1,
             "settled_by_poll": 1,
             "polls": 1,
-            "orphans": 1,
+            "unknown_task_callbacks": 1,
         } == counted(session)
         assert is_bounded(service, session)
         assert [asked_at] == service.polled_at_moments
@@ -121,16 +121,16 @@ async def test_answer_lost_then_callback(clock, service, trust) -> None:
         assert DUPLICATE is await service.callback("task0001").to(session)
         await clock.advance(1_000.0)
         assert 1 == len(service.polled_at)
-        assert 0 == len(session._receiver._inbox)
+        assert 0 == len(session._callbacks._early_callbacks)
     assert [
-        (events.SubmitLost, None),
-        (events.CallbackReceived, ("task0001", CONFIRMING, True)),
-        (events.Submitted, "task0001"),
-        (events.Settled, wav),
+        (events.SubmitUnknown, None),
+        (events.CallbackReceived, ("task0001", POLLING, True)),
+        (events.SubmitAccepted, "task0001"),
+        (events.ConversionSucceeded, wav),
         (events.CallbackReceived, ("task0001", DUPLICATE, True)),
     ] == [told(event) for event in seen]
-    adoption = next(event for event in seen if isinstance(event, events.Submitted))
-    assert (True, doubt.attempt_id) == (adoption.adopted, doubt.attempt_id)
+    adoption = next(event for event in seen if isinstance(event, events.SubmitAccepted))
+    assert (True, unknown.attempt_id) == (adoption.adopted, unknown.attempt_id)
 
 
 async def test_callback_then_answer_lost(clock, service) -> None:
@@ -140,7 +140,7 @@ async def test_callback_then_answer_lost(clock, service) -> None:
     async with listening(service) as session:
         waiting = asyncio.create_task(session.submit(track()))
         await clock.advance(7.0)
-        assert ORPHAN is await service.callback("task0001").to(session)
+        assert UNKNOWN_TASK is await service.callback("task0001").to(session)
         await clock.advance(2.9)
         assert [] == service.polled_at
         await clock.advance(0.1)
@@ -167,7 +167,7 @@ async def test_only_tasks_that_name_the_lost_submit_are_asked_about(clock, servi
         waiting = asyncio.create_task(session.submit(track()))
         await clock.advance(7.0)
         for task_id, query in [("a", ""), ("b", f"attempt={'b' * 32}"), ("c", "attempt=c")]:
-            assert ORPHAN is await service.callback(task_id, query=query).to(session)
+            assert UNKNOWN_TASK is await service.callback(task_id, query=query).to(session)
         await clock.advance(3.0)
         with pytest.raises(SubmitUnknownError):
             await waiting
@@ -182,8 +182,8 @@ async def test_attempt_that_a_later_early_callback_names(clock, service) -> None
     async with listening(service) as session:
         waiting = asyncio.create_task(session.submit(track()))
         await clock.advance(7.0)
-        assert ORPHAN is await service.callback("task0001", query="").to(session)
-        assert ORPHAN is await service.callback("task0001").to(session)
+        assert UNKNOWN_TASK is await service.callback("task0001", query="").to(session)
+        assert UNKNOWN_TASK is await service.callback("task0001").to(session)
         await clock.advance(3.0)
         with pytest.raises(SubmitUnknownError):
             await waiting
@@ -239,7 +239,7 @@ async def test_adopted_task_that_failed(clock, service) -> None:
         await service.callback("task0001", None, code=500).to(session)
         await clock.advance(0.0)
         ended = seen[-1]
-        assert isinstance(ended, events.WaitEnded)
+        assert isinstance(ended, events.ConversionEnded)
         assert isinstance(ended.error, ConversionFailedError)
         assert ("task0001", track()) == (ended.task_id, ended.track)
         assert is_bounded(service, session)
@@ -250,14 +250,14 @@ async def test_adopted_task_that_failed(clock, service) -> None:
 async def test_callback_that_names_no_attempt_explains_nothing(clock, service) -> None:
     """Without the attempt in its query a callback of an unknown task is an orphan, and kept."""
     async with listening(service) as session:
-        doubt = await lose(clock, service, session)
-        for query in ("", "shop=7", f"attempt={doubt.attempt_id}&attempt={doubt.attempt_id}"):
-            assert ORPHAN is await service.callback("task0001", query=query).to(session)
-        assert ORPHAN is await service.callback("task0001", attempt_id="f" * 32).to(session)
+        unknown = await lose(clock, service, session)
+        for query in ("", "shop=7", f"attempt={unknown.attempt_id}&attempt={unknown.attempt_id}"):
+            assert UNKNOWN_TASK is await service.callback("task0001", query=query).to(session)
+        assert UNKNOWN_TASK is await service.callback("task0001", attempt_id="f" * 32).to(session)
         await clock.advance(100.0)
         assert [] == service.polled_at
-        assert (doubt,) == session.unknown_submits()
-        assert CONFIRMING is await service.callback("task0001").to(session)
+        assert (unknown,) == session.unknown_submits()
+        assert POLLING is await service.callback("task0001").to(session)
         await clock.advance(0.0)
         assert () == session.unknown_submits()
 
@@ -265,11 +265,11 @@ async def test_callback_that_names_no_attempt_explains_nothing(clock, service) -
 async def test_without_keys_nothing_is_adopted(clock, service) -> None:
     """Without keys a callback that names a lost submit causes nothing."""
     async with listening(service, webhook_keys=()) as session:
-        doubt = await lose(clock, service, session)
-        assert ORPHAN is await service.callback("task0001").to(session)
+        unknown = await lose(clock, service, session)
+        assert UNKNOWN_TASK is await service.callback("task0001").to(session)
         await clock.advance(100.0)
         assert [] == service.polled_at
-        assert (doubt,) == session.unknown_submits()
+        assert (unknown,) == session.unknown_submits()
 
 
 async def test_adoption_takes_its_place_over_the_limit(clock, service) -> None:
@@ -282,9 +282,9 @@ async def test_adoption_takes_its_place_over_the_limit(clock, service) -> None:
         await clock.advance(0.0)
         assert 2 == session.statistics().in_flight
         third = asyncio.create_task(session.submit(track(3)))
-        await clock.settle()
+        await clock.run_pending()
         assert SETTLED is await service.callback("task0002").to(session)
-        await clock.settle()
+        await clock.run_pending()
         assert (2, False) == (len(service.submitted_at), third.done())
         await clock.advance(60.0)
         assert 3 == len(service.submitted_at)
@@ -313,27 +313,27 @@ UNSAID = {
 async def test_record_that_does_not_agree(clock, service, caplog, changes) -> None:
     """A task is not adopted unless its record shows our track, our address and our attempt."""
     async with listening(service) as session:
-        doubt = await lose(clock, service, session)
+        unknown = await lose(clock, service, session)
         task = service.tasks["task0001"]
         shown = {"musicId": track().audio_id, "callbackUrl": task.callback_url, **changes}
         if shown["callbackUrl"]:
-            shown["callbackUrl"] = shown["callbackUrl"].format(attempt=doubt.attempt_id)
+            shown["callbackUrl"] = shown["callbackUrl"].format(attempt=unknown.attempt_id)
         service.poll_replies += [lambda task_id: succeeded(task_id, **shown)] * 3
         before = session.statistics()
-        assert CONFIRMING is await service.callback("task0001").to(session)
+        assert POLLING is await service.callback("task0001").to(session)
         caplog.clear()
         await clock.advance(1_000.0)
 
-        assert (doubt,) == session.unknown_submits()
+        assert (unknown,) == session.unknown_submits()
         assert () == session.conversions()
         assert 1 == len(service.polled_at)
-        assert attrs.evolve(before, orphans=1, polls=1) == session.statistics()
+        assert attrs.evolve(before, unknown_task_callbacks=1, polls=1) == session.statistics()
         assert is_bounded(service, session)
         with pytest.raises(SubmitUnknownError):
             await clock.run(session.submit(track()))
     (line, _) = caplog.records
     assert logging.WARNING == line.levelno
-    assert doubt.attempt_id in line.getMessage()
+    assert unknown.attempt_id in line.getMessage()
     assert "not adopted" in line.getMessage()
 
 
@@ -342,14 +342,14 @@ async def test_record_that_does_not_say_yet(clock, service, changes) -> None:
     """A record that names no track or address yet is asked for again until it does."""
     service.conversion_s = 200.0
     async with listening(service) as session:
-        doubt = await lose(clock, service, session)
+        unknown = await lose(clock, service, session)
         task = service.tasks["task0001"]
         shown = {"musicId": task.track.audio_id, "callbackUrl": task.callback_url, **changes}
         service.poll_replies += [lambda task_id: pending(task_id, **shown)] * 2
         start = clock.monotonic()
-        assert CONFIRMING is await service.callback("task0001").to(session)
+        assert POLLING is await service.callback("task0001").to(session)
         await clock.advance(15.0)
-        assert (doubt,) == session.unknown_submits()
+        assert (unknown,) == session.unknown_submits()
         await clock.advance(10.0)
         assert [0.0, 10.0, 20.0] == since(start, service.polled_at_moments)
         assert () == session.unknown_submits()
@@ -374,7 +374,7 @@ async def test_repeat_that_is_refused_joins_what_was_found(
             with pytest.raises(SubmitUnknownError):
                 await waiting
             waiting = asyncio.create_task(session.convert(track(), again=True))
-            await clock.settle()
+            await clock.run_pending()
         else:
             await clock.advance(59.0)
         assert 2 == len(service.submitted_at)
@@ -392,13 +392,13 @@ async def test_repeat_that_is_refused_joins_what_was_found(
 async def test_strangers_tasks_fill_no_log(clock, service, caplog) -> None:
     """However many foreign tasks are said to be a lost submit's, one warning tells of it."""
     async with listening(service) as session:
-        doubt = await lose(clock, service, session)
-        query = f"attempt={doubt.attempt_id}"
+        unknown = await lose(clock, service, session)
+        query = f"attempt={unknown.attempt_id}"
         caplog.clear()
         for number in range(5):
             service.create(f"foreign{number}", track(9))
             foreign = attrs.evolve(service.callback(f"foreign{number}"), query=query)
-            assert CONFIRMING is await foreign.to(session)
+            assert POLLING is await foreign.to(session)
             await clock.advance(5.0)
         assert 5 == len(service.polled_at)
         lines = [line for line in caplog.records if line.levelno >= logging.WARNING]
@@ -411,7 +411,7 @@ async def test_task_that_was_not_adopted_may_be_attached(clock, service) -> None
         await lose(clock, service, session)
         service.tasks["task0001"].callback_url = LISTENING_AT
         query = f"attempt={session.unknown_submits()[0].attempt_id}"
-        assert CONFIRMING is await service.callback("task0001", query=query).to(session)
+        assert POLLING is await service.callback("task0001", query=query).to(session)
         await clock.advance(10.0)
         attached_at = clock.monotonic()
         await clock.run(session.attach("task0001").wait())
@@ -422,8 +422,8 @@ async def test_task_that_was_not_adopted_may_be_attached(clock, service) -> None
 async def test_address_given_without_path_is_shown_with_one(clock, service) -> None:
     """An address is the same whether the service shows it with the root path or without."""
     async with listening(service, callback_url="https://app.example") as session:
-        doubt = await lose(clock, service, session)
-        shown = f"https://app.example/?attempt={doubt.attempt_id}"
+        unknown = await lose(clock, service, session)
+        shown = f"https://app.example/?attempt={unknown.attempt_id}"
         service.tasks["task0001"].callback_url = shown
         await service.callback("task0001").to(session)
         await clock.advance(0.0)
@@ -463,7 +463,7 @@ async def test_address_that_the_record_repeats(clock, service, callback_url) -> 
 # --- no news of it ------------------------------------------------------------------------
 
 NO_NEWS = {
-    "no record yet": lambda _: no_record(),
+    "no record yet": lambda _: missing(),
     "code 500": lambda _: refused(500),
     "502": lambda _: raw(b"<html>", 502),
     "reset": lambda _: lost(),
@@ -492,7 +492,7 @@ async def test_no_news_is_asked_for_again(clock, service, reply) -> None:
 
 async def test_no_news_for_15_minutes(clock, service) -> None:
     """After 15 minutes without a record nothing is asked any more, until a callback comes again."""
-    service.poll_replies += [lambda _: no_record()] * 90
+    service.poll_replies += [lambda _: missing()] * 90
     async with listening(service) as session:
         await lose(clock, service, session)
         start = clock.monotonic()
@@ -509,14 +509,14 @@ async def test_no_news_for_15_minutes(clock, service) -> None:
 
 async def test_callback_again_while_it_is_asked_about(clock, service) -> None:
     """Callbacks that come again while their task is asked about cause one poll per 2 s."""
-    service.poll_replies += [lambda _: no_record()] * 3
+    service.poll_replies += [lambda _: missing()] * 3
     async with listening(service) as session:
         await lose(clock, service, session)
         start = clock.monotonic()
         for _ in range(35):
             verdict = await service.callback("task0001").to(session)
             await clock.advance(1.0)
-        assert CallbackVerdict.DUPLICATE is verdict
+        assert CallbackResult.DUPLICATE is verdict
         assert [0.0, 2.0, 4.0, 6.0] == since(start, service.polled_at_moments)
 
 
@@ -537,12 +537,12 @@ async def test_key_in_doubt_while_it_is_asked_about(clock, service) -> None:
 
 async def test_user_says_it_was_that_task_meanwhile(clock, service) -> None:
     """A doubt that the user resolves with the task itself is counted once."""
-    service.poll_replies += [lambda _: no_record()] * 2
+    service.poll_replies += [lambda _: missing()] * 2
     async with listening(service) as session:
-        doubt = await lose(clock, service, session)
+        unknown = await lose(clock, service, session)
         await service.callback("task0001").to(session)
         await clock.advance(5.0)
-        await session.resolve_unknown(doubt.attempt_id, task_id="task0001")
+        await session.resolve_unknown(unknown.attempt_id, task_id="task0001")
         (conversion,) = session.conversions()
         wav = await clock.run(conversion.wait())
         await clock.advance(100.0)
@@ -553,14 +553,14 @@ async def test_user_says_it_was_that_task_meanwhile(clock, service) -> None:
 
 async def test_user_says_it_was_another_task_meanwhile(clock, service) -> None:
     """A doubt that the user resolves with another task is closed: the callback adopts nothing."""
-    service.poll_replies.append(lambda _: no_record())
+    service.poll_replies.append(lambda _: missing())
     service.create("mine", track())
     async with listening(service) as session:
-        doubt = await lose(clock, service, session)
-        task_id = doubt_task(service, doubt)
+        unknown = await lose(clock, service, session)
+        task_id = doubt_task(service, unknown)
         await service.callback(task_id).to(session)
         await clock.advance(5.0)
-        await session.resolve_unknown(doubt.attempt_id, task_id="mine")
+        await session.resolve_unknown(unknown.attempt_id, task_id="mine")
         (conversion,) = session.conversions()
         await clock.run(conversion.wait())
         await clock.advance(100.0)
@@ -570,25 +570,25 @@ async def test_user_says_it_was_another_task_meanwhile(clock, service) -> None:
         assert 2 >= len(service.polls_of(task_id))
 
 
-def doubt_task(service: FakeService, doubt: UnknownSubmit) -> str:
+def doubt_task(service: FakeService, unknown: UnknownSubmit) -> str:
     """Return the task that a lost submit made."""
-    return next(t.task_id for t in service.tasks.values() if doubt.attempt_id in t.callback_url)
+    return next(t.task_id for t in service.tasks.values() if unknown.attempt_id in t.callback_url)
 
 
 async def test_user_says_it_was_not_charged_meanwhile(clock, service) -> None:
     """A doubt that the user calls not charged is closed, even if a callback names it."""
-    service.poll_replies.append(lambda _: no_record())
+    service.poll_replies.append(lambda _: missing())
     async with listening(service) as session:
-        doubt = await lose(clock, service, session)
+        unknown = await lose(clock, service, session)
         await service.callback("task0001").to(session)
         await clock.advance(5.0)
-        await session.resolve_unknown(doubt.attempt_id, not_charged=True)
+        await session.resolve_unknown(unknown.attempt_id, not_charged=True)
         await clock.advance(100.0)
         assert () == session.conversions() == session.unknown_submits()
         assert 0 == session.statistics().adopted
         assert 2 >= len(service.polled_at)
         # A later callback is an orphan's.
-        assert ORPHAN is await service.callback("task0001").to(session)
+        assert UNKNOWN_TASK is await service.callback("task0001").to(session)
 
 
 async def test_task_attached_meanwhile_without_a_track(clock, service) -> None:
@@ -620,12 +620,12 @@ async def test_task_attached_meanwhile_for_another_track(clock, service, caplog)
     """A task that the user meanwhile follows for another track is not adopted."""
     service.conversion_s = 30.0
     async with listening(service) as session:
-        doubt = await lose(clock, service, session)
+        unknown = await lose(clock, service, session)
         await service.callback("task0001").to(session)
         conversion = session.attach("task0001", track=track(9))
         await clock.run(conversion.wait())
         await clock.advance(100.0)
-        assert (doubt,) == session.unknown_submits()
+        assert (unknown,) == session.unknown_submits()
         assert track(9) == conversion.result().track
         assert is_bounded(service, session)
     assert "not adopted" in caplog.text
@@ -634,12 +634,12 @@ async def test_task_attached_meanwhile_for_another_track(clock, service, caplog)
 async def test_task_followed_for_another_track(clock, service) -> None:
     """A callback that names a lost submit, of a task followed for another track, is a hint."""
     async with listening(service) as session:
-        doubt = await lose(clock, service, session)
+        unknown = await lose(clock, service, session)
         conversion = session.attach("task0001", track=track(9))
-        assert CONFIRMING is await service.callback("task0001").to(session)
+        assert POLLING is await service.callback("task0001").to(session)
         await clock.run(conversion.wait())
         await clock.advance(100.0)
-        assert (doubt,) == session.unknown_submits()
+        assert (unknown,) == session.unknown_submits()
         assert 0 == session.statistics().adopted
 
 
@@ -651,7 +651,7 @@ async def test_track_in_flight_under_another_attempt(clock, service) -> None:
         again = await clock.run(session.submit(track(), again=True))
         assert 1 == session.statistics().possible_double_charges
         assert is_bounded(service, session)
-        assert CONFIRMING is await service.callback("task0001").to(session)
+        assert POLLING is await service.callback("task0001").to(session)
         await clock.advance(0.0)
         assert {"task0001", "task0002"} == {c.task_id for c in session.conversions()}
         assert again is await session.submit(track())
@@ -689,16 +689,18 @@ async def test_two_tasks_for_one_attempt(clock, service) -> None:
     service.create("stranger", track(2))
     service.finish("stranger")
     async with listening(service) as session:
-        doubt = await lose(clock, service, session)
-        mine = doubt_task(service, doubt)
+        unknown = await lose(clock, service, session)
+        mine = doubt_task(service, unknown)
         for task_id in ("stranger", mine):
-            callback = service.callback(task_id, attempt_id=doubt.attempt_id)
-            assert CONFIRMING is await callback.to(session)
+            callback = service.callback(task_id, attempt_id=unknown.attempt_id)
+            assert POLLING is await callback.to(session)
         await clock.advance(1.0)
         assert (1, 0) == (session.statistics().adopted, session.statistics().unknown)
         assert mine == (await session.submit(track())).result().task_id
         assert DUPLICATE is await service.callback(mine).to(session)
-        assert ORPHAN is await service.callback("stranger", attempt_id=doubt.attempt_id).to(session)
+        assert UNKNOWN_TASK is await service.callback("stranger", attempt_id=unknown.attempt_id).to(
+            session
+        )
         await clock.advance(100.0)
         assert (1, 1) == (len(service.polls_of(mine)), len(service.polls_of("stranger")))
 
@@ -706,10 +708,10 @@ async def test_two_tasks_for_one_attempt(clock, service) -> None:
 async def test_two_tasks_that_both_agree(clock, service) -> None:
     """One lost submit explains one task, even if two records show it."""
     async with listening(service) as session:
-        doubt = await lose(clock, service, session)
+        unknown = await lose(clock, service, session)
         service.create("twin", track(), service.tasks["task0001"].callback_url)
         for task_id in ("twin", "task0001"):
-            assert CONFIRMING is await service.callback(task_id).to(session)
+            assert POLLING is await service.callback(task_id).to(session)
         await clock.advance(100.0)
         assert (1, 1, ()) == (
             session.statistics().adopted,
@@ -717,7 +719,7 @@ async def test_two_tasks_that_both_agree(clock, service) -> None:
             session.unknown_submits(),
         )
         assert "twin" == (await session.submit(track())).result().task_id
-        assert doubt.track == track()
+        assert unknown.track == track()
 
 
 async def test_each_of_two_doubts_has_its_own_task(clock, service) -> None:
@@ -753,7 +755,7 @@ async def test_repeat_does_not_go_out_after_an_adoption(clock, service) -> None:
         waiters = [asyncio.create_task(session.convert(track())) for _ in range(3)]
         await clock.advance(30.0)
         assert (1, False) == (session.statistics().unknown, waiters[0].done())
-        assert CONFIRMING is await service.callback("task0001").to(session)
+        assert POLLING is await service.callback("task0001").to(session)
         await clock.advance(0.0)
         assert {"task0001"} == {waiter.result().task_id for waiter in waiters}
         await clock.advance(200.0)
@@ -769,7 +771,7 @@ async def test_callback_before_the_lost_answer_spares_the_repeat(clock, service)
     async with listening(service, on_unknown=OnUnknown.RESUBMIT) as session:
         waiting = asyncio.create_task(session.convert(track()))
         await clock.advance(7.0)
-        assert ORPHAN is await service.callback("task0001").to(session)
+        assert UNKNOWN_TASK is await service.callback("task0001").to(session)
         await clock.advance(3.0)
         assert not waiting.done()
         await clock.advance(10.0)
@@ -786,7 +788,7 @@ async def test_task_that_is_not_ours_spares_no_repeat(clock, service) -> None:
         await clock.advance(30.0)
         service.tasks["task0001"].callback_url = "https://elsewhere.example/"
         query = f"attempt={service.attempts[0]}"
-        assert CONFIRMING is await service.callback("task0001", query=query).to(session)
+        assert POLLING is await service.callback("task0001", query=query).to(session)
         await clock.advance(29.9)
         assert 1 == len(service.submitted_at)
         await clock.advance(0.1)
@@ -821,7 +823,7 @@ async def test_adoption_while_the_repeat_waits_in_the_queue(clock, service) -> N
 async def confirm_at_once(clock: FakeClock, service: FakeService, session: WavSession) -> None:
     """Deliver the callback of task0001, whose poll is back while other requests are out."""
     latency_s, service.latency_s = service.latency_s, 0.0
-    assert CONFIRMING is await service.callback("task0001").to(session)
+    assert POLLING is await service.callback("task0001").to(session)
     await clock.advance(1.0)
     service.latency_s = latency_s
 
@@ -891,7 +893,7 @@ async def test_bill_is_bounded_all_along(clock, service) -> None:
 
     def look(_: events.Event) -> None:
         figures = session.statistics()
-        sending = session._desk.registry.sending
+        sending = session._context.registry.sending
         assert figures.accepted <= service.charged
         assert service.charged <= figures.accepted + figures.unknown + sending
         looked.append(figures)
@@ -942,11 +944,11 @@ async def test_adoption_is_possible_at_the_charge_limit(clock, service) -> None:
 async def test_flood_of_callbacks_for_one_doubt_is_slow(clock, service) -> None:
     """However many tasks claim one lost submit, 10 polls a second are sent, and one is adopted."""
     async with listening(service) as session:
-        doubt = await lose(clock, service, session)
+        unknown = await lose(clock, service, session)
         start = clock.monotonic()
         for number in range(300):
-            callback = service.callback(f"claims{number}", attempt_id=doubt.attempt_id)
-            assert CONFIRMING is await callback.to(session)
+            callback = service.callback(f"claims{number}", attempt_id=unknown.attempt_id)
+            assert POLLING is await callback.to(session)
         await service.callback("task0001").to(session)
         await clock.advance(9.95)
         assert 100 == len(service.polled_at)
@@ -982,13 +984,13 @@ async def test_closing_while_it_is_asked_about(clock, service) -> None:
     """A doubt that is being looked into when the session closes stays one."""
     service.latency_s = 10.0
     async with listening(service) as session:
-        doubt = await lose(clock, service, session)
+        unknown = await lose(clock, service, session)
         await service.callback("task0001").to(session)
         await clock.advance(1.0)
         assert 1 == session.statistics().polls
         await clock.run(session.aclose())
         await clock.advance(100.0)
-        assert (doubt,) == session.unknown_submits()
+        assert (unknown,) == session.unknown_submits()
         assert () == session.conversions()
         assert 1 == session.statistics().polls
 
@@ -1024,7 +1026,7 @@ def attaching(seen: list[WavSession]):
     """Return a handler that attaches every orphan, in the session put into *seen*."""
 
     def on_event(event: events.Event) -> None:
-        if isinstance(event, events.CallbackReceived) and event.verdict is ORPHAN:
+        if isinstance(event, events.CallbackReceived) and event.result is UNKNOWN_TASK:
             seen[0].attach(event.task_id)
 
     return on_event
@@ -1038,7 +1040,7 @@ async def test_submit_whose_task_was_attached_before_the_answer(clock, service) 
         seen.append(session)
         waiting = asyncio.create_task(session.convert(track()))
         await clock.advance(7.0)
-        assert ORPHAN is await service.callback("task0001").to(session)
+        assert UNKNOWN_TASK is await service.callback("task0001").to(session)
         await clock.advance(3.0)
         _ = await service.callback("task0001").to(session)
         await clock.advance(60.0)
@@ -1057,7 +1059,7 @@ async def test_repeat_is_spared_though_the_task_was_attached(clock, service, com
         seen.append(session)
         waiting = asyncio.create_task(session.convert(track()))
         await clock.advance(7.0)
-        assert ORPHAN is await service.callback("task0001").to(session)
+        assert UNKNOWN_TASK is await service.callback("task0001").to(session)
         if comes_again:
             await clock.advance(20.0)
             _ = await service.callback("task0001").to(session)

@@ -23,11 +23,11 @@ from deliveries import (
     signed_body,
 )
 from fakes import ACCEPTED, LOST_CHARGED, LOST_FREE, UNSENT, raw, refusal, track
-from kie_wav_async import CallbackTrust, CallbackVerdict, OnUnknown, PollSchedule, Track
-from kie_wav_async._inbox import KEPT_S
+from kie_wav_async import CallbackResult, CallbackTrust, OnUnknown, PollSchedule, Track
+from kie_wav_async.core.early_callbacks import BUFFERED_S
 from kie_wav_async.errors import CallbackFormatError, SignatureError
-from kie_wav_async.events import CallbackReceived, CallbackRefused
-from kie_wav_async.testing import SignedCallback, no_record, pending, refused, succeeded
+from kie_wav_async.events import CallbackReceived, CallbackRejected
+from kie_wav_async.testing import SignedCallback, missing, pending, refused, succeeded
 from strategies import bodies, hostile_json
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def _with_an_open_task(**settings: object) -> World:
 
 
 def _is_verdict_or_refusal(told: object) -> bool:
-    return isinstance(told, CallbackVerdict | SignatureError | CallbackFormatError)
+    return isinstance(told, CallbackResult | SignatureError | CallbackFormatError)
 
 
 # --- total --------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def test_whatever_is_signed_gets_a_verdict_or_is_refused(trust, query, body, oth
         assert _is_verdict_or_refusal(told)
         world.advance(60.0)
         wav = world.waiters[0].result()
-        if told is CallbackVerdict.SETTLED:
+        if told is CallbackResult.SETTLED:
             assert trust is CallbackTrust.PAYLOAD
             assert (wav.url.scheme, wav.settled_by) == ("https", "callback")
             assert wav.url.host
@@ -210,12 +210,12 @@ def test_a_file_that_is_nowhere_settles_nothing(url, place):
         inside["audioWavUrl"] = url
         signed = signed_body(TASK, json.dumps(document).encode(), world.clock.time())
         told = world.deliver(signed, query_of(world.service.tasks[TASK]))
-        assert told in {CallbackVerdict.SETTLED, CallbackVerdict.CONFIRMING}
+        assert told in {CallbackResult.SETTLED, CallbackResult.POLLING}
         world.advance(60.0)
         wav = world.waiters[0].result()
         assert wav.url.scheme == "https"
         assert wav.url.host
-        assert (told is CallbackVerdict.CONFIRMING) is (str(wav.url) == file_of(TASK))
+        assert (told is CallbackResult.POLLING) is (str(wav.url) == file_of(TASK))
 
 
 # --- scripts: what two worlds go through alike ------------------------------------------------
@@ -226,7 +226,7 @@ POLLS = {
     "pending": pending,
     "succeeded": succeeded,
     "bare": lambda task_id: pending(task_id, successFlag="SUCCESS"),
-    "none": lambda _: no_record(),
+    "none": lambda _: missing(),
     "429": lambda _: refused(429, retry_after="20"),
     "500": lambda _: refused(500),
     "html": lambda _: raw(b"<html>"),
@@ -333,12 +333,12 @@ def test_nothing_unauthentic_changes_anything_but_a_counter(drawn, script):
             task = world.service.tasks.get(f"task{number:04d}")
             query = query_of(task) if task is not None and is_named else ""
             told = world.deliver(_spoiled(world, how, f"task{number:04d}"), query)
-            spared.run(spared.clock.settle())
+            spared.run(spared.clock.run_pending())
             assert isinstance(told, SignatureError | CallbackFormatError)
             refusals += 1
-            assert world.session.statistics().refused_callbacks == refusals
-        without = {"refused_callbacks"}
-        assert world.snapshot(without=without, unsaid=(CallbackRefused,)) == spared.snapshot(
+            assert world.session.statistics().rejected_callbacks == refusals
+        without = {"rejected_callbacks"}
+        assert world.snapshot(without=without, unsaid=(CallbackRejected,)) == spared.snapshot(
             without=without
         )
 
@@ -358,16 +358,16 @@ def test_another_product_of_the_account_creates_nothing(drawn, script):
                 continue
             number, is_named = what
             # Whoever reads access logs knows the attempts; lost ones are another matter.
-            lost = {doubt.attempt_id for doubt in world.session.unknown_submits()}
+            lost = {unknown.attempt_id for unknown in world.session.unknown_submits()}
             named = [task for task in world.service.tasks.values() if task.attempt_id not in lost]
-            is_sending = world.session._desk.registry.sending
+            is_sending = world.session._context.registry.sending
             query = query_of(named[0]) if named and is_named and not is_sending else ""
             told = world.deliver(world.callback(f"music{number}"), query)
-            spared.run(spared.clock.settle())
-            assert told is CallbackVerdict.ORPHAN
+            spared.run(spared.clock.run_pending())
+            assert told is CallbackResult.UNKNOWN_TASK
             orphans += 1
-            assert world.session.statistics().orphans == orphans
-        without = {"orphans"}
+            assert world.session.statistics().unknown_task_callbacks == orphans
+        without = {"unknown_task_callbacks"}
         assert world.snapshot(without=without, unsaid=(CallbackReceived,)) == spared.snapshot(
             without=without
         )
@@ -404,21 +404,21 @@ _deliveries = st.tuples(
 
 def _hint_early_ones(world: World, early: dict[str, float]) -> None:
     """Have tasks that are named in *early* polled as soon as they are followed."""
-    usual = world.session._desk.on_followed
+    usual = world.session._context.on_followed
 
     def on_followed(conversion: Conversion) -> None:
         usual(conversion)
         came_at = early.pop(conversion.task_id, -math.inf)
-        if world.clock.monotonic() - came_at < KEPT_S:
-            world.session._poller.hint(conversion.task_id)
+        if world.clock.monotonic() - came_at < BUFFERED_S:
+            world.session._poller.request_poll(conversion.task_id)
 
-    world.session._desk.on_followed = on_followed
+    world.session._context.on_followed = on_followed
 
 
 @given(_worlds, scripts(_deliveries))
 def test_under_hint_a_delivery_is_a_poll(drawn, script):
-    """Under HINT an authentic callback of a task in flight does what a prompt poll of it does."""
-    drawn = drawn | {"trust": CallbackTrust.HINT, "latency_s": 0.0}
+    """Under CONFIRM an authentic callback of a task in flight does what a prompt poll does."""
+    drawn = drawn | {"trust": CallbackTrust.CONFIRM, "latency_s": 0.0}
     with _world(drawn) as world, _world(drawn) as polled:
         early: dict[str, float] = {}
         _hint_early_ones(polled, early)
@@ -429,20 +429,20 @@ def test_under_hint_a_delivery_is_a_poll(drawn, script):
                 continue
             number, body, named = what
             task = world.service.tasks.get(f"task{number:04d}")
-            lost = {doubt.attempt_id for doubt in world.session.unknown_submits()}
+            lost = {unknown.attempt_id for unknown in world.session.unknown_submits()}
             if task is None or (task.attempt_id in lost and named == "own"):
                 continue
             query = {"own": query_of(task), "other": "attempt=" + "f" * 32, "none": ""}[named]
             told = world.deliver(_authentic(world, task.task_id, body), query)
-            assert told is not CallbackVerdict.SETTLED
+            assert told is not CallbackResult.SETTLED
             if any(c.task_id == task.task_id for c in polled.session.conversions()):
-                polled.session._poller.hint(task.task_id)
-            elif told is CallbackVerdict.ORPHAN:
+                polled.session._poller.request_poll(task.task_id)
+            elif told is CallbackResult.UNKNOWN_TASK:
                 now = polled.clock.monotonic()
-                if now - early.get(task.task_id, -math.inf) >= KEPT_S:
+                if now - early.get(task.task_id, -math.inf) >= BUFFERED_S:
                     early[task.task_id] = now
-            polled.run(polled.clock.settle())
-            world.run(world.clock.settle())
+            polled.run(polled.clock.run_pending())
+            world.run(world.clock.run_pending())
         assert world.snapshot(
             without=COUNTERS_OF_CALLBACKS, unsaid=(CallbackReceived,)
         ) == polled.snapshot(without=COUNTERS_OF_CALLBACKS)
@@ -464,10 +464,10 @@ def test_under_hint_a_delivery_is_a_poll(drawn, script):
     st.sampled_from([10.0, 300.0]),
 )
 def test_under_hint_the_end_is_that_of_polling_alone(deliveries, failing, latency_s, backstop_s):
-    """Under HINT no delivery changes how a conversion ends, nor ends it before the service did."""
+    """Under CONFIRM no delivery changes how a conversion ends or ends it before the service did."""
     schedule = PollSchedule(jitter=0.0, backstop_s=backstop_s)
     made = {"service": {"latency_s": latency_s}, "poll": schedule}
-    with World(callback_trust=CallbackTrust.HINT, **made) as world, World(**made) as alone:
+    with World(callback_trust=CallbackTrust.CONFIRM, **made) as world, World(**made) as alone:
         for each in (world, alone):
             each.service.failing = {f"task{number:04d}" for number in failing}
             each.service.fates.append(LOST_CHARGED)
@@ -487,10 +487,10 @@ def test_under_hint_the_end_is_that_of_polling_alone(deliveries, failing, latenc
             world.advance(after_s)
         for each in (world, alone):
             each.advance(10.0)  # What a probe may still bring.
-            for doubt in each.session.unknown_submits():
-                each.run(each.session.resolve_unknown(doubt.attempt_id, task_id=TASK))
+            for unknown in each.session.unknown_submits():
+                each.run(each.session.resolve_unknown(unknown.attempt_id, task_id=TASK))
             each.advance(500.0)
-        # That a callback settled is never said under HINT.
+        # That a callback settled is never said under CONFIRM.
         assert world.figures(without={*COUNTERS_OF_CALLBACKS, "polls"}) == alone.figures(
             without={*COUNTERS_OF_CALLBACKS, "polls"}
         )
@@ -535,7 +535,7 @@ _records = st.fixed_dictionaries(
     body="file of another",
 )
 @hypothesis.example(
-    trust=CallbackTrust.HINT,
+    trust=CallbackTrust.CONFIRM,
     record={"musicId": "e1", "callbackUrl": ADDRESS + "&attempt=" + "0" * 31 + "1"},
     when="after",
     body="failed",

@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from fakes import WEBHOOK_KEY, Delivery, FakeService, counted, told, track
-from kie_wav_async import CallbackVerdict, PollSchedule, Statistics, events
+from kie_wav_async import CallbackResult, PollSchedule, Statistics, events
 from kie_wav_async.errors import CallbackFormatError, SignatureError
 from kie_wav_async.testing import FakeClock
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 STEADY = PollSchedule(first_s=15.0, interval_s=10.0, jitter=0.0)
 
-SETTLED, CONFIRMING = CallbackVerdict.SETTLED, CallbackVerdict.CONFIRMING
-DUPLICATE, ORPHAN = CallbackVerdict.DUPLICATE, CallbackVerdict.ORPHAN
+SETTLED, POLLING = CallbackResult.SETTLED, CallbackResult.POLLING
+DUPLICATE, UNKNOWN_TASK = CallbackResult.DUPLICATE, CallbackResult.UNKNOWN_TASK
 
 RECORDED_URL = "https://media.invalid/task0001.wav"
 
@@ -116,7 +116,7 @@ async def refuse_thrice(
     kind = CallbackFormatError if reason == "format" else SignatureError
     async with service.listening(poll=STEADY) as session:
         conversion = await clock.run(session.submit(track()))
-        session._desk._on_event = seen.append
+        session._context._on_event = seen.append
         before = session.statistics()
         # The attempt of the submit, so that nothing but the refusal stands in the way.
         right = attrs.evolve(delivery, query=service.callback("task0001").query)
@@ -126,11 +126,11 @@ async def refuse_thrice(
         assert reason == getattr(caught.value, "reason", "format")
         await clock.advance(14.0)
 
-        assert attrs.evolve(before, refused_callbacks=3) == session.statistics()
+        assert attrs.evolve(before, rejected_callbacks=3) == session.statistics()
         assert not conversion.done()
         assert [] == service.polled_at
-        assert 0 == len(session._receiver._inbox)
-        assert [(events.CallbackRefused, kind)] * 3 == [told(event) for event in seen]
+        assert 0 == len(session._callbacks._early_callbacks)
+        assert [(events.CallbackRejected, kind)] * 3 == [told(event) for event in seen]
         assert len({id(event.error) for event in seen} | {id(caught.value)}) == 4
         await clock.advance(1.0)
         assert 1 == len(service.polled_at)
@@ -148,7 +148,7 @@ async def test_one_line_for_each_reason(service, caplog) -> None:
                     await change(service.callback("task0001")).to(session)
             with pytest.raises(SignatureError):
                 await service.callback("task0001", at_s=-900.0).to(session)
-        assert {"refused_callbacks": 20 * (len(REFUSED) + 1)} == counted(session)
+        assert {"rejected_callbacks": 20 * (len(REFUSED) + 1)} == counted(session)
     assert 5 == len(caplog.records)
     # As an attacker chose it, or as would have been right: neither is shown.
     signature = service.callback("task0001").headers["X-Webhook-Signature"]
@@ -163,7 +163,7 @@ async def test_tolerance_is_300_s_of_the_sessions_wall_clock(
     """Freshness is judged by the time of the session's clock, 300 s both ways."""
     async with service.listening() as session:
         await clock.run(session.submit(track()))
-        clock.jump_wall(7_200.0)
+        clock.shift_wall_clock(7_200.0)
         callback = service.callback("task0001", at_s=at_s)
         if is_taken:
             assert SETTLED is await callback.to(session)
@@ -177,7 +177,7 @@ async def test_clock_that_is_wrong_loses_no_conversion(clock, service) -> None:
     """With a wall clock ten minutes off all callbacks are refused, and polls still settle."""
     async with service.listening(poll=STEADY) as session:
         conversion = await clock.run(session.submit(track()))
-        clock.jump_wall(600.0)
+        clock.shift_wall_clock(600.0)
         callback = service.callback("task0001", at_s=-600.0)
         with pytest.raises(SignatureError):
             await callback.to(session)
@@ -216,7 +216,9 @@ async def test_body_may_be_any_bytes(clock, service, kind) -> None:
         await clock.run(session.submit(track()))
         callback = service.callback("task0001")
         pairs = [(name.encode(), value.encode()) for name, value in callback.headers.items()]
-        verdict = await session.deliver(pairs, kind(callback.body), query=callback.query.encode())
+        verdict = await session.handle_callback(
+            pairs, kind(callback.body), query=callback.query.encode()
+        )
         assert SETTLED is verdict
 
 
@@ -231,7 +233,7 @@ async def test_without_keys_a_known_task_is_asked_about(clock, service, headers)
         conversion = await clock.run(session.submit(track()))
         service.finish("task0001")
         callback = attrs.evolve(service.callback("task0001"), headers=headers)
-        assert CONFIRMING is await callback.to(session)
+        assert POLLING is await callback.to(session)
         assert not conversion.done()
         asked_at = clock.monotonic()
         wav = await clock.run(conversion.wait())
@@ -244,12 +246,12 @@ async def test_without_keys_a_known_task_is_asked_about(clock, service, headers)
             "accepted": 1,
             "settled_by_poll": 1,
             "polls": 1,
-            "duplicates": 1,
+            "duplicate_results": 1,
         } == counted(session)
     assert [
-        (events.Submitted, "task0001"),
-        (events.CallbackReceived, ("task0001", CONFIRMING, False)),
-        (events.Settled, wav),
+        (events.SubmitAccepted, "task0001"),
+        (events.CallbackReceived, ("task0001", POLLING, False)),
+        (events.ConversionSucceeded, wav),
         (events.CallbackReceived, ("task0001", DUPLICATE, False)),
     ] == [told(event) for event in seen]
 
@@ -261,9 +263,9 @@ async def test_without_keys_an_unknown_task_is_not_kept(clock, service) -> None:
         waiting = asyncio.create_task(session.submit(track()))
         await clock.advance(7.0)
         for task_id in ("task0001", "never-heard-of"):
-            assert ORPHAN is await service.callback(task_id).to(session)
-        assert {"submitted": 1, "orphans": 2} == counted(session)
-        assert 0 == len(session._receiver._inbox)
+            assert UNKNOWN_TASK is await service.callback(task_id).to(session)
+        assert {"submitted": 1, "unknown_task_callbacks": 2} == counted(session)
+        assert 0 == len(session._callbacks._early_callbacks)
         await clock.advance(3.0)
         assert not (await waiting).done()
         session.attach("never-heard-of")
@@ -275,8 +277,8 @@ async def test_without_keys_a_body_is_still_read_strictly(service) -> None:
     """Without keys too a body that cannot be read is refused."""
     async with service.listening(webhook_keys=()) as session:
         with pytest.raises(CallbackFormatError):
-            await session.deliver({}, b"[]")
-        assert Statistics(refused_callbacks=1) == session.statistics()
+            await session.handle_callback({}, b"[]")
+        assert Statistics(rejected_callbacks=1) == session.statistics()
 
 
 async def test_polling_only_with_keys_takes_callbacks(clock, service) -> None:

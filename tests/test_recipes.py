@@ -27,7 +27,8 @@ from django.core.wsgi import get_wsgi_application
 from django.urls import clear_url_caches
 
 from fastclock import FastClock
-from kie_wav_async import Track, WavSession, _session
+from kie_wav_async import Track, WavSession
+from kie_wav_async.session import session as session_session
 from kie_wav_async.simulator import Simulator
 from kie_wav_async.testing import signed_callback
 from receivers import PATH, Served, run_aiohttp, run_asgi, until
@@ -73,7 +74,7 @@ async def kie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[
         monkeypatch.setenv("KIE_BASE_URL", simulator.base_url)
         monkeypatch.setenv("KIE_API_KEY", simulator.api_key)
         monkeypatch.setenv("KIE_WEBHOOK_HMAC_KEY", KEY)
-        monkeypatch.setattr(_session, "SystemClock", lambda: FastClock(SPEED))
+        monkeypatch.setattr(session_session, "SystemClock", lambda: FastClock(SPEED))
         monkeypatch.chdir(tmp_path)
         yield simulator
     for name in set(sys.modules) - before:

@@ -8,10 +8,10 @@ import attrs
 import pytest
 from yarl import URL
 
-from kie_wav_async import TaskRecord, TaskState, Track, WavFile, _registry
-from kie_wav_async._lifecycle import Entry, IllegalTransition, Origin, Phase
-from kie_wav_async._models import Statistics, UnknownSubmit
-from kie_wav_async._registry import Registry, is_foreign
+from kie_wav_async import TaskRecord, TaskState, Track, WavFile
+from kie_wav_async.core import registry
+from kie_wav_async.core.registry import Registry, is_foreign
+from kie_wav_async.core.state_machine import IllegalTransition, Origin, Phase, TaskEntry
 from kie_wav_async.errors import (
     AlreadyExistsError,
     ConversionFailedError,
@@ -19,8 +19,9 @@ from kie_wav_async.errors import (
     KieWavError,
     NotFoundError,
 )
+from kie_wav_async.models import Statistics, UnknownSubmit
 
-Books = Registry[Entry]
+Books = Registry[TaskEntry]
 
 TRACK = Track("5c79", "e1")
 OTHER = Track("5c79", "e2")
@@ -33,44 +34,44 @@ LINK = URL("https://media.invalid/t1.wav")
 @pytest.fixture
 def books() -> Books:
     """Give empty books."""
-    return Registry(Entry)
+    return Registry(TaskEntry)
 
 
-def queued(books: Books, track: Track = TRACK) -> Entry:
+def queued(books: Books, track: Track = TRACK) -> TaskEntry:
     """Return an entry in the queue."""
     return books.enqueue(track)
 
 
-def sending(books: Books, track: Track = TRACK, attempt_id: str = "a1") -> Entry:
+def sending(books: Books, track: Track = TRACK, attempt_id: str = "a1") -> TaskEntry:
     """Return an entry on the wire."""
     entry = books.enqueue(track)
     books.send(entry, attempt_id, NOW_UNIX_S)
     return entry
 
 
-def unknown(books: Books, track: Track = TRACK, attempt_id: str = "a1") -> Entry:
+def unknown(books: Books, track: Track = TRACK, attempt_id: str = "a1") -> TaskEntry:
     """Return an entry of unknown fate."""
     entry = sending(books, track, attempt_id)
-    books.lose(entry, NOW_UNIX_S)
+    books.mark_unknown(entry, NOW_UNIX_S)
     return entry
 
 
-def resent(books: Books, track: Track = TRACK) -> Entry:
+def resent(books: Books, track: Track = TRACK) -> TaskEntry:
     """Return an entry on the wire whose first attempt, a1, is of unknown fate."""
     entry = unknown(books, track)
-    books.resend(entry)
+    books.retry(entry)
     books.send(entry, "a2", NOW_UNIX_S)
     return entry
 
 
-def accepted(books: Books, track: Track = TRACK, task_id: str = "t1") -> Entry:
+def accepted(books: Books, track: Track = TRACK, task_id: str = "t1") -> TaskEntry:
     """Return an entry in flight, accepted at 100 s."""
     entry = sending(books, track)
     books.accept(entry, task_id, 100.0)
     return entry
 
 
-def succeeded(books: Books, track: Track = TRACK, task_id: str = "t1") -> Entry:
+def succeeded(books: Books, track: Track = TRACK, task_id: str = "t1") -> TaskEntry:
     """Return an entry that ended well."""
     entry = accepted(books, track, task_id)
     assert books.observe(entry, record(wav_url=LINK), 130.0, "poll")
@@ -103,7 +104,7 @@ class TestSubmit:
         assert books.find_unknown(TRACK) is None
         assert books.unknown_submit("a1") is None
         assert () == books.unknown_submits() == books.waiting() == tuple(books.in_flight())
-        assert (0, 0, 0) == (books.sending, books.places, books.charges)
+        assert (0, 0, 0) == (books.sending, books.used_slots, books.charges)
         assert Statistics() == books.statistics()
 
     def test_a_queued_entry_is_found_by_its_track(self, books: Books) -> None:
@@ -113,7 +114,7 @@ class TestSubmit:
         assert (Phase.QUEUED, TRACK) == (entry.phase, entry.track)
         assert books.find(TRACK) is entry
         assert (entry,) == books.waiting()
-        assert (0, 0) == (books.sending, books.places)
+        assert (0, 0) == (books.sending, books.used_slots)
         assert {} == counted(books)
 
     @pytest.mark.parametrize("make", [queued, sending, unknown, accepted])
@@ -130,20 +131,20 @@ class TestSubmit:
         """A submit that goes out is counted, named, dated, and takes a place."""
         entry = sending(books)
 
-        assert Phase.SENDING is entry.phase
+        assert Phase.SUBMITTING is entry.phase
         assert ("a1", NOW_UNIX_S) == (entry.attempt_id, entry.submitted_unix_s)
         assert (entry,) == books.waiting()
-        assert (1, 1, 0) == (books.sending, books.places, books.charges)
+        assert (1, 1, 0) == (books.sending, books.used_slots, books.charges)
         assert {"submitted": 1} == counted(books)
 
     def test_a_postponed_submit_gives_its_place_back(self, books: Books) -> None:
         """A submit that created nothing waits again, and takes no place meanwhile."""
         entry = sending(books)
-        books.postpone(entry)
+        books.requeue(entry)
 
         assert Phase.QUEUED is entry.phase
         assert books.find(TRACK) is entry
-        assert (0, 0) == (books.sending, books.places)
+        assert (0, 0) == (books.sending, books.used_slots)
 
         books.send(entry, "a2", NOW_UNIX_S + 1)
         assert ("a2", NOW_UNIX_S + 1) == (entry.attempt_id, entry.submitted_unix_s)
@@ -154,23 +155,23 @@ class TestSubmit:
         """A refused submit leaves the books with its error, and costs nothing."""
         entry = make(books)
         error = KieWavError("no")
-        books.refuse(entry, error)
+        books.reject(entry, error)
 
-        assert Phase.REFUSED is entry.phase
+        assert Phase.REJECTED is entry.phase
         assert entry.outcome is error
         assert books.find(TRACK) is None
         assert () == books.waiting()
         assert books.find_result(TRACK) is None
-        assert (0, 0, 0) == (books.sending, books.places, books.charges)
+        assert (0, 0, 0) == (books.sending, books.used_slots, books.charges)
         assert not books.statistics().failed
 
     def test_a_withdrawn_submit_is_over(self, books: Books) -> None:
         """A withdrawn submit leaves the books with its error, uncounted."""
         entry = queued(books)
         error = KieWavError("nobody waits")
-        books.withdraw(entry, error)
+        books.cancel(entry, error)
 
-        assert Phase.WITHDRAWN is entry.phase
+        assert Phase.CANCELLED is entry.phase
         assert entry.outcome is error
         assert books.find(TRACK) is None
         assert {} == counted(books)
@@ -180,9 +181,9 @@ class TestSubmit:
         entry = sending(books)
 
         with pytest.raises(IllegalTransition):
-            books.withdraw(entry, KieWavError("too late"))
+            books.cancel(entry, KieWavError("too late"))
 
-        assert (Phase.SENDING, None) == (entry.phase, entry.outcome)
+        assert (Phase.SUBMITTING, None) == (entry.phase, entry.outcome)
         assert books.find(TRACK) is entry
 
     def test_an_accepted_submit_is_in_flight(self, books: Books) -> None:
@@ -195,7 +196,7 @@ class TestSubmit:
         assert books.find(TRACK) is books.find_task("t1") is entry
         assert [entry] == [*books.in_flight()]
         assert () == books.waiting()
-        assert (0, 1, 1) == (books.sending, books.places, books.charges)
+        assert (0, 1, 1) == (books.sending, books.used_slots, books.charges)
         assert {"submitted": 1, "accepted": 1, "in_flight": 1} == counted(books)
 
     def test_what_is_in_flight_is_told_oldest_first(self, books: Books) -> None:
@@ -210,7 +211,7 @@ class TestDoubt:
     def test_a_lost_submit_is_a_doubt(self, books: Books) -> None:
         """A lost submit gives its place back and stays in the books as a doubt."""
         entry = sending(books)
-        doubt = books.lose(entry, NOW_UNIX_S)
+        doubt = books.mark_unknown(entry, NOW_UNIX_S)
 
         assert UnknownSubmit(track=TRACK, attempt_id="a1", at=NOW) == doubt
         assert Phase.UNKNOWN is entry.phase
@@ -219,31 +220,31 @@ class TestDoubt:
         assert (doubt,) == books.unknown_submits()
         assert doubt is books.unknown_submit("a1") is books.find_unknown(TRACK)
         assert books.find_unknown(OTHER) is None
-        assert books.is_in_doubt(entry)
-        assert (0, 0, 1) == (books.sending, books.places, books.charges)
+        assert books.has_unknown_submit(entry)
+        assert (0, 0, 1) == (books.sending, books.used_slots, books.charges)
         assert {"submitted": 1, "unknown": 1} == counted(books)
 
     def test_others_are_not_in_doubt(self, books: Books) -> None:
         """A doubt is about its own track only."""
         unknown(books)
 
-        assert not books.is_in_doubt(queued(books, OTHER))
-        assert not books.is_in_doubt(books.attach("t9", None, 0.0))
+        assert not books.has_unknown_submit(queued(books, OTHER))
+        assert not books.has_unknown_submit(books.attach("t9", None, 0.0))
 
     def test_a_repeat_starts_counting_anew(self, books: Books) -> None:
         """An entry sent again after a doubt has all its attempts, and the doubt stands."""
         entry = unknown(books)
         entry.attempts = 2
-        books.resend(entry)
+        books.retry(entry)
 
         assert (Phase.QUEUED, 0) == (entry.phase, entry.attempts)
-        assert books.is_in_doubt(entry)
+        assert books.has_unknown_submit(entry)
         assert 1 == books.charges
 
     def test_a_second_doubt_may_be_a_second_charge(self, books: Books) -> None:
         """A repeat that is lost too adds a doubt, and may have been a double charge."""
         entry = resent(books)
-        books.lose(entry, NOW_UNIX_S)
+        books.mark_unknown(entry, NOW_UNIX_S)
 
         assert ["a1", "a2"] == [doubt.attempt_id for doubt in books.unknown_submits()]
         assert "a2" == books.find_unknown(TRACK).attempt_id
@@ -256,7 +257,7 @@ class TestDoubt:
         books.accept(entry, "t1", 100.0)
 
         assert ["a1"] == [doubt.attempt_id for doubt in books.unknown_submits()]
-        assert (0, 1, 2) == (books.sending, books.places, books.charges)
+        assert (0, 1, 2) == (books.sending, books.used_slots, books.charges)
         expected = {"submitted": 2, "accepted": 1, "unknown": 1, "in_flight": 1}
         assert {**expected, "possible_double_charges": 1} == counted(books)
 
@@ -264,15 +265,15 @@ class TestDoubt:
     def test_a_repeat_that_came_to_nothing_relapses(self, books: Books, *, is_sent: bool) -> None:
         """A repeat that created nothing, or was never sent, leaves the entry in its doubt."""
         entry = unknown(books)
-        books.resend(entry)
+        books.retry(entry)
         if is_sent:
             books.send(entry, "a2", NOW_UNIX_S)
-        doubt = books.relapse(entry)
+        doubt = books.return_to_unknown(entry)
 
         assert "a1" == doubt.attempt_id
         assert Phase.UNKNOWN is entry.phase
         assert books.find(TRACK) is entry
-        assert (0, 0, 1) == (books.sending, books.places, books.charges)
+        assert (0, 0, 1) == (books.sending, books.used_slots, books.charges)
 
     @pytest.mark.parametrize("make", [queued, sending])
     def test_without_a_doubt_nothing_relapses(self, books: Books, make: object) -> None:
@@ -281,11 +282,11 @@ class TestDoubt:
         phase, sending_before = entry.phase, books.sending
 
         with pytest.raises(IllegalTransition, match=r"e1.* is not in doubt$"):
-            books.relapse(entry)
+            books.return_to_unknown(entry)
 
         assert (phase, sending_before) == (entry.phase, books.sending)
 
-    @pytest.mark.parametrize("end", [Registry.refuse, Registry.withdraw])
+    @pytest.mark.parametrize("end", [Registry.reject, Registry.cancel])
     def test_a_doubt_is_not_ended_as_free(self, books: Books, end: object) -> None:
         """An entry in doubt cannot end as refused or withdrawn, which would read uncharged."""
         entry = unknown(books)
@@ -293,7 +294,7 @@ class TestDoubt:
             end(books, entry, KieWavError("no"))
         assert Phase.UNKNOWN is entry.phase
 
-        books.resend(entry)
+        books.retry(entry)
         with pytest.raises(IllegalTransition, match=r"e1.* is in doubt$"):
             end(books, entry, KieWavError("no"))
         assert Phase.QUEUED is entry.phase
@@ -301,8 +302,8 @@ class TestDoubt:
         books.send(entry, "a2", NOW_UNIX_S)
         with pytest.raises(IllegalTransition, match=r"e1.* is in doubt$"):
             end(books, entry, KieWavError("no"))
-        assert (Phase.SENDING, None) == (entry.phase, entry.outcome)
-        assert (1, 1) == (books.sending, books.places)
+        assert (Phase.SUBMITTING, None) == (entry.phase, entry.outcome)
+        assert (1, 1) == (books.sending, books.used_slots)
 
 
 class TestAdoption:
@@ -313,7 +314,7 @@ class TestAdoption:
 
         assert (Phase.ACCEPTED, Origin.ADOPTED) == (entry.phase, entry.origin)
         assert books.find_task("t1") is entry
-        assert (0, 1, 0) == (books.sending, books.places, books.charges)
+        assert (0, 1, 0) == (books.sending, books.used_slots, books.charges)
         assert {"submitted": 1, "adopted": 1, "in_flight": 1} == counted(books)
 
     def test_a_task_that_existed_leaves_the_doubt_until_its_record_is_known(
@@ -324,7 +325,7 @@ class TestAdoption:
         books.adopt_existing(entry, "t1", 100.0)
 
         assert ["a1"] == [doubt.attempt_id for doubt in books.unknown_submits()]
-        assert not entry.is_recognised
+        assert not entry.is_attributed
         assert (0, 1) == (books.statistics().accepted, books.statistics().adopted)
 
     def test_a_task_that_existed_has_nothing_to_explain_without_a_doubt(self, books: Books) -> None:
@@ -332,7 +333,7 @@ class TestAdoption:
         entry = sending(books)
         books.adopt_existing(entry, "t1", 100.0)
 
-        assert entry.is_recognised
+        assert entry.is_attributed
 
     @pytest.mark.parametrize(
         ("attempt_id", "is_ours"), [(None, True), ("a1", True), ("a9", False), ("", False)]
@@ -344,11 +345,11 @@ class TestAdoption:
         unknown(books, OTHER, "a9")
         entry = resent(books)
         books.adopt_existing(entry, "t1", 100.0)
-        books.recognise(entry, attempt_id)
+        books.attribute(entry, attempt_id)
 
         left = [doubt.attempt_id for doubt in books.unknown_submits()]
         assert (["a9"] if is_ours else ["a9", "a1"]) == left
-        assert entry.is_recognised
+        assert entry.is_attributed
         assert int(is_ours) == books.statistics().accepted
         assert 2 == books.charges
         assert not books.statistics().possible_double_charges
@@ -361,11 +362,11 @@ class TestAdoption:
     ) -> None:
         """A task is explained by the attempt it names, and by none of several if it names none."""
         entry = resent(books)
-        books.lose(entry, NOW_UNIX_S)
-        books.resend(entry)
+        books.mark_unknown(entry, NOW_UNIX_S)
+        books.retry(entry)
         books.send(entry, "a3", NOW_UNIX_S)
         books.adopt_existing(entry, "t1", 100.0)
-        books.recognise(entry, attempt_id)
+        books.attribute(entry, attempt_id)
 
         assert left == [doubt.attempt_id for doubt in books.unknown_submits()]
         assert 2 == books.charges
@@ -374,10 +375,10 @@ class TestAdoption:
         """Two lost submits whose tasks are named by 409s are two charges."""
         for track, name in ((TRACK, "a1"), (OTHER, "a2")):
             entry = unknown(books, track, name)
-            books.resend(entry)
+            books.retry(entry)
             books.send(entry, f"{name}-again", NOW_UNIX_S)
             books.adopt_existing(entry, f"t-{name}", 100.0)
-            books.recognise(entry, name)
+            books.attribute(entry, name)
 
         assert (2, 2) == (books.statistics().accepted, books.charges)
         assert () == books.unknown_submits()
@@ -386,46 +387,46 @@ class TestAdoption:
         """A doubt resolved meanwhile is not explained a second time."""
         entry = resent(books)
         books.adopt_existing(entry, "t1", 100.0)
-        books.absolve("a1")
-        books.recognise(entry, "a1")
+        books.mark_not_charged("a1")
+        books.attribute(entry, "a1")
 
-        assert entry.is_recognised
+        assert entry.is_attributed
         assert (0, 0) == (books.statistics().accepted, books.charges)
 
     def test_the_users_word_counts_a_task_of_unread_record_once(self, books: Books) -> None:
         """A task named by a 409 and then by the user, for two tracks, is two charges in all."""
         for track, name in ((TRACK, "a1"), (OTHER, "a2")):
             entry = unknown(books, track, name)
-            books.resend(entry)
+            books.retry(entry)
             books.send(entry, f"{name}-again", NOW_UNIX_S)
-            books.lose(entry, NOW_UNIX_S)
-            books.resend(entry)
+            books.mark_unknown(entry, NOW_UNIX_S)
+            books.retry(entry)
             books.send(entry, f"{name}-last", NOW_UNIX_S)
             books.adopt_existing(entry, f"t-{name}", 100.0)
             assert books.adopt_unknown(name, f"t-{name}", 101.0) is entry
-            assert entry.is_recognised is True
+            assert entry.is_attributed is True
 
         assert (2, 2) == (books.statistics().accepted, books.statistics().unknown)
-        assert books.adopt_unknown("a1-again", "t-a1", 102.0).is_recognised is True
+        assert books.adopt_unknown("a1-again", "t-a1", 102.0).is_attributed is True
         assert 2 == books.statistics().accepted
 
     def test_a_record_that_names_none_of_several_leaves_it_open(self, books: Books) -> None:
         """A record without an attempt settles nothing while two attempts are in doubt."""
         entry = resent(books)
-        books.lose(entry, NOW_UNIX_S)
-        books.resend(entry)
+        books.mark_unknown(entry, NOW_UNIX_S)
+        books.retry(entry)
         books.send(entry, "a3", NOW_UNIX_S)
         books.adopt_existing(entry, "t1", 100.0)
-        books.recognise(entry, None)
+        books.attribute(entry, None)
 
-        assert entry.is_recognised is False
+        assert entry.is_attributed is False
 
     def test_every_submit_on_the_wire_counts(self, books: Books) -> None:
         """Two submits on the wire are two, and take two places."""
         sending(books, TRACK, "a1")
         sending(books, OTHER, "a2")
 
-        assert (2, 2) == (books.sending, books.places)
+        assert (2, 2) == (books.sending, books.used_slots)
 
     def test_a_found_task_takes_a_place_again(self, books: Books) -> None:
         """A doubt whose task is found becomes a conversion in flight, and a charge."""
@@ -436,8 +437,8 @@ class TestAdoption:
         assert ("t1", "a1", 100.0) == (entry.task_id, entry.attempt_id, entry.accepted_mono_s)
         assert books.find_task("t1") is entry
         assert () == books.unknown_submits()
-        assert not books.is_in_doubt(entry)
-        assert (0, 1, 1) == (books.sending, books.places, books.charges)
+        assert not books.has_unknown_submit(entry)
+        assert (0, 1, 1) == (books.sending, books.used_slots, books.charges)
         expected = {"submitted": 1, "accepted": 1, "adopted": 1, "in_flight": 1}
         assert expected == counted(books)
 
@@ -447,18 +448,18 @@ class TestAdoption:
         beside = books.adopt_unknown("a1", "t1", 100.0)
 
         assert beside is not entry
-        assert Phase.SENDING is entry.phase
+        assert Phase.SUBMITTING is entry.phase
         assert (TRACK, "a1") == (beside.track, beside.attempt_id)
         assert books.find(TRACK) is entry
         assert books.find_task("t1") is beside
-        assert (1, 2) == (books.sending, books.places)
+        assert (1, 2) == (books.sending, books.used_slots)
 
         books.accept(entry, "t2", 110.0)
         assert [beside, entry] == [*books.in_flight()]
         assert books.observe(beside, record(wav_url=LINK), 120.0, "poll")
         assert books.find_result(TRACK) is beside
         assert books.find(TRACK) is entry
-        assert 1 == books.places
+        assert 1 == books.used_slots
 
     def test_a_track_that_is_over_is_followed_again(self, books: Books) -> None:
         """A doubt resolved after its track has ended gives the track a new entry."""
@@ -469,7 +470,7 @@ class TestAdoption:
 
         assert anew is not entry
         assert books.find(TRACK) is anew
-        assert 1 == books.places
+        assert 1 == books.used_slots
 
     @pytest.mark.parametrize("track", [None, TRACK, OTHER])
     def test_an_attached_task_can_be_found_for_a_doubt(
@@ -484,7 +485,7 @@ class TestAdoption:
         assert (track or TRACK) == attached.track
         assert 50.0 == attached.accepted_mono_s
         assert books.find(TRACK) is entry
-        assert (1, 2, 1) == (books.sending, books.places, books.charges)
+        assert (1, 2, 1) == (books.sending, books.used_slots, books.charges)
         expected = {"submitted": 2, "accepted": 1, "adopted": 1, "in_flight": 1}
         assert expected == counted(books)
 
@@ -496,7 +497,7 @@ class TestAdoption:
 
         assert books.adopt_unknown("a1", "t1", 110.0) is entry
         assert Origin.SUBMITTED is entry.origin
-        assert (1, 1) == (books.places, books.charges)
+        assert (1, 1) == (books.used_slots, books.charges)
         del before["unknown"]
         assert before == counted(books)
 
@@ -504,36 +505,36 @@ class TestAdoption:
         """A doubt that was not charged leaves an entry that may be withdrawn or sent again."""
         entry = unknown(books)
 
-        assert books.absolve("a1") is entry
+        assert books.mark_not_charged("a1") is entry
         assert Phase.UNKNOWN is entry.phase
         assert () == books.unknown_submits()
         assert 0 == books.charges
-        books.withdraw(entry, KieWavError("not charged"))
+        books.cancel(entry, KieWavError("not charged"))
         assert books.find(TRACK) is None
 
     def test_an_entry_with_another_doubt_is_not_given_back(self, books: Books) -> None:
         """A track with two doubts waits for both."""
         entry = resent(books)
-        books.lose(entry, NOW_UNIX_S)
+        books.mark_unknown(entry, NOW_UNIX_S)
 
-        assert books.absolve("a2") is None
+        assert books.mark_not_charged("a2") is None
         assert "a1" == books.find_unknown(TRACK).attempt_id
-        assert books.absolve("a1") is entry
+        assert books.mark_not_charged("a1") is entry
 
     def test_an_entry_that_went_on_is_not_given_back(self, books: Books) -> None:
         """A track that is sent again, or is over, does not wait for the doubt."""
         entry = resent(books)
-        assert books.absolve("a1") is None
-        assert Phase.SENDING is entry.phase
+        assert books.mark_not_charged("a1") is None
+        assert Phase.SUBMITTING is entry.phase
 
-        books.lose(entry, NOW_UNIX_S)
-        books.resend(entry)
+        books.mark_unknown(entry, NOW_UNIX_S)
+        books.retry(entry)
         books.send(entry, "a3", NOW_UNIX_S)
         books.accept(entry, "t1", 100.0)
         books.time_out(entry, 5.0, 1_000.0)
-        assert books.absolve("a2") is None
+        assert books.mark_not_charged("a2") is None
 
-    @pytest.mark.parametrize("resolve", ["adopt", "absolve"])
+    @pytest.mark.parametrize("resolve", ["adopt", "mark_not_charged"])
     def test_a_doubt_is_resolved_once(self, books: Books, resolve: str) -> None:
         """What is no doubt, or no longer one, cannot be resolved."""
 
@@ -541,7 +542,7 @@ class TestAdoption:
             if resolve == "adopt":
                 books.adopt_unknown("a1", "t1", 0.0)
             else:
-                books.absolve("a1")
+                books.mark_not_charged("a1")
 
         unknown(books)
         act()
@@ -557,11 +558,11 @@ class TestAttach:
         assert (Phase.ACCEPTED, Origin.ATTACHED) == (entry.phase, entry.origin)
         assert ("t1", "", 100.0) == (entry.task_id, entry.attempt_id, entry.accepted_mono_s)
         assert books.find(TRACK) is books.find_task("t1") is entry
-        assert (0, 0, 0) == (books.sending, books.places, books.charges)
+        assert (0, 0, 0) == (books.sending, books.used_slots, books.charges)
         assert {"in_flight": 1} == counted(books)
 
         assert books.observe(entry, record(wav_url=LINK), 110.0, "poll")
-        assert (0, 0) == (books.places, books.statistics().in_flight)
+        assert (0, 0) == (books.used_slots, books.statistics().in_flight)
         assert books.find_result(TRACK) is entry
 
     def test_a_task_without_a_track_is_found_by_its_id_only(self, books: Books) -> None:
@@ -587,7 +588,7 @@ class TestAttach:
     def test_a_track_can_be_named_later(self, books: Books) -> None:
         """A task attached without a track is found by it once it is named."""
         entry = books.attach("t1", None, 100.0)
-        books.name_track(entry, TRACK)
+        books.set_track(entry, TRACK)
 
         assert TRACK == entry.track
         assert books.find(TRACK) is entry
@@ -596,7 +597,7 @@ class TestAttach:
         """A track that has an entry keeps it when an attached task gets the same name."""
         entry = queued(books)
         attached = books.attach("t1", None, 100.0)
-        books.name_track(attached, TRACK)
+        books.set_track(attached, TRACK)
 
         assert books.find(TRACK) is entry
         assert TRACK == attached.track
@@ -606,7 +607,7 @@ class TestAttach:
         entry = books.attach("t1", None, 100.0)
 
         with pytest.raises(IllegalTransition, match=r"^an attached task has no submit$"):
-            books.relapse(entry)
+            books.return_to_unknown(entry)
 
     def test_two_entries_may_follow_one_task(self, books: Books) -> None:
         """A task attached, and then named for a submit, is in flight for both until each ends."""
@@ -640,7 +641,7 @@ class TestNews:
         assert expected == entry.outcome
         assert books.find(TRACK) is books.find_task("t1") is None
         assert books.find_result(TRACK) is entry
-        assert (0, 0, 1) == (books.sending, books.places, books.charges)
+        assert (0, 0, 1) == (books.sending, books.used_slots, books.charges)
         expected_figures = {"submitted": 1, "accepted": 1, f"settled_by_{settled_by}": 1}
         assert expected_figures == counted(books)
 
@@ -670,7 +671,7 @@ class TestNews:
         assert books.find(TRACK) is books.find_task("t1") is None
         assert books.find_result(TRACK) is None
         assert {"submitted": 1, "accepted": 1, "failed": 1} == counted(books)
-        assert 0 == books.places
+        assert 0 == books.used_slots
 
     def test_a_failure_without_words_is_told_by_its_status(self, books: Books) -> None:
         """A failure without a message is told in the service's own word."""
@@ -778,10 +779,10 @@ class TestNews:
         assert before == books.statistics()
         assert not books.observe(entry, record(TaskState.FAILED), 1e6, "poll")
         assert not books.observe(entry, record(wav_url=LINK), 1e6, "callback")
-        assert 2 == books.statistics().duplicates
+        assert 2 == books.statistics().duplicate_results
         assert entry.outcome is outcome
         assert Phase.SUCCEEDED is entry.phase
-        assert 0 == books.places
+        assert 0 == books.used_slots
 
     def test_a_timeout_lets_the_task_go(self, books: Books) -> None:
         """A conversion that took too long leaves the books; its task may be attached again."""
@@ -794,7 +795,7 @@ class TestNews:
         assert (TRACK, "t1") == (entry.outcome.track, entry.outcome.task_id)
         assert books.find(TRACK) is books.find_task("t1") is None
         assert books.find_result(TRACK) is None
-        assert (0, 1) == (books.places, books.charges)
+        assert (0, 1) == (books.used_slots, books.charges)
         assert {"submitted": 1, "accepted": 1, "timed_out": 1} == counted(books)
         assert books.attach("t1", TRACK, 2_000.0) is books.find_task("t1")
 
@@ -811,13 +812,13 @@ class TestNews:
 class TestMemory:
     def test_ten_thousand_successes_are_remembered(self) -> None:
         """The books remember as many results as they say."""
-        assert 10_000 == _registry.REMEMBERED
+        assert 10_000 == registry.RESULT_CACHE_SIZE
 
     def test_the_latest_successes_are_remembered(
         self, books: Books, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """When there are more successes than are remembered, the oldest is forgotten."""
-        monkeypatch.setattr(_registry, "REMEMBERED", 2)
+        monkeypatch.setattr(registry, "RESULT_CACHE_SIZE", 2)
         made = [Track("5c79", f"e{n}") for n in range(3)]
         for number, track in enumerate(made):
             succeeded(books, track, f"t{number}")
@@ -828,7 +829,7 @@ class TestMemory:
         self, books: Books, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A track that succeeds again is remembered as new, with its new file."""
-        monkeypatch.setattr(_registry, "REMEMBERED", 2)
+        monkeypatch.setattr(registry, "RESULT_CACHE_SIZE", 2)
         first = Track("5c79", "e0")
         succeeded(books, first, "t0")
         succeeded(books, TRACK)
@@ -848,7 +849,7 @@ class TestMemory:
 
     def test_ten_thousand_ended_tasks_are_remembered(self) -> None:
         """The books remember the ids of as many tasks that ended as they say."""
-        assert 10_000 == _registry.ENDED_REMEMBERED
+        assert 10_000 == registry.ENDED_CACHE_SIZE
 
     def test_a_task_has_ended_once_its_conversion_has(self, books: Books) -> None:
         """A task is known to have ended when it succeeded or failed here, and not before."""
@@ -878,8 +879,8 @@ class TestMemory:
 
     def test_a_submit_without_a_task_leaves_no_id(self, books: Books) -> None:
         """A submit that was refused or withdrawn has no task that could have ended."""
-        books.refuse(sending(books), KieWavError("no"))
-        books.withdraw(queued(books, OTHER), KieWavError("nobody waited"))
+        books.reject(sending(books), KieWavError("no"))
+        books.cancel(queued(books, OTHER), KieWavError("nobody waited"))
 
         assert not books.has_ended("")
 
@@ -887,7 +888,7 @@ class TestMemory:
         self, books: Books, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """When more tasks ended than are remembered, the first to have ended is forgotten."""
-        monkeypatch.setattr(_registry, "ENDED_REMEMBERED", 2)
+        monkeypatch.setattr(registry, "ENDED_CACHE_SIZE", 2)
         for number in range(3):
             succeeded(books, Track("5c79", f"e{number}"), f"t{number}")
 
@@ -897,7 +898,7 @@ class TestMemory:
         self, books: Books, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A task that was attached again and ended again is remembered as new."""
-        monkeypatch.setattr(_registry, "ENDED_REMEMBERED", 2)
+        monkeypatch.setattr(registry, "ENDED_CACHE_SIZE", 2)
         succeeded(books, TRACK, "t1")
         succeeded(books, OTHER, "t2")
         entry = books.attach("t1", None, 200.0)
@@ -917,7 +918,9 @@ class TestMemory:
         assert [False, False, True] == [books.has_ended(f"t{number}") for number in range(3)]
 
 
-def kept(books: Books, track: Track = TRACK, task_id: str = "t1", at_s: float = 1_000.0) -> Entry:
+def kept(
+    books: Books, track: Track = TRACK, task_id: str = "t1", at_s: float = 1_000.0
+) -> TaskEntry:
     """Return the entry that one leaves whose wait timed out."""
     books.time_out(accepted(books, track, task_id), 900.0, at_s)
     (entry,) = books.known(task_id)
@@ -927,7 +930,7 @@ def kept(books: Books, track: Track = TRACK, task_id: str = "t1", at_s: float = 
 class TestKept:
     def test_the_bounds_are_the_documented_ones(self) -> None:
         """A task is kept for 14 days, and 100,000 of them at most."""
-        assert (14 * 86_400.0, 100_000) == (_registry.KEPT_S, _registry.MAX_KEPT)
+        assert (14 * 86_400.0, 100_000) == (registry.TIMED_OUT_KEPT_S, registry.MAX_TIMED_OUT)
 
     def test_an_entry_that_timed_out_leaves_another(self, books: Books) -> None:
         """It knows what the first one did, is found by track and task, and takes no place."""
@@ -936,15 +939,15 @@ class TestKept:
         (entry,) = books.known("t1")
 
         assert entry is not first
-        assert (Phase.KEPT, "t1", TRACK, "a1") == (
+        assert (Phase.TIMED_OUT_KEPT, "t1", TRACK, "a1") == (
             entry.phase,
             entry.task_id,
             entry.track,
             entry.attempt_id,
         )
-        assert books.find_kept(TRACK) is entry
+        assert books.find_timed_out(TRACK) is entry
         assert (None, None, ()) == (books.find(TRACK), books.find_task("t1"), (*books.in_flight(),))
-        assert (0, 0, ()) == (books.places, books.statistics().in_flight, books.waiting())
+        assert (0, 0, ()) == (books.used_slots, books.statistics().in_flight, books.waiting())
 
     def test_a_kept_entry_that_is_joined_is_in_flight_again(self, books: Books) -> None:
         """It begins anew, takes a place, and is not kept any more."""
@@ -953,7 +956,11 @@ class TestKept:
 
         assert (Phase.ACCEPTED, 5_000.0) == (entry.phase, entry.accepted_mono_s)
         assert entry is books.find(TRACK) is books.find_task("t1")
-        assert (None, 1, 1) == (books.find_kept(TRACK), books.places, books.statistics().in_flight)
+        assert (None, 1, 1) == (
+            books.find_timed_out(TRACK),
+            books.used_slots,
+            books.statistics().in_flight,
+        )
         assert {"submitted": 1, "accepted": 1, "in_flight": 1, "timed_out": 1} == counted(books)
 
     def test_news_of_a_kept_task_settles_it(self, books: Books) -> None:
@@ -966,10 +973,10 @@ class TestKept:
         assert entry.outcome.expires_at is not None
         assert ((), None, True) == (
             books.known("t1"),
-            books.find_kept(TRACK),
+            books.find_timed_out(TRACK),
             books.has_ended("t1"),
         )
-        assert (0, 0) == (books.places, books.statistics().in_flight)
+        assert (0, 0) == (books.used_slots, books.statistics().in_flight)
 
     @pytest.mark.parametrize("news", [record(TaskState.FAILED), None])
     def test_bad_news_of_a_kept_task_ends_it(self, books: Books, news: TaskRecord | None) -> None:
@@ -987,9 +994,9 @@ class TestKept:
     def test_the_latest_of_a_track_is_found(self, books: Books) -> None:
         """Once that is over, the one before."""
         first, second = kept(books), kept(books, task_id="t2")
-        assert books.find_kept(TRACK) is second
+        assert books.find_timed_out(TRACK) is second
         books.observe(second, record(TaskState.FAILED), 5_000.0, "poll")
-        assert books.find_kept(TRACK) is first
+        assert books.find_timed_out(TRACK) is first
 
     @pytest.mark.parametrize(("track", "named"), [(None, TRACK), (OTHER, OTHER)])
     def test_a_task_that_is_still_followed_is_not_kept(
@@ -1000,7 +1007,7 @@ class TestKept:
         follower = books.attach("t1", track, 500.0)
         books.time_out(entry, 900.0, 1_000.0)
 
-        assert ((follower,), None) == (books.known("t1"), books.find_kept(TRACK))
+        assert ((follower,), None) == (books.known("t1"), books.find_timed_out(TRACK))
         assert (named, follower) == (follower.track, books.find(named))
 
     def test_a_task_without_a_track_is_kept_too(self, books: Books) -> None:
@@ -1009,20 +1016,20 @@ class TestKept:
         (entry,) = books.known("t1")
         books.rejoin(entry, 2_000.0)
 
-        assert (entry, 0) == (books.find_task("t1"), books.places)
+        assert (entry, 0) == (books.find_task("t1"), books.used_slots)
 
     def test_a_task_that_is_followed_anew_is_not_kept(self, books: Books) -> None:
         """One entry is enough for news of it."""
         kept(books)
         follower = books.attach("t1", None, 2_000.0)
 
-        assert ((follower,), None) == (books.known("t1"), books.find_kept(TRACK))
+        assert ((follower,), None) == (books.known("t1"), books.find_timed_out(TRACK))
 
     def test_the_first_to_time_out_is_forgotten_first(
         self, books: Books, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Where there are too many, or they are too old."""
-        monkeypatch.setattr(_registry, "MAX_KEPT", 2)
+        monkeypatch.setattr(registry, "MAX_TIMED_OUT", 2)
         for number in range(3):
             kept(books, Track("5c79", f"k{number}"), f"t{number}", 1_000.0 + number)
         assert [0, 1, 1] == [len(books.known(f"t{number}")) for number in range(3)]
@@ -1068,28 +1075,28 @@ def _lose_and_find(books: Books, track: Track, name: str) -> None:
 
 def _lose_and_meet_again(books: Books, track: Track, name: str) -> None:
     entry = unknown(books, track, f"a{name}")
-    books.resend(entry)
+    books.retry(entry)
     books.send(entry, f"b{name}", NOW_UNIX_S)
     books.adopt_existing(entry, f"t{name}", 100.0)
 
 
 def _lose_and_claim(books: Books, track: Track, name: str) -> None:
     entry = unknown(books, track, f"a{name}")
-    books.resend(entry)
+    books.retry(entry)
     books.attach(f"t{name}", None, 50.0)
     books.adopt_unknown(f"a{name}", f"t{name}", 100.0)
 
 
 def _lose_twice(books: Books, track: Track, name: str) -> None:
     entry = unknown(books, track, f"a{name}")
-    books.resend(entry)
+    books.retry(entry)
     books.send(entry, f"b{name}", NOW_UNIX_S)
-    books.lose(entry, NOW_UNIX_S)
+    books.mark_unknown(entry, NOW_UNIX_S)
 
 
 def _lose_and_repeat(books: Books, track: Track, name: str) -> None:
     entry = unknown(books, track, f"a{name}")
-    books.resend(entry)
+    books.retry(entry)
     books.send(entry, f"b{name}", NOW_UNIX_S)
     books.accept(entry, f"t{name}", 100.0)
 
@@ -1148,12 +1155,12 @@ def test_all_that_follow_a_task_are_known_until_they_end(
     """Whoever of those that follow one task ends first, the others still follow it."""
     followers = [books.attach("t1", None, 5.0)]
     followers += [accepted(books, Track("m", f"e{number}"), "t1") for number in range(2)]
-    assert tuple(followers) == books.following("t1") == tuple(books.in_flight())
+    assert tuple(followers) == books.conversions_of("t1") == tuple(books.in_flight())
     left = list(followers)
     for number in order:
         books.time_out(followers[number], 9.0, 1_000.0)
         left.remove(followers[number])
-        assert tuple(left) == books.following("t1") == tuple(books.in_flight())
+        assert tuple(left) == books.conversions_of("t1") == tuple(books.in_flight())
         assert (left[0] if left else None) is books.find_task("t1")
     assert books.attach("t1", None, 9.0).phase is Phase.ACCEPTED
 
@@ -1165,22 +1172,22 @@ def test_adopted_task_that_ended_here(books, is_ours) -> None:
     if is_ours:
         books.accept(entry, "t1", 0.0)
     else:
-        books.relapse(entry)
+        books.return_to_unknown(entry)
         entry = books.attach("t1", None, 0.0)
     books.observe(entry, TaskRecord("t1", TaskState.SUCCEEDED, wav_url=LINK), 1.0, "poll")
     again = books.find(TRACK) or books.enqueue(TRACK)
     if again.phase is Phase.UNKNOWN:
-        books.resend(again)
+        books.retry(again)
     books.send(again, "a3", NOW_UNIX_S)
     books.adopt_existing(again, "t1", 2.0)
-    assert is_ours is again.is_recognised
+    assert is_ours is again.is_attributed
 
 
 def test_is_sending(books) -> None:
     """An attempt is on the wire until its fate is known."""
     entry = sending(books)
     assert (True, False) == (books.is_sending("a1"), books.is_sending("a2"))
-    books.lose(entry, NOW_UNIX_S)
+    books.mark_unknown(entry, NOW_UNIX_S)
     assert not books.is_sending("a1")
 
 
@@ -1194,7 +1201,7 @@ class TestRestore:
 
     def test_charges(self, books) -> None:
         """What all runs were or may have been charged counts; the session's own figures do not."""
-        books.restore_doubts(3, [self.doubt()])
+        books.restore_unknown_submits(3, [self.doubt()])
         books.accept(sending(books, OTHER), "t1", 0.0)
         assert 5 == books.charges
         counted = books.statistics()
@@ -1202,22 +1209,22 @@ class TestRestore:
 
     def test_doubts_make_no_entries(self, books) -> None:
         """A track is not held up by a doubt about an earlier submit of it."""
-        books.restore_doubts(0, [self.doubt(), self.doubt(OTHER, "b0")])
+        books.restore_unknown_submits(0, [self.doubt(), self.doubt(OTHER, "b0")])
         assert ("a0", "b0") == tuple(doubt.attempt_id for doubt in books.unknown_submits())
         assert (None, ()) == (books.find(TRACK), books.waiting())
         assert "a0" == books.find_unknown(TRACK).attempt_id
 
     def test_unknown(self, books) -> None:
         """A track of which there are doubts alone has one entry, in doubt, that can be repeated."""
-        books.restore_doubts(0, [self.doubt()])
+        books.restore_unknown_submits(0, [self.doubt()])
         books.restore_unknown(TRACK)
         entry = books.find(TRACK)
         assert Phase.UNKNOWN is entry.phase
         books.restore_unknown(TRACK)
         assert entry is books.find(TRACK)
-        books.resend(entry)
+        books.retry(entry)
         books.send(entry, "a1", NOW_UNIX_S)
-        assert entry.is_risky
+        assert entry.may_double_charge
 
     def test_unknown_without_a_doubt(self, books) -> None:
         """A track that nothing here doubts gets no entry."""
@@ -1226,7 +1233,7 @@ class TestRestore:
 
     def test_unknown_while_queued(self, books) -> None:
         """A track that is asked for again stays asked for."""
-        books.restore_doubts(0, [self.doubt()])
+        books.restore_unknown_submits(0, [self.doubt()])
         entry = books.enqueue(TRACK)
         books.restore_unknown(TRACK)
         assert (entry, Phase.QUEUED) == (books.find(TRACK), entry.phase)
@@ -1237,54 +1244,54 @@ class TestRestore:
         entry = books.restore(TRACK, "t1", 7.0, attempt_id="a0", submitted_unix_s=at)
         assert entry is books.find(TRACK) is books.find_task("t1")
         assert (Phase.ACCEPTED, Origin.SUBMITTED) == (entry.phase, entry.origin)
-        assert ("a0", 7.0, True) == (entry.attempt_id, entry.accepted_mono_s, entry.is_recognised)
-        assert (1, 1) == (books.places, books.statistics().in_flight)
+        assert ("a0", 7.0, True) == (entry.attempt_id, entry.accepted_mono_s, entry.is_attributed)
+        assert (1, 1) == (books.used_slots, books.statistics().in_flight)
         record = TaskRecord("t1", TaskState.SUCCEEDED, wav_url=LINK)
         assert books.observe(entry, record, 8.0, "poll")
         sent_at = dt.datetime.fromtimestamp(at, dt.UTC)
         assert sent_at + dt.timedelta(days=14) == entry.outcome.expires_at
-        assert 0 == books.places
+        assert 0 == books.used_slots
 
     def test_task_of_somebodys(self, books) -> None:
         """A task that existed before our submit has no known age, and explains no doubt."""
         entry = books.restore(TRACK, "t1", 7.0, attempt_id="a0", submitted_unix_s=None)
-        assert (Origin.ADOPTED, True) == (entry.origin, entry.is_recognised)
+        assert (Origin.ADOPTED, True) == (entry.origin, entry.is_attributed)
         assert 0 == books.statistics().adopted
 
     @pytest.mark.parametrize("submitted", [NOW_UNIX_S, None])
     def test_task_beside_a_doubt(self, books, submitted) -> None:
         """A task may be that of the submit in doubt, until its record says whose it is."""
-        books.restore_doubts(1, [self.doubt()])
+        books.restore_unknown_submits(1, [self.doubt()])
         entry = books.restore(TRACK, "t1", 7.0, attempt_id="a1", submitted_unix_s=submitted)
-        assert not entry.is_recognised
-        assert "a0" == books.recognise(entry, "a0")
+        assert not entry.is_attributed
+        assert "a0" == books.attribute(entry, "a0")
         assert (2, 0) == (books.charges, books.statistics().unknown)
 
     def test_task_of_ours_explains_no_doubt_by_silence(self, books) -> None:
         """A record that names no attempt explains no doubt if the task has its submit."""
-        books.restore_doubts(1, [self.doubt()])
+        books.restore_unknown_submits(1, [self.doubt()])
         entry = books.restore(TRACK, "t1", 7.0, attempt_id="a1", submitted_unix_s=NOW_UNIX_S)
-        assert books.recognise(entry, None) is None
-        assert not entry.is_recognised
-        assert books.recognise(entry, "a1") is None
-        assert entry.is_recognised
+        assert books.attribute(entry, None) is None
+        assert not entry.is_attributed
+        assert books.attribute(entry, "a1") is None
+        assert entry.is_attributed
         assert 1 == books.statistics().unknown
 
     def test_task_that_is_claimed(self, books) -> None:
         """A doubt whose task the ledger knew before the books did is counted as accepted."""
-        books.restore_doubts(0, [self.doubt()])
+        books.restore_unknown_submits(0, [self.doubt()])
         entry = books.restore(TRACK, "t1", 7.0, attempt_id="a0", submitted_unix_s=NOW_UNIX_S)
         assert entry is books.adopt_unknown("a0", "t1", 8.0)
-        assert (1, 1) == (books.charges, books.places)
+        assert (1, 1) == (books.charges, books.used_slots)
 
     def test_task_for_who_waits(self, books) -> None:
         """Who waits for a track in doubt gets the task that there is of it."""
-        books.restore_doubts(0, [self.doubt()])
+        books.restore_unknown_submits(0, [self.doubt()])
         books.restore_unknown(TRACK)
         waited_for = books.find(TRACK)
         entry = books.restore(TRACK, "t1", 7.0, attempt_id="a1", submitted_unix_s=NOW_UNIX_S)
         assert waited_for is entry
-        assert (Phase.ACCEPTED, 1) == (entry.phase, books.places)
+        assert (Phase.ACCEPTED, 1) == (entry.phase, books.used_slots)
 
     def test_result(self, books) -> None:
         """A success of an earlier run is remembered like one of this."""
@@ -1293,11 +1300,11 @@ class TestRestore:
         assert entry is books.find_result(TRACK)
         assert (wav, Phase.SUCCEEDED, "t1") == (entry.outcome, entry.phase, entry.task_id)
         assert books.find(TRACK) is None
-        assert (0, 0) == (books.places, books.statistics().in_flight)
+        assert (0, 0) == (books.used_slots, books.statistics().in_flight)
 
     def test_results_are_not_remembered_for_ever(self, books, monkeypatch) -> None:
         """Of many successes of earlier runs the last are remembered."""
-        monkeypatch.setattr(_registry, "REMEMBERED", 2)
+        monkeypatch.setattr(registry, "RESULT_CACHE_SIZE", 2)
         tracks = [Track("5c79", f"r{n}") for n in range(3)]
         for n, each in enumerate(tracks):
             books.restore_result(each, WavFile(f"t{n}", LINK, each, "poll", None))
@@ -1309,7 +1316,7 @@ class TestRestore:
         books.accept(entry, "t1", 0.0)
         books.observe(entry, TaskRecord("t1", TaskState.SUCCEEDED, wav_url=LINK), 1.0, "poll")
         error = KieWavError("full")
-        books.overturn(entry, error)
+        books.replace_outcome(entry, error)
         assert (error, None) == (entry.outcome, books.find_result(TRACK))
         assert not books.has_ended("t1")
 
@@ -1324,10 +1331,10 @@ class TestRestore:
                 entry, TaskRecord(task_id, TaskState.SUCCEEDED, wav_url=LINK), 1.0, "poll"
             )
         error = KieWavError("full")
-        books.overturn(attached, error)
+        books.replace_outcome(attached, error)
         assert (error, first) == (attached.outcome, books.find_result(TRACK))
         newer = books.restore_result(TRACK, first.outcome)
-        books.overturn(first, error)
+        books.replace_outcome(first, error)
         assert newer is books.find_result(TRACK)
 
 
@@ -1337,17 +1344,17 @@ class TestRestore:
 def figures(books: Books) -> tuple[int, int, int, int, int]:
     """Return what a word counts for."""
     counted = books.statistics()
-    return counted.accepted, counted.adopted, counted.unknown, counted.in_flight, books.places
+    return counted.accepted, counted.adopted, counted.unknown, counted.in_flight, books.used_slots
 
 
 def test_a_word_is_remembered_until_it_is_taken_back(books: Books) -> None:
     """Only the user's word can be taken back, and it is known which it was."""
     entry = unknown(books)
     doubt = books.unknown_submit("a1")
-    assert not books.is_word("a1", "t1")
-    books.adopt_unknown("a1", "t1", 0.0, is_word=True)
+    assert not books.is_resolution("a1", "t1")
+    books.adopt_unknown("a1", "t1", 0.0, is_resolution=True)
     assert doubt == books.resolved_submit("a1")
-    assert (True, False, False) == tuple(books.is_word("a1", t) for t in ("t1", "t2", None))
+    assert (True, False, False) == tuple(books.is_resolution("a1", t) for t in ("t1", "t2", None))
     assert entry is books.retract("a1")
     assert (doubt, None) == (books.unknown_submit("a1"), books.resolved_submit("a1"))
 
@@ -1359,30 +1366,30 @@ def test_a_retracted_task_leaves_all_as_it_was(books: Books) -> None:
     """The entry is of unknown fate again, and no counter tells of the task."""
     entry = unknown(books)
     before = figures(books)
-    books.adopt_unknown("a1", "t1", 0.0, is_word=True)
+    books.adopt_unknown("a1", "t1", 0.0, is_resolution=True)
     assert (1, 1, 0, 1, 1) == figures(books)
-    entry.misses, entry.unread_answer = 2, "an answer"
+    entry.missing_count, entry.unread_response = 2, "an answer"
     entry.is_called_back = True
     assert entry is books.retract("a1")
     assert before == figures(books)
     assert (Phase.UNKNOWN, "", 0, "", False) == (
         entry.phase,
         entry.task_id,
-        entry.misses,
-        entry.unread_answer,
+        entry.missing_count,
+        entry.unread_response,
         entry.is_called_back,
     )
     assert books.find_task("t1") is None
     assert entry is books.find(TRACK)
-    assert entry is books.adopt_unknown("a1", "t2", 0.0, is_word=True)
+    assert entry is books.adopt_unknown("a1", "t2", 0.0, is_resolution=True)
     assert (1, 1, 0, 1, 1) == figures(books)
 
 
 def test_a_word_of_no_charge_is_taken_back(books: Books) -> None:
     """The attempt is unknown again; there is no task to leave."""
     entry = unknown(books)
-    assert entry is books.absolve("a1", is_word=True)
-    assert books.is_word("a1", None)
+    assert entry is books.mark_not_charged("a1", is_resolution=True)
+    assert books.is_resolution("a1", None)
     assert books.retract("a1") is None
     assert 1 == books.charges
 
@@ -1392,7 +1399,7 @@ def test_a_result_of_a_retracted_task_is_forgotten(books: Books) -> None:
     record = TaskRecord("t1", TaskState.SUCCEEDED, wav_url=LINK)
     for is_replaced in (False, True):
         entry = unknown(books)
-        books.adopt_unknown("a1", "t1", 0.0, is_word=True)
+        books.adopt_unknown("a1", "t1", 0.0, is_resolution=True)
         assert books.observe(entry, record, 0.0, "poll")
         if is_replaced:
             wav = WavFile("t9", LINK, TRACK, "poll", None)
@@ -1401,16 +1408,16 @@ def test_a_result_of_a_retracted_task_is_forgotten(books: Books) -> None:
         assert books.retract("a1") is None
         assert not books.has_ended("t1")
         assert (other if is_replaced else None) is books.find_result(TRACK)
-        _ = books.absolve("a1")
+        _ = books.mark_not_charged("a1")
 
 
 def test_a_task_found_beside_another_attempt_goes_on_without_the_track(books: Books) -> None:
     """Where the track went on, the wrong task is nobody's, and the right one is followed."""
     entry = resent(books)
-    found = books.adopt_unknown("a1", "t1", 0.0, is_word=True)
-    assert ("t1", Phase.SENDING) == (entry.found_task_id, entry.phase)
+    found = books.adopt_unknown("a1", "t1", 0.0, is_resolution=True)
+    assert ("t1", Phase.SUBMITTING) == (entry.discovered_task_id, entry.phase)
     assert books.retract("a1") is None
-    assert ("", None) == (entry.found_task_id, found.track)
+    assert ("", None) == (entry.discovered_task_id, found.track)
     assert found is books.find_task("t1")
     assert entry is books.find(TRACK)
     assert (0, 0, 1, 1, 2) == figures(books)
@@ -1419,13 +1426,13 @@ def test_a_task_found_beside_another_attempt_goes_on_without_the_track(books: Bo
 @pytest.mark.parametrize("is_named", [False, True])
 def test_a_claimed_task_is_attached_again(books: Books, *, is_named: bool) -> None:
     """A task that was attached before is nobody's once the word is taken back."""
-    books.restore_doubts(0, [UnknownSubmit(TRACK, "a1", NOW)])
+    books.restore_unknown_submits(0, [UnknownSubmit(TRACK, "a1", NOW)])
     attached = books.attach("t1", None, 0.0)
     before = figures(books)
     if is_named:
         other = books.attach("t2", TRACK, 0.0)
         before = figures(books)
-    assert attached is books.adopt_unknown("a1", "t1", 0.0, is_word=True)
+    assert attached is books.adopt_unknown("a1", "t1", 0.0, is_resolution=True)
     assert books.retract("a1") is None
     assert before == figures(books)
     assert (Origin.ATTACHED, None) == (attached.origin, attached.track)
@@ -1437,7 +1444,7 @@ def test_a_task_that_a_later_submit_was_given_stays_with_it(books: Books) -> Non
     entry = resent(books)
     books.adopt_existing(entry, "t1", 0.0)
     before = figures(books)
-    assert entry is books.adopt_unknown("a1", "t1", 0.0, is_word=True)
+    assert entry is books.adopt_unknown("a1", "t1", 0.0, is_resolution=True)
     after = figures(books)
     assert books.retract("a1") is None
     assert before == figures(books)
@@ -1448,11 +1455,11 @@ def test_a_task_that_a_later_submit_was_given_stays_with_it(books: Books) -> Non
 
 def test_the_last_ten_thousand_words_are_remembered(books: Books) -> None:
     """Of 10,001 words the oldest cannot be taken back."""
-    assert 10_000 == _registry.WORDS_REMEMBERED
+    assert 10_000 == registry.RESOLUTION_CACHE_SIZE
     tracks = [Track("5c79", f"x{n}") for n in range(10_001)]
-    books.restore_doubts(0, [UnknownSubmit(t, f"a{n}", NOW) for n, t in enumerate(tracks)])
+    books.restore_unknown_submits(0, [UnknownSubmit(t, f"a{n}", NOW) for n, t in enumerate(tracks)])
     for n in range(10_001):
-        _ = books.absolve(f"a{n}", is_word=True)
+        _ = books.mark_not_charged(f"a{n}", is_resolution=True)
     assert books.resolved_submit("a0") is None
     assert books.resolved_submit("a1") is not None
 
@@ -1463,14 +1470,14 @@ def test_a_retracted_task_whose_wait_timed_out_is_nobody_s(
 ) -> None:
     """A wrong task is not kept for its track, nor followed for it once it was joined again."""
     unknown(books)
-    entry = books.adopt_unknown("a1", "t1", 0.0, is_word=True)
+    entry = books.adopt_unknown("a1", "t1", 0.0, is_resolution=True)
     books.time_out(entry, 900.0, 900.0)
-    kept = books.find_kept(TRACK)
+    kept = books.find_timed_out(TRACK)
     assert kept is not None
     if is_joined_again:
         books.rejoin(kept, 1_000.0)
     back = books.retract("a1")
     assert (kept if is_joined_again else None) is back
-    assert books.find_kept(TRACK) is None
+    assert books.find_timed_out(TRACK) is None
     assert () == books.known("t1")
     assert "a1" == books.find_unknown(TRACK).attempt_id

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from yarl import URL
 
-from kie_wav_async import TaskRecord, TaskState, Track, _registry
-from kie_wav_async._lifecycle import Entry, IllegalTransition, Origin, Phase
-from kie_wav_async._registry import Registry
+from kie_wav_async import TaskRecord, TaskState, Track
+from kie_wav_async.core import registry
+from kie_wav_async.core.registry import Registry
+from kie_wav_async.core.state_machine import IllegalTransition, Origin, Phase, TaskEntry
 from kie_wav_async.errors import (
     AlreadyExistsError,
     ConversionFailedError,
@@ -39,13 +40,13 @@ _tracks = st.sampled_from(TRACKS)
 class Row:
     """One entry, as the model knows it."""
 
-    entry: Entry
+    entry: TaskEntry
     track: Track | None
     phase: str
     attempt_id: str = ""
     task_id: str = ""
     origin: str = "SUBMITTED"
-    is_recognised: bool = True
+    is_attributed: bool = True
     accepted_at: float = 0.0
     misses: int = 0
     ended_with: type | None = None
@@ -63,10 +64,10 @@ class Attempt:
 class BooksMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.bounds = _registry.REMEMBERED, _registry.ENDED_REMEMBERED, _registry.MAX_KEPT
-        _registry.REMEMBERED, _registry.ENDED_REMEMBERED = REMEMBERED, ENDED_REMEMBERED
-        _registry.MAX_KEPT = MAX_KEPT
-        self.books: Registry[Entry] = Registry(Entry)
+        self.bounds = registry.RESULT_CACHE_SIZE, registry.ENDED_CACHE_SIZE, registry.MAX_TIMED_OUT
+        registry.RESULT_CACHE_SIZE, registry.ENDED_CACHE_SIZE = REMEMBERED, ENDED_REMEMBERED
+        registry.MAX_TIMED_OUT = MAX_KEPT
+        self.books: Registry[TaskEntry] = Registry(TaskEntry)
         self.rows: list[Row] = []
         self.occupant: dict[Track, Row] = {}
         self.followers: dict[str, list[Row]] = {}
@@ -84,7 +85,7 @@ class BooksMachine(RuleBasedStateMachine):
         self.now = 0.0
 
     def teardown(self) -> None:
-        _registry.REMEMBERED, _registry.ENDED_REMEMBERED, _registry.MAX_KEPT = self.bounds
+        registry.RESULT_CACHE_SIZE, registry.ENDED_CACHE_SIZE, registry.MAX_TIMED_OUT = self.bounds
 
     @property
     def holder(self) -> dict[str, Row]:
@@ -159,30 +160,30 @@ class BooksMachine(RuleBasedStateMachine):
                 self.books.send(row.entry, attempt_id, self.now)
             return
         self.books.send(row.entry, attempt_id, self.now)
-        row.phase, row.attempt_id = "SENDING", attempt_id
+        row.phase, row.attempt_id = "SUBMITTING", attempt_id
         self.count["submitted"] += 1
 
     @precondition(lambda self: self.rows)
     @rule(data=st.data())
     def postpone(self, data: st.DataObject) -> None:
-        row = self.pick(data, "SENDING")
-        if row.phase != "SENDING":
+        row = self.pick(data, "SUBMITTING")
+        if row.phase != "SUBMITTING":
             with pytest.raises(IllegalTransition):
-                self.books.postpone(row.entry)
+                self.books.requeue(row.entry)
             return
-        self.books.postpone(row.entry)
+        self.books.requeue(row.entry)
         row.phase = "QUEUED"
 
     @precondition(lambda self: self.rows)
     @rule(data=st.data())
     def refuse(self, data: st.DataObject) -> None:
-        row = self.pick(data, "SENDING")
-        if row.phase not in {"QUEUED", "SENDING"} or self.doubts_of(row.track):
+        row = self.pick(data, "SUBMITTING")
+        if row.phase not in {"QUEUED", "SUBMITTING"} or self.doubts_of(row.track):
             with pytest.raises(IllegalTransition):
-                self.books.refuse(row.entry, KieWavError("no"))
+                self.books.reject(row.entry, KieWavError("no"))
             return
-        self.books.refuse(row.entry, KieWavError("no"))
-        self.end(row, "REFUSED", KieWavError)
+        self.books.reject(row.entry, KieWavError("no"))
+        self.end(row, "REJECTED", KieWavError)
 
     @precondition(lambda self: self.rows)
     @rule(data=st.data())
@@ -190,21 +191,21 @@ class BooksMachine(RuleBasedStateMachine):
         row = self.pick(data, "QUEUED", "UNKNOWN")
         if row.phase not in {"QUEUED", "UNKNOWN"} or self.doubts_of(row.track):
             with pytest.raises(IllegalTransition):
-                self.books.withdraw(row.entry, KieWavError("no"))
+                self.books.cancel(row.entry, KieWavError("no"))
             return
-        self.books.withdraw(row.entry, KieWavError("no"))
-        self.end(row, "WITHDRAWN", KieWavError)
+        self.books.cancel(row.entry, KieWavError("no"))
+        self.end(row, "CANCELLED", KieWavError)
 
     @precondition(lambda self: self.rows)
     @rule(data=st.data(), is_charged=st.booleans())
     def lose(self, data: st.DataObject, *, is_charged: bool) -> None:
-        row = self.pick(data, "SENDING")
-        if row.phase != "SENDING":
+        row = self.pick(data, "SUBMITTING")
+        if row.phase != "SUBMITTING":
             with pytest.raises(IllegalTransition):
-                self.books.lose(row.entry, self.now)
+                self.books.mark_unknown(row.entry, self.now)
             return
-        doubt = self.books.lose(row.entry, self.now)
-        assert (row.track, row.attempt_id) == (doubt.track, doubt.attempt_id)
+        unknown = self.books.mark_unknown(row.entry, self.now)
+        assert (row.track, row.attempt_id) == (unknown.track, unknown.attempt_id)
         self.doubles += bool(self.doubts_of(row.track))
         task_id = self.new_id("t")
         self.doubts[row.attempt_id] = Attempt(row.track, is_charged, task_id)
@@ -215,12 +216,12 @@ class BooksMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.rows)
     @rule(data=st.data())
     def relapse(self, data: st.DataObject) -> None:
-        row = self.pick(data, "QUEUED", "SENDING")
-        if row.phase not in {"QUEUED", "SENDING"} or not self.doubts_of(row.track):
+        row = self.pick(data, "QUEUED", "SUBMITTING")
+        if row.phase not in {"QUEUED", "SUBMITTING"} or not self.doubts_of(row.track):
             with pytest.raises(IllegalTransition):
-                self.books.relapse(row.entry)
+                self.books.return_to_unknown(row.entry)
             return
-        assert self.doubts_of(row.track)[-1] == self.books.relapse(row.entry).attempt_id
+        assert self.doubts_of(row.track)[-1] == self.books.return_to_unknown(row.entry).attempt_id
         row.phase = "UNKNOWN"
 
     @precondition(lambda self: self.rows)
@@ -229,9 +230,9 @@ class BooksMachine(RuleBasedStateMachine):
         row = self.pick(data, "UNKNOWN")
         if row.phase != "UNKNOWN":
             with pytest.raises(IllegalTransition):
-                self.books.resend(row.entry)
+                self.books.retry(row.entry)
             return
-        self.books.resend(row.entry)
+        self.books.retry(row.entry)
         row.phase = "QUEUED"
 
     # --- tasks ----------------------------------------------------------------------------
@@ -239,16 +240,16 @@ class BooksMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.rows)
     @rule(data=st.data())
     def accept(self, data: st.DataObject) -> None:
-        row = self.pick(data, "SENDING")
+        row = self.pick(data, "SUBMITTING")
         # It may answer a repeat with the task that the lost submit created.
         lost = [self.doubts[name] for name in self.doubts_of(row.track)]
         known = [attempt.task_id for attempt in lost if attempt.is_charged]
         task_id = data.draw(st.sampled_from([self.new_id("t"), *known]))
-        if row.phase not in {"SENDING", "UNKNOWN", "KEPT"}:
+        if row.phase not in {"SUBMITTING", "UNKNOWN", "TIMED_OUT_KEPT"}:
             with pytest.raises(IllegalTransition):
                 self.books.accept(row.entry, task_id, self.now)
             return
-        if row.phase != "SENDING":
+        if row.phase != "SUBMITTING":
             return  # Legal in the table, for those that were found or kept; not an answer.
         self.books.accept(row.entry, task_id, self.now)
         if task_id not in known:
@@ -262,7 +263,7 @@ class BooksMachine(RuleBasedStateMachine):
         """Go all the way to a task: few runs would, a step at a time."""
         if track in self.occupant:
             return
-        row = Row(self.books.enqueue(track), track, "SENDING")
+        row = Row(self.books.enqueue(track), track, "SUBMITTING")
         self.enter(row)
         row.attempt_id, task_id = self.new_id("a"), self.new_id("t")
         self.books.send(row.entry, row.attempt_id, self.now)
@@ -273,13 +274,13 @@ class BooksMachine(RuleBasedStateMachine):
         self.doubles += bool(self.doubts_of(track))
         self.follow(row, task_id, "SUBMITTED")
 
-    @precondition(lambda self: self.living("SENDING"))
+    @precondition(lambda self: self.living("SUBMITTING"))
     @rule(data=st.data(), is_named=st.booleans())
     def adopt_existing(self, data: st.DataObject, *, is_named: bool) -> None:
         """The service has a task of the pair: one it charged us for, or somebody else's."""
-        row = data.draw(st.sampled_from(self.living("SENDING")))
-        doubts = self.doubts_of(row.track)
-        ours = [name for name in doubts if self.doubts[name].is_charged]
+        row = data.draw(st.sampled_from(self.living("SUBMITTING")))
+        unknowns = self.doubts_of(row.track)
+        ours = [name for name in unknowns if self.doubts[name].is_charged]
         if ours:
             name = data.draw(st.sampled_from(ours))
             task_id, attempt_id = self.doubts[name].task_id, name if is_named else None
@@ -287,15 +288,15 @@ class BooksMachine(RuleBasedStateMachine):
             task_id, attempt_id = self.new_id("t"), ""
         self.books.adopt_existing(row.entry, task_id, self.now)
         self.count["adopted"] += 1
-        row.is_recognised = not doubts
+        row.is_attributed = not unknowns
         if data.draw(st.booleans()):  # Its record can be read.
-            self.books.recognise(row.entry, attempt_id)
-            if ours and (is_named or len(doubts) == 1):
+            self.books.attribute(row.entry, attempt_id)
+            if ours and (is_named or len(unknowns) == 1):
                 del self.doubts[name]
                 self.count["accepted"] += 1
-                row.is_recognised = True
-            row.is_recognised |= not ours
-        assert row.entry.is_recognised is row.is_recognised
+                row.is_attributed = True
+            row.is_attributed |= not ours
+        assert row.entry.is_attributed is row.is_attributed
         self.follow(row, task_id, "ADOPTED")
 
     @precondition(lambda self: any(a.is_charged for a in self.doubts.values()))
@@ -310,8 +311,8 @@ class BooksMachine(RuleBasedStateMachine):
         goes_on = row is None or row.phase != "UNKNOWN"
         if goes_on and followed is not None and followed.origin != "ATTACHED":
             assert entry is followed.entry
-            self.count["accepted"] += not followed.is_recognised
-            followed.is_recognised = True
+            self.count["accepted"] += not followed.is_attributed
+            followed.is_attributed = True
             return
         self.count["accepted"] += 1
         self.count["adopted"] += 1
@@ -333,7 +334,7 @@ class BooksMachine(RuleBasedStateMachine):
     def absolve(self, data: st.DataObject) -> None:
         free = [name for name, attempt in self.doubts.items() if not attempt.is_charged]
         attempt = self.doubts.pop(name := data.draw(st.sampled_from(free)))
-        entry = self.books.absolve(name)
+        entry = self.books.mark_not_charged(name)
         row = self.occupant.get(attempt.track)
         if row is not None and row.phase == "UNKNOWN" and not self.doubts_of(attempt.track):
             assert entry is row.entry
@@ -345,7 +346,7 @@ class BooksMachine(RuleBasedStateMachine):
         if attempt_id in self.doubts:
             return
         with pytest.raises(IllegalTransition):
-            self.books.absolve(attempt_id)
+            self.books.mark_not_charged(attempt_id)
         with pytest.raises(IllegalTransition):
             self.books.adopt_unknown(attempt_id, "t0", self.now)
 
@@ -353,7 +354,7 @@ class BooksMachine(RuleBasedStateMachine):
     def attach(self, data: st.DataObject, track: Track | None) -> None:
         """Any task may be attached: one of others, one that timed out, one of a lost submit."""
         lost = [a.task_id for a in self.doubts.values() if a.is_charged]
-        over = [row.task_id for row in self.living("TIMED_OUT", "KEPT")]
+        over = [row.task_id for row in self.living("TIMED_OUT", "TIMED_OUT_KEPT")]
         task_id = data.draw(st.sampled_from([self.new_id("t"), *lost, *over]))
         if task_id in self.holder:
             return
@@ -366,7 +367,7 @@ class BooksMachine(RuleBasedStateMachine):
     def name_track(self, data: st.DataObject, track: Track) -> None:
         nameless = [row for row in self.living("ACCEPTED") if row.track is None]
         row = data.draw(st.sampled_from(nameless))
-        self.books.name_track(row.entry, track)
+        self.books.set_track(row.entry, track)
         self.name(row, track)
 
     def name(self, row: Row, track: Track) -> None:
@@ -394,7 +395,7 @@ class BooksMachine(RuleBasedStateMachine):
         has_file: bool,
         is_hint: bool,
     ) -> None:
-        row = self.pick(data, "ACCEPTED", "KEPT")
+        row = self.pick(data, "ACCEPTED", "TIMED_OUT_KEPT")
         record = None
         if state is not None:
             record = TaskRecord(
@@ -404,7 +405,7 @@ class BooksMachine(RuleBasedStateMachine):
                 audio_id=audio_id,
             )
         has_settled = self.books.observe(row.entry, record, self.now, settled_by, is_hint=is_hint)
-        if row.phase not in {"ACCEPTED", "KEPT"}:
+        if row.phase not in {"ACCEPTED", "TIMED_OUT_KEPT"}:
             assert not has_settled
             self.duplicates += state in {TaskState.SUCCEEDED, TaskState.FAILED}
             return
@@ -415,7 +416,7 @@ class BooksMachine(RuleBasedStateMachine):
         elif state is TaskState.SUCCEEDED and has_file:
             self.count[settled_by] += 1
             self.end(row, "SUCCEEDED", None)
-        assert has_settled is (row.phase not in {"ACCEPTED", "KEPT"})
+        assert has_settled is (row.phase not in {"ACCEPTED", "TIMED_OUT_KEPT"})
 
     def judge(
         self,
@@ -451,7 +452,12 @@ class BooksMachine(RuleBasedStateMachine):
         if follower is None:
             (entry,) = self.books.known(row.task_id)
             self.kept[row.task_id] = attrs.evolve(
-                row, entry=entry, phase="KEPT", accepted_at=self.now, misses=0, ended_with=None
+                row,
+                entry=entry,
+                phase="TIMED_OUT_KEPT",
+                accepted_at=self.now,
+                misses=0,
+                ended_with=None,
             )
             self.rows.append(self.kept[row.task_id])
             for task_id in [*self.kept][:-MAX_KEPT]:
@@ -482,8 +488,12 @@ class BooksMachine(RuleBasedStateMachine):
             assert (Phase[row.phase], Origin[row.origin]) == (entry.phase, entry.origin)
             assert (row.track, row.task_id) == (entry.track, entry.task_id)
             assert row.attempt_id == entry.attempt_id
-            is_over = row.phase in {"SUCCEEDED", "FAILED", "TIMED_OUT", "REFUSED", "WITHDRAWN"}
-            assert is_over or row.phase != "KEPT" or row.entry in self.books.known(row.task_id)
+            is_over = row.phase in {"SUCCEEDED", "FAILED", "TIMED_OUT", "REJECTED", "CANCELLED"}
+            assert (
+                is_over
+                or row.phase != "TIMED_OUT_KEPT"
+                or row.entry in self.books.known(row.task_id)
+            )
             assert is_over is (entry.outcome is not None)
             if row.ended_with is not None:
                 assert type(entry.outcome) is row.ended_with
@@ -492,11 +502,11 @@ class BooksMachine(RuleBasedStateMachine):
 
     @invariant()
     def places_agree(self) -> None:
-        on_wire = self.living("SENDING")
+        on_wire = self.living("SUBMITTING")
         in_flight = self.living("ACCEPTED")
         ours = [row for row in in_flight if row.origin != "ATTACHED"]
         assert len(on_wire) == self.books.sending
-        assert len(on_wire) + len(ours) == self.books.places
+        assert len(on_wire) + len(ours) == self.books.used_slots
 
     @invariant()
     def figures_agree(self) -> None:
@@ -504,7 +514,7 @@ class BooksMachine(RuleBasedStateMachine):
         assert len(self.living("ACCEPTED")) == figures.in_flight
         assert len(self.doubts) == figures.unknown
         assert self.doubles == figures.possible_double_charges
-        assert self.duplicates == figures.duplicates
+        assert self.duplicates == figures.duplicate_results
         assert self.count == {
             "submitted": figures.submitted,
             "accepted": figures.accepted,
@@ -523,7 +533,7 @@ class BooksMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_is_found_agrees(self) -> None:
-        def entry_of(row: Row | None) -> Entry | None:
+        def entry_of(row: Row | None) -> TaskEntry | None:
             return None if row is None else row.entry
 
         for track in TRACKS:
@@ -531,16 +541,16 @@ class BooksMachine(RuleBasedStateMachine):
             results = [row for row in self.results if row.track == track]
             assert entry_of(results[0] if results else None) is self.books.find_result(track)
             kept = [row for row in self.kept.values() if row.track == track]
-            assert entry_of(kept[-1] if kept else None) is self.books.find_kept(track)
+            assert entry_of(kept[-1] if kept else None) is self.books.find_timed_out(track)
             latest = self.books.find_unknown(track)
             assert self.doubts_of(track)[-1:] == ([] if latest is None else [latest.attempt_id])
-        assert [*self.kept] == [*self.books._kept]
+        assert [*self.kept] == [*self.books._timed_out]
         for row in self.rows:
             holder = self.holder.get(row.task_id)
             assert entry_of(holder) is self.books.find_task(row.task_id)
             assert self.books.has_ended(row.task_id) is (row.task_id in self.ended)
-            assert self.books.is_in_doubt(row.entry) is bool(self.doubts_of(row.track))
-        assert [*self.doubts] == [doubt.attempt_id for doubt in self.books.unknown_submits()]
+            assert self.books.has_unknown_submit(row.entry) is bool(self.doubts_of(row.track))
+        assert [*self.doubts] == [unknown.attempt_id for unknown in self.books.unknown_submits()]
         for name in self.doubts:
             assert name == self.books.unknown_submit(name).attempt_id
 
@@ -552,7 +562,7 @@ class BooksMachine(RuleBasedStateMachine):
         assert holders == listed[: len(holders)]
         assert {*holders, *(row.entry for row in others)} == {*listed}
         assert len(listed) == len({*listed})
-        waiting = {row.entry for row in self.living("QUEUED", "SENDING", "UNKNOWN")}
+        waiting = {row.entry for row in self.living("QUEUED", "SUBMITTING", "UNKNOWN")}
         assert waiting == {*self.books.waiting()}
 
 

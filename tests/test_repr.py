@@ -11,8 +11,9 @@ import inspect
 import attrs
 import pytest
 
-from kie_wav_async import Conversion, Track, WavSession, _batch
+from kie_wav_async import Conversion, Track, WavSession
 from kie_wav_async.ledger import SqliteLedger
+from kie_wav_async.session import batch
 from kie_wav_async.testing import ScriptedTransport
 from kie_wav_async.webhook import CallbackServer
 
@@ -70,7 +71,7 @@ def test_what_could_not_be_made_can_be_shown(name) -> None:
     "kind",
     [
         kind
-        for kind in {*KINDS.values(), _batch._Loop}
+        for kind in {*KINDS.values(), batch._BatchIterator}
         if not attrs.has(kind) and not issubclass(kind, BaseException | tuple)
     ],
 )

@@ -8,16 +8,12 @@ from hypothesis import given
 from yarl import URL
 
 import strategies
-from kie_wav_async import _requests
-from kie_wav_async._models import Track, is_id
-from kie_wav_async._requests import (
-    RequestBuilder,
-    is_loopback,
-    parse_api_key,
-    parse_base_url,
-    parse_hosts,
-)
-from kie_wav_async._secret import Secret
+from kie_wav_async._support.secret import Secret
+from kie_wav_async._support.validation import is_id
+from kie_wav_async.models import Track
+from kie_wav_async.protocol import requests
+from kie_wav_async.protocol.requests import RequestBuilder
+from kie_wav_async.protocol.settings import is_loopback, parse_api_key, parse_base_url, parse_hosts
 from samples import AUDIO_ID, FILE_URL, MUSIC_TASK_ID, TASK_ID, short
 
 TRACK = Track(MUSIC_TASK_ID, AUDIO_ID, title="Not for the service")
@@ -91,7 +87,7 @@ def test_credits_are_asked_for(builder):
 def test_a_fresh_link_is_asked_for_by_the_url_as_it_is(builder):
     """The file's URL goes to the service as the service spelled it, and is no submit."""
     url = f"{FILE_URL}?sig=a%2Fb+c"
-    request = builder.fresh_url(URL(url, encoded=True))
+    request = builder.download_url(URL(url, encoded=True))
 
     assert ("POST", False) == (request.method, request.is_submit)
     assert request.url == "https://api.kie.ai/api/v1/common/download-url"
@@ -393,9 +389,9 @@ def test_the_paths_are_the_documented_ones():
         "/api/v1/common/download-url",
         "/api/v1/chat/credit",
     ] == [
-        _requests.SUBMIT_PATH,
-        _requests.RECORD_PATH,
-        _requests.MUSIC_PATH,
-        _requests.DOWNLOAD_URL_PATH,
-        _requests.CREDITS_PATH,
+        requests.SUBMIT_PATH,
+        requests.RECORD_PATH,
+        requests.MUSIC_PATH,
+        requests.DOWNLOAD_URL_PATH,
+        requests.CREDITS_PATH,
     ]

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import strategies
-from kie_wav_async import _schedule
-from kie_wav_async._schedule import (
+from kie_wav_async.core import policies
+from kie_wav_async.core.policies import (
     PollSchedule,
     RetryPolicy,
     first_poll_delay_s,
@@ -41,9 +41,9 @@ def test_the_defaults_are_the_documented_ones():
 def test_the_settled_waits_are_the_documented_ones():
     """Maintenance probes and repeats come after 60 s, refused polling is tried again after 5 s."""
     assert (
-        _schedule.MAINTENANCE_PROBE_S,
-        _schedule.RESUBMIT_AFTER_S,
-        _schedule.REFUSAL_RETRY_S,
+        policies.MAINTENANCE_PROBE_S,
+        policies.RESUBMIT_AFTER_S,
+        policies.REJECTED_POLL_RETRY_S,
     ) == (60.0, 60.0, 5.0)
 
 

@@ -12,20 +12,12 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 
-from kie_wav_async import (
-    WavSession,
-    _callback,
-    _gate,
-    _hint_limiter,
-    _inbox,
-    _ledger_models,
-    _receiver,
-    _signature,
-    errors,
-    webhook,
-)
+from kie_wav_async import WavSession, errors, webhook
+from kie_wav_async.callbacks import payload, signature
+from kie_wav_async.core import early_callbacks, known_hosts, poll_throttle
+from kie_wav_async.session import callback_processor
 from kie_wav_async.testing import ScriptedTransport, signed_callback
-from kie_wav_async.webhook import CallbackServer
+from kie_wav_async.webhook import CallbackServer, request_handler
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -47,17 +39,21 @@ def test_it_links_to_what_exists() -> None:
 
 def test_it_promises_no_more_than_the_limits() -> None:
     """The numbers on the page are those of the code."""
-    assert f"{_signature.TOLERANCE_S:g} s" in PAGE
-    assert f"{_callback.MAX_BODY_LENGTH // 1024} KiB" in PAGE
-    assert f"kept for {_inbox.KEPT_S / 60:g} minutes" in PAGE
-    assert f"at most {_inbox.MAX_KEPT:,} callbacks" in PAGE
-    assert f"The last {_ledger_models.MAX_HOSTS} hosts" in PAGE
-    assert f"one per {_hint_limiter.HINT_TASK_GAP_S:g} s for a task" in PAGE
-    assert f"{1 / _hint_limiter.HINT_GAP_S:g} per second in all" in PAGE
-    assert f"at most {_receiver._REFUSED_A_MINUTE} `CallbackRefused` a minute" in PAGE
-    assert f"at most {_receiver._RECEIVED_A_MINUTE} `CallbackReceived` a minute" in PAGE
-    assert f"oldest of {_gate.MAX_READS} incomplete bodies" in PAGE
-    assert f"did not arrive within {_gate.READ_TIMEOUT_S:g} s" in PAGE
+    assert f"{signature.TOLERANCE_S:g} s" in PAGE
+    assert f"{payload.MAX_BODY_LENGTH // 1024} KiB" in PAGE
+    assert f"kept for {early_callbacks.BUFFERED_S / 60:g} minutes" in PAGE
+    assert f"at most {early_callbacks.MAX_BUFFERED:,} callbacks" in PAGE
+    assert f"The last {known_hosts.MAX_HOSTS} hosts" in PAGE
+    assert f"one per {poll_throttle.TASK_GAP_S:g} s for a task" in PAGE
+    assert f"{1 / poll_throttle.GAP_S:g} per second in all" in PAGE
+    assert (
+        f"at most {callback_processor._MAX_REJECTED_PER_MINUTE} `CallbackRejected` a minute" in PAGE
+    )
+    assert (
+        f"at most {callback_processor._MAX_RECEIVED_PER_MINUTE} `CallbackReceived` a minute" in PAGE
+    )
+    assert f"oldest of {request_handler.MAX_READS} incomplete bodies" in PAGE
+    assert f"did not arrive within {request_handler.READ_TIMEOUT_S:g} s" in PAGE
     assert webhook.__doc__ is not None
     answered = re.findall(r"^\| (\d{3}) \|", PAGE, re.MULTILINE)
     assert ["200", "400", "401", "405", "408", "413", "415", "500", "503"] == answered

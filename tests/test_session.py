@@ -43,7 +43,7 @@ from kie_wav_async.testing import (
     ScriptedTransport,
     answer,
     failed,
-    no_record,
+    missing,
     pending,
     refused,
     succeeded,
@@ -234,7 +234,7 @@ async def test_key_and_address_come_from_the_environment(clock, monkeypatch) -> 
     monkeypatch.setenv("KIE_API_KEY", "later")
     monkeypatch.setenv("KIE_BASE_URL", "https://later.example")
     async with session:
-        await session.credits()
+        await session.get_credits()
     (request,) = transport.requests
     assert "Bearer from-environment" == request.headers["Authorization"]
     assert request.url.startswith("https://mirror.example/kie/api/v1/")
@@ -247,7 +247,7 @@ async def test_arguments_go_before_the_environment(clock, monkeypatch) -> None:
     transport = ScriptedTransport([answer({"code": 200, "data": 1})])
     passed = WavSession("passed", base_url="https://h", transport=transport, clock=clock)
     async with passed as session:
-        await session.credits()
+        await session.get_credits()
     (request,) = transport.requests
     assert "Bearer passed" == request.headers["Authorization"]
     assert request.url.startswith("https://h/api")
@@ -316,9 +316,9 @@ async def test_bad_ids_are_refused_at_the_call(service, bad) -> None:
         with pytest.raises(ValueError, match="task_id"):
             session.attach(bad)
         with pytest.raises(ValueError, match="task_id"):
-            await session.record(bad)
+            await session.get_task(bad)
         with pytest.raises(ValueError, match="music_task_id"):
-            await session.tracks(bad)
+            await session.list_tracks(bad)
         assert [] == service.transport.requests
         assert Statistics() == session.statistics()
 
@@ -327,7 +327,7 @@ async def test_bad_ids_are_refused_at_the_call(service, bad) -> None:
 async def test_bad_types_are_refused_at_the_call(service, bad) -> None:
     """A value of the wrong type is a TypeError of every call, nothing sent."""
     async with service.session() as session:
-        for call in (session.submit, session.convert, session.record, session.tracks):
+        for call in (session.submit, session.convert, session.get_task, session.list_tracks):
             with pytest.raises(TypeError):
                 await call(bad)
         with pytest.raises(TypeError):
@@ -342,7 +342,7 @@ async def test_bad_urls_are_refused_at_the_call(service, bad) -> None:
     """A link that is no absolute http(s) URL is a ValueError of fresh_url, nothing sent."""
     async with service.session() as session:
         with pytest.raises(ValueError, match="url"):
-            await session.fresh_url(bad)
+            await session.create_download_url(bad)
         assert [] == service.transport.requests
 
 
@@ -354,10 +354,10 @@ def calls(session) -> list:
     return [
         lambda: session.submit(track()),
         lambda: session.convert(track()),
-        lambda: session.record("t1"),
-        lambda: session.tracks("m1"),
-        session.credits,
-        lambda: session.fresh_url("https://h/x.wav"),
+        lambda: session.get_task("t1"),
+        lambda: session.list_tracks("m1"),
+        session.get_credits,
+        lambda: session.create_download_url("https://h/x.wav"),
         lambda: session.resolve_unknown("x", not_charged=True),
         lambda: session.attach("t1"),
         lambda: session.convert_all([track()]),
@@ -479,8 +479,8 @@ async def test_session_closed_or_never_entered_is_quiet() -> None:
 async def test_default_parts() -> None:
     """A session makes its own transport and uses the machine's clock, and needs neither."""
     async with WavSession(KEY) as session:
-        assert isinstance(session._desk.transport, AiohttpTransport)
-        assert isinstance(session._desk.clock, SystemClock)
+        assert isinstance(session._context.transport, AiohttpTransport)
+        assert isinstance(session._context.clock, SystemClock)
 
 
 def test_repr_names_address_and_state() -> None:
@@ -571,7 +571,7 @@ def scripted(clock, replies, **settings) -> WavSession:
 async def test_record_is_one_poll(clock) -> None:
     """record() polls once and returns what the service says, settling nothing."""
     async with scripted(clock, [succeeded("t1", "https://h/x.wav", musicId="e1")]) as session:
-        record = await session.record("t1")
+        record = await session.get_task("t1")
         assert ("t1", TaskState.SUCCEEDED, "e1", URL("https://h/x.wav")) == (
             record.task_id,
             record.state,
@@ -583,14 +583,14 @@ async def test_record_is_one_poll(clock) -> None:
 
 async def test_record_of_an_unknown_task(clock) -> None:
     """record() of a task the service does not know is None."""
-    async with scripted(clock, [no_record()]) as session:
-        assert await session.record("t1") is None
+    async with scripted(clock, [missing()]) as session:
+        assert await session.get_task("t1") is None
 
 
 async def test_record_of_a_failed_task(clock) -> None:
     """record() returns the record of a failure as well, with its words."""
     async with scripted(clock, [failed("t1", "too\nloud")]) as session:
-        record = await session.record("t1")
+        record = await session.get_task("t1")
         assert (TaskState.FAILED, 500, "too loud") == (
             record.state,
             record.error_code,
@@ -604,7 +604,7 @@ async def test_errors_of_record_name_the_task(clock) -> None:
     async with scripted(clock, replies, retry=RetryPolicy(attempts=1)) as session:
         for kind in (AuthenticationError, WireFormatError, ServerError, TransportError):
             with pytest.raises(kind) as caught:
-                await session.record("t1")
+                await session.get_task("t1")
             assert "t1" == caught.value.task_id
 
 
@@ -613,7 +613,7 @@ async def test_tracks_lists_a_music_task(clock) -> None:
     songs = [{"id": "e1", "title": "Dawn"}, {"id": "e2"}, {"id": "e1"}]
     music = {"taskId": "m1", "status": "SUCCESS", "response": {"sunoData": songs}}
     async with scripted(clock, [answer({"code": 200, "data": music})]) as session:
-        found = await session.tracks("m1")
+        found = await session.list_tracks("m1")
         assert [Track("m1", "e1"), Track("m1", "e2")] == found
         assert ["Dawn", None] == [track.title for track in found]
 
@@ -622,13 +622,13 @@ async def test_tracks_of_an_unknown_music_task(clock) -> None:
     """tracks() of a music task that is unknown is NotFoundError, and not asked again."""
     async with scripted(clock, [answer({"code": 200, "data": None})]) as session:
         with pytest.raises(NotFoundError):
-            await session.tracks("m1")
+            await session.list_tracks("m1")
 
 
 async def test_credits_are_exact(clock) -> None:
     """credits() returns the service's number as a Decimal, its fraction included."""
     async with scripted(clock, [answer({"code": 200, "data": 5916.25})]) as session:
-        assert Decimal("5916.25") == await session.credits()
+        assert Decimal("5916.25") == await session.get_credits()
 
 
 async def test_fresh_url_asks_for_the_link(clock) -> None:
@@ -636,7 +636,7 @@ async def test_fresh_url_asks_for_the_link(clock) -> None:
     transport = ScriptedTransport([answer({"code": 200, "data": "https://h/tmp?sig=a%2Fb"})] * 2)
     async with WavSession(KEY, transport=transport, clock=clock) as session:
         for url in ("https://h/x%2Fy.wav", URL("https://h/x%2Fy.wav", encoded=True)):
-            assert "https://h/tmp?sig=a%2Fb" == str(await session.fresh_url(url))
+            assert "https://h/tmp?sig=a%2Fb" == str(await session.create_download_url(url))
     sent = [json.loads(request.body) for request in transport.requests]
     assert [{"url": "https://h/x%2Fy.wav"}] * 2 == sent
 
@@ -645,7 +645,7 @@ async def test_fresh_url_of_a_strangers_file(clock) -> None:
     """fresh_url() of a file that is not the service's is InvalidRequestError, at once."""
     async with scripted(clock, [refused(422, "url is wrong")]) as session:
         with pytest.raises(InvalidRequestError, match="url is wrong"):
-            await session.fresh_url("https://h/x.wav")
+            await session.create_download_url("https://h/x.wav")
 
 
 TRANSIENT = {
@@ -665,10 +665,10 @@ async def test_reads_are_repeated(clock, make, kind) -> None:
     """A read that meets a fault of the line or the service is repeated, then raises it."""
     credit = answer({"code": 200, "data": 1})
     async with scripted(clock, [make(), make(), credit, *(make() for _ in range(3))]) as session:
-        assert 1 == await clock.run(session.credits())
+        assert 1 == await clock.run(session.get_credits())
         with pytest.raises(kind):
-            await clock.run(session.credits())
-        assert 6 == len(session._desk.transport.requests)
+            await clock.run(session.get_credits())
+        assert 6 == len(session._context.transport.requests)
 
 
 async def test_reads_back_off_with_full_jitter(clock) -> None:
@@ -681,9 +681,9 @@ async def test_reads_back_off_with_full_jitter(clock) -> None:
 
     policy = RetryPolicy(attempts=5, base_s=2.0, cap_s=6.0)
     async with scripted(clock, script, retry=policy) as session:
-        session._desk.chance = iter([0.5, 0.5, 1.0, 0.5]).__next__
+        session._context.random = iter([0.5, 0.5, 1.0, 0.5]).__next__
         with pytest.raises(ServerError):
-            await clock.run(session.record("t1"))
+            await clock.run(session.get_task("t1"))
         assert [0.0, 1.0, 3.0, 9.0, 309.0] == times
         counted = session.statistics()
         assert (5, 1) == (counted.polls, counted.rejected_429)
@@ -694,27 +694,27 @@ async def test_refused_reads_are_not_repeated(clock, code) -> None:
     """A read that the service refuses on its merits raises at once."""
     async with scripted(clock, [refused(code)]) as session:
         with pytest.raises(Exception, match=str(code)):
-            await session.credits()
+            await session.get_credits()
 
 
 async def test_waiting_read_ends_with_the_session(clock) -> None:
     """A read that waits for its next try ends with SessionClosedError when the session closes."""
     async with scripted(clock, lambda _: refused(429, retry_after="300")) as session:
-        reads = [asyncio.create_task(session.credits()) for _ in range(3)]
-        await clock.settle()
+        reads = [asyncio.create_task(session.get_credits()) for _ in range(3)]
+        await clock.run_pending()
         await session.aclose()
         await asyncio.wait(reads)
         assert all(isinstance(read.exception(), SessionClosedError) for read in reads)
         assert 3 == len({id(read.exception()) for read in reads})
-        assert 3 == len(session._desk.transport.requests)
+        assert 3 == len(session._context.transport.requests)
 
 
 async def test_read_cut_off_by_closing(clock) -> None:
     """A read on the wire ends with SessionClosedError when the session closes, not a retry."""
     gate = asyncio.get_running_loop().create_future()
     async with scripted(clock, lambda _: gate) as session:
-        read = asyncio.create_task(session.credits())
-        await clock.settle()
+        read = asyncio.create_task(session.get_credits())
+        await clock.run_pending()
         await session.aclose()
         with pytest.raises(SessionClosedError):
             await read
@@ -723,11 +723,11 @@ async def test_read_cut_off_by_closing(clock) -> None:
 async def test_cancelled_read_leaves_nothing(clock) -> None:
     """A read cancelled while it waits for its next try leaves no timer behind."""
     async with scripted(clock, lambda _: refused(500)) as session:
-        session._desk.chance = lambda: 0.9
-        read = asyncio.create_task(session.credits())
-        await clock.settle()
+        session._context.random = lambda: 0.9
+        read = asyncio.create_task(session.get_credits())
+        await clock.run_pending()
         read.cancel()
-        await clock.settle()
+        await clock.run_pending()
         assert read.cancelled()
         assert clock._next() is None
 

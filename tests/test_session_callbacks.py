@@ -13,7 +13,7 @@ import pytest
 from yarl import URL
 
 from fakes import KEY, LISTENING_AT, LOST_CHARGED, WEBHOOK_KEY, FakeService, counted, track
-from kie_wav_async import CallbackTrust, CallbackVerdict, WavSession
+from kie_wav_async import CallbackResult, CallbackTrust, WavSession
 from kie_wav_async.errors import (
     CallbackFormatError,
     KieWavError,
@@ -24,7 +24,7 @@ from kie_wav_async.errors import (
 from kie_wav_async.testing import FakeClock, submitted_callback_query
 from test_session_secrets import spell
 
-SETTLED, ORPHAN = CallbackVerdict.SETTLED, CallbackVerdict.ORPHAN
+SETTLED, UNKNOWN_TASK = CallbackResult.SETTLED, CallbackResult.UNKNOWN_TASK
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ async def test_empty_environment_is_none(clock, service, monkeypatch, caplog) ->
     monkeypatch.setenv("KIE_WEBHOOK_HMAC_KEY", "")
     async with service.session() as session:
         assert (URL(await sent(clock, service, session)).host or "").endswith(".invalid")
-        assert not session._receiver._keys
+        assert not session._callbacks._keys
         await service.callback("task0001").to(session)
         assert 1 == len(session.conversions())
     assert "webhook key" not in caplog.text
@@ -171,7 +171,7 @@ async def test_keys_go_before_the_environment(clock, service, monkeypatch) -> No
     async with service.session(webhook_keys=()) as session:
         await clock.run(session.submit(track(2)))
         callback = service.callback("task0002", key="whk-environment-0123456789")
-        assert CallbackVerdict.CONFIRMING is await callback.to(session)
+        assert CallbackResult.POLLING is await callback.to(session)
 
 
 def test_environment_is_checked_like_arguments(monkeypatch) -> None:
@@ -201,7 +201,7 @@ async def test_environment_is_read_at_construction_only(clock, service, monkeypa
     monkeypatch.setenv("KIE_WEBHOOK_HMAC_KEY", WEBHOOK_KEY)
     async with session:
         assert (URL(await sent(clock, service, session)).host or "").endswith(".invalid")
-        assert CallbackVerdict.CONFIRMING is await service.callback("task0001").to(session)
+        assert CallbackResult.POLLING is await service.callback("task0001").to(session)
     assert "KIE_CALLBACK_URL" in os.environ
 
 
@@ -279,15 +279,15 @@ async def test_keys_may_be_any_iterable(clock, service) -> None:
     for number, make in enumerate((list, tuple, set, iter), 1):
         async with service.session(webhook_keys=make([WEBHOOK_KEY])) as session:
             conversion = await clock.run(session.submit(track(number)))
-            for verdict in (SETTLED, CallbackVerdict.DUPLICATE):
+            for verdict in (SETTLED, CallbackResult.DUPLICATE):
                 assert verdict is await service.callback(conversion.task_id).to(session)
 
 
 async def test_trust_may_be_given_by_its_word(clock, service) -> None:
     """The trust may be given by its value, as from a settings file."""
-    async with service.listening(callback_trust="hint") as session:
+    async with service.listening(callback_trust="confirm") as session:
         await clock.run(session.submit(track()))
-        assert CallbackVerdict.CONFIRMING is await service.callback("task0001").to(session)
+        assert CallbackResult.POLLING is await service.callback("task0001").to(session)
 
 
 async def test_a_key_of_sixteen_characters_is_long_enough(clock, service) -> None:
@@ -310,7 +310,7 @@ async def test_a_key_of_sixteen_characters_is_long_enough(clock, service) -> Non
         ({"callback_url": LISTENING_AT, "webhook_keys": WEBHOOK_KEY}, 0),
         ({"callback_url": LISTENING_AT}, 1),
         ({"callback_url": LISTENING_AT, "webhook_keys": ()}, 1),
-        ({"callback_url": LISTENING_AT, "callback_trust": CallbackTrust.HINT}, 1),
+        ({"callback_url": LISTENING_AT, "callback_trust": CallbackTrust.CONFIRM}, 1),
     ],
 )
 async def test_warning_if_callbacks_cannot_be_verified(
@@ -336,7 +336,7 @@ async def test_delivery_before_the_session_opens(service) -> None:
     session = service.listening()
     for headers in (service.callback("task0001").headers, {}, None):
         with pytest.raises(RuntimeError, match="async with"):
-            await session.deliver(headers, b"{}")
+            await session.handle_callback(headers, b"{}")
     assert {} == counted(session)
 
 
@@ -348,7 +348,7 @@ async def test_delivery_after_closing(clock, service) -> None:
     with pytest.raises(SessionClosedError) as caught:
         await service.callback("task0001").to(session)
     with pytest.raises(SessionClosedError):
-        await session.deliver({}, b"{}")
+        await session.handle_callback({}, b"{}")
     assert ("task0001",) == caught.value.open_task_ids
     assert before == session.statistics()
     assert not conversion.done()
@@ -361,7 +361,7 @@ async def test_delivery_while_closing(clock, service) -> None:
         waiting = asyncio.create_task(session.submit(track(1)))
         await clock.advance(5.0)
         closing = asyncio.create_task(session.aclose())
-        await clock.settle()
+        await clock.run_pending()
         before = session.statistics()
         with pytest.raises(SessionClosedError):
             await service.callback("task0001").to(session)
@@ -378,7 +378,7 @@ async def test_early_callback_settles_while_closing(clock, service) -> None:
     async with service.listening() as session:
         waiting = asyncio.create_task(session.submit(track(1)))
         await clock.advance(15.0)
-        assert ORPHAN is await service.callback("task0001").to(session)
+        assert UNKNOWN_TASK is await service.callback("task0001").to(session)
         await clock.run(session.aclose())
         with pytest.raises(SessionClosedError):
             await waiting
@@ -401,8 +401,8 @@ async def test_deliveries_from_many_tasks_at_once(clock, service) -> None:
         await clock.run(session.submit(track()))
         callback = service.callback("task0001")
         verdicts = await asyncio.gather(*(callback.to(session) for _ in range(50)))
-        assert [SETTLED] + [CallbackVerdict.DUPLICATE] * 49 == verdicts
-        assert 49 == session.statistics().duplicates
+        assert [SETTLED] + [CallbackResult.DUPLICATE] * 49 == verdicts
+        assert 49 == session.statistics().duplicate_results
 
 
 # --- secrets ------------------------------------------------------------------------------
@@ -414,7 +414,12 @@ async def test_webhook_key_is_in_no_text(clock, service, caplog) -> None:
     right = service.callback("task0001").headers["X-Webhook-Signature"]
     with caplog.at_level(logging.DEBUG):
         async with service.listening(on_event=shown.append) as session:
-            shown += [session, session._desk, session._receiver, session._receiver._inbox]
+            shown += [
+                session,
+                session._context,
+                session._callbacks,
+                session._callbacks._early_callbacks,
+            ]
             for number in (1, 2):
                 await clock.run(session.submit(track(number)))
             forged = service.callback("task0001", key="whk-of-somebody-else")
@@ -447,7 +452,12 @@ async def test_webhook_key_is_in_no_text(clock, service, caplog) -> None:
     shown += [[record.__dict__ for record in caplog.records], caplog.text, session]
 
     kinds = {type(value).__name__ for value in shown}
-    assert {"CallbackReceived", "CallbackRefused", "SignatureError", "Settled"} <= kinds
+    assert {
+        "CallbackReceived",
+        "CallbackRejected",
+        "SignatureError",
+        "ConversionSucceeded",
+    } <= kinds
     text = spell(shown, {})
     for secret in (WEBHOOK_KEY, "whk-PLANTED", right, forged.headers["X-Webhook-Signature"]):
         assert secret not in text

@@ -47,7 +47,7 @@ async def test_waits_end_at_once(clock, service) -> None:
             for c in (conversions[0], conversions[0], conversions[1], attached)
         ]
         waits.append(asyncio.create_task(session.convert(track(2))))
-        await clock.settle()
+        await clock.run_pending()
         started = clock.monotonic()
         await session.aclose()
         await asyncio.wait(waits)
@@ -67,10 +67,10 @@ async def test_queued_submits_are_never_sent(clock, service) -> None:
     service.fates.append(UNSENT)
     patient = RetryPolicy(base_s=50.0, cap_s=50.0)
     async with service.session(rate_limit=RateLimit(1, per_s=10.0), retry=patient) as session:
-        session._desk.chance = lambda: 0.9
+        session._context.random = lambda: 0.9
         waits = [asyncio.create_task(session.submit(track(n))) for n in (1, 2)]
         waits.append(asyncio.create_task(session.convert(track(2))))
-        await clock.settle()
+        await clock.run_pending()
         await session.aclose()
         await asyncio.wait(waits)
         assert [SessionClosedError] * 3 == [type(wait.exception()) for wait in waits]
@@ -91,7 +91,7 @@ async def test_repeat_is_given_up(clock, service) -> None:
         assert isinstance(wait.exception(), SessionClosedError)
         await clock.advance(500.0)
         assert 1 == len(service.submitted_at)
-        assert service.attempts == [doubt.attempt_id for doubt in session.unknown_submits()]
+        assert service.attempts == [unknown.attempt_id for unknown in session.unknown_submits()]
 
 
 async def test_submit_on_the_wire_gets_its_answer(clock, service) -> None:
@@ -102,12 +102,12 @@ async def test_submit_on_the_wire_gets_its_answer(clock, service) -> None:
         wait = asyncio.create_task(session.submit(track()))
         await clock.advance(1.0)
         closing = asyncio.create_task(session.aclose())
-        await clock.settle()
+        await clock.run_pending()
         assert isinstance(wait.exception(), SessionClosedError)
         assert not closing.done()
         await clock.run(closing)
         assert ["task0001"] == [conversion.task_id for conversion in session.conversions()]
-        assert [events.Submitted] == [type(event) for event in seen]
+        assert [events.SubmitAccepted] == [type(event) for event in seen]
         assert is_bounded(service, session)
         assert service.transport.is_closed
 
@@ -122,7 +122,7 @@ async def test_submit_on_the_wire_waits_no_longer_than_25_s(clock, service) -> N
         await clock.run(session.aclose())
         assert 25.0 == clock.monotonic() - started
         assert [SessionClosedError] * 2 == [type(wait.exception()) for wait in waits]
-        assert {*service.attempts} == {doubt.attempt_id for doubt in session.unknown_submits()}
+        assert {*service.attempts} == {unknown.attempt_id for unknown in session.unknown_submits()}
         assert (2, 0) == (session.statistics().unknown, session.statistics().in_flight)
         assert is_bounded(service, session)
 
@@ -258,7 +258,7 @@ async def test_cancelled_closing_goes_on(clock, service) -> None:
         submit = asyncio.create_task(session.submit(track()))
         await clock.advance(1.0)
         closing = asyncio.create_task(session.aclose())
-        await clock.settle()
+        await clock.run_pending()
         closing.cancel()
         await clock.advance(30.0)
         assert closing.cancelled()
@@ -295,7 +295,7 @@ async def test_leaving_by_cancellation_closes(clock, service) -> None:
     task = asyncio.create_task(work())
     await clock.advance(5.0)
     task.cancel()
-    await clock.settle()
+    await clock.run_pending()
     assert task.cancelled()
     assert service.transport.is_closed
 
@@ -364,9 +364,9 @@ async def test_waiting_for_an_outcome_ends_at_once(clock, service) -> None:
     async with service.session() as session:
         submit = asyncio.create_task(session.submit(track(9)))
         outcome = asyncio.ensure_future(anext(session.convert_all(endless())))
-        await clock.settle()
+        await clock.run_pending()
         closing = asyncio.create_task(session.aclose())
-        await clock.settle()
+        await clock.run_pending()
 
         assert not closing.done()
         with pytest.raises(SessionClosedError):
@@ -380,9 +380,9 @@ async def test_submit_on_the_wire_is_not_told_to_submit_again(clock, service) ->
     service.fates.append(SILENT_CHARGED)
     async with service.session() as session:
         submit = asyncio.create_task(session.submit(track()))
-        await clock.settle()
+        await clock.run_pending()
         closing = asyncio.create_task(session.aclose())
-        await clock.settle()
+        await clock.run_pending()
 
         with pytest.raises(SessionClosedError, match=r"may be accepted.*unknown_submits\(\)"):
             await submit
@@ -394,7 +394,7 @@ async def test_waiter_is_told_its_own_task(clock, service) -> None:
     async with service.session() as session:
         conversion = await session.submit(track())
         waiter = asyncio.create_task(conversion.wait())
-        await clock.settle()
+        await clock.run_pending()
         await session.aclose()
 
         with pytest.raises(SessionClosedError, match=r"task task0001 goes on"):
@@ -413,7 +413,7 @@ async def test_source_that_swallows_its_cancellation(clock, service, caplog) -> 
 
     async with service.session() as session:
         outcome = asyncio.ensure_future(anext(session.convert_all(stubborn())))
-        await clock.settle()
+        await clock.run_pending()
         before = clock.monotonic()
         await clock.run(session.aclose())
 

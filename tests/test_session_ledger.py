@@ -42,7 +42,9 @@ def ledger() -> MemoryLedger:
 
 def written(ledger: MemoryLedger) -> list[str]:
     """Return the names of the calls that write, in order."""
-    return [name for name, _ in ledger.calls if name not in {"open", "find", "page", "aclose"}]
+    return [
+        name for name, _ in ledger.calls if name not in {"open", "get", "list_entries", "aclose"}
+    ]
 
 
 async def states(ledger: MemoryLedger) -> dict[str, int]:
@@ -50,7 +52,7 @@ async def states(ledger: MemoryLedger) -> dict[str, int]:
     if not ledger.is_open:
         ledger = ledger.die()
         await ledger.open(0.0)
-    return {str(state): n for state, n in (await ledger.count()).items() if n}
+    return {str(state): n for state, n in (await ledger.count_by_state()).items() if n}
 
 
 # --- the order of things ----------------------------------------------------------------------
@@ -58,44 +60,44 @@ async def states(ledger: MemoryLedger) -> dict[str, int]:
 
 async def test_the_intent_is_written_before_the_submit_goes_out(clock, service, ledger) -> None:
     """While the intent is on its way to the disk, not a byte is sent."""
-    ledger.hold = {"begin": asyncio.Event()}
+    ledger.hold = {"begin_attempt": asyncio.Event()}
     async with service.session(ledger=ledger) as session:
         submit = asyncio.create_task(session.submit(track()))
         await clock.advance(100.0)
-        assert ["begin"] == written(ledger)
+        assert ["begin_attempt"] == written(ledger)
         assert [] == service.submitted_at
 
-        ledger.hold["begin"].set()
+        ledger.hold["begin_attempt"].set()
         assert "task0001" == (await clock.run(submit)).task_id
 
 
 async def test_the_task_is_written_before_its_submit_returns(clock, service, ledger) -> None:
     """Whoever submits hears of the task once it is on the disk, and nobody polls it before."""
-    ledger.hold = {"end": asyncio.Event()}
+    ledger.hold = {"finish_attempt": asyncio.Event()}
     async with service.session(ledger=ledger) as session:
         submit = asyncio.create_task(session.submit(track()))
         await clock.advance(100.0)
-        assert ["begin", "end"] == written(ledger)
+        assert ["begin_attempt", "finish_attempt"] == written(ledger)
         assert 1 == service.charged
         assert not submit.done()
         assert [] == service.polled_at
 
-        ledger.hold["end"].set()
+        ledger.hold["finish_attempt"].set()
         assert "task0001" == (await clock.run(submit)).task_id
 
 
 async def test_the_result_is_written_before_its_waiter_wakes(clock, service, ledger) -> None:
     """Whoever waits for the file has it once it is on the disk."""
-    ledger.hold = {"settle": asyncio.Event()}
+    ledger.hold = {"finish_task": asyncio.Event()}
     async with service.session(ledger=ledger) as session:
         conversion = await clock.run(session.submit(track()))
         waiter = asyncio.create_task(conversion.wait())
         await clock.advance(200.0)
-        assert ["begin", "end", "settle"] == written(ledger)
+        assert ["begin_attempt", "finish_attempt", "finish_task"] == written(ledger)
         assert not conversion.done()
         assert not waiter.done()
 
-        ledger.hold["settle"].set()
+        ledger.hold["finish_task"].set()
         assert track() == (await clock.run(waiter)).track
         assert conversion.done()
 
@@ -114,10 +116,10 @@ async def test_a_killed_submit_is_unknown_to_the_next_session(clock, service, le
     assert 1 == service.charged
 
     async with service.session(ledger=left) as session:
-        (doubt,) = session.unknown_submits()
-        with pytest.raises(SubmitUnknownError, match=doubt.attempt_id):
+        (unknown,) = session.unknown_submits()
+        with pytest.raises(SubmitUnknownError, match=unknown.attempt_id):
             await clock.run(session.convert(track()))
-        assert track() == doubt.track
+        assert track() == unknown.track
         assert is_bounded(service, session)
 
     assert 1 == service.charged
@@ -238,7 +240,7 @@ async def test_an_unknown_submit_is_repeated_once_by_the_next_session(
 
 async def test_nothing_is_sent_that_cannot_be_written(clock, service, ledger) -> None:
     """Where the intent cannot be written the submit fails, and nothing was sent."""
-    ledger.fail_with = {"begin": BROKEN}
+    ledger.fail_with = {"begin_attempt": BROKEN}
     async with service.session(ledger=ledger) as session:
         with pytest.raises(LedgerError, match="no space left") as caught:
             await clock.run(session.submit(track()))
@@ -253,7 +255,7 @@ async def test_nothing_is_sent_that_cannot_be_written(clock, service, ledger) ->
 
 async def test_a_task_that_cannot_be_written_is_told(clock, service, ledger, caplog) -> None:
     """Where an accepted task cannot be written its id is in the error, the log and the books."""
-    ledger.fail_with = {"end": BROKEN}
+    ledger.fail_with = {"finish_attempt": BROKEN}
     async with service.session(ledger=ledger) as session:
         with pytest.raises(LedgerError, match="task0001") as caught:
             await clock.run(session.submit(track()))
@@ -266,7 +268,7 @@ async def test_a_task_that_cannot_be_written_is_told(clock, service, ledger, cap
 
 async def test_a_result_that_cannot_be_written_stays_open(clock, service, ledger) -> None:
     """Where an end cannot be written the wait fails, and asking again costs nothing."""
-    ledger.fail_with = {"settle": BROKEN}
+    ledger.fail_with = {"finish_task": BROKEN}
     async with service.session(ledger=ledger) as session:
         with pytest.raises(LedgerError, match="costs nothing"):
             await clock.run(session.convert(track()))
@@ -288,7 +290,7 @@ async def test_a_batch_stops_at_a_ledger_that_fails(clock, service, ledger) -> N
             read.append(n)
             yield track(n)
 
-    ledger.fail_with = {"begin": BROKEN}
+    ledger.fail_with = {"begin_attempt": BROKEN}
     outcomes: list[Outcome] = []
     async with service.session(ledger=ledger) as session, session.convert_all(source()) as batch:
 
@@ -319,7 +321,13 @@ async def test_a_ledger_that_cannot_be_opened_ends_the_session_before_it_begins(
 
 @pytest.mark.parametrize(
     ("code", "state"),
-    [(401, "planned"), (402, "planned"), (409, "exists"), (422, "refused"), (451, "refused")],
+    [
+        (401, "planned"),
+        (402, "planned"),
+        (409, "exists_without_id"),
+        (422, "rejected"),
+        (451, "rejected"),
+    ],
 )
 async def test_a_refusal_is_written_down(clock, service, ledger, code: int, state: str) -> None:
     """What is about the track ends it; what is about the account leaves it planned."""
@@ -328,7 +336,7 @@ async def test_a_refusal_is_written_down(clock, service, ledger, code: int, stat
         with pytest.raises(ServiceError):
             await clock.run(session.submit(track()))
         await clock.advance(0.0)
-        found = await ledger.find(track())
+        found = await ledger.get(track())
 
     assert found is not None
     assert state == found.state
@@ -352,7 +360,7 @@ async def test_credits_that_run_out_leave_the_rest_planned(clock, service, ledge
     """After 402 the tracks not taken are as they were."""
     service.fates += [ACCEPTED, refusal(402), refusal(402)]
     await ledger.open(0.0)
-    await ledger.plan(track(n) for n in range(3))
+    await ledger.add_tracks(track(n) for n in range(3))
     async with (
         service.session(ledger=ledger) as session,
         session.convert_all([track(n) for n in range(3)]) as batch,
@@ -379,5 +387,5 @@ async def test_the_ledger_is_closed_with_the_session(clock, service, ledger) -> 
     async with service.session(ledger=ledger):
         pass
     assert ledger.is_open
-    assert TrackState.PLANNED in await ledger.count()
+    assert TrackState.PLANNED in await ledger.count_by_state()
     await ledger.aclose()

@@ -36,7 +36,7 @@ class SlowLedger(MemoryLedger):
 
     async def _return(self, name: str) -> None:
         await super()._return(name)
-        if name == "find":
+        if name == "get":
             await self.clock.sleep(self.delay_s)
 
 
@@ -80,25 +80,27 @@ async def stopped(batch) -> tuple[list[object], KieWavError]:
 
 async def bring_to(ledger: MemoryLedger, n: int, state: TrackState, service, clock) -> None:
     """Bring a track to where it should stand; its task, if any, is ``old`` and its number."""
-    await ledger.plan([track(n)])
+    await ledger.add_tracks([track(n)])
     if state is TrackState.PLANNED:
         return
     attempt_id, task_id = f"{n:032}", f"old{n}"
-    await ledger.begin(track(n), attempt_id, clock.time())
+    await ledger.begin_attempt(track(n), attempt_id, clock.time())
     ends = {
         TrackState.UNKNOWN: AttemptOutcome.UNKNOWN,
-        TrackState.EXISTS: AttemptOutcome.EXISTS,
-        TrackState.REFUSED: AttemptOutcome.REFUSED,
+        TrackState.EXISTS_WITHOUT_ID: AttemptOutcome.EXISTS_WITHOUT_ID,
+        TrackState.REJECTED: AttemptOutcome.REJECTED,
     }
     if state in ends:
-        await ledger.end(attempt_id, ends[state], clock.time())
+        await ledger.finish_attempt(attempt_id, ends[state], clock.time())
     elif state is not TrackState.SUBMITTING:
         service.create(task_id, track(n))
-        await ledger.end(attempt_id, AttemptOutcome.ACCEPTED, clock.time(), task_id=task_id)
+        await ledger.finish_attempt(
+            attempt_id, AttemptOutcome.ACCEPTED, clock.time(), task_id=task_id
+        )
     if state is TrackState.FAILED:
-        await ledger.settle(task_id, clock.time(), error="it broke")
-    elif state in {TrackState.SUCCEEDED, TrackState.STORED, TrackState.EXPIRED}:
-        await ledger.settle(task_id, clock.time(), wav_url=WAV)
+        await ledger.finish_task(task_id, clock.time(), error="it broke")
+    elif state in {TrackState.SUCCEEDED, TrackState.SAVED, TrackState.EXPIRED}:
+        await ledger.finish_task(task_id, clock.time(), wav_url=WAV)
 
 
 @pytest.mark.parametrize("on_unknown", OnUnknown)
@@ -116,14 +118,14 @@ async def test_tracks_in_all_states(clock, service, ledger, on_unknown) -> None:
         await batch.aclose()
 
     assert list(range(2 * len(states))) == sorted(outcome.index for outcome in outcomes)
-    sent = {TrackState.PLANNED, TrackState.REFUSED, TrackState.FAILED}
+    sent = {TrackState.PLANNED, TrackState.REJECTED, TrackState.FAILED}
     if on_unknown is OnUnknown.RESUBMIT:
         sent |= {TrackState.UNKNOWN, TrackState.SUBMITTING}
     for outcome in outcomes:
         state = states[outcome.index % len(states)]
         if state in sent:
             assert outcome.wav.task_id.startswith("task")
-        elif state is TrackState.EXISTS:
+        elif state is TrackState.EXISTS_WITHOUT_ID:
             assert isinstance(outcome.error, AlreadyExistsError)
         elif state in {TrackState.UNKNOWN, TrackState.SUBMITTING}:
             assert isinstance(outcome.error, SubmitUnknownError)
@@ -160,7 +162,7 @@ async def test_what_is_accepted_is_not_throttled(clock, service, ledger) -> None
         batch = session.convert_all(track(n) for n in range(40))
         waiting = asyncio.create_task(collect(batch))
         for _ in range(3):
-            await clock.settle()
+            await clock.run_pending()
         assert 10 == session.statistics().in_flight
         outcomes = await clock.run(waiting)
         assert 40 == len(outcomes)
@@ -185,10 +187,10 @@ async def test_one_read_at_a_time_and_no_further(clock, service) -> None:
         batch = session.convert_all(track(n) for n in range(9))
         waiting = asyncio.create_task(anext(batch))
         await clock.advance(1.0)
-        assert ["find"] == [name for name, _ in ledger.calls if name == "find"]
+        assert ["get"] == [name for name, _ in ledger.calls if name == "get"]
         waiting.cancel()
         await clock.advance(100.0)
-        assert 1 == len([name for name, _ in ledger.calls if name == "find"])
+        assert 1 == len([name for name, _ in ledger.calls if name == "get"])
         assert [] == service.submitted_at
 
         outcomes = await outcomes_of(clock, batch)
@@ -237,12 +239,12 @@ async def test_closing_the_session_while_a_track_is_looked_up(clock, service) ->
     """A session that is closed while a batch asks the ledger ends the batch at once."""
     ledger = MemoryLedger()
     async with service.session(ledger=ledger) as session:
-        ledger.hold = {"find": asyncio.Event()}
+        ledger.hold = {"get": asyncio.Event()}
         batch = session.convert_all(track(n) for n in range(4))
         stopping = asyncio.create_task(stopped(batch))
-        await clock.settle()
+        await clock.run_pending()
         await session.aclose()
-        await clock.settle()
+        await clock.run_pending()
         outcomes, error = stopping.result()
         assert isinstance(error, SessionClosedError)
         assert [0] == [outcome.index for outcome in outcomes]
@@ -250,7 +252,7 @@ async def test_closing_the_session_while_a_track_is_looked_up(clock, service) ->
 
 async def test_reads_that_fail_stop_a_batch_once(clock, service, ledger) -> None:
     """A ledger that cannot be read stops a catalog, with one error in the end."""
-    ledger.fail_with = {"find": BROKEN}
+    ledger.fail_with = {"get": BROKEN}
     async with service.session(ledger=ledger) as session:
         batch = session.convert_all(track(n) for n in itertools.count())
         outcomes, error = await clock.run(stopped(batch))
@@ -267,7 +269,7 @@ async def test_unknown_tracks_do_not_hide_a_ledger_that_fails(clock, service, le
     for n in range(300):
         await bring_to(ledger, n, TrackState.UNKNOWN, service, clock)
     left = ledger.die()
-    left.fail_with = {"begin": BROKEN}
+    left.fail_with = {"begin_attempt": BROKEN}
     async with service.session(ledger=left, on_unknown=OnUnknown.RESUBMIT) as session:
         batch = session.convert_all(track(n) for n in range(300))
         outcomes, error = await clock.run(stopped(batch))

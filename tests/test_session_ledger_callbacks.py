@@ -8,10 +8,10 @@ import aiohttp
 import pytest
 
 from fakes import LOST_CHARGED, FakeService, track
-from kie_wav_async import CallbackVerdict, OnUnknown, PollSchedule, WavFile
+from kie_wav_async import CallbackResult, OnUnknown, PollSchedule, WavFile
 from kie_wav_async.errors import LedgerError, SessionClosedError, SubmitUnknownError
 from kie_wav_async.ledger import AttemptOutcome, TrackState
-from kie_wav_async.testing import FakeClock, MemoryLedger, failed, no_record, pending
+from kie_wav_async.testing import FakeClock, MemoryLedger, failed, missing, pending
 from ledger_steps import bill, is_in_bill
 from receivers import embedded, under_starlette
 
@@ -38,7 +38,7 @@ def ledger() -> MemoryLedger:
 
 async def find(ledger: MemoryLedger):
     """Return where the track stands."""
-    return await ledger.find(track())
+    return await ledger.get(track())
 
 
 # --- early ones ---------------------------------------------------------------------------------
@@ -46,17 +46,17 @@ async def find(ledger: MemoryLedger):
 
 async def test_a_callback_before_the_task_is_written(clock, service, ledger) -> None:
     """A callback that comes while the task is being written settles once that is, and is heard."""
-    ledger.hold = {"end": asyncio.Event()}
+    ledger.hold = {"finish_attempt": asyncio.Event()}
     async with service.listening(ledger=ledger) as session:
         waiting = asyncio.create_task(session.convert(track()))
         await clock.advance(1.0)
         early = asyncio.create_task(service.callback("task0001").to(session))
-        await clock.settle()
-        assert CallbackVerdict.ORPHAN is early.result()
-        assert ("hear", (*service.attempts, "task0001")) in ledger.calls
-        assert [] == [name for name, _ in ledger.calls if name == "settle"]
+        await clock.run_pending()
+        assert CallbackResult.UNKNOWN_TASK is early.result()
+        assert ("record_callback", (*service.attempts, "task0001")) in ledger.calls
+        assert [] == [name for name, _ in ledger.calls if name == "finish_task"]
 
-        ledger.hold["end"].set()
+        ledger.hold["finish_attempt"].set()
         wav = await clock.run(waiting)
         assert ("callback", 0) == (wav.settled_by, session.statistics().polls)
         found = await find(ledger)
@@ -65,7 +65,7 @@ async def test_a_callback_before_the_task_is_written(clock, service, ledger) -> 
 
 async def test_a_callback_before_the_task_is_written_in_vain(clock, service, ledger) -> None:
     """Dead while the task is being written, the next run finds it by the callback it heard."""
-    ledger.hold = {"end": asyncio.Event()}
+    ledger.hold = {"finish_attempt": asyncio.Event()}
     async with service.listening(ledger=ledger) as session:
         submit = asyncio.create_task(session.submit(track()))
         await clock.advance(0.3)
@@ -93,7 +93,7 @@ async def test_a_callback_that_waits_for_the_next_run(clock, service, ledger) ->
         left = ledger.die()
 
     async with service.listening(ledger=left) as session:
-        assert CallbackVerdict.CONFIRMING is await service.callback("task0001").to(session)
+        assert CallbackResult.POLLING is await service.callback("task0001").to(session)
         await clock.advance(5.0)
         assert () == session.unknown_submits()
         (conversion,) = session.conversions()
@@ -127,15 +127,15 @@ async def test_the_first_of_two_callbacks_adopts(clock, service, ledger) -> None
     async with service.listening(ledger=ledger) as session:
         with pytest.raises(SubmitUnknownError):
             await clock.run(session.submit(track()))
-        ledger.hold = {"end": asyncio.Event()}
+        ledger.hold = {"finish_attempt": asyncio.Event()}
         calls = []
         for _ in range(2):
             calls.append(asyncio.create_task(service.callback("task0001").to(session)))
             await clock.advance(30.0)
         assert 1 == len(session.unknown_submits())
-        ledger.hold["end"].set()
+        ledger.hold["finish_attempt"].set()
         await asyncio.gather(*calls)
-        await clock.settle()
+        await clock.run_pending()
         assert () == session.unknown_submits()
         assert (1, 1) == (session.statistics().adopted, session.statistics().accepted)
         (conversion,) = session.conversions()
@@ -149,7 +149,7 @@ async def test_an_adoption_that_cannot_be_written_is_tried_again(clock, service,
     async with service.listening(ledger=ledger) as session:
         with pytest.raises(SubmitUnknownError):
             await clock.run(session.submit(track()))
-        ledger.fail_with = {"end": BROKEN}
+        ledger.fail_with = {"finish_attempt": BROKEN}
         await service.callback("task0001").to(session)
         await clock.advance(60.0)
         assert 1 == len(session.unknown_submits())
@@ -175,7 +175,7 @@ async def test_a_callback_that_names_what_is_not_there(clock, service, ledger) -
 
     async with service.listening(ledger=left) as session:
         await clock.advance(30.0)
-        assert [attempt_id] == [doubt.attempt_id for doubt in session.unknown_submits()]
+        assert [attempt_id] == [unknown.attempt_id for unknown in session.unknown_submits()]
         # The true one still counts.
         await service.callback("task0002").to(session)
         await clock.advance(5.0)
@@ -186,8 +186,8 @@ async def test_a_callback_that_names_what_is_not_there(clock, service, ledger) -
 
 
 async def test_a_callback_is_answered_once_its_end_is_written(clock, service, ledger) -> None:
-    """deliver() returns once the end it brought is on the disk; a second one waits too."""
-    ledger.hold = {"settle": asyncio.Event()}
+    """handle_callback() returns once the end it brought is on the disk; a second one waits too."""
+    ledger.hold = {"finish_task": asyncio.Event()}
     async with service.listening(ledger=ledger) as session:
         conversion = await clock.run(session.submit(track()))
         callback = service.callback("task0001")
@@ -195,41 +195,41 @@ async def test_a_callback_is_answered_once_its_end_is_written(clock, service, le
         await clock.advance(100.0)
         assert [False, False, False] == [calls[0].done(), calls[1].done(), conversion.done()]
 
-        ledger.hold["settle"].set()
-        await clock.settle()
-        assert [CallbackVerdict.SETTLED, CallbackVerdict.DUPLICATE] == [c.result() for c in calls]
+        ledger.hold["finish_task"].set()
+        await clock.run_pending()
+        assert [CallbackResult.SETTLED, CallbackResult.DUPLICATE] == [c.result() for c in calls]
         assert conversion.done()
 
 
 async def test_a_callback_does_not_wait_for_what_it_is_not_about(clock, service, ledger) -> None:
     """However much is being written, a callback is answered once its own news is."""
-    ledger.hold = {"settle": asyncio.Event()}
+    ledger.hold = {"finish_task": asyncio.Event()}
     async with service.listening(ledger=ledger) as session:
         conversions = [await clock.run(session.submit(track(n))) for n in (1, 2)]
         first = asyncio.create_task(service.callback("task0001").to(session))
-        await clock.settle()
+        await clock.run_pending()
         hint = service.callback("task0002", attempt_id="f" * 32)
         others = [
             asyncio.create_task(each.to(session)) for each in (hint, service.callback("other"))
         ]
-        await clock.settle()
-        verdicts = [CallbackVerdict.CONFIRMING, CallbackVerdict.ORPHAN]
+        await clock.run_pending()
+        verdicts = [CallbackResult.POLLING, CallbackResult.UNKNOWN_TASK]
         assert verdicts == [call.result() for call in others]
         assert not first.done()
-        ledger.hold["settle"].set()
+        ledger.hold["finish_task"].set()
         await clock.run(asyncio.wait([first, *(asyncio.ensure_future(c) for c in conversions)]))
 
 
 async def test_a_callback_whose_end_cannot_be_written_raises(clock, service, ledger) -> None:
-    """deliver() raises what the ledger says, so that the service tries again."""
+    """handle_callback() raises what the ledger says, so that the service tries again."""
     async with service.listening(ledger=ledger) as session:
         conversion = await clock.run(session.submit(track()))
         waiting = asyncio.create_task(conversion.wait())
-        await clock.settle()
-        ledger.fail_with = {"settle": BROKEN}
+        await clock.run_pending()
+        ledger.fail_with = {"finish_task": BROKEN}
         with pytest.raises(LedgerError, match="no space left"):
             await service.callback("task0001").to(session)
-        await clock.settle()
+        await clock.run_pending()
         assert isinstance(waiting.exception(), LedgerError)
         ledger.fail_with = None
         service.finish("task0001")
@@ -246,13 +246,13 @@ async def reopened(ledger: MemoryLedger) -> MemoryLedger:
 
 async def test_a_callback_is_not_answered_by_a_closing(clock, service, ledger) -> None:
     """A callback whose end is not written when the session closes is not taken for written."""
-    ledger.hold = {"settle": asyncio.Event()}
+    ledger.hold = {"finish_task": asyncio.Event()}
     async with service.listening(ledger=ledger) as session:
         await clock.run(session.submit(track()))
         call = asyncio.create_task(service.callback("task0001").to(session))
-        await clock.settle()
+        await clock.run_pending()
         await clock.run(session.aclose())
-        await clock.settle()
+        await clock.run_pending()
         assert isinstance(call.exception(), LedgerError | SessionClosedError)
 
 
@@ -275,7 +275,7 @@ async def test_over_http(ledger, serve) -> None:
             async with client.post(url, data=sent.body, headers=sent.headers) as answer:
                 return answer.status
 
-        ledger.fail_with = {"settle": BROKEN}
+        ledger.fail_with = {"finish_task": BROKEN}
         assert 503 == await post("task0001")
         ledger.fail_with = None
         assert 200 == await post("task0002")
@@ -294,7 +294,7 @@ async def test_a_callback_settles_what_was_restored(clock, service, ledger) -> N
 
     async with service.listening(ledger=left) as session:
         (conversion,) = await session.recover()
-        assert CallbackVerdict.SETTLED is await service.callback("task0001").to(session)
+        assert CallbackResult.SETTLED is await service.callback("task0001").to(session)
         wav = await clock.run(conversion.wait())
         assert "callback" == wav.settled_by
         age_s = wav.expires_at.timestamp() - submitted_at
@@ -309,11 +309,11 @@ async def test_a_callback_of_another_attempt_is_a_hint(clock, service, ledger) -
         left = ledger.die()
 
     async with service.listening(ledger=left, poll=schedule) as session:
-        session._desk.chance = lambda: 0.99
+        session._context.random = lambda: 0.99
         (conversion,) = await session.recover()
         service.finish("task0001")
         callback = service.callback("task0001", attempt_id="f" * 32)
-        assert CallbackVerdict.CONFIRMING is await callback.to(session)
+        assert CallbackResult.POLLING is await callback.to(session)
         await clock.advance(3.0)
         assert conversion.done()
         assert "poll" == conversion.result().settled_by
@@ -326,7 +326,7 @@ async def test_a_callback_before_the_restored_task_is_asked_for(clock, service, 
         left = ledger.die()
 
     async with service.listening(ledger=left) as session:
-        assert CallbackVerdict.ORPHAN is await service.callback("task0001").to(session)
+        assert CallbackResult.UNKNOWN_TASK is await service.callback("task0001").to(session)
         wav = await clock.run(session.convert(track()))
         assert ("callback", 0) == (wav.settled_by, session.statistics().polls)
 
@@ -335,8 +335,8 @@ async def test_ages(clock, service, ledger) -> None:
     """Only a task that our submit made, in whichever run, has a known age."""
     await ledger.open(clock.time())
     for n, outcome in ((1, AttemptOutcome.ACCEPTED), (2, AttemptOutcome.ADOPTED)):
-        await ledger.begin(track(n), str(n) * 32, clock.time())
-        await ledger.end(str(n) * 32, outcome, clock.time(), task_id=f"old{n}")
+        await ledger.begin_attempt(track(n), str(n) * 32, clock.time())
+        await ledger.finish_attempt(str(n) * 32, outcome, clock.time(), task_id=f"old{n}")
         service.create(f"old{n}", track(n))
     service.create("old3", track(3))
     async with service.session(ledger=ledger) as session:
@@ -381,13 +381,13 @@ async def test_a_restored_task_that_is_not_there(clock, service, ledger) -> None
     async with service.session(ledger=ledger) as session:
         await clock.run(session.submit(track()))
         left = ledger.die()
-    service.poll_replies.extend([lambda _: no_record()] * 4 + [pending])
+    service.poll_replies.extend([lambda _: missing()] * 4 + [pending])
     await clock.advance(500.0)
     async with service.session(ledger=left) as session:
         assert "task0001" == (await clock.run(session.convert(track()))).task_id
 
 
-@pytest.mark.parametrize("name", ["page", "find"])
+@pytest.mark.parametrize("name", ["list_entries", "get"])
 @pytest.mark.parametrize("ends_well", [True, False])
 async def test_what_has_ended_meanwhile_is_not_followed(
     clock, service, ledger, name, ends_well
@@ -399,9 +399,9 @@ async def test_what_has_ended_meanwhile_is_not_followed(
 
     async with service.listening(ledger=left) as session:
         left.hold = {name: asyncio.Event()}
-        ask = session.recover() if name == "page" else session.submit(track())
+        ask = session.recover() if name == "list_entries" else session.submit(track())
         asking = asyncio.create_task(ask)
-        await clock.settle()
+        await clock.run_pending()
         attached = session.attach("task0001")
         service.finish("task0001")
         if not ends_well:
@@ -412,10 +412,10 @@ async def test_what_has_ended_meanwhile_is_not_followed(
         service.knows_repeats = False
         left.hold[name].set()
         await clock.run(asking)
-        in_flight = 0 if name == "page" or ends_well else 1
+        in_flight = 0 if name == "list_entries" or ends_well else 1
         assert in_flight == session.statistics().in_flight
-        assert ends_well is isinstance(attached.outcome, WavFile)
-        if name == "page":
+        assert ends_well is isinstance(attached._entry.outcome, WavFile)
+        if name == "list_entries":
             assert () == asking.result()
 
 
@@ -423,7 +423,7 @@ async def test_a_callback_that_is_sent_again_settles(clock, service, ledger) -> 
     """A callback refused for a ledger that failed settles when it is sent again and asked for."""
     async with service.listening(ledger=ledger) as session:
         await clock.run(session.submit(track()))
-        ledger.fail_with = {"settle": BROKEN}
+        ledger.fail_with = {"finish_task": BROKEN}
         with pytest.raises(LedgerError):
             await service.callback("task0001").to(session)
         ledger.fail_with = None

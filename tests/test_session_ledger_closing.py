@@ -111,13 +111,13 @@ async def leave(how: str, last: int, on_unknown: OnUnknown) -> bool:
     assert is_in_bill(service, ledger)
     assert closings(ledger) == 1
     known = {c.task_id for c in session.conversions()} | {
-        standing.task_id
-        for standing in [row.standing() for row in ledger._books.rows.values()]
-        if standing.task_id
+        entry.task_id
+        for entry in [row.entry() for row in ledger._books.rows.values()]
+        if entry.task_id
     }
-    doubts = {doubt.attempt_id for doubt in session.unknown_submits()}
+    unknowns = {doubt.attempt_id for doubt in session.unknown_submits()}
     for task in service.tasks.values():
-        assert task.task_id in known or task.attempt_id in doubts
+        assert task.task_id in known or task.attempt_id in unknowns
     accepted, unknown = bill(ledger)
     assert (accepted, unknown) == (session.statistics().accepted, session.statistics().unknown)
     assert TrackState.SUBMITTING not in {row.state() for row in ledger._books.rows.values()}
@@ -145,7 +145,7 @@ async def test_leaving_at_any_moment(how, on_unknown) -> None:
 # --- while the ledger holds ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["find", "begin", "end", "settle"])
+@pytest.mark.parametrize("name", ["get", "begin_attempt", "finish_attempt", "finish_task"])
 async def test_closing_does_not_wait_for_a_ledger_that_never_answers(clock, service, name) -> None:
     """Waits end at once and closing within 25 s, wherever the ledger hangs."""
     ledger = MemoryLedger()
@@ -162,9 +162,9 @@ async def test_closing_does_not_wait_for_a_ledger_that_never_answers(clock, serv
         await clock.advance(100.0)
         began = clock.monotonic()
         closing = asyncio.create_task(session.aclose())
-        await clock.settle()
+        await clock.run_pending()
         for wait in waits:
-            if name != "settle" or wait is not waits[1]:
+            if name != "finish_task" or wait is not waits[1]:
                 assert isinstance(wait.exception(), SessionClosedError)
         await clock.run(closing)
         assert clock.monotonic() - began <= 25.0
@@ -177,7 +177,7 @@ async def test_closing_waits_for_what_is_being_written(clock, service) -> None:
     """An end that is being written while the session closes is written."""
     ledger = MemoryLedger()
     async with service.session(ledger=ledger) as session:
-        ledger.hold = {"settle": asyncio.Event()}
+        ledger.hold = {"finish_task": asyncio.Event()}
         waiting = asyncio.create_task(session.convert(track()))
         await clock.advance(100.0)
         conversion = await session.submit(track())
@@ -186,8 +186,8 @@ async def test_closing_waits_for_what_is_being_written(clock, service) -> None:
         assert isinstance(waiting.exception(), SessionClosedError)
         assert not closing.done()
         assert not conversion.done()
-        ledger.hold["settle"].set()
-        await clock.settle()
+        ledger.hold["finish_task"].set()
+        await clock.run_pending()
         assert closing.done()
         assert track() == conversion.result().track
 
@@ -196,13 +196,13 @@ async def test_a_submit_that_has_not_left_is_not_in_doubt(clock, service) -> Non
     """A submit whose intent is being written when the session closes is not sent, nor unknown."""
     ledger = MemoryLedger()
     async with service.session(ledger=ledger) as session:
-        ledger.hold = {"begin": asyncio.Event()}
+        ledger.hold = {"begin_attempt": asyncio.Event()}
         waiting = asyncio.create_task(session.convert(track()))
-        await clock.settle()
+        await clock.run_pending()
         closing = asyncio.create_task(session.aclose())
-        await clock.settle()
-        ledger.hold["begin"].set()
-        await clock.settle()
+        await clock.run_pending()
+        ledger.hold["begin_attempt"].set()
+        await clock.run_pending()
         assert closing.done()
         assert isinstance(waiting.exception(), SessionClosedError)
         assert (0, 0) == (session.statistics().submitted, session.statistics().unknown)
@@ -214,15 +214,15 @@ async def test_a_submit_that_nobody_waits_for_does_not_leave(clock, service) -> 
     """Cancelled while its intent is being written, a submit is withdrawn, and costs nothing."""
     ledger = MemoryLedger()
     async with service.session(ledger=ledger) as session:
-        ledger.hold = {"begin": asyncio.Event()}
+        ledger.hold = {"begin_attempt": asyncio.Event()}
         waiting = asyncio.create_task(session.convert(track()))
-        await clock.settle()
+        await clock.run_pending()
         waiting.cancel()
-        await clock.settle()
-        ledger.hold["begin"].set()
-        await clock.settle()
+        await clock.run_pending()
+        ledger.hold["begin_attempt"].set()
+        await clock.run_pending()
         assert [] == service.submitted_at
-        assert TrackState.PLANNED is (await ledger.find(track())).state
+        assert TrackState.PLANNED is (await ledger.get(track())).state
         assert "task0001" == (await clock.run(session.convert(track()))).task_id
 
 
@@ -242,7 +242,7 @@ async def test_what_is_owed_is_written_at_the_end(clock, service) -> None:
     """A task that could not be written is, when the session closes on a ledger that works again."""
     ledger = MemoryLedger()
     async with service.session(ledger=ledger) as session:
-        ledger.fail_with = {"end": LedgerError("full")}
+        ledger.fail_with = {"finish_attempt": LedgerError("full")}
         with pytest.raises(LedgerError, match="task0001"):
             await clock.run(session.submit(track()))
         ledger.fail_with = None
@@ -257,16 +257,16 @@ async def test_what_is_owed_in_the_last_moment_is_written(clock, service) -> Non
         submit = asyncio.create_task(session.submit(track()))
         await clock.advance(1.0)
         closing = asyncio.create_task(session.aclose())
-        await clock.settle()
+        await clock.run_pending()
         assert isinstance(submit.exception(), SessionClosedError)
         failures = [LedgerError("full")]
 
         async def end(*args: object, **said: object) -> None:
             if failures:
                 raise failures.pop()
-            await MemoryLedger.end(ledger, *args, **said)
+            await MemoryLedger.finish_attempt(ledger, *args, **said)
 
-        ledger.end = end
+        ledger.finish_attempt = end
         await clock.run(closing)
     assert {"accepted": 1} == {s: n for s, n in (await counted(ledger)).items() if n}
 
@@ -279,16 +279,16 @@ async def test_closing_ends_whatever_waits_for_the_ledger(clock, service, call) 
     async with service.session(ledger=ledger) as session:
         with pytest.raises(KieWavError):
             await clock.run(session.submit(track()))
-        (doubt,) = session.unknown_submits()
+        (unknown,) = session.unknown_submits()
         ledger.hold = asyncio.Event()
         waiting = asyncio.create_task(
             session.recover()
             if call == "recover"
-            else session.resolve_unknown(doubt.attempt_id, task_id="task0001")
+            else session.resolve_unknown(unknown.attempt_id, task_id="task0001")
         )
-        await clock.settle()
+        await clock.run_pending()
         closing = asyncio.create_task(session.aclose())
-        await clock.settle()
+        await clock.run_pending()
         assert isinstance(waiting.exception(), SessionClosedError)
         await clock.run(closing)
 
@@ -346,15 +346,15 @@ async def test_a_closing_that_is_cancelled_goes_on(clock, service) -> None:
     """A cancelled aclose() leaves the ledger to be closed all the same."""
     ledger = MemoryLedger()
     async with service.session(ledger=ledger) as session:
-        ledger.hold = {"settle": asyncio.Event()}
+        ledger.hold = {"finish_task": asyncio.Event()}
         await clock.run(session.submit(track()))
         await clock.advance(100.0)
         closing = asyncio.create_task(session.aclose())
-        await clock.settle()
+        await clock.run_pending()
         closing.cancel()
         await asyncio.wait([closing])
-        ledger.hold["settle"].set()
-        await clock.settle()
+        ledger.hold["finish_task"].set()
+        await clock.run_pending()
         assert (1, False) == (closings(ledger), ledger.is_open)
 
 
@@ -367,7 +367,7 @@ async def test_an_opening_that_is_cancelled_is_none(clock, service) -> None:
     ledger.hold = {"open": asyncio.Event()}
     session = service.session(ledger=ledger)
     entering = asyncio.create_task(session.__aenter__())
-    await clock.settle()
+    await clock.run_pending()
     entering.cancel()
     await asyncio.wait([entering])
     assert entering.cancelled()
@@ -382,7 +382,7 @@ RAISED = [RuntimeError("boom"), asyncio.CancelledError(), OSError(28)]
 
 
 @pytest.mark.parametrize("error", RAISED, ids=repr)
-@pytest.mark.parametrize("name", ["find", "begin", "end", "settle"])
+@pytest.mark.parametrize("name", ["get", "begin_attempt", "finish_attempt", "finish_task"])
 async def test_whatever_a_ledger_raises_is_a_ledger_error(clock, service, name, error) -> None:
     """A ledger that raises what it should not ends waits with `LedgerError`, until it works."""
     ledger = BrittleLedger(error, name)
@@ -414,4 +414,4 @@ async def counted(ledger: MemoryLedger) -> dict[TrackState, int]:
     """Return where the tracks stand in a ledger that was closed."""
     left = ledger.die()
     await left.open(0.0)
-    return await left.count()
+    return await left.count_by_state()

@@ -95,7 +95,7 @@ class World:
                 assert is_in_bill(service, first.ledger)
                 counted = session.statistics()
                 assert counted.accepted <= service.charged
-                on_wire = session._desk.registry.sending
+                on_wire = session._context.registry.sending
                 assert service.charged <= counted.accepted + counted.unknown + on_wire
                 if changes == last:
                     break
@@ -124,14 +124,14 @@ class World:
         is_safe = self.on_unknown is OnUnknown.RAISE and self.way is not by_insisting
         if self.knows_repeats or is_safe:
             assert set(charges.values()) <= {1}
-        doubts = {doubt.track for doubt in session.unknown_submits()}
+        unknowns = {unknown.track for unknown in session.unknown_submits()}
         for outcome in outcomes.values():
             if self.on_unknown is OnUnknown.RESUBMIT:
                 assert outcome.ok or isinstance(outcome.error, AlreadyExistsError)
                 assert charges[outcome.track] >= outcome.ok
             elif not outcome.ok and not isinstance(outcome.error, AlreadyExistsError):
                 assert isinstance(outcome.error, SubmitUnknownError)
-                assert outcome.track in doubts
+                assert outcome.track in unknowns
 
 
 async def die_everywhere(way, fates, *, knows_repeats, on_unknown) -> None:

@@ -19,7 +19,7 @@ from kie_wav_async.errors import (
     SubmitUnknownError,
 )
 from kie_wav_async.ledger import AttemptOutcome, TrackState
-from kie_wav_async.testing import FakeClock, MemoryLedger, failed, no_record, succeeded
+from kie_wav_async.testing import FakeClock, MemoryLedger, failed, missing, succeeded
 from ledger_steps import bill, is_in_bill
 
 BROKEN = LedgerError("no space left on device: free some")
@@ -51,7 +51,7 @@ async def lose(clock, service, ledger, *fates, **settings) -> MemoryLedger:
 
 async def state_of(ledger: MemoryLedger) -> TrackState:
     """Return where the track stands."""
-    return (await ledger.find(track())).state
+    return (await ledger.get(track())).state
 
 
 # --- a doubt beside something better -----------------------------------------------------------
@@ -62,13 +62,13 @@ async def test_a_task_is_followed_whatever_else_is_in_doubt(clock, service, on_u
     """A track with a task is followed under it, although an earlier submit of it is in doubt."""
     left = await lose(clock, service, MemoryLedger(), LOST_CHARGED, ACCEPTED)
     async with service.session(ledger=left, on_unknown=on_unknown) as session:
-        (doubt,) = session.unknown_submits()
+        (unknown,) = session.unknown_submits()
         (recovered,) = await session.recover()
         wav = await clock.run(session.convert(track()))
 
         assert await clock.run(recovered.wait()) == wav
         assert ("task0002", 2) == (wav.task_id, len(service.submitted_at))
-        assert (doubt,) == session.unknown_submits()
+        assert (unknown,) == session.unknown_submits()
         assert TrackState.SUCCEEDED is await state_of(left)
         assert is_in_bill(service, left)
 
@@ -103,10 +103,10 @@ async def test_a_lost_repeat_of_a_wav_is_in_doubt(clock, service) -> None:
         left = ledger.die()
 
     async with service.session(ledger=left) as session:
-        (doubt,) = session.unknown_submits()
-        with pytest.raises(SubmitUnknownError, match=doubt.attempt_id):
+        (unknown,) = session.unknown_submits()
+        with pytest.raises(SubmitUnknownError, match=unknown.attempt_id):
             await clock.run(session.convert(track()))
-        await session.resolve_unknown(doubt.attempt_id, not_charged=True)
+        await session.resolve_unknown(unknown.attempt_id, not_charged=True)
         assert TrackState.SUCCEEDED is await state_of(left)
         assert "task0001" == (await clock.run(session.convert(track()))).task_id
 
@@ -132,7 +132,7 @@ async def test_a_doubt_is_explained_after_a_death(clock, service) -> None:
     """Dead between a 409 and the task's record, the next run asks for it and settles the doubt."""
     service.knows_repeats = True
     ledger = await lose(clock, service, MemoryLedger(), LOST_CHARGED)
-    service.poll_replies.extend([lambda _: no_record()] * 2)
+    service.poll_replies.extend([lambda _: missing()] * 2)
     async with service.session(ledger=ledger) as session:
         await clock.run(session.submit(track(), again=True))
         assert (0, 1) == bill(ledger)
@@ -141,7 +141,7 @@ async def test_a_doubt_is_explained_after_a_death(clock, service) -> None:
 
     async with service.session(ledger=left) as session:
         assert "task0001" == (await clock.run(session.convert(track()))).task_id
-        await clock.settle()
+        await clock.run_pending()
         assert () == session.unknown_submits()
         assert (1, 0) == bill(left)
         assert is_in_bill(service, left)
@@ -170,8 +170,8 @@ async def test_an_earlier_doubt_is_resolved_by_its_task(clock, service) -> None:
     """The user names the task of a submit lost in an earlier run, and it is followed."""
     left = await lose(clock, service, MemoryLedger(), LOST_CHARGED)
     async with service.session(ledger=left) as session:
-        (doubt,) = session.unknown_submits()
-        await session.resolve_unknown(doubt.attempt_id, task_id="task0001")
+        (unknown,) = session.unknown_submits()
+        await session.resolve_unknown(unknown.attempt_id, task_id="task0001")
         assert () == session.unknown_submits()
         assert TrackState.ACCEPTED is await state_of(left)
         assert "task0001" == (await clock.run(session.convert(track()))).task_id
@@ -184,10 +184,10 @@ async def test_an_earlier_doubt_is_resolved_as_not_charged(clock, service) -> No
     """After the user's word that a lost submit created nothing, its track is sent again."""
     left = await lose(clock, service, MemoryLedger(), LOST_FREE)
     async with service.session(ledger=left) as session:
-        (doubt,) = session.unknown_submits()
+        (unknown,) = session.unknown_submits()
         with pytest.raises(SubmitUnknownError):
             await clock.run(session.convert(track()))
-        await session.resolve_unknown(doubt.attempt_id, not_charged=True)
+        await session.resolve_unknown(unknown.attempt_id, not_charged=True)
         assert TrackState.PLANNED is await state_of(left)
         await clock.run(session.convert(track()))
         assert 0 == session.statistics().possible_double_charges
@@ -201,17 +201,17 @@ async def test_a_word_that_cannot_be_written_changes_nothing(
     """Where the user's word cannot be written, the doubt stands, and it may be said again."""
     left = await lose(clock, service, MemoryLedger(), LOST_CHARGED)
     async with service.session(ledger=left) as session:
-        (doubt,) = session.unknown_submits()
+        (unknown,) = session.unknown_submits()
         left.fail_with, left.fails_late = {"resolve": BROKEN}, fails_late
         with pytest.raises(LedgerError, match="no space left"):
-            await session.resolve_unknown(doubt.attempt_id, **word)
+            await session.resolve_unknown(unknown.attempt_id, **word)
         left.fail_with = None
-        assert (doubt,) == session.unknown_submits()
+        assert (unknown,) == session.unknown_submits()
         assert () == session.conversions()
         if not fails_late:
             assert TrackState.UNKNOWN is await state_of(left)
 
-        await session.resolve_unknown(doubt.attempt_id, **word)
+        await session.resolve_unknown(unknown.attempt_id, **word)
         assert () == session.unknown_submits()
 
 
@@ -219,12 +219,12 @@ async def test_a_word_that_was_written_all_the_same_is_not_paid_for(clock, servi
     """A task that the ledger got although it failed keeps the repeat of its submit from leaving."""
     left = await lose(clock, service, MemoryLedger(), LOST_CHARGED)
     async with service.session(ledger=left, on_unknown=OnUnknown.RESUBMIT) as session:
-        (doubt,) = session.unknown_submits()
+        (unknown,) = session.unknown_submits()
         waiting = asyncio.create_task(session.convert(track()))
-        await clock.settle()
+        await clock.run_pending()
         left.fail_with, left.fails_late = {"resolve": BROKEN}, True
         with pytest.raises(LedgerError):
-            await session.resolve_unknown(doubt.attempt_id, task_id="task0001")
+            await session.resolve_unknown(unknown.attempt_id, task_id="task0001")
         left.fail_with = None
         assert "task0001" == (await clock.run(waiting)).task_id
         assert 0 == session.statistics().possible_double_charges
@@ -235,14 +235,16 @@ async def test_a_word_counts_whoever_goes_away(clock, service) -> None:
     """The user's word that is being written is taken, although who said it was cancelled."""
     left = await lose(clock, service, MemoryLedger(), LOST_CHARGED)
     async with service.session(ledger=left) as session:
-        (doubt,) = session.unknown_submits()
+        (unknown,) = session.unknown_submits()
         left.hold = {"resolve": asyncio.Event()}
-        saying = asyncio.create_task(session.resolve_unknown(doubt.attempt_id, task_id="task0001"))
-        await clock.settle()
+        saying = asyncio.create_task(
+            session.resolve_unknown(unknown.attempt_id, task_id="task0001")
+        )
+        await clock.run_pending()
         saying.cancel()
         await asyncio.wait([saying])
         left.hold["resolve"].set()
-        await clock.settle()
+        await clock.run_pending()
 
         assert saying.cancelled()
         assert () == session.unknown_submits()
@@ -257,7 +259,7 @@ async def test_a_word_that_recover_reads_before_it_is_told(clock, service) -> No
         left.hold = {"resolve": asyncio.Event()}
         word = session.resolve_unknown(first.attempt_id, task_id="task0001")
         saying = asyncio.create_task(word)
-        await clock.settle()
+        await clock.run_pending()
         (conversion,) = await session.recover()
         left.hold["resolve"].set()
         await saying
@@ -273,15 +275,15 @@ async def test_two_words_on_one_doubt(clock, service) -> None:
     """Of two words on one submit at once the last counts, in the session as in the ledger."""
     left = await lose(clock, service, MemoryLedger(), LOST_CHARGED)
     async with service.session(ledger=left) as session:
-        (doubt,) = session.unknown_submits()
+        (unknown,) = session.unknown_submits()
         left.hold = {"resolve": asyncio.Event()}
         words = [
-            asyncio.create_task(session.resolve_unknown(doubt.attempt_id, **word))
+            asyncio.create_task(session.resolve_unknown(unknown.attempt_id, **word))
             for word in ({"task_id": "task0001"}, {"not_charged": True})
         ]
-        await clock.settle()
+        await clock.run_pending()
         left.hold["resolve"].set()
-        await clock.settle()
+        await clock.run_pending()
         assert all(word.done() and word.exception() is None for word in words)
         assert () == session.conversions()
         assert (0, 0) == (session.statistics().accepted, session.statistics().unknown)
@@ -295,25 +297,25 @@ async def bring_to(ledger: MemoryLedger, state: TrackState, now: float) -> None:
     """Bring the track to where it should stand; the task, if there is one, is ``old``."""
     ends = {
         TrackState.UNKNOWN: AttemptOutcome.UNKNOWN,
-        TrackState.EXISTS: AttemptOutcome.EXISTS,
-        TrackState.REFUSED: AttemptOutcome.REFUSED,
+        TrackState.EXISTS_WITHOUT_ID: AttemptOutcome.EXISTS_WITHOUT_ID,
+        TrackState.REJECTED: AttemptOutcome.REJECTED,
     }
     await ledger.open(now)
-    await ledger.plan([track()])
+    await ledger.add_tracks([track()])
     if state is not TrackState.PLANNED:
-        await ledger.begin(track(), "a" * 32, now)
+        await ledger.begin_attempt(track(), "a" * 32, now)
     if state in ends:
-        await ledger.end("a" * 32, ends[state], now)
+        await ledger.finish_attempt("a" * 32, ends[state], now)
     elif state not in {TrackState.PLANNED, TrackState.SUBMITTING}:
-        await ledger.end("a" * 32, AttemptOutcome.ACCEPTED, now, task_id="old")
+        await ledger.finish_attempt("a" * 32, AttemptOutcome.ACCEPTED, now, task_id="old")
     if state is TrackState.FAILED:
-        await ledger.settle("old", now, error="it broke")
-    elif state in {TrackState.SUCCEEDED, TrackState.STORED, TrackState.EXPIRED}:
-        await ledger.settle("old", now, wav_url=URL("https://media.invalid/old.wav"))
-    if state is TrackState.STORED:
-        await ledger.store(track(), path="a.wav", size=1, sha256="0" * 64)
+        await ledger.finish_task("old", now, error="it broke")
+    elif state in {TrackState.SUCCEEDED, TrackState.SAVED, TrackState.EXPIRED}:
+        await ledger.finish_task("old", now, wav_url=URL("https://media.invalid/old.wav"))
+    if state is TrackState.SAVED:
+        await ledger.mark_saved(track(), path="a.wav", size=1, sha256="0" * 64)
     if state is TrackState.EXPIRED:
-        await ledger.expire(track())
+        await ledger.mark_expired(track())
     assert state is await state_of(ledger)
     await ledger.aclose()
 
@@ -323,11 +325,11 @@ ASKED = {
     TrackState.PLANNED: ("new", "new"),
     TrackState.SUBMITTING: (SubmitUnknownError, "new"),
     TrackState.UNKNOWN: (SubmitUnknownError, "new"),
-    TrackState.EXISTS: (AlreadyExistsError, "new"),
+    TrackState.EXISTS_WITHOUT_ID: (AlreadyExistsError, "new"),
     TrackState.ACCEPTED: ("old", ValueError),
     TrackState.SUCCEEDED: ("old", "new"),
-    TrackState.STORED: ("old", "new"),
-    TrackState.REFUSED: ("new", "new"),
+    TrackState.SAVED: ("old", "new"),
+    TrackState.REJECTED: ("new", "new"),
     TrackState.FAILED: ("new", "new"),
     TrackState.EXPIRED: ("old", "new"),
 }
@@ -391,9 +393,9 @@ async def test_who_finds_the_task_at_the_last_moment_follows_it(clock, service) 
         service.session(ledger=ledger, rate_limit=RateLimit(1, per_s=10.0)) as other,
     ):
         waits = [asyncio.create_task(other.submit(track(9)))]
-        await clock.settle()
+        await clock.run_pending()
         waits += [asyncio.create_task(other.convert(track()))]
-        await clock.settle()
+        await clock.run_pending()
         await clock.run(one.submit(track()))
         await clock.run(asyncio.gather(*waits))
         assert "task0002" == waits[1].result().task_id
@@ -421,10 +423,10 @@ async def test_a_lost_repeat_of_another_session_is_told(clock, service) -> None:
     async with service.session(ledger=ledger, rate_limit=RateLimit(1, per_s=10.0)) as session:
         await clock.run(session.submit(track(9)))
         waiting = asyncio.create_task(session.convert(track()))
-        await clock.settle()
+        await clock.run_pending()
         await bring_to(ledger, TrackState.SUCCEEDED, clock.time())
-        await ledger.begin(track(), "b" * 32, clock.time(), again=True)
-        await ledger.end("b" * 32, AttemptOutcome.UNKNOWN, clock.time())
+        await ledger.begin_attempt(track(), "b" * 32, clock.time(), again=True)
+        await ledger.finish_attempt("b" * 32, AttemptOutcome.UNKNOWN, clock.time())
         with pytest.raises(SubmitUnknownError, match="b" * 32):
             await clock.run(waiting)
     assert 1 == len(service.submitted_at)
@@ -469,8 +471,8 @@ async def test_an_earlier_doubt_counts_among_the_charges(clock, service) -> None
     async with service.session(ledger=left, max_charges=2) as session:
         with pytest.raises(ChargeLimitError):
             await clock.run(session.submit(track(2)))
-        doubt = session.unknown_submits()[1]
-        await session.resolve_unknown(doubt.attempt_id, not_charged=True)
+        unknown = session.unknown_submits()[1]
+        await session.resolve_unknown(unknown.attempt_id, not_charged=True)
         await clock.run(session.submit(track(2)))
         with pytest.raises(ChargeLimitError):
             await clock.run(session.submit(track(3)))
@@ -489,7 +491,7 @@ async def test_the_window_of_an_earlier_run(clock, service, jump_s, waits_s) -> 
     async with service.session(**settings) as session:
         await clock.run(session.submit(track(1)))
         settings["ledger"] = ledger.die()
-    clock.jump_wall(jump_s)
+    clock.shift_wall_clock(jump_s)
     await clock.advance(0.5)
     async with service.session(**settings) as session:
         opened_at = clock.monotonic()
@@ -529,7 +531,7 @@ async def test_a_restart_does_not_restart_the_minute(clock, service) -> None:
 async def test_the_minute_by_a_clock_that_was_set(clock, service, jump_s, waits_s) -> None:
     """A repeat waits by the wall clock, at most its minute."""
     ledger = await lose(clock, service, MemoryLedger(), LOST_CHARGED)
-    clock.jump_wall(jump_s)
+    clock.shift_wall_clock(jump_s)
     await clock.advance(10.0)
     async with service.session(ledger=ledger, on_unknown=OnUnknown.RESUBMIT) as session:
         asked_at = clock.monotonic()
@@ -545,7 +547,7 @@ async def test_waiters_of_a_repeat_come_and_go(clock, service) -> None:
             waiting = asyncio.create_task(session.convert(track()))
             await clock.advance(10.0)
             waiting.cancel()
-            await clock.settle()
+            await clock.run_pending()
         await clock.advance(100.0)
         assert 1 == len(service.submitted_at)
 
@@ -559,7 +561,7 @@ async def test_a_repeat_that_could_not_be_written_is_not_used_up(clock, service)
     """A repeat that the ledger kept from leaving is sent once the ledger works again."""
     ledger = await lose(clock, service, MemoryLedger(), LOST_CHARGED)
     async with service.session(ledger=ledger, on_unknown=OnUnknown.RESUBMIT) as session:
-        ledger.fail_with = {"begin": BROKEN}
+        ledger.fail_with = {"begin_attempt": BROKEN}
         with pytest.raises(LedgerError, match="no space left"):
             await clock.run(session.convert(track()))
         assert (1, 0) == (len(session.unknown_submits()), session.statistics().submitted)
@@ -586,12 +588,12 @@ async def test_a_repeat_is_withdrawn_if_its_task_is_found_first(clock, service) 
     """A repeat whose intent is being written is not sent if the first one's task is found."""
     ledger = await lose(clock, service, MemoryLedger(), LOST_CHARGED)
     async with service.session(ledger=ledger, on_unknown=OnUnknown.RESUBMIT) as session:
-        (doubt,) = session.unknown_submits()
-        ledger.hold = {"begin": asyncio.Event()}
+        (unknown,) = session.unknown_submits()
+        ledger.hold = {"begin_attempt": asyncio.Event()}
         waiting = asyncio.create_task(session.convert(track()))
         await clock.advance(100.0)
-        await session.resolve_unknown(doubt.attempt_id, task_id="task0001")
-        ledger.hold["begin"].set()
+        await session.resolve_unknown(unknown.attempt_id, task_id="task0001")
+        ledger.hold["begin_attempt"].set()
         assert "task0001" == (await clock.run(waiting)).task_id
         assert (0, 0) == (session.statistics().submitted, session.statistics().unknown)
     assert (1, 1) == (len(service.submitted_at), service.charged)

@@ -76,7 +76,9 @@ async def outcomes_of(clock, batch) -> tuple[list[object], list[KieWavError]]:
             raised.append(error)
 
 
-@pytest.mark.parametrize("names", [(), ("begin",), ("end",), ("settle",), ("find",)], ids=str)
+@pytest.mark.parametrize(
+    "names", [(), ("begin_attempt",), ("finish_attempt",), ("finish_task",), ("get",)], ids=str
+)
 @pytest.mark.parametrize("often", [1, 1_000])
 @pytest.mark.parametrize("is_late", [False, True], ids=["early", "late"])
 async def test_any_call_may_fail(clock, names, often, is_late) -> None:
@@ -117,7 +119,7 @@ async def live(clock, world, ledger, told) -> None:
                 with contextlib.suppress(SubmitUnknownError):
                     wav = await clock.run(session.convert(each))
                     assert each == wav.track
-            await clock.settle()
+            await clock.run_pending()
             assert is_in_bill(world, ledger)
             counted = session.statistics()
             assert bill(ledger) == (counted.accepted, counted.unknown)
@@ -139,7 +141,7 @@ async def test_a_submit_that_was_held_goes_on_once_that_is_written(clock, servic
     ledger = MemoryLedger()
     service.fates.append(refusal(429))
     async with service.session(ledger=ledger) as session:
-        ledger.fail_with = {"end": BROKEN}
+        ledger.fail_with = {"finish_attempt": BROKEN}
         with pytest.raises(LedgerError, match="no space left"):
             await clock.run(session.submit(track()))
         assert 1 == len(service.submitted_at)
@@ -155,7 +157,7 @@ async def test_a_repeat_goes_out_once_its_doubt_is_written(clock, service) -> No
     ledger = MemoryLedger()
     service.fates.append(LOST_CHARGED)
     async with service.session(ledger=ledger, on_unknown=OnUnknown.RESUBMIT) as session:
-        ledger.fail_with = {"end": BROKEN}
+        ledger.fail_with = {"finish_attempt": BROKEN}
         waiting = asyncio.create_task(session.convert(track()))
         await clock.advance(30.0)
         ledger.fail_with = None
@@ -168,14 +170,14 @@ async def test_a_task_that_was_not_written_is_before_its_end_is(clock, service) 
     """The WAV of a task that could not be written is in the ledger, once it works again."""
     ledger = MemoryLedger()
     async with service.session(ledger=ledger) as session:
-        ledger.fail_with = {"end": BROKEN}
+        ledger.fail_with = {"finish_attempt": BROKEN}
         with pytest.raises(LedgerError) as caught:
             await clock.run(session.submit(track()))
         assert "task0001" == caught.value.task_id
         ledger.fail_with = None
         (conversion,) = session.conversions()
         wav = await clock.run(conversion.wait())
-        found = await ledger.find(track())
+        found = await ledger.get(track())
         assert (TrackState.SUCCEEDED, wav.url) == (found.state, found.wav_url)
         assert (1, 0) == bill(ledger)
 
@@ -184,7 +186,7 @@ async def test_a_broken_ledger_is_not_asked_ever_more(clock, service) -> None:
     """However many submits are tried over a ledger that fails, what is owed to it stays small."""
     ledger = MemoryLedger()
     async with service.session(ledger=ledger, rate_limit=RateLimit(1_000, per_s=1.0)) as session:
-        ledger.fail_with = {"begin": BROKEN, "end": BROKEN}
+        ledger.fail_with = {"begin_attempt": BROKEN, "finish_attempt": BROKEN}
         for n in range(200):
             with pytest.raises(LedgerError):
                 await clock.run(session.submit(track(n)))
@@ -199,7 +201,7 @@ async def test_waiters_end_with_errors_of_their_own(clock, service) -> None:
     """Each waiter for an end that could not be written is told, by an object of its own."""
     ledger = MemoryLedger()
     async with service.session(ledger=ledger) as session:
-        ledger.fail_with = {"settle": BROKEN}
+        ledger.fail_with = {"finish_task": BROKEN}
         waits = [asyncio.create_task(session.convert(track())) for _ in range(3)]
         await clock.run(asyncio.wait(waits))
         errors = [wait.exception() for wait in waits]
@@ -212,7 +214,7 @@ async def test_a_track_that_cannot_be_looked_up_is_named(clock, service) -> None
     """Who asks for a track that the ledger cannot be read for gets an error that names it."""
     ledger = MemoryLedger()
     async with service.session(ledger=ledger) as session:
-        ledger.fail_with = {"find": BROKEN}
+        ledger.fail_with = {"get": BROKEN}
         for call in (session.submit(track()), session.convert(track())):
             with pytest.raises(LedgerError, match="no space left") as caught:
                 await clock.run(call)
@@ -224,11 +226,11 @@ async def test_no_event_of_an_end_that_was_not_written(clock, service) -> None:
     """A success that could not be written is told as the end of a wait, not as a success."""
     ledger = MemoryLedger()
     told: list[object] = []
-    ledger.fail_with = {"settle": BROKEN}
+    ledger.fail_with = {"finish_task": BROKEN}
     async with service.session(ledger=ledger, on_event=told.append) as session:
         with pytest.raises(LedgerError):
             await clock.run(session.convert(track()))
-    assert [events.Submitted, events.WaitEnded] == [type(event) for event in told]
+    assert [events.SubmitAccepted, events.ConversionEnded] == [type(event) for event in told]
     assert isinstance(told[1].error, LedgerError)
 
 
@@ -236,10 +238,10 @@ async def test_a_ledger_that_fails_at_a_refusal_leaves_its_error(clock, service)
     """Who was refused is told of the refusal, although the ledger was not."""
     ledger = MemoryLedger()
     service.fates.append(refusal(422, message="no such audio"))
-    ledger.fail_with = {"end": BROKEN}
+    ledger.fail_with = {"finish_attempt": BROKEN}
     async with service.session(ledger=ledger, retry=RetryPolicy(attempts=1)) as session:
         with pytest.raises(KieWavError, match="no such audio"):
             await clock.run(session.submit(track()))
         ledger.fail_with = None
         await clock.run(session.submit(track(2)))
-        assert TrackState.REFUSED is (await ledger.find(track())).state
+        assert TrackState.REJECTED is (await ledger.get(track())).state

@@ -35,7 +35,7 @@ from fakes import (
 from kie_wav_async import OnUnknown, RateLimit
 from kie_wav_async.errors import KieWavError, LedgerError
 from kie_wav_async.ledger import TrackState
-from kie_wav_async.testing import FakeClock, MemoryLedger, failed, no_record, pending, refused
+from kie_wav_async.testing import FakeClock, MemoryLedger, failed, missing, pending, refused
 from ledger_steps import Process, bill, is_in_bill
 
 FATES = [
@@ -52,7 +52,7 @@ FATES = [
 ]
 
 #: News of a task that end it badly, or may.
-BAD_NEWS = {"failed": failed, "none": lambda _: no_record()}
+BAD_NEWS = {"failed": failed, "none": lambda _: missing()}
 NEWS = {
     "pending": pending,
     "401": lambda _: refused(401),
@@ -63,7 +63,7 @@ NEWS = {
 }
 
 BROKEN = LedgerError("no space left on device: free some")
-CALLS = ["find", "page", "begin", "end", "hear", "settle"]
+CALLS = ["get", "list_entries", "begin_attempt", "finish_attempt", "record_callback", "finish_task"]
 
 tracks = st.integers(0, 3).map(track)
 
@@ -122,7 +122,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.process = Process(self.service, ledger, **self.settings)
         self.session = self.process.session
         # The same rules must lead to the same end, or nothing can be made smaller.
-        self.session._desk.chance = lambda: self.chance
+        self.session._context.random = lambda: self.chance
         self.run(self.session.__aenter__())
 
     def run(self, awaitable):
@@ -131,7 +131,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def start(self, coroutine):
         task = self.loop.create_task(coroutine)
         self.tasks.append(task)
-        self.run(self.clock.settle())
+        self.run(self.clock.run_pending())
         return task
 
     # --- what may happen --------------------------------------------------------------------
@@ -165,7 +165,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(task=waiters)
     def cancel(self, task):
         task.cancel()
-        self.run(self.clock.settle())
+        self.run(self.clock.run_pending())
 
     @rule(fates=st.lists(st.sampled_from(FATES), min_size=1, max_size=4))
     def misbehave(self, fates):
@@ -194,7 +194,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([-3_600.0, -5.0, 5.0, 3_600.0]))
     def jump(self, seconds):
-        self.clock.jump_wall(seconds)
+        self.clock.shift_wall_clock(seconds)
 
     @rule(number=st.integers(1, 6))
     def call_back(self, number):
@@ -207,12 +207,12 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.session.unknown_submits())
     def resolve(self, data, is_charged):
         # The user tells the truth, or there would be no bill to check.
-        doubt = data.draw(st.sampled_from(self.session.unknown_submits()))
-        charged = [t for t in self.service.tasks.values() if t.attempt_id == doubt.attempt_id]
+        unknown = data.draw(st.sampled_from(self.session.unknown_submits()))
+        charged = [t for t in self.service.tasks.values() if t.attempt_id == unknown.attempt_id]
         if bool(charged) != is_charged or self.service.on_wire:
             return
         word = {"task_id": charged[0].task_id} if charged else {"not_charged": True}
-        self.words.append(self.start(self.session.resolve_unknown(doubt.attempt_id, **word)))
+        self.words.append(self.start(self.session.resolve_unknown(unknown.attempt_id, **word)))
 
     # --- what may happen to the ledger ------------------------------------------------------
 
@@ -234,7 +234,7 @@ class LedgerMachine(RuleBasedStateMachine):
         for event in (self.ledger.hold or {}).values():
             event.set()
         self.ledger.hold = None
-        self.run(self.clock.settle())
+        self.run(self.clock.run_pending())
 
     @rule(chance=chances)
     def die(self, chance):
@@ -288,9 +288,9 @@ class LedgerMachine(RuleBasedStateMachine):
         """Once all is written, books and ledger say the same of every submit."""
         if not hasattr(self, "session"):
             return
-        self.run(self.clock.settle())
-        journal, registry = self.session._desk.journal, self.session._desk.registry
-        if journal.calls or journal._owed or registry.sending or self.session._poller._probes:
+        self.run(self.clock.run_pending())
+        journal, registry = self.session._context.ledger_writer, self.session._context.registry
+        if journal.calls or journal._unwritten or registry.sending or self.session._poller._probes:
             return
         if any(word.exception() is not None for word in self.words if word.done()):
             return  # The ledger may have taken it all the same.

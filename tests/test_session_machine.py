@@ -24,7 +24,7 @@ from fakes import (
 )
 from kie_wav_async import OnUnknown, RateLimit
 from kie_wav_async.errors import KieWavError, SessionClosedError
-from kie_wav_async.testing import FakeClock, failed, no_record, pending, refused, succeeded
+from kie_wav_async.testing import FakeClock, failed, missing, pending, refused, succeeded
 
 FATES = [
     ACCEPTED,
@@ -49,7 +49,7 @@ POLLS = {
     "failed": failed,
     "failed by code": lambda task_id: refused(501, data={"taskId": task_id, "successFlag": 3}),
     "no route": lambda _: raw(b"<html>404", 404),
-    "none": lambda _: no_record(),
+    "none": lambda _: missing(),
     "401": lambda _: refused(401),
     "429": lambda _: refused(429, retry_after="20"),
     "500": lambda _: refused(500),
@@ -112,7 +112,7 @@ class SessionMachine(RuleBasedStateMachine):
 
         async def settled():
             result = await awaitable
-            await self.clock.settle()
+            await self.clock.run_pending()
             return result
 
         return self.loop.run_until_complete(settled())
@@ -120,7 +120,7 @@ class SessionMachine(RuleBasedStateMachine):
     def start(self, coroutine):
         task = self.loop.create_task(coroutine)
         self.tasks.append(task)
-        self.run(self.clock.settle())
+        self.run(self.clock.run_pending())
         return task
 
     # --- what may happen --------------------------------------------------------------------
@@ -144,7 +144,7 @@ class SessionMachine(RuleBasedStateMachine):
     @rule(task=waiters)
     def cancel(self, task):
         task.cancel()
-        self.run(self.clock.settle())
+        self.run(self.clock.run_pending())
 
     @rule(fates=st.lists(st.sampled_from(FATES), min_size=1, max_size=4))
     def misbehave(self, fates):
@@ -162,12 +162,12 @@ class SessionMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.is_closed and self.session.unknown_submits())
     def resolve(self, data, is_charged):
         # The user tells the truth, or there would be no bill to check.
-        doubt = data.draw(st.sampled_from(self.session.unknown_submits()))
-        charged = [t for t in self.service.tasks.values() if t.attempt_id == doubt.attempt_id]
+        unknown = data.draw(st.sampled_from(self.session.unknown_submits()))
+        charged = [t for t in self.service.tasks.values() if t.attempt_id == unknown.attempt_id]
         if charged and is_charged:
-            call = self.session.resolve_unknown(doubt.attempt_id, task_id=charged[0].task_id)
+            call = self.session.resolve_unknown(unknown.attempt_id, task_id=charged[0].task_id)
         elif not charged and not is_charged:
-            call = self.session.resolve_unknown(doubt.attempt_id, not_charged=True)
+            call = self.session.resolve_unknown(unknown.attempt_id, not_charged=True)
         else:
             return
         self.run(call)
@@ -180,7 +180,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.is_closed = True
         waits = [task for task in self.tasks if not task.done()]
         closing = self.loop.create_task(self.session.aclose())
-        self.run(self.clock.settle())
+        self.run(self.clock.run_pending())
         assert all(task.done() for task in waits)
         self.run(self.clock.run(closing))
 
@@ -222,7 +222,7 @@ class SessionMachine(RuleBasedStateMachine):
         assert counted.unknown == len(self.session.unknown_submits())
         assert counted.submitted == len(self.service.submitted_at)
         assert counted.polls == len(self.service.polled_at)
-        registry = self.session._desk.registry
+        registry = self.session._context.registry
         # More, while the record of a task that a 409 named is asked for.
         assert registry.sending >= self.service.on_wire
 
@@ -231,10 +231,10 @@ class SessionMachine(RuleBasedStateMachine):
         """Every task charged is known by id or in doubt, now or in what was told."""
         if not hasattr(self, "session") or self.service.on_wire:
             return
-        doubts = {doubt.attempt_id for doubt in self.session.unknown_submits()}
+        unknowns = {unknown.attempt_id for unknown in self.session.unknown_submits()}
         told = {getattr(event, "task_id", None) for event in self.told}
         for task in self.service.tasks.values():
-            assert task.task_id in told or task.attempt_id in doubts
+            assert task.task_id in told or task.attempt_id in unknowns
 
     def teardown(self):
         """Close, and see that everybody was told."""
@@ -249,7 +249,7 @@ class SessionMachine(RuleBasedStateMachine):
         with_nothing_sent = len(self.service.transport.requests)
         self.run(self.clock.advance(1_000.0))
         assert with_nothing_sent == len(self.service.transport.requests)
-        assert isinstance(self.session._desk.hub.closed, SessionClosedError)
+        assert isinstance(self.session._context.state.closed, SessionClosedError)
         assert asyncio.all_tasks(self.loop) == set()
         self.loop.close()
 

@@ -34,7 +34,7 @@ class Run:
         asyncio.run(self.convert())
 
     def note(self, event: events.Event) -> None:
-        if isinstance(event, events.Settled):
+        if isinstance(event, events.ConversionSucceeded):
             self.seen[event.wav.task_id] = self.clock.monotonic()
 
     async def convert(self) -> None:

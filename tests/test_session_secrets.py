@@ -80,19 +80,23 @@ async def test_key_is_in_no_text(caplog) -> None:
                     shown.append(error)
             service.is_key_good = False
             service.fates.clear()
-            for call in (session.credits, lambda: session.record("t1"), session.attach("t2").wait):
+            for call in (
+                session.get_credits,
+                lambda: session.get_task("t1"),
+                session.attach("t2").wait,
+            ):
                 with pytest.raises(KieWavError) as caught:
                     await clock.run(call())
                 shown.append(caught.value)
             shown += [session, session.statistics(), session.unknown_submits()]
             shown += [*session.conversions(), repr(service.transport.requests)]
             shown += [
-                session._desk,
-                session._desk.requests,
-                session._intake,
+                session._context,
+                session._context.requests,
+                session._coordinator,
                 session._submitter,
                 session._poller,
-                session._reader,
+                session._reads,
             ]
             shown += [call(track()) for call in (session.submit, session.convert)]
             for coroutine in shown[-2:]:
@@ -101,7 +105,13 @@ async def test_key_is_in_no_text(caplog) -> None:
 
     kinds = {type(value).__name__ for value in shown}
     assert {"WavFile", "SubmitUnknownError", "TransportError", "AuthenticationError"} <= kinds
-    assert {"Submitted", "SubmitLost", "SubmitHeld", "SubmitRefused", "Settled"} <= kinds
+    assert {
+        "SubmitAccepted",
+        "SubmitUnknown",
+        "SubmitRetryScheduled",
+        "SubmitRejected",
+        "ConversionSucceeded",
+    } <= kinds
     assert 8 < len(caplog.records)
     assert KEY not in spell(shown, {})
     sent = [request.headers["Authorization"] for request in service.transport.requests]
@@ -133,7 +143,7 @@ async def test_key_is_in_no_misuse() -> None:
     shown.append(caught.value)
     session = FakeService(FakeClock()).session()
     with pytest.raises(RuntimeError) as caught:
-        await session.credits()
+        await session.get_credits()
     shown.append(caught.value)
     assert KEY not in "".join(str(error) + repr(error) for error in shown)
 
@@ -157,7 +167,7 @@ async def test_key_that_the_service_repeats_is_not_shown(caplog) -> None:
                 shown.append(caught.value)
             service.poll_replies += [lambda _: raw(page)] * 3
             with pytest.raises(KieWavError) as caught:
-                await clock.run(session.record("t1"))
+                await clock.run(session.get_task("t1"))
             shown.append(caught.value)
     shown.append(caplog.text)
     assert KEY not in spell(shown, {})
@@ -198,6 +208,6 @@ async def test_key_in_a_header_of_the_answer_is_not_shown(name) -> None:
     async with WavSession(KEY, transport=transport, clock=clock) as session:
         with pytest.raises(InvalidRequestError) as caught:
             await clock.run(session.convert(track()))
-        handed_on = await session._desk.send(session._desk.requests.credits())
+        handed_on = await session._context.send(session._context.requests.credits())
 
     assert KEY not in spell([caught.value, handed_on], {})

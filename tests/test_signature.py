@@ -11,8 +11,8 @@ import traceback
 import pytest
 from multidict import CIMultiDict, CIMultiDictProxy, MultiDict
 
-from kie_wav_async._secret import Secret
-from kie_wav_async._signature import (
+from kie_wav_async._support.secret import Secret
+from kie_wav_async.callbacks.signature import (
     Signed,
     parse_keys,
     read_signed,

@@ -17,7 +17,7 @@ import attrs
 import pytest
 
 from kie_wav_async.simulator import ATTACKS, Fault, Simulator
-from kie_wav_async.simulator._loopback import Answer, _send, parse_answer
+from kie_wav_async.simulator.loopback import Answer, _send, parse_answer
 
 ATTEMPT = "0123456789abcdef0123456789abcdef"
 TARGET = f"/kie/callback?x=1&attempt={ATTEMPT}"

@@ -15,8 +15,8 @@ import pytest
 from aiohttp import web
 
 from kie_wav_async.simulator import Delivery, Fault, Simulator, SimulatorProcess, SimulatorState
-from kie_wav_async.simulator._callbacks import sign
-from kie_wav_async.simulator._loopback import Address
+from kie_wav_async.simulator.callbacks import sign
+from kie_wav_async.simulator.loopback import Address
 
 QUERY = "?x=%2F&attempt=00ff&&y=a+b&z"
 
@@ -846,7 +846,7 @@ async def test_slow_receivers_do_not_slow_down_the_api():
         tasks = [await client.submit(receiver.url, str(n)) for n in range(130)]
         await until(lambda: len(receiver.came) == 100)
         record = await client.record(tasks[-1])
-        under_way = len(kie._handler.sender._under_way)
+        under_way = len(kie._handler.sender._in_progress)
         receiver.let_go.set()
         await until(lambda: len(kie.deliveries) == 130)
 
@@ -877,10 +877,10 @@ async def test_closing_ends_deliveries():
                 kie.set_faults([])
                 await client.submit(receiver.url, "c")
             sender = kie._handler.sender
-            assert (1, 2) == (len(sender._under_way), len(sender._due))
+            assert (1, 2) == (len(sender._in_progress), len(sender._due))
             await kie.aclose()
 
-            assert (set(), [], None) == (sender._under_way, sender._due, sender._timer)
+            assert (set(), [], None) == (sender._in_progress, sender._due, sender._timer)
         assert 1 == len(kie.deliveries)
         assert 1 == len(kie.state().deliveries)
     await until(lambda: not leftovers(before))
@@ -914,7 +914,7 @@ async def test_reset_stops_callbacks():
         kie.reset()
         receiver.let_go.set()
         sender = kie._handler.sender
-        await until(lambda: not sender._under_way)
+        await until(lambda: not sender._in_progress)
         state = kie.state()
         after = sender._due[:], sender._timer
         await client.submit(receiver.url, "c")

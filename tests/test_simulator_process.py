@@ -16,8 +16,8 @@ import aiohttp
 import pytest
 
 from kie_wav_async.simulator import Fault, Simulator, SimulatorProcess
-from kie_wav_async.simulator._process import main, simulator_from_json
-from kie_wav_async.simulator._server import base_url_of
+from kie_wav_async.simulator.process import main, simulator_from_json
+from kie_wav_async.simulator.server import base_url_of
 
 COMMAND = [sys.executable, "-X", "dev", "-W", "error", "-m", "kie_wav_async.simulator"]
 

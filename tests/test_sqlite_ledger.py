@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 from yarl import URL
 
-from kie_wav_async import Track, _sqlite_ledger
-from kie_wav_async._ledger_schema import APPLICATION_ID, SCHEMA_VERSION
-from kie_wav_async._ledger_sql import LedgerTables
+from kie_wav_async import Track
 from kie_wav_async.errors import LedgerError
 from kie_wav_async.ledger import AttemptEntry, AttemptOutcome, Ledger, SqliteLedger, TrackState
+from kie_wav_async.ledger.sqlite import ledger as sqlite_ledger
+from kie_wav_async.ledger.sqlite.queries import LedgerTables
+from kie_wav_async.ledger.sqlite.schema import APPLICATION_ID, SCHEMA_VERSION
 
 NOW = 1_700_000_000.0
 TRACK = Track("5c79", "e231")
@@ -86,7 +87,7 @@ async def test_nobody_else_can_read_it(path):
     umask = os.umask(0)
     try:
         async with SqliteLedger(path) as ledger:
-            await ledger.plan([TRACK])
+            await ledger.add_tracks([TRACK])
             names = beside(path)
             assert {0o600} == {mode(path.with_name(name)) for name in names}
     finally:
@@ -107,7 +108,7 @@ async def test_rights_of_others_are_taken_away(path):
 async def test_a_closed_ledger_is_one_file(path):
     """Closed, the log is in the file, and only the lock stays beside it."""
     async with SqliteLedger(path) as ledger:
-        await ledger.plan([TRACK])
+        await ledger.add_tracks([TRACK])
     assert ["x.sqlite3", "x.sqlite3.lock"] == beside(path)
 
 
@@ -197,7 +198,7 @@ async def test_an_empty_file_becomes_a_ledger(path):
     """An empty file, as `mktemp` leaves it, is made a ledger."""
     path.touch()
     async with SqliteLedger(path) as ledger:
-        assert 1 == await ledger.plan([TRACK])
+        assert 1 == await ledger.add_tracks([TRACK])
 
 
 async def test_what_a_broken_start_left_is_cleared_away(path):
@@ -205,7 +206,7 @@ async def test_what_a_broken_start_left_is_cleared_away(path):
     path.with_name("x.sqlite3.new").write_bytes(b"SQLite format 3\0" + b"x" * 99)
     path.with_name("x.sqlite3.new-journal").write_bytes(b"x" * 512)
     async with SqliteLedger(path) as ledger:
-        assert 1 == await ledger.plan([TRACK])
+        assert 1 == await ledger.add_tracks([TRACK])
     assert ["x.sqlite3", "x.sqlite3.lock"] == beside(path)
 
 
@@ -223,7 +224,7 @@ async def test_a_new_ledger_leaves_the_log_of_a_lost_one(path):
         path.unlink(missing_ok=True)
         path.with_name("x.sqlite3-wal").write_bytes(b"%d" % number * 99)
         async with SqliteLedger(path, new_ledger=True) as ledger:
-            assert 1 == await ledger.plan([TRACK])
+            assert 1 == await ledger.add_tracks([TRACK])
     logs = ["x.sqlite3-wal.lost", "x.sqlite3-wal.lost1"]
     assert ["x.sqlite3", *logs, "x.sqlite3.lock"] == beside(path)
     assert [b"0" * 99, b"1" * 99] == [path.with_name(name).read_bytes() for name in logs]
@@ -246,7 +247,7 @@ async def test_names_are_only_names(tmp_path):
     """Blanks, percent signs and question marks in a path mean nothing special."""
     path = tmp_path / "a b%41?mode=memory#x.sqlite3"
     async with SqliteLedger(str(path)) as ledger:
-        await ledger.plan([TRACK])
+        await ledger.add_tracks([TRACK])
     assert path.stat().st_size > 0
 
 
@@ -255,7 +256,7 @@ async def test_a_relative_path_is_meant_where_it_is_opened(path, monkeypatch):
     monkeypatch.chdir(path.parent)
     async with SqliteLedger(path.name) as ledger:
         monkeypatch.chdir("/")
-        await ledger.plan([TRACK])
+        await ledger.add_tracks([TRACK])
     assert path.exists()
 
 
@@ -266,7 +267,7 @@ async def test_a_relative_path_is_meant_where_it_is_opened(path, monkeypatch):
 async def left(path):
     """Return a ledger's path after a run."""
     async with SqliteLedger(path) as ledger:
-        await ledger.plan(tracks(3))
+        await ledger.add_tracks(tracks(3))
     return path
 
 
@@ -275,8 +276,8 @@ async def test_looking_changes_nothing(left):
     left.with_name("x.sqlite3.lock").unlink()
     content = left.read_bytes()
     async with SqliteLedger(left, read_only=True) as ledger:
-        assert 3 == (await ledger.count())[TrackState.PLANNED]
-        assert 3 == len(await ledger.page([TrackState.PLANNED]))
+        assert 3 == (await ledger.count_by_state())[TrackState.PLANNED]
+        assert 3 == len(await ledger.list_entries([TrackState.PLANNED]))
     assert content == left.read_bytes()
     assert "x.sqlite3.lock" not in beside(left)
     assert b"" == left.with_name("x.sqlite3-wal").read_bytes()
@@ -286,17 +287,17 @@ async def test_looking_sees_what_was_written_since(left):
     """A reader sees each commit of the process that writes, as soon as it is made."""
     async with SqliteLedger(left) as writer, SqliteLedger(left, read_only=True) as reader:
         for n in range(3, 6):
-            await writer.plan(tracks(n + 1))
-            assert n + 1 == (await reader.count())[TrackState.PLANNED]
+            await writer.add_tracks(tracks(n + 1))
+            assert n + 1 == (await reader.count_by_state())[TrackState.PLANNED]
 
 
 @pytest.mark.parametrize(
     ("name", "args", "options"),
     [
-        ("plan", ([TRACK],), {}),
-        ("retry", ([TrackState.FAILED],), {}),
+        ("add_tracks", ([TRACK],), {}),
+        ("requeue", ([TrackState.FAILED],), {}),
         (
-            "begin",
+            "begin_attempt",
             (
                 TRACK,
                 "a1",
@@ -305,7 +306,7 @@ async def test_looking_sees_what_was_written_since(left):
             {},
         ),
         (
-            "end",
+            "finish_attempt",
             (
                 "a1",
                 AttemptOutcome.UNKNOWN,
@@ -314,7 +315,7 @@ async def test_looking_sees_what_was_written_since(left):
             {},
         ),
         (
-            "hear",
+            "record_callback",
             (
                 "a1",
                 "t1",
@@ -322,17 +323,17 @@ async def test_looking_sees_what_was_written_since(left):
             {},
         ),
         (
-            "settle",
+            "finish_task",
             (
                 "t1",
                 NOW,
             ),
             {},
         ),
-        ("reserve", (TRACK,), {"path": "x", "key": "x"}),
-        ("store", (TRACK,), {"path": "x", "size": 1, "sha256": "00"}),
-        ("unstore", (TRACK,), {}),
-        ("expire", (TRACK,), {}),
+        ("reserve_path", (TRACK,), {"path": "x", "key": "x"}),
+        ("mark_saved", (TRACK,), {"path": "x", "size": 1, "sha256": "00"}),
+        ("mark_missing", (TRACK,), {}),
+        ("mark_expired", (TRACK,), {}),
     ],
 )
 async def test_looking_writes_nothing(left, name, args, options):
@@ -380,7 +381,7 @@ async def test_a_read_only_disk_can_be_looked_at(left, monkeypatch, code, is_log
         left.with_name("x.sqlite3-wal").touch()
     on_a_read_only_disk(monkeypatch, code)
     async with SqliteLedger(left, read_only=True) as ledger:
-        assert 3 == (await ledger.count())[TrackState.PLANNED]
+        assert 3 == (await ledger.count_by_state())[TrackState.PLANNED]
 
 
 @pytest.mark.parametrize("code", [CANTOPEN, READONLY_DIRECTORY])
@@ -406,15 +407,15 @@ async def test_openings_nest(path):
     """It is open from the first opening to the last closing, and one more closing is nothing."""
     ledger = SqliteLedger(path)
     await ledger.open(NOW)
-    await ledger.begin(TRACK, "a1", NOW)
+    await ledger.begin_attempt(TRACK, "a1", NOW)
     assert () == (await ledger.open(NOW)).unknown
-    assert TrackState.SUBMITTING is (await ledger.find(TRACK)).state
+    assert TrackState.SUBMITTING is (await ledger.get(TRACK)).state
     await ledger.aclose()
-    assert TrackState.SUBMITTING is (await ledger.find(TRACK)).state
+    assert TrackState.SUBMITTING is (await ledger.get(TRACK)).state
     await ledger.aclose()
     await ledger.aclose()
     with pytest.raises(LedgerError, match="is not open"):
-        await ledger.find(TRACK)
+        await ledger.get(TRACK)
 
 
 async def test_it_can_be_opened_again(path):
@@ -422,14 +423,19 @@ async def test_it_can_be_opened_again(path):
     ledger = SqliteLedger(path)
     for n in range(3):
         await asyncio.gather(ledger.open(NOW), ledger.open(NOW))
-        assert 1 == await ledger.plan([Track("5c79", f"e{n}")])
+        assert 1 == await ledger.add_tracks([Track("5c79", f"e{n}")])
         await asyncio.gather(ledger.aclose(), ledger.aclose())
 
 
-@pytest.mark.parametrize("name", ["plan", "count", "find", "begin"])
+@pytest.mark.parametrize("name", ["add_tracks", "count_by_state", "get", "begin_attempt"])
 async def test_it_must_be_open(path, name):
     """Before it is opened every call raises, and says what to do."""
-    calls = {"plan": ([TRACK],), "count": (), "find": (TRACK,), "begin": (TRACK, "a1", NOW)}
+    calls = {
+        "add_tracks": ([TRACK],),
+        "count_by_state": (),
+        "get": (TRACK,),
+        "begin_attempt": (TRACK, "a1", NOW),
+    }
     with pytest.raises(LedgerError, match=r"is not open: `async with` it, or call open\(\)"):
         await getattr(SqliteLedger(path), name)(*calls[name])
 
@@ -439,20 +445,20 @@ async def test_a_failed_opening_counts_for_nothing(path):
     path.mkdir()
     ledger = SqliteLedger(path)
     results = await asyncio.gather(
-        ledger.open(NOW), ledger.open(NOW), ledger.count(), return_exceptions=True
+        ledger.open(NOW), ledger.open(NOW), ledger.count_by_state(), return_exceptions=True
     )
     assert [LedgerError] * 3 == [type(result) for result in results]
     assert 3 == len(set(map(id, results)))
     path.rmdir()
     async with ledger:
-        assert 1 == await ledger.plan([TRACK])
+        assert 1 == await ledger.add_tracks([TRACK])
 
 
 async def test_closing_finishes_what_is_queued(path):
     """Calls made before the last closing are written before it returns."""
     ledger = SqliteLedger(path)
     await ledger.open(NOW)
-    calls = [asyncio.ensure_future(ledger.plan([track])) for track in tracks(50)]
+    calls = [asyncio.ensure_future(ledger.add_tracks([track])) for track in tracks(50)]
     await asyncio.sleep(0)
     await ledger.aclose()
     assert [1] * 50 == await asyncio.gather(*calls)
@@ -467,7 +473,7 @@ async def test_a_cancelled_opening_leaves_it_closed(path):
     with pytest.raises(asyncio.CancelledError):
         await opening
     async with ledger:
-        assert 1 == await ledger.plan([TRACK])
+        assert 1 == await ledger.add_tracks([TRACK])
 
 
 async def test_a_cancelled_closing_closes(path):
@@ -480,23 +486,23 @@ async def test_a_cancelled_closing_closes(path):
     with pytest.raises(asyncio.CancelledError):
         await closing
     async with ledger:
-        assert 1 == await ledger.plan([TRACK])
+        assert 1 == await ledger.add_tracks([TRACK])
 
 
 async def test_closing_gives_up_on_a_disk_that_hangs(path, monkeypatch):
     """A disk that does not answer holds no closing up for ever; what was asked is still done."""
     gate = threading.Event()
-    plan = LedgerTables.plan
+    plan = LedgerTables.add_tracks
 
     def plan_late(tables, rows):
         gate.wait(60)
         return plan(tables, rows)
 
-    monkeypatch.setattr(LedgerTables, "plan", plan_late)
-    monkeypatch.setattr(_sqlite_ledger, "_CLOSING_S", 0.0)
+    monkeypatch.setattr(LedgerTables, "add_tracks", plan_late)
+    monkeypatch.setattr(sqlite_ledger, "_CLOSING_S", 0.0)
     ledger = SqliteLedger(path)
     await ledger.open(NOW)
-    planning = asyncio.ensure_future(ledger.plan([TRACK]))
+    planning = asyncio.ensure_future(ledger.add_tracks([TRACK]))
     await asyncio.sleep(0)
     try:
         with pytest.raises(LedgerError, match=r"is still being written .* missing") as caught:
@@ -509,19 +515,19 @@ async def test_closing_gives_up_on_a_disk_that_hangs(path, monkeypatch):
     assert 1 == await planning
     # The next opening waits for what is left of the last.
     async with ledger:
-        assert 1 == (await ledger.count())[TrackState.PLANNED]
+        assert 1 == (await ledger.count_by_state())[TrackState.PLANNED]
 
 
 async def test_a_cancelled_caller_stops_nobody(path):
     """A caller who goes away while his call is queued takes nothing with him."""
     async with SqliteLedger(path) as ledger:
-        calls = [asyncio.ensure_future(ledger.plan([track])) for track in tracks(9)]
+        calls = [asyncio.ensure_future(ledger.add_tracks([track])) for track in tracks(9)]
         await asyncio.sleep(0)
         for call in calls[::2]:
             call.cancel()
         results = await asyncio.gather(*calls, return_exceptions=True)
         assert [1] * 4 == results[1::2]
-        assert 9 == (await ledger.count())[TrackState.PLANNED]
+        assert 9 == (await ledger.count_by_state())[TrackState.PLANNED]
 
 
 def test_another_loop_is_refused(path):
@@ -530,7 +536,7 @@ def test_another_loop_is_refused(path):
 
     async def use_elsewhere():
         with pytest.raises(RuntimeError, match="loop that opened it"):
-            await ledger.count()
+            await ledger.count_by_state()
         with pytest.raises(RuntimeError, match="loop that opened it"):
             await ledger.open(NOW)
         with pytest.raises(RuntimeError, match="loop that opened it"):
@@ -539,7 +545,7 @@ def test_another_loop_is_refused(path):
     async def main():
         async with ledger:
             await asyncio.to_thread(asyncio.run, use_elsewhere())
-            assert 1 == await ledger.plan([TRACK])
+            assert 1 == await ledger.add_tracks([TRACK])
 
     asyncio.run(main())
     asyncio.run(main_again(ledger))
@@ -548,7 +554,7 @@ def test_another_loop_is_refused(path):
 async def main_again(ledger):
     """Use *ledger* on another loop, now that it was closed."""
     async with ledger:
-        assert 0 == await ledger.plan([TRACK])
+        assert 0 == await ledger.add_tracks([TRACK])
 
 
 def test_a_loop_that_died_does_not_keep_it(path):
@@ -561,7 +567,7 @@ def test_a_loop_that_died_does_not_keep_it(path):
 async def main_again_after_death(ledger):
     """Plan one track on a new loop."""
     async with ledger:
-        assert 1 == await ledger.plan([TRACK])
+        assert 1 == await ledger.add_tracks([TRACK])
 
 
 def test_a_forgotten_ledger_is_told_of_and_closed(path):
@@ -587,7 +593,7 @@ from kie_wav_async.ledger import SqliteLedger
 ledger = SqliteLedger(sys.argv[1])
 async def main():
     await ledger.open(1.0)
-    await ledger.plan([Track("5c79", "e231")])
+    await ledger.add_tracks([Track("5c79", "e231")])
 asyncio.run(main())
 """
     done = subprocess.run(  # noqa: S603 - our own interpreter and our own text
@@ -629,10 +635,10 @@ async def test_calls_that_wait_are_written_together(path, monkeypatch):
     gate = Gate(monkeypatch)
     async with SqliteLedger(path) as ledger:
         gate.is_armed = True
-        first = asyncio.ensure_future(ledger.plan([TRACK]))
+        first = asyncio.ensure_future(ledger.add_tracks([TRACK]))
         await asyncio.to_thread(gate.reached.wait, 60)
         rest = [
-            asyncio.ensure_future(ledger.begin(track, f"a{n}", NOW))
+            asyncio.ensure_future(ledger.begin_attempt(track, f"a{n}", NOW))
             for n, track in enumerate(tracks(400))
         ]
         await asyncio.sleep(0)
@@ -651,14 +657,14 @@ async def test_calls_take_effect_in_their_order(path):
     """Calls made one after the other, not waiting, are written in that order."""
     async with SqliteLedger(path) as ledger:
         results = await asyncio.gather(
-            ledger.find(TRACK),
-            ledger.begin(TRACK, "a1", NOW),
-            ledger.begin(TRACK, "a2", NOW),
-            ledger.end("a1", AttemptOutcome.NOT_CREATED, NOW),
-            ledger.begin(TRACK, "a2", NOW),
-            ledger.end("a2", AttemptOutcome.ACCEPTED, NOW, task_id="t2"),
-            ledger.settle("t2", NOW, wav_url=WAV),
-            ledger.find(TRACK),
+            ledger.get(TRACK),
+            ledger.begin_attempt(TRACK, "a1", NOW),
+            ledger.begin_attempt(TRACK, "a2", NOW),
+            ledger.finish_attempt("a1", AttemptOutcome.NOT_CREATED, NOW),
+            ledger.begin_attempt(TRACK, "a2", NOW),
+            ledger.finish_attempt("a2", AttemptOutcome.ACCEPTED, NOW, task_id="t2"),
+            ledger.finish_task("t2", NOW, wav_url=WAV),
+            ledger.get(TRACK),
         )
     assert (None, None, "submitting", None) == (*results[:2], results[2].state, results[4])
     assert ("succeeded", "t2") == (results[-1].state, results[-1].task_id)
@@ -667,7 +673,9 @@ async def test_calls_take_effect_in_their_order(path):
 async def test_of_many_submits_of_one_track_one_is_sent(path):
     """However many ask at once to send a track, one may."""
     async with SqliteLedger(path) as ledger:
-        answers = await asyncio.gather(*(ledger.begin(TRACK, f"a{n}", NOW) for n in range(50)))
+        answers = await asyncio.gather(
+            *(ledger.begin_attempt(TRACK, f"a{n}", NOW) for n in range(50))
+        )
     assert 1 == answers.count(None)
 
 
@@ -679,7 +687,7 @@ async def test_a_loop_that_ends_first_does_not_kill_the_thread(path, monkeypatch
     async def leave():
         await ledger.open(NOW)
         gate.is_armed = True
-        call = asyncio.ensure_future(ledger.plan([TRACK]))
+        call = asyncio.ensure_future(ledger.add_tracks([TRACK]))
         await asyncio.to_thread(gate.reached.wait, 60)
         call.cancel()
 
@@ -701,32 +709,32 @@ async def test_a_loop_that_ends_first_does_not_kill_the_thread(path, monkeypatch
 async def test_planning_counts_what_is_new(path):
     """Tracks that are there, or come twice, are taken in once."""
     async with SqliteLedger(path) as ledger:
-        assert 3 == await ledger.plan([*tracks(3), *tracks(2)])
-        assert 2 == await ledger.plan(iter(tracks(5)))
-        assert 0 == await ledger.plan([])
-        assert [1, 2, 3, 4, 5] == [s.index for s in await ledger.page([TrackState.PLANNED])]
+        assert 3 == await ledger.add_tracks([*tracks(3), *tracks(2)])
+        assert 2 == await ledger.add_tracks(iter(tracks(5)))
+        assert 0 == await ledger.add_tracks([])
+        assert [1, 2, 3, 4, 5] == [s.index for s in await ledger.list_entries([TrackState.PLANNED])]
 
 
 async def test_a_title_is_learnt_late_and_kept(path):
     """A track that came without a title gets the first one it is named with."""
     async with SqliteLedger(path) as ledger:
         for title in (None, "First", "Second", None):
-            await ledger.plan([Track("5c79", "e231", title=title)])
-        assert "First" == (await ledger.find(TRACK)).track.title
-        await ledger.begin(Track("5c79", "e9"), "a1", NOW)
-        await ledger.end("a1", AttemptOutcome.NOT_CREATED, NOW)
-        await ledger.begin(Track("5c79", "e9", title="Third"), "a2", NOW)
-        assert "Third" == (await ledger.find(Track("5c79", "e9"))).track.title
+            await ledger.add_tracks([Track("5c79", "e231", title=title)])
+        assert "First" == (await ledger.get(TRACK)).track.title
+        await ledger.begin_attempt(Track("5c79", "e9"), "a1", NOW)
+        await ledger.finish_attempt("a1", AttemptOutcome.NOT_CREATED, NOW)
+        await ledger.begin_attempt(Track("5c79", "e9", title="Third"), "a2", NOW)
+        assert "Third" == (await ledger.get(Track("5c79", "e9"))).track.title
 
 
 async def test_planning_is_all_or_nothing(path):
     """A batch with something that is no track plans nothing."""
     async with SqliteLedger(path) as ledger:
         with pytest.raises(TypeError):
-            await ledger.plan([TRACK, "e231"])
+            await ledger.add_tracks([TRACK, "e231"])
         with pytest.raises(TypeError):
-            await ledger.plan([*tracks(2_500), "e231"])
-        assert 0 == sum((await ledger.count()).values())
+            await ledger.add_tracks([*tracks(2_500), "e231"])
+        assert 0 == sum((await ledger.count_by_state()).values())
 
 
 async def test_planning_a_catalog_lets_others_have_their_turn(path):
@@ -746,9 +754,9 @@ async def test_planning_a_catalog_lets_others_have_their_turn(path):
 
     async with SqliteLedger(path) as ledger:
         counter = asyncio.ensure_future(count_turns())
-        new = await ledger.plan(source())
+        new = await ledger.add_tracks(source())
         counter.cancel()
-        assert 100_000 == new == (await ledger.count())[TrackState.PLANNED]
+        assert 100_000 == new == (await ledger.count_by_state())[TrackState.PLANNED]
     assert len(seen) > 50
 
 
@@ -756,36 +764,36 @@ async def test_a_task_tells_its_track(path):
     """Whose task an id is can be asked, of those too that a track has left behind."""
     one, two = tracks(2)
     async with SqliteLedger(path) as ledger:
-        assert None is await ledger.find_task("t1")
+        assert None is await ledger.get_by_task("t1")
         for attempt, task in [("a1", "t1"), ("a2", "t2")]:
-            await ledger.begin(one, attempt, NOW)
-            await ledger.end(attempt, AttemptOutcome.ACCEPTED, NOW, task_id=task)
-            await ledger.settle(task, NOW)
-        standing = await ledger.find(one)
-        assert "t2" == standing.task_id
-        assert standing == await ledger.find_task("t1") == await ledger.find_task("t2")
-        assert None is await ledger.find_task("t3")
+            await ledger.begin_attempt(one, attempt, NOW)
+            await ledger.finish_attempt(attempt, AttemptOutcome.ACCEPTED, NOW, task_id=task)
+            await ledger.finish_task(task, NOW)
+        entry = await ledger.get(one)
+        assert "t2" == entry.task_id
+        assert entry == await ledger.get_by_task("t1") == await ledger.get_by_task("t2")
+        assert None is await ledger.get_by_task("t3")
         # A task of two tracks tells the one that is followed under it, then the latest.
-        await ledger.begin(two, "a3", NOW)
-        await ledger.end("a3", AttemptOutcome.ADOPTED, NOW, task_id="t2")
-        await ledger.begin(two, "a4", NOW, again=True)
-        await ledger.end("a4", AttemptOutcome.ACCEPTED, NOW, task_id="t4")
-        await ledger.settle("t2", NOW)
-        assert "t4" == (await ledger.find(two)).task_id
-        assert one == (await ledger.find_task("t2")).track
-        await ledger.begin(one, "a5", NOW)
-        assert two == (await ledger.find_task("t2")).track
+        await ledger.begin_attempt(two, "a3", NOW)
+        await ledger.finish_attempt("a3", AttemptOutcome.ADOPTED, NOW, task_id="t2")
+        await ledger.begin_attempt(two, "a4", NOW, again=True)
+        await ledger.finish_attempt("a4", AttemptOutcome.ACCEPTED, NOW, task_id="t4")
+        await ledger.finish_task("t2", NOW)
+        assert "t4" == (await ledger.get(two)).task_id
+        assert one == (await ledger.get_by_task("t2")).track
+        await ledger.begin_attempt(one, "a5", NOW)
+        assert two == (await ledger.get_by_task("t2")).track
     async with SqliteLedger(path, read_only=True) as ledger:
-        assert two == (await ledger.find_task("t4")).track
+        assert two == (await ledger.get_by_task("t4")).track
 
 
 async def test_pages_tell_all_once(path):
     """Page by page every track in the states asked for is told once, in order."""
     async with SqliteLedger(path) as ledger:
-        await ledger.plan(tracks(25))
+        await ledger.add_tracks(tracks(25))
         for n in range(0, 25, 3):
-            await ledger.begin(Track("5c79", f"e{n}"), f"a{n}", NOW)
-        await ledger.end("a0", AttemptOutcome.REFUSED, NOW)
+            await ledger.begin_attempt(Track("5c79", f"e{n}"), f"a{n}", NOW)
+        await ledger.finish_attempt("a0", AttemptOutcome.REJECTED, NOW)
         for states, expected in {
             ("planned",): [n + 1 for n in range(25) if n % 3],
             ("submitting",): [n + 1 for n in range(3, 25, 3)],
@@ -795,9 +803,9 @@ async def test_pages_tell_all_once(path):
             (): [],
         }.items():
             found, after = [], 0
-            while page := await ledger.page(states, after=after, limit=4):
+            while page := await ledger.list_entries(states, after=after, limit=4):
                 assert len(page) <= 4
-                found += [standing.index for standing in page]
+                found += [entry.index for entry in page]
                 after = found[-1]
             assert expected == found
 
@@ -818,15 +826,15 @@ async def test_no_reading_sorts_the_catalog(path, monkeypatch):
         sqlite3, "connect", lambda *args, **kw: connect(*args, factory=Connection, **kw)
     )
     async with SqliteLedger(path) as ledger:
-        await ledger.page(TrackState, after=5)
-        await ledger.find(TRACK)
-        await ledger.find_task("t1")
-        await ledger.begin(TRACK, "a1", NOW)
-        await ledger.end("a1", AttemptOutcome.ACCEPTED, NOW, task_id="t1")
-        await ledger.settle("t1", NOW)
-        await ledger.reserve(TRACK, path="x", key="x")
-        await ledger.unstore(TRACK)
-        await ledger.count()
+        await ledger.list_entries(TrackState, after=5)
+        await ledger.get(TRACK)
+        await ledger.get_by_task("t1")
+        await ledger.begin_attempt(TRACK, "a1", NOW)
+        await ledger.finish_attempt("a1", AttemptOutcome.ACCEPTED, NOW, task_id="t1")
+        await ledger.finish_task("t1", NOW)
+        await ledger.reserve_path(TRACK, path="x", key="x")
+        await ledger.mark_missing(TRACK)
+        await ledger.count_by_state()
     # Those in doubt, and those of one task, are sorted: they are few.
     few = ("(outcome=?)", "(task_id=?)")
     assert ["SCAN track USING COVERING INDEX track_state"] == [
@@ -855,9 +863,9 @@ async def test_no_submit_looks_through_what_is_unknown(path, monkeypatch):
         sqlite3, "connect", lambda *args, **kw: connect(*args, factory=Connection, **kw)
     )
     async with SqliteLedger(path) as ledger:
-        await ledger.begin(TRACK, "a1", NOW)
-        await ledger.end("a1", AttemptOutcome.UNKNOWN, NOW)
-        await ledger.begin(TRACK, "a2", NOW, again=True)
+        await ledger.begin_attempt(TRACK, "a1", NOW)
+        await ledger.finish_attempt("a1", AttemptOutcome.UNKNOWN, NOW)
+        await ledger.begin_attempt(TRACK, "a2", NOW, again=True)
     kinds = {"(rowid=?)", "(track=? AND outcome=?)", "(track=? AND outcome=? AND rowid>?)"}
     assert kinds == {plan[plan.index("(") :] for plan in plans}
 
@@ -865,8 +873,11 @@ async def test_no_submit_looks_through_what_is_unknown(path, monkeypatch):
 async def test_every_state_is_counted(path):
     """The counts have an entry for every state."""
     async with SqliteLedger(path) as ledger:
-        await ledger.plan(tracks(2))
-        assert {**dict.fromkeys(TrackState, 0), TrackState.PLANNED: 2} == await ledger.count()
+        await ledger.add_tracks(tracks(2))
+        assert {
+            **dict.fromkeys(TrackState, 0),
+            TrackState.PLANNED: 2,
+        } == await ledger.count_by_state()
 
 
 @pytest.mark.parametrize(
@@ -875,7 +886,7 @@ async def test_every_state_is_counted(path):
         ("open", (float("nan"),), {}),
         ("open", (-1,), {}),
         (
-            "begin",
+            "begin_attempt",
             (
                 TRACK,
                 "a1",
@@ -884,7 +895,7 @@ async def test_every_state_is_counted(path):
             {},
         ),
         (
-            "begin",
+            "begin_attempt",
             (
                 TRACK,
                 "",
@@ -893,7 +904,7 @@ async def test_every_state_is_counted(path):
             {},
         ),
         (
-            "end",
+            "finish_attempt",
             (
                 "a1",
                 AttemptOutcome.ACCEPTED,
@@ -902,7 +913,7 @@ async def test_every_state_is_counted(path):
             {},
         ),
         (
-            "end",
+            "finish_attempt",
             (
                 "a1",
                 AttemptOutcome.UNKNOWN,
@@ -911,7 +922,7 @@ async def test_every_state_is_counted(path):
             {"task_id": "t1"},
         ),
         (
-            "end",
+            "finish_attempt",
             (
                 "a1",
                 "lost",
@@ -920,7 +931,7 @@ async def test_every_state_is_counted(path):
             {},
         ),
         (
-            "hear",
+            "record_callback",
             (
                 "a 1",
                 "t1",
@@ -928,19 +939,19 @@ async def test_every_state_is_counted(path):
             {},
         ),
         (
-            "settle",
+            "finish_task",
             (
                 "",
                 NOW,
             ),
             {},
         ),
-        ("retry", ([TrackState.FAILED, TrackState.UNKNOWN],), {}),
-        ("page", (["lost"],), {}),
-        ("page", ([],), {"limit": 0}),
-        ("store", (TRACK,), {"path": "x", "size": -1, "sha256": "00"}),
-        ("reserve", (TRACK,), {"path": "", "key": "x"}),
-        ("reserve", (TRACK,), {"path": "x", "key": ""}),
+        ("requeue", ([TrackState.FAILED, TrackState.UNKNOWN],), {}),
+        ("list_entries", (["lost"],), {}),
+        ("list_entries", ([],), {"limit": 0}),
+        ("mark_saved", (TRACK,), {"path": "x", "size": -1, "sha256": "00"}),
+        ("reserve_path", (TRACK,), {"path": "", "key": "x"}),
+        ("reserve_path", (TRACK,), {"path": "x", "key": ""}),
     ],
 )
 async def test_nonsense_is_refused(path, name, args, options):
@@ -954,10 +965,10 @@ async def test_nonsense_is_refused(path, name, args, options):
     ("name", "args", "options"),
     [
         ("open", ("now",), {}),
-        ("find", ("e231",), {}),
-        ("find_task", (7,), {}),
+        ("get", ("e231",), {}),
+        ("get_by_task", (7,), {}),
         (
-            "begin",
+            "begin_attempt",
             (
                 "e231",
                 "a1",
@@ -966,7 +977,7 @@ async def test_nonsense_is_refused(path, name, args, options):
             {},
         ),
         (
-            "end",
+            "finish_attempt",
             (
                 7,
                 AttemptOutcome.UNKNOWN,
@@ -975,29 +986,29 @@ async def test_nonsense_is_refused(path, name, args, options):
             {},
         ),
         (
-            "end",
+            "finish_attempt",
             (
                 "a1",
-                AttemptOutcome.REFUSED,
+                AttemptOutcome.REJECTED,
                 NOW,
             ),
             {"error_code": "7"},
         ),
         (
-            "settle",
+            "finish_task",
             (
                 "t1",
                 NOW,
             ),
             {"error": 7},
         ),
-        ("store", (TRACK,), {"path": "x", "size": 1.5, "sha256": "00"}),
-        ("store", (TRACK,), {"path": None, "size": 1, "sha256": "00"}),
-        ("reserve", ("e231",), {"path": "x", "key": "x"}),
-        ("reserve", (TRACK,), {"path": Path("x"), "key": "x"}),
-        ("reserve", (TRACK,), {"path": "x", "key": None}),
-        ("unstore", ("e231",), {}),
-        ("expire", ("e231",), {}),
+        ("mark_saved", (TRACK,), {"path": "x", "size": 1.5, "sha256": "00"}),
+        ("mark_saved", (TRACK,), {"path": None, "size": 1, "sha256": "00"}),
+        ("reserve_path", ("e231",), {"path": "x", "key": "x"}),
+        ("reserve_path", (TRACK,), {"path": Path("x"), "key": "x"}),
+        ("reserve_path", (TRACK,), {"path": "x", "key": None}),
+        ("mark_missing", ("e231",), {}),
+        ("mark_expired", ("e231",), {}),
     ],
 )
 async def test_a_wrong_type_is_refused(path, name, args, options):
@@ -1020,20 +1031,26 @@ async def test_a_wrong_type_is_refused(path, name, args, options):
 async def test_the_services_words_are_only_words(path, said, kept):
     """Whatever the service says is kept, as far as a file can hold it, and does nothing."""
     async with SqliteLedger(path) as ledger:
-        await ledger.begin(TRACK, "a1", NOW)
-        await ledger.end("a1", AttemptOutcome.REFUSED, NOW, error_code=said[0], error=said[1])
-        standing = await ledger.find(TRACK)
-    assert kept == (standing.error_code, standing.error)
+        await ledger.begin_attempt(TRACK, "a1", NOW)
+        await ledger.finish_attempt(
+            "a1", AttemptOutcome.REJECTED, NOW, error_code=said[0], error=said[1]
+        )
+        entry = await ledger.get(TRACK)
+    assert kept == (entry.error_code, entry.error)
 
 
 async def test_a_ledger_that_was_tampered_with_is_an_error(path):
     """What no version of ours would write is a `LedgerError`, not a crash."""
     async with SqliteLedger(path) as ledger:
-        await ledger.plan([TRACK])
+        await ledger.add_tracks([TRACK])
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("UPDATE track SET audio_id = 'a b', state = 'lost'")
     async with SqliteLedger(path) as ledger:
-        for call in (ledger.page(TrackState), ledger.count(), ledger.plan(tracks(1))):
+        for call in (
+            ledger.list_entries(TrackState),
+            ledger.count_by_state(),
+            ledger.add_tracks(tracks(1)),
+        ):
             result = await asyncio.gather(call, return_exceptions=True)
             assert result in ([()], [[]], [1]) or isinstance(result[0], LedgerError)
 
@@ -1045,9 +1062,9 @@ async def test_submits_are_found_by_the_beginning_of_their_id(tmp_path):
     """All that begin so are found, in order; a whole id gives that one alone."""
     async with SqliteLedger(tmp_path / "l.sqlite3") as ledger:
         for number, name in enumerate(("abcdef1", "abcdef", "abcdeg", "\u20acx")):
-            await ledger.begin(Track("m", f"a{number}", title="T"), name, 1.0)
-        await ledger.hear("abcdeg", "named")
-        await ledger.end("abcdeg", AttemptOutcome.UNKNOWN, 2.0)
+            await ledger.begin_attempt(Track("m", f"a{number}", title="T"), name, 1.0)
+        await ledger.record_callback("abcdeg", "named")
+        await ledger.finish_attempt("abcdeg", AttemptOutcome.UNKNOWN, 2.0)
         assert await ledger.resolve("abcdeg", 3.0, task_id="task")
 
         found = await ledger.find_attempts("abcde")
@@ -1063,7 +1080,7 @@ async def test_submits_are_found_by_the_beginning_of_their_id(tmp_path):
                 outcome=AttemptOutcome.ACCEPTED,
                 task_id="task",
                 resolved_from=AttemptOutcome.UNKNOWN,
-                named_task_id="named",
+                callback_task_id="named",
             )
             == found[-1]
         )

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 import ledger_worlds
-from kie_wav_async import Track, _ledger_thread
+from kie_wav_async import Track
 from kie_wav_async.errors import LedgerError
 from kie_wav_async.ledger import AttemptOutcome, SqliteLedger, TrackState
+from kie_wav_async.ledger.sqlite import worker
 from ledger_worlds import NOW, TRACKS, WAV, Told, complaints, live
 
 SHIM = Path(__file__).with_name("failing_disk.c")
@@ -86,14 +87,14 @@ def disk(monkeypatch):
         return connection
 
     monkeypatch.setattr(sqlite3, "connect", connect_here)
-    monkeypatch.setattr(_ledger_thread, "_PAUSES_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(worker, "_PAUSES_S", (0.0, 0.0, 0.0))
     monkeypatch.setattr(os, "fsync", lambda _: None)
     return disk
 
 
 async def begun(ledger):
     """Return after a submit of the first track has begun."""
-    assert await ledger.begin(TRACKS[0], "a0", NOW) is None
+    assert await ledger.begin_attempt(TRACKS[0], "a0", NOW) is None
 
 
 DISKS = list(itertools.product((FULL, IOERR, BUSY), (1, 3, 10_000), (False, True)))
@@ -128,7 +129,7 @@ async def test_a_single_failure_is_not_heard_of(tmp_path, disk):
     async with SqliteLedger(path) as ledger:
         for n in itertools.count(1):
             disk.fail_from(n, 1, IOERR)
-            assert await ledger.begin(Track("5c79", f"e{n}"), f"a{n}", NOW) is None
+            assert await ledger.begin_attempt(Track("5c79", f"e{n}"), f"a{n}", NOW) is None
             if not disk.failed:
                 break
     assert n > 5
@@ -146,7 +147,7 @@ async def test_a_failed_sync_is_followed_by_a_new_connection(tmp_path, disk, mon
         for name, how in {"full": FULL, "busy": BUSY, "ioerr": IOERR}.items():
             opened.clear()
             disk.fail_from(1, 1, how)
-            await ledger.hear("a0", "t0")
+            await ledger.record_callback("a0", "t0")
             fresh[name] = bool(opened)
     assert fresh == {"full": False, "busy": False, "ioerr": True}
 
@@ -162,7 +163,7 @@ async def test_an_error_says_what_the_disk_said_and_what_to_do(tmp_path, disk, h
     async with SqliteLedger(path) as ledger:
         disk.fail_from(1, 10_000, how)
         with pytest.raises(LedgerError) as caught:
-            await ledger.plan(TRACKS)
+            await ledger.add_tracks(TRACKS)
         disk.mend()
     assert str(path) in str(caught.value)
     assert how[0] in str(caught.value)
@@ -175,9 +176,9 @@ async def test_nothing_is_sent_while_nothing_can_be_written(tmp_path, disk):
     async with SqliteLedger(tmp_path / "x.sqlite3") as ledger:
         disk.fail_from(1, 10_000, FULL)
         with pytest.raises(LedgerError):
-            await ledger.begin(TRACKS[0], "a0", NOW)
+            await ledger.begin_attempt(TRACKS[0], "a0", NOW)
         disk.mend()
-        assert await ledger.find(TRACKS[0]) is None
+        assert await ledger.get(TRACKS[0]) is None
 
 
 async def test_an_end_that_failed_is_written_before_all_else(tmp_path, disk):
@@ -186,11 +187,11 @@ async def test_an_end_that_failed_is_written_before_all_else(tmp_path, disk):
         await begun(ledger)
         disk.fail_from(1, 10_000, FULL)
         with pytest.raises(LedgerError):
-            await ledger.end("a0", AttemptOutcome.ACCEPTED, NOW, task_id="t0")
+            await ledger.finish_attempt("a0", AttemptOutcome.ACCEPTED, NOW, task_id="t0")
         disk.mend()
-        await ledger.settle("t0", NOW, wav_url=WAV)
-        standing = await ledger.find(TRACKS[0])
-    assert (TrackState.SUCCEEDED, "t0") == (standing.state, standing.task_id)
+        await ledger.finish_task("t0", NOW, wav_url=WAV)
+        entry = await ledger.get(TRACKS[0])
+    assert (TrackState.SUCCEEDED, "t0") == (entry.state, entry.task_id)
 
 
 async def test_an_end_that_failed_is_written_at_the_latest_at_the_end(tmp_path, disk, caplog):
@@ -201,12 +202,12 @@ async def test_an_end_that_failed_is_written_at_the_latest_at_the_end(tmp_path, 
     await begun(ledger)
     disk.fail_from(1, 10_000, IOERR)
     with pytest.raises(LedgerError):
-        await ledger.end("a0", AttemptOutcome.NOT_CREATED, NOW)
+        await ledger.finish_attempt("a0", AttemptOutcome.NOT_CREATED, NOW)
     disk.mend()
     await ledger.aclose()
     assert [] == caplog.records
     async with SqliteLedger(path) as ledger:
-        assert TrackState.PLANNED is (await ledger.find(TRACKS[0])).state
+        assert TrackState.PLANNED is (await ledger.get(TRACKS[0])).state
 
 
 async def test_what_stays_owed_is_named_once(tmp_path, disk, caplog):
@@ -215,13 +216,13 @@ async def test_what_stays_owed_is_named_once(tmp_path, disk, caplog):
     ledger = SqliteLedger(path)
     await ledger.open(NOW)
     for n, track in enumerate(TRACKS):
-        await ledger.begin(track, f"a{n}", NOW)
+        await ledger.begin_attempt(track, f"a{n}", NOW)
     disk.fail_from(1, 10_000, IOERR)
     for n in range(2):
         with pytest.raises(LedgerError):
-            await ledger.end(f"a{n}", AttemptOutcome.ACCEPTED, NOW, task_id=f"t{n}")
+            await ledger.finish_attempt(f"a{n}", AttemptOutcome.ACCEPTED, NOW, task_id=f"t{n}")
     with pytest.raises(LedgerError):
-        await ledger.end("a2", AttemptOutcome.REFUSED, NOW)
+        await ledger.finish_attempt("a2", AttemptOutcome.REJECTED, NOW)
     await ledger.aclose()
     disk.mend()
     [record] = caplog.records
@@ -234,11 +235,11 @@ async def test_what_stays_owed_is_named_once(tmp_path, disk, caplog):
 
 async def test_closing_does_not_wait_for_the_next_try(tmp_path, disk, monkeypatch):
     """The pauses between the tries end when the ledger is closed."""
-    monkeypatch.setattr(_ledger_thread, "_PAUSES_S", (3_600.0, 3_600.0, 3_600.0))
+    monkeypatch.setattr(worker, "_PAUSES_S", (3_600.0, 3_600.0, 3_600.0))
     ledger = SqliteLedger(tmp_path / "x.sqlite3")
     await ledger.open(NOW)
     disk.fail_from(1, 10_000, FULL)
-    call = ledger.plan(TRACKS)
+    call = ledger.add_tracks(TRACKS)
     waiting = asyncio.ensure_future(call)
     await asyncio.sleep(0)
     await ledger.aclose()
@@ -250,17 +251,17 @@ async def test_one_bad_call_does_not_undo_its_neighbours(tmp_path):
     """A call that is refused, or that SQLite cannot take, fails alone in its transaction."""
     async with SqliteLedger(tmp_path / "x.sqlite3") as ledger:
         await begun(ledger)
-        await ledger.end("a0", AttemptOutcome.ACCEPTED, NOW, task_id="t0")
-        await ledger.settle("t0", NOW, wav_url=WAV)
+        await ledger.finish_attempt("a0", AttemptOutcome.ACCEPTED, NOW, task_id="t0")
+        await ledger.finish_task("t0", NOW, wav_url=WAV)
         told = await asyncio.gather(
-            ledger.begin(TRACKS[1], "a1", NOW),
-            ledger.begin(TRACKS[2], "a0", NOW),
-            ledger.store(TRACKS[0], path="\udcff", size=1, sha256="00"),
-            ledger.reserve(TRACKS[0], path="x", key="\udcff"),
-            ledger.begin(TRACKS[2], "a2", NOW),
+            ledger.begin_attempt(TRACKS[1], "a1", NOW),
+            ledger.begin_attempt(TRACKS[2], "a0", NOW),
+            ledger.mark_saved(TRACKS[0], path="\udcff", size=1, sha256="00"),
+            ledger.reserve_path(TRACKS[0], path="x", key="\udcff"),
+            ledger.begin_attempt(TRACKS[2], "a2", NOW),
             return_exceptions=True,
         )
-        counts = await ledger.count()
+        counts = await ledger.count_by_state()
     assert [None, *[LedgerError] * 3, None] == [t and type(t) for t in told]
     assert (2, 1) == (counts[TrackState.SUBMITTING], counts[TrackState.SUCCEEDED])
 
@@ -278,12 +279,12 @@ async def test_a_call_that_fails_half_way_writes_nothing(tmp_path, disk, monkeyp
     monkeypatch.setattr(disk, "run", run_or_refuse)
     async with SqliteLedger(tmp_path / "x.sqlite3") as ledger:
         told = await asyncio.gather(
-            ledger.begin(TRACKS[0], "a0", NOW),
-            ledger.begin(TRACKS[1], "a1", NOW),
+            ledger.begin_attempt(TRACKS[0], "a0", NOW),
+            ledger.begin_attempt(TRACKS[1], "a1", NOW),
             return_exceptions=True,
         )
         assert [LedgerError, type(None)] == [type(one) for one in told]
-        assert None is await ledger.find(TRACKS[0])
+        assert None is await ledger.get(TRACKS[0])
         # Refused in a try that failed as a whole, it is refused no more if the next one is not.
         refusals.append(sqlite3.IntegrityError("refused"))
         commits = ["COMMIT"]
@@ -295,30 +296,30 @@ async def test_a_call_that_fails_half_way_writes_nothing(tmp_path, disk, monkeyp
             return run_or_refuse(sql, call)
 
         monkeypatch.setattr(disk, "run", run_or_fail)
-        assert None is await ledger.begin(TRACKS[0], "a0", NOW)
+        assert None is await ledger.begin_attempt(TRACKS[0], "a0", NOW)
 
 
 async def test_a_ledger_moved_away_is_not_written_on(tmp_path, monkeypatch):
     """While the file is not where it was, nothing may be sent; put back, it goes on."""
-    monkeypatch.setattr(_ledger_thread, "_PAUSES_S", ())
+    monkeypatch.setattr(worker, "_PAUSES_S", ())
     path = tmp_path / "x.sqlite3"
     async with SqliteLedger(path) as ledger:
         await begun(ledger)
         path.rename(tmp_path / "y")
         with pytest.raises(LedgerError, match="was moved"):
-            await ledger.begin(TRACKS[1], "a1", NOW)
+            await ledger.begin_attempt(TRACKS[1], "a1", NOW)
         path.touch()
         with pytest.raises(LedgerError, match="was moved"):
-            await ledger.begin(TRACKS[1], "a1", NOW)
+            await ledger.begin_attempt(TRACKS[1], "a1", NOW)
         (tmp_path / "y").replace(path)
-        assert await ledger.begin(TRACKS[1], "a1", NOW) is None
+        assert await ledger.begin_attempt(TRACKS[1], "a1", NOW) is None
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be moved")
 @pytest.mark.parametrize("instead", [None, "file"])
 async def test_a_folder_that_went_away_is_to_be_put_back(tmp_path, monkeypatch, instead):
     """With its folder gone, a ledger says what a new one would cost; put back, it goes on."""
-    monkeypatch.setattr(_ledger_thread, "_PAUSES_S", ())
+    monkeypatch.setattr(worker, "_PAUSES_S", ())
     folder, away = tmp_path / "disk", tmp_path / "away"
     folder.mkdir()
     async with SqliteLedger(folder / "x.sqlite3") as ledger:
@@ -327,10 +328,10 @@ async def test_a_folder_that_went_away_is_to_be_put_back(tmp_path, monkeypatch, 
         if instead is not None:
             folder.touch()
         with pytest.raises(LedgerError, match=r"was moved.*put it back.*pay for it again"):
-            await ledger.end("a0", AttemptOutcome.ACCEPTED, NOW, task_id="t0")
+            await ledger.finish_attempt("a0", AttemptOutcome.ACCEPTED, NOW, task_id="t0")
         folder.unlink(missing_ok=True)
         away.rename(folder)
-        assert "t0" == (await ledger.find(TRACKS[0])).task_id
+        assert "t0" == (await ledger.get(TRACKS[0])).task_id
 
 
 @pytest.mark.parametrize(
@@ -363,16 +364,16 @@ async def written_history(folder):
     async with SqliteLedger(path) as ledger:
 
         async def note():
-            history.append((wal.stat().st_size, await ledger.page(TrackState)))
+            history.append((wal.stat().st_size, await ledger.list_entries(TrackState)))
 
         await note()
         for n in range(20):
             track = Track("5c79", f"e{n}")
             for call in (
-                ledger.plan([track]),
-                ledger.begin(track, f"a{n}", NOW),
-                ledger.end(f"a{n}", AttemptOutcome.ACCEPTED, NOW, task_id=f"t{n}"),
-                ledger.settle(f"t{n}", NOW, wav_url=WAV),
+                ledger.add_tracks([track]),
+                ledger.begin_attempt(track, f"a{n}", NOW),
+                ledger.finish_attempt(f"a{n}", AttemptOutcome.ACCEPTED, NOW, task_id=f"t{n}"),
+                ledger.finish_task(f"t{n}", NOW, wav_url=WAV),
             ):
                 await call
                 await note()
@@ -395,7 +396,7 @@ async def test_a_damaged_log_gives_a_prefix_of_history(tmp_path, images):
             path.with_name(f"{path.name}{suffix}").unlink(missing_ok=True)
         expected = [seen for size, seen in history if size <= cut][-1:] or [history[0][1]]
         async with SqliteLedger(path, read_only=True) as ledger:
-            assert expected[0] == await ledger.page(TrackState), (image, cut)
+            assert expected[0] == await ledger.list_entries(TrackState), (image, cut)
         if image % 10 < 2:  # One of each kind; it waits for the disk.
             async with SqliteLedger(path) as ledger:
-                assert len(expected[0]) == sum((await ledger.count()).values())
+                assert len(expected[0]) == sum((await ledger.count_by_state()).values())

@@ -19,11 +19,11 @@ WAYS = {
     "planned": "plan",
     "submitting": "begin",
     "unknown": "begin unknown",
-    "exists": "begin exists",
+    "exists_without_id": "begin exists_without_id",
     "accepted": "begin accepted",
     "succeeded": "begin accepted wav",
-    "stored": "begin accepted wav store",
-    "refused": "begin refused",
+    "saved": "begin accepted wav store",
+    "rejected": "begin rejected",
     "failed": "begin accepted bad",
     "expired": "begin accepted wav expire",
 }
@@ -31,41 +31,41 @@ WAYS = {
 # What each call makes of each state; a dot for no change. `begin` and `again` are of
 # attempt a2, the outcomes of a1, `wav` and `bad` the ends of t1.
 TABLE = """
-            begin       again       accepted  adopted   unknown  not_created refused  exists
-planned     submitting  submitting  .         .         .        .           .        .
-submitting  .           .           accepted  accepted  unknown  planned     refused  exists
-unknown     .           submitting  accepted  .         .        planned     .        .
-exists      .           submitting  .         accepted  .        planned     .        .
-accepted    .           submitting  .         .         .        .           .        .
-succeeded   .           submitting  .         .         .        .           .        .
-stored      .           submitting  .         .         .        .           .        .
-refused     submitting  submitting  .         .         .        .           .        .
-failed      submitting  submitting  .         .         .        .           .        .
-expired     .           submitting  .         .         .        .           .        .
+                   begin       again       accepted  adopted   unknown  not_created  rejected
+planned            submitting  submitting  .         .         .        .            .
+submitting         .           .           accepted  accepted  unknown  planned      rejected
+unknown            .           submitting  accepted  .         .        planned      .
+exists_without_id  .           submitting  .         accepted  .        planned      .
+accepted           .           submitting  .         .         .        .            .
+succeeded          .           submitting  .         .         .        .            .
+saved              .           submitting  .         .         .        .            .
+rejected           submitting  submitting  .         .         .        .            .
+failed             submitting  submitting  .         .         .        .            .
+expired            .           submitting  .         .         .        .            .
 
-            wav        bad     plan  hear  retry    reopen
-planned     .          .       .     .     .        .
-submitting  .          .       .     .     .        unknown
-unknown     .          .       .     .     .        .
-exists      .          .       .     .     .        .
-accepted    succeeded  failed  .     .     .        .
-succeeded   .          .       .     .     .        .
-stored      .          .       .     .     .        .
-refused     .          .       .     .     planned  .
-failed      .          .       .     .     planned  .
-expired     .          .       .     .     planned  .
+                   wav        bad     plan  hear  retry    reopen   exists_without_id
+planned            .          .       .     .     .        .        .
+submitting         .          .       .     .     .        unknown  exists_without_id
+unknown            .          .       .     .     .        .        .
+exists_without_id  .          .       .     .     .        .        .
+accepted           succeeded  failed  .     .     .        .        .
+succeeded          .          .       .     .     .        .        .
+saved              .          .       .     .     .        .        .
+rejected           .          .       .     .     planned  .        .
+failed             .          .       .     .     planned  .        .
+expired            .          .       .     .     planned  .        .
 
-            reserve    store   unstore    expire
-planned     .          .       .          .
-submitting  .          .       .          .
-unknown     .          .       .          .
-exists      .          .       .          .
-accepted    .          .       .          .
-succeeded   .          stored  .          expired
-stored      .          .       succeeded  .
-refused     .          .       .          .
-failed      .          .       .          .
-expired     .          stored  succeeded  .
+                   reserve  store  unstore    expire
+planned            .        .      .          .
+submitting         .        .      .          .
+unknown            .        .      .          .
+exists_without_id  .        .      .          .
+accepted           .        .      .          .
+succeeded          .        saved  .          expired
+saved              .        .      succeeded  .
+rejected           .        .      .          .
+failed             .        .      .          .
+expired            .        saved  succeeded  .
 """
 
 
@@ -110,19 +110,19 @@ class Life:
         if word in set(AttemptOutcome):
             why = {"error_code": 7, "error": word}
             how = {"task_id": task} if word in {"accepted", "adopted"} else why
-            return ledger.end(attempt, AttemptOutcome(word), NOW + 1, **how)
+            return ledger.finish_attempt(attempt, AttemptOutcome(word), NOW + 1, **how)
         calls = {
-            "plan": lambda: ledger.plan([TRACK]),
-            "begin": lambda: ledger.begin(TRACK, attempt, NOW),
-            "again": lambda: ledger.begin(TRACK, attempt, NOW, again=True),
-            "wav": lambda: ledger.settle(task, NOW + 2, wav_url=WAV),
-            "bad": lambda: ledger.settle(task, NOW + 2, error_code=501, error="bad source"),
-            "hear": lambda: ledger.hear(attempt, "t9"),
-            "store": lambda: ledger.store(TRACK, path="x.wav", size=4, sha256="00"),
-            "reserve": lambda: ledger.reserve(TRACK, path="x.wav", key="x"),
-            "unstore": lambda: ledger.unstore(TRACK),
-            "expire": lambda: ledger.expire(TRACK),
-            "retry": lambda: ledger.retry(["refused", "failed", "expired"]),
+            "plan": lambda: ledger.add_tracks([TRACK]),
+            "begin": lambda: ledger.begin_attempt(TRACK, attempt, NOW),
+            "again": lambda: ledger.begin_attempt(TRACK, attempt, NOW, again=True),
+            "wav": lambda: ledger.finish_task(task, NOW + 2, wav_url=WAV),
+            "bad": lambda: ledger.finish_task(task, NOW + 2, error_code=501, error="bad source"),
+            "hear": lambda: ledger.record_callback(attempt, "t9"),
+            "store": lambda: ledger.mark_saved(TRACK, path="x.wav", size=4, sha256="00"),
+            "reserve": lambda: ledger.reserve_path(TRACK, path="x.wav", key="x"),
+            "unstore": lambda: ledger.mark_missing(TRACK),
+            "expire": lambda: ledger.mark_expired(TRACK),
+            "retry": lambda: ledger.requeue(["rejected", "failed", "expired"]),
         }
         return calls[word]()
 
@@ -133,7 +133,7 @@ class Life:
         return self
 
     async def standing(self):
-        return await self.ledger.find(TRACK)
+        return await self.ledger.get(TRACK)
 
     async def state(self):
         return (await self.standing()).state
@@ -158,16 +158,16 @@ async def test_each_call_makes_of_each_state_what_the_table_says(tmp_path, state
             assert state == await life.state(), WAYS[state]
             attempt = "a2" if call in {"begin", "again"} else "a1"
             first = await life.do(call, attempt)
-            standing = await life.standing()
-            assert after == standing.state, call
+            entry = await life.standing()
+            assert after == entry.state, call
             if call in {"begin", "again"}:
                 assert (first is None) is (before != after)
-                assert standing.attempt_id == (
+                assert entry.attempt_id == (
                     attempt if first is None else "a1" * (before != "planned")
                 )
             # Said again it changes nothing, and a submit keeps its permission.
             again = await life.do(call, attempt)
-            assert standing == await life.standing(), call
+            assert entry == await life.standing(), call
             if call in {"begin", "again"}:
                 assert first == again
 
@@ -177,10 +177,10 @@ async def test_each_call_makes_of_each_state_what_the_table_says(tmp_path, state
     [
         # A submit after one of unknown fate.
         ("begin unknown again:a2 accepted:a2:t2", "accepted", "t2"),
-        ("begin unknown again:a2 refused:a2", "unknown", ""),
+        ("begin unknown again:a2 rejected:a2", "unknown", ""),
         ("begin unknown again:a2 not_created:a2 not_created", "planned", ""),
-        ("begin unknown again:a2 refused:a2 not_created", "refused", ""),
-        ("begin unknown again:a2 exists:a2 not_created", "exists", ""),
+        ("begin unknown again:a2 rejected:a2 not_created", "rejected", ""),
+        ("begin unknown again:a2 exists_without_id:a2 not_created", "exists_without_id", ""),
         ("begin unknown again:a2 accepted:a2:t2 bad::t2", "unknown", "t2"),
         ("begin unknown again:a2 accepted:a2:t2 bad::t2 not_created", "failed", "t2"),
         ("begin unknown again:a2 accepted:a2:t2 bad::t2 accepted", "accepted", "t1"),
@@ -206,16 +206,16 @@ async def test_each_call_makes_of_each_state_what_the_table_says(tmp_path, state
         ("begin accepted again:a2 unknown:a2", "accepted", "t1"),
         ("begin accepted again:a2 unknown:a2 bad", "unknown", "t1"),
         ("begin accepted wav again:a2 not_created:a2", "succeeded", "t1"),
-        ("begin accepted wav again:a2 refused:a2", "succeeded", "t1"),
-        ("begin accepted wav again:a2 exists:a2", "succeeded", "t1"),
+        ("begin accepted wav again:a2 rejected:a2", "succeeded", "t1"),
+        ("begin accepted wav again:a2 exists_without_id:a2", "succeeded", "t1"),
         ("begin accepted wav again:a2 unknown:a2", "unknown", "t1"),
         ("begin accepted wav again:a2 unknown:a2 not_created:a2", "succeeded", "t1"),
         ("begin accepted wav again:a2 unknown:a2 accepted:a2:t2", "accepted", "t2"),
         ("begin accepted wav again:a2 accepted:a2:t2 bad::t2", "failed", "t2"),
         ("begin accepted wav again:a2 adopted:a2:t1", "accepted", "t1"),
         ("begin accepted wav again:a2 adopted:a2:t1 wav", "succeeded", "t1"),
-        ("begin accepted wav store again:a2 not_created:a2", "stored", "t1"),
-        ("begin accepted wav again:a2 store not_created:a2", "stored", "t1"),
+        ("begin accepted wav store again:a2 not_created:a2", "saved", "t1"),
+        ("begin accepted wav again:a2 store not_created:a2", "saved", "t1"),
         ("begin accepted wav store again:a2 accepted:a2:t2 store", "accepted", "t2"),
         ("begin accepted wav store again:a2 unstore not_created:a2", "succeeded", "t1"),
         ("begin accepted wav store again:a2 unknown:a2 unstore", "unknown", "t1"),
@@ -223,35 +223,35 @@ async def test_each_call_makes_of_each_state_what_the_table_says(tmp_path, state
         ("begin accepted wav store unstore expire retry", "planned", ""),
         ("begin adopted wav expire", "expired", "t1"),
         ("begin accepted wav expire again:a2 not_created:a2", "expired", "t1"),
-        ("begin accepted wav expire again:a2 refused:a2", "expired", "t1"),
+        ("begin accepted wav expire again:a2 rejected:a2", "expired", "t1"),
         ("begin accepted wav expire again:a2 accepted:a2:t2 wav::t2", "succeeded", "t2"),
         ("begin accepted wav again:a2 reopen", "unknown", "t1"),
         ("begin accepted again:a2 reopen", "accepted", "t1"),
         # A submit after one that came to nothing.
         ("begin accepted bad begin:a2 not_created:a2", "planned", ""),
-        ("begin refused begin:a2 not_created:a2", "planned", ""),
-        ("begin refused begin:a2 accepted:a2:t2", "accepted", "t2"),
-        ("begin exists again:a2 not_created:a2", "exists", ""),
-        ("begin exists again:a2 refused:a2", "refused", ""),
+        ("begin rejected begin:a2 not_created:a2", "planned", ""),
+        ("begin rejected begin:a2 accepted:a2:t2", "accepted", "t2"),
+        ("begin exists_without_id again:a2 not_created:a2", "exists_without_id", ""),
+        ("begin exists_without_id again:a2 rejected:a2", "rejected", ""),
         ("begin accepted bad begin:a2 adopted:a2:t1 wav", "succeeded", "t1"),
         # Somebody said that there is no task, or that there is one, and knows better by now.
         ("begin not_created accepted", "accepted", "t1"),
         ("begin unknown not_created accepted wav", "succeeded", "t1"),
         ("begin not_created begin:a2 accepted:a2:t2 accepted bad::t2", "accepted", "t1"),
         ("begin not_created begin:a2 accepted:a2:t2 wav::t2 accepted", "succeeded", "t2"),
-        ("begin not_created begin:a2 refused:a2 accepted", "accepted", "t1"),
+        ("begin not_created begin:a2 rejected:a2 accepted", "accepted", "t1"),
         ("begin not_created accepted not_created", "accepted", "t1"),
         ("begin not_created adopted", "planned", ""),
         ("begin accepted wav again:a2 not_created:a2 accepted:a2:t2", "accepted", "t2"),
-        ("begin exists adopted wav", "succeeded", "t1"),
-        ("begin exists again:a2 refused:a2 adopted", "accepted", "t1"),
-        ("begin exists again:a2 refused:a2 not_created", "refused", ""),
-        ("begin exists not_created begin:a2 accepted:a2:t2", "accepted", "t2"),
-        ("begin exists not_created accepted", "accepted", "t1"),
-        ("begin exists not_created adopted", "planned", ""),
-        ("begin accepted wav again:a2 exists:a2 not_created:a2", "succeeded", "t1"),
-        ("begin exists again:a2 accepted:a2:t2 wav::t2 adopted", "succeeded", "t2"),
-        ("begin exists again:a2 accepted:a2:t2 bad::t2 not_created", "failed", "t2"),
+        ("begin exists_without_id adopted wav", "succeeded", "t1"),
+        ("begin exists_without_id again:a2 rejected:a2 adopted", "accepted", "t1"),
+        ("begin exists_without_id again:a2 rejected:a2 not_created", "rejected", ""),
+        ("begin exists_without_id not_created begin:a2 accepted:a2:t2", "accepted", "t2"),
+        ("begin exists_without_id not_created accepted", "accepted", "t1"),
+        ("begin exists_without_id not_created adopted", "planned", ""),
+        ("begin accepted wav again:a2 exists_without_id:a2 not_created:a2", "succeeded", "t1"),
+        ("begin exists_without_id again:a2 accepted:a2:t2 wav::t2 adopted", "succeeded", "t2"),
+        ("begin exists_without_id again:a2 accepted:a2:t2 bad::t2 not_created", "failed", "t2"),
         # Planned again by hand.
         ("begin accepted bad retry begin:a2 accepted:a2:t2 wav::t2", "succeeded", "t2"),
         ("begin accepted wav expire retry", "planned", ""),
@@ -265,8 +265,8 @@ async def test_several_attempts_make_one_state(tmp_path, story, state, task):
     """However many submits a track has seen, it stands where the sum of them leaves it."""
     async with Life(tmp_path / "x.sqlite3") as life:
         await life.go(story)
-        standing = await life.standing()
-        assert (state, task) == (standing.state, standing.task_id)
+        entry = await life.standing()
+        assert (state, task) == (entry.state, entry.task_id)
         # The same after the next opening, but that nothing is under way.
         await life.do("reopen")
         later = await life.standing()
@@ -294,64 +294,64 @@ async def test_a_standing_tells_all(tmp_path):
     url = URL("https://files.example/a%2Fb.wav?sig=%7e", encoded=True)
     async with Life(tmp_path / "x.sqlite3") as life:
         await life.go("plan begin accepted")
-        await life.ledger.settle("t1", NOW + 60, wav_url=url)
+        await life.ledger.finish_task("t1", NOW + 60, wav_url=url)
         await life.do("store")
-        standing = await life.standing()
-    assert (1, TRACK, "Song") == (standing.index, standing.track, standing.track.title)
-    assert ("a1", "t1", False) == (standing.attempt_id, standing.task_id, standing.is_adopted)
-    assert "2023-11-14T22:13:20+00:00" == standing.submitted_at.isoformat()
-    assert "2023-11-14T22:14:20+00:00" == standing.settled_at.isoformat()
-    assert "2023-11-28T22:13:20+00:00" == standing.expires_at.isoformat()
-    assert "https://files.example/a%2Fb.wav?sig=%7e" == str(standing.wav_url)
-    assert ("x.wav", 4, "00") == (standing.path, standing.bytes, standing.sha256)
-    assert (None, None) == (standing.error_code, standing.error)
+        entry = await life.standing()
+    assert (1, TRACK, "Song") == (entry.index, entry.track, entry.track.title)
+    assert ("a1", "t1", False) == (entry.attempt_id, entry.task_id, entry.is_adopted)
+    assert "2023-11-14T22:13:20+00:00" == entry.submitted_at.isoformat()
+    assert "2023-11-14T22:14:20+00:00" == entry.settled_at.isoformat()
+    assert "2023-11-28T22:13:20+00:00" == entry.expires_at.isoformat()
+    assert "https://files.example/a%2Fb.wav?sig=%7e" == str(entry.wav_url)
+    assert ("x.wav", 4, "00") == (entry.path, entry.bytes, entry.sha256)
+    assert (None, None) == (entry.error_code, entry.error)
 
 
 @pytest.mark.parametrize(
     ("story", "reason"),
     [
-        ("begin refused", (7, "refused")),
+        ("begin rejected", (7, "rejected")),
         ("begin accepted bad", (501, "bad source")),
         ("begin not_created", (None, None)),
-        ("begin exists", (None, None)),
+        ("begin exists_without_id", (None, None)),
         ("begin unknown", (None, None)),
         ("begin accepted bad retry", (None, None)),
         ("begin accepted bad begin:a2", (None, None)),
-        ("begin unknown again:a2 refused:a2", (None, None)),
-        ("begin unknown again:a2 refused:a2 not_created", (7, "refused")),
+        ("begin unknown again:a2 rejected:a2", (None, None)),
+        ("begin unknown again:a2 rejected:a2 not_created", (7, "rejected")),
     ],
 )
 async def test_what_failed_says_why(tmp_path, story, reason):
     """The service's words stand beside a track that is refused or failed, and only then."""
     async with Life(tmp_path / "x.sqlite3") as life:
         await life.go(story)
-        standing = await life.standing()
-    assert reason == (standing.error_code, standing.error)
+        entry = await life.standing()
+    assert reason == (entry.error_code, entry.error)
 
 
 async def test_a_stored_file_may_move(tmp_path):
     """Stored again, the last word on where the file is counts."""
     async with Life(tmp_path / "x.sqlite3") as life:
         await life.go("begin accepted wav store")
-        await life.ledger.store(TRACK, path="y.wav", size=5, sha256="11")
-        standing = await life.standing()
-    assert ("y.wav", 5, "11") == (standing.path, standing.bytes, standing.sha256)
+        await life.ledger.mark_saved(TRACK, path="y.wav", size=5, sha256="11")
+        entry = await life.standing()
+    assert ("y.wav", 5, "11") == (entry.path, entry.bytes, entry.sha256)
 
 
 async def test_a_new_task_forgets_the_end_of_the_old(tmp_path):
     """Sent again after its WAV was there, a track tells nothing of the old one but the path."""
     async with Life(tmp_path / "x.sqlite3") as life:
         await life.go("begin accepted wav store again:a2 accepted:a2:t2")
-        standing = await life.standing()
-    assert (None, None) == (standing.wav_url, standing.settled_at)
-    assert ("x.wav", None, None) == (standing.path, standing.bytes, standing.sha256)
+        entry = await life.standing()
+    assert (None, None) == (entry.wav_url, entry.settled_at)
+    assert ("x.wav", None, None) == (entry.path, entry.bytes, entry.sha256)
 
 
 async def test_only_the_first_end_of_a_task_counts(tmp_path):
     """A task that ended once is not ended again with another WAV."""
     async with Life(tmp_path / "x.sqlite3") as life:
         await life.go("begin accepted wav")
-        await life.ledger.settle("t1", NOW + 9, wav_url=ANOTHER_WAV)
+        await life.ledger.finish_task("t1", NOW + 9, wav_url=ANOTHER_WAV)
         assert WAV == (await life.standing()).wav_url
 
 
@@ -359,10 +359,10 @@ async def test_an_adopted_task_has_no_age(tmp_path):
     """A task that existed before is marked so, and has no age by our clock."""
     async with Life(tmp_path / "x.sqlite3") as life:
         await life.go("begin adopted wav")
-        standing = await life.standing()
+        entry = await life.standing()
     assert (True, None, TrackState.SUCCEEDED) == (
-        *(standing.is_adopted, standing.expires_at),
-        standing.state,
+        *(entry.is_adopted, entry.expires_at),
+        entry.state,
     )
 
 
@@ -370,7 +370,7 @@ async def test_a_late_answer_keeps_the_time_of_the_submit(tmp_path):
     """A submit found out about days later was sent, and ended, when it was."""
     async with Life(tmp_path / "x.sqlite3") as life:
         await life.go("begin unknown")
-        await life.ledger.end("a1", AttemptOutcome.ACCEPTED, NOW + 86_400, task_id="t1")
+        await life.ledger.finish_attempt("a1", AttemptOutcome.ACCEPTED, NOW + 86_400, task_id="t1")
         opening = await life.do("reopen")
         assert NOW == (await life.standing()).submitted_at.timestamp()
     assert (NOW + 1,) == opening.ended_unix_s
@@ -399,15 +399,15 @@ async def test_an_opening_tells_the_bill(tmp_path, story, accepted, unknown, nam
         opening = await life.do("reopen")
     assert accepted == opening.accepted
     assert unknown == [submit.attempt_id for submit in opening.unknown]
-    assert named == dict(opening.named)
+    assert named == dict(opening.callback_tasks)
 
 
 async def test_only_the_first_name_counts(tmp_path):
     """A second callback that names another task for an attempt changes nothing."""
     async with Life(tmp_path / "x.sqlite3") as life:
         await life.go("begin hear")
-        await life.ledger.hear("a1", "t8")
-        assert {"a1": "t9"} == dict((await life.do("reopen")).named)
+        await life.ledger.record_callback("a1", "t8")
+        assert {"a1": "t9"} == dict((await life.do("reopen")).callback_tasks)
 
 
 async def test_an_opening_tells_the_last_thousand_ends(tmp_path):
@@ -415,8 +415,11 @@ async def test_an_opening_tells_the_last_thousand_ends(tmp_path):
     async with Life(tmp_path / "x.sqlite3") as life:
         ledger, numbers = life.ledger, range(1_005)
         await asyncio.gather(
-            *(ledger.begin(Track("5c79", f"e{n}"), f"a{n}", NOW) for n in numbers),
-            *(ledger.end(f"a{n}", AttemptOutcome.REFUSED, NOW + n) for n in reversed(numbers)),
+            *(ledger.begin_attempt(Track("5c79", f"e{n}"), f"a{n}", NOW) for n in numbers),
+            *(
+                ledger.finish_attempt(f"a{n}", AttemptOutcome.REJECTED, NOW + n)
+                for n in reversed(numbers)
+            ),
         )
         opening = await life.do("reopen")
     assert [NOW + n for n in range(5, 1_005)] == list(opening.ended_unix_s)
@@ -439,18 +442,18 @@ async def test_what_is_not_there_is_ignored(tmp_path, call):
     """Of an attempt, a task or a track that is not there nothing is written."""
     async with Life(tmp_path / "x.sqlite3") as life:
         await life.do(call)
-        assert 0 == sum((await life.ledger.count()).values())
+        assert 0 == sum((await life.ledger.count_by_state()).values())
 
 
 @pytest.mark.parametrize(
     ("states", "count"),
-    [((), 0), (("failed",), 1), (("refused", "failed"), 2), (("expired", "refused"), 1)],
+    [((), 0), (("failed",), 1), (("rejected", "failed"), 2), (("expired", "rejected"), 1)],
 )
 async def test_only_what_is_named_is_planned_again(tmp_path, states, count):
     """Of the tracks that came to nothing those in the states named are planned, and counted."""
     async with Life(tmp_path / "x.sqlite3") as life:
         await life.go("begin accepted bad")
-        await life.ledger.begin(Track("5c79", "e9"), "a9", NOW)
-        await life.ledger.end("a9", AttemptOutcome.REFUSED, NOW)
-        assert count == await life.ledger.retry(states)
-        assert count == (await life.ledger.count())[TrackState.PLANNED]
+        await life.ledger.begin_attempt(Track("5c79", "e9"), "a9", NOW)
+        await life.ledger.finish_attempt("a9", AttemptOutcome.REJECTED, NOW)
+        assert count == await life.ledger.requeue(states)
+        assert count == (await life.ledger.count_by_state())[TrackState.PLANNED]

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from kie_wav_async._submit_pause import PauseReason, SubmitPause
+from kie_wav_async.core.submit_pause import PauseReason, SubmitPause
 
 
 def in_outage(now: float = 0.0) -> SubmitPause:
@@ -114,16 +114,16 @@ def test_more_unknown_outcomes_are_no_news() -> None:
 def test_an_outage_is_news_once() -> None:
     """Who waits first learns for how long; not of one that is over by then, nor of maintenance."""
     pause = SubmitPause()
-    assert pause.take_news(0.0) is None
+    assert pause.pop_notification(0.0) is None
     assert pause.note_maintenance("a", 0.0)
-    assert pause.take_news(0.0) is None
+    assert pause.pop_notification(0.0) is None
     pause = in_outage()
-    assert (50.0, None) == (pause.take_news(10.0), pause.take_news(10.0))
+    assert (50.0, None) == (pause.pop_notification(10.0), pause.pop_notification(10.0))
     pause = in_outage()
-    assert 0.0 == pause.take_news(70.0)
+    assert 0.0 == pause.pop_notification(70.0)
     pause = in_outage()
     pause.note_answer("a", has_code=True)
-    assert pause.take_news(10.0) is None
+    assert pause.pop_notification(10.0) is None
 
 
 def test_maintenance_needs_no_read_and_ends_with_its_probe() -> None:
@@ -187,10 +187,10 @@ def test_an_earlier_run_that_ended_in_an_outage(ended, unknown, is_paused) -> No
     pause = SubmitPause()
     assert is_paused == pause.restore(ended, unknown, 100.0)
     if is_paused:
-        assert pause.take_news(100.0) is None
+        assert pause.pop_notification(100.0) is None
         probe(pause, 100.0)
         assert 160.0 == pause.blocked_until(100.0, is_sending=False)
-        assert (60.0, None) == (pause.take_news(100.0), pause.take_news(100.0))
+        assert (60.0, None) == (pause.pop_notification(100.0), pause.pop_notification(100.0))
 
 
 def test_an_earlier_outage_that_goes_on_is_news() -> None:
@@ -198,6 +198,6 @@ def test_an_earlier_outage_that_goes_on_is_news() -> None:
     pause = SubmitPause()
     assert pause.restore([1.0] * 5, [1.0] * 5, 100.0)
     assert pause.begin_read(100.0)
-    assert pause.take_news(100.0) is None
+    assert pause.pop_notification(100.0) is None
     pause.end_read(101.0, is_answered=False)
-    assert 60.0 == pause.take_news(101.0)
+    assert 60.0 == pause.pop_notification(101.0)

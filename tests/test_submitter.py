@@ -24,7 +24,7 @@ from kie_wav_async import (
     TaskRecord,
     TaskState,
 )
-from kie_wav_async._registry import REMEMBERED
+from kie_wav_async.core.registry import RESULT_CACHE_SIZE
 from kie_wav_async.errors import (
     ChargeLimitError,
     ConversionFailedError,
@@ -109,9 +109,9 @@ async def test_result_is_remembered(clock, service) -> None:
 
 async def test_last_ten_thousand_results_are_remembered(clock, service) -> None:
     """Of 10,001 results the oldest is forgotten, and only that one is sent again."""
-    assert 10_000 == REMEMBERED
+    assert 10_000 == RESULT_CACHE_SIZE
     async with service.session() as session:
-        registry = session._desk.registry
+        registry = session._context.registry
         for number in range(10_001):
             entry = registry.attach(f"t{number}", track(number), 0.0)
             record = TaskRecord(
@@ -203,7 +203,7 @@ async def test_again_lost_again_keeps_both_doubts(clock, service) -> None:
         for again in (False, True):
             with pytest.raises(SubmitUnknownError):
                 await clock.run(session.convert(track(), again=again))
-        assert service.attempts == [doubt.attempt_id for doubt in session.unknown_submits()]
+        assert service.attempts == [unknown.attempt_id for unknown in session.unknown_submits()]
         assert 1 == session.statistics().possible_double_charges
         assert 2 == service.charged
         assert is_bounded(service, session)
@@ -241,7 +241,7 @@ async def test_queued_submit_is_withdrawn_with_its_last_asker(clock, service, na
     async with service.session(rate_limit=RateLimit(1, per_s=10.0)) as session:
         await clock.run(session.submit(track(1)))
         asker = asyncio.create_task(getattr(session, name)(track(2)))
-        await clock.settle()
+        await clock.run_pending()
         asker.cancel()
         await clock.advance(60.0)
         assert asker.cancelled()
@@ -256,7 +256,7 @@ async def test_queued_submit_stays_for_another_asker(clock, service) -> None:
         await clock.run(session.submit(track(1)))
         first = asyncio.create_task(session.submit(track(2)))
         other = asyncio.create_task(session.convert(track(2)))
-        await clock.settle()
+        await clock.run_pending()
         first.cancel()
         await clock.advance(11.0)
         assert 2 == len(service.submitted_at)
@@ -268,7 +268,7 @@ async def test_submit_backing_off_is_withdrawn(clock, service) -> None:
     service.fates.append(UNSENT)
     async with service.session() as session:
         asker = asyncio.create_task(session.submit(track()))
-        await clock.settle()
+        await clock.run_pending()
         asker.cancel()
         await clock.advance(60.0)
         assert 1 == len(service.submitted_at)

@@ -59,7 +59,7 @@ async def test_unsent_submit_is_tried_again_with_full_jitter(clock, service) -> 
     service.fates += [UNSENT] * 3
     policy = RetryPolicy(attempts=4, base_s=2.0, cap_s=5.0)
     async with service.session(retry=policy) as session:
-        session._desk.chance = iter([0.5, 0.25, 1.0]).__next__
+        session._context.random = iter([0.5, 0.25, 1.0]).__next__
         started = clock.monotonic()
         await clock.run(session.submit(track()))
         assert [0.0, 1.0, 2.0, 7.0] == [at - started for at in service.submitted_at]
@@ -83,9 +83,9 @@ async def test_backing_off_holds_nobody_else(clock, service) -> None:
     """A submit that waits for its next try lets the others pass."""
     service.fates.append(UNSENT)
     async with service.session(retry=RetryPolicy(base_s=50.0, cap_s=50.0)) as session:
-        session._desk.chance = lambda: 0.9
+        session._context.random = lambda: 0.9
         slow = asyncio.create_task(session.submit(track(1)))
-        await clock.settle()
+        await clock.run_pending()
         assert track(2) == (await clock.run(session.submit(track(2)))).track
         assert not slow.done()
         await clock.run(slow)
@@ -227,7 +227,7 @@ async def test_unknown_submit_is_raised_at_once_and_again(clock, service) -> Non
     async with service.session() as session:
         started = clock.monotonic()
         waits = [asyncio.create_task(session.convert(track())) for _ in range(2)]
-        await clock.settle()
+        await clock.run_pending()
         await asyncio.wait(waits)
         assert started == clock.monotonic()
         seen = [wait.exception() for wait in waits]
@@ -235,13 +235,13 @@ async def test_unknown_submit_is_raised_at_once_and_again(clock, service) -> Non
             with pytest.raises(SubmitUnknownError) as caught:
                 await ask(track())
             seen.append(caught.value)
-        (doubt,) = session.unknown_submits()
+        (unknown,) = session.unknown_submits()
         assert 4 == len({id(error) for error in seen})
         for error in seen:
             assert isinstance(error, SubmitUnknownError)
-            assert (doubt.attempt_id, track()) == (error.attempt_id, error.track)
-        assert service.attempts == [doubt.attempt_id]
-        assert clock.time() == doubt.at.timestamp()
+            assert (unknown.attempt_id, track()) == (error.attempt_id, error.track)
+        assert service.attempts == [unknown.attempt_id]
+        assert clock.time() == unknown.at.timestamp()
         assert 1 == len(service.submitted_at)
         assert isinstance(seen[0].__cause__, TransportError)
 
@@ -274,7 +274,7 @@ async def test_resolved_as_a_task(clock, service) -> None:
         assert ("task0001", None) == (wav.task_id, wav.expires_at)
         assert 1 == len(service.submitted_at)
         assert is_bounded(service, session)
-    (told,) = [event for event in seen if isinstance(event, events.Submitted)]
+    (told,) = [event for event in seen if isinstance(event, events.SubmitAccepted)]
     assert ("task0001", track(), attempt_id, True) == (
         told.task_id,
         told.track,
@@ -294,7 +294,7 @@ async def test_resolved_after_the_track_went_on(clock, service) -> None:
         await clock.run(session.submit(track(), again=True))
         await session.resolve_unknown(caught.value.attempt_id, task_id="task0001")
         assert {"task0001", "task0002"} == {c.task_id for c in session.conversions()}
-        told = [e.attempt_id for e in seen if isinstance(e, events.Submitted)]
+        told = [e.attempt_id for e in seen if isinstance(e, events.SubmitAccepted)]
         assert told == service.attempts[::-1]
         await clock.advance(200.0)
         assert 2 == session.statistics().settled_by_poll
@@ -346,12 +346,12 @@ async def test_resolved_as_a_task_attached_before(clock, service) -> None:
         await clock.advance(5.0)
         assert (attached, again.result()) == session.conversions()
         assert 2 == session.statistics().in_flight
-        assert 2 == session._desk.registry.places
+        assert 2 == session._context.registry.used_slots
         assert is_bounded(service, session)
         await clock.advance(100.0)
         counted = session.statistics()
-        assert (2, 0) == (counted.settled_by_poll, counted.duplicates)
-        assert 0 == session._desk.registry.places
+        assert (2, 0) == (counted.settled_by_poll, counted.duplicate_results)
+        assert 0 == session._context.registry.used_slots
         times = [at for at, task_id in service.polled_at if task_id == "task0001"]
         assert all(later - earlier >= 8.0 for earlier, later in itertools.pairwise(times))
 
@@ -363,11 +363,11 @@ async def test_resolved_while_another_submit_is_queued(clock, service) -> None:
         with pytest.raises(SubmitUnknownError) as caught:
             await clock.run(session.submit(track()))
         waits = [asyncio.create_task(session.submit(track(), again=True))]
-        await clock.settle()
+        await clock.run_pending()
         waits.append(asyncio.create_task(session.convert(track())))
-        await clock.settle()
+        await clock.run_pending()
         await session.resolve_unknown(caught.value.attempt_id, task_id="task0001")
-        await clock.settle()
+        await clock.run_pending()
         assert "task0001" == waits[0].result().task_id
         assert "task0001" == (await clock.run(waits[1])).task_id
         await clock.advance(100.0)
@@ -394,7 +394,7 @@ async def test_second_submit_withdrawn_leaves_the_doubt(clock, service) -> None:
         with pytest.raises(SubmitUnknownError):
             await clock.run(session.submit(track()))
         asker = asyncio.create_task(session.submit(track(), again=True))
-        await clock.settle()
+        await clock.run_pending()
         asker.cancel()
         await clock.advance(100.0)
         assert 1 == len(service.submitted_at)
@@ -440,7 +440,7 @@ async def test_repeat_comes_a_minute_later(clock, service) -> None:
         first = asyncio.create_task(session.convert(track()))
         await clock.advance(59.0)
         joined = asyncio.create_task(session.submit(track()))
-        await clock.settle()
+        await clock.run_pending()
         assert 1 == len(service.submitted_at)
         await clock.advance(2.0)
         assert "task0001" == joined.result().task_id
@@ -494,7 +494,7 @@ async def test_repeat_of_unknown_fate_raises(clock, service) -> None:
         with pytest.raises(SubmitUnknownError) as caught:
             await clock.run(session.convert(track()))
         assert service.attempts[1] == caught.value.attempt_id
-        assert service.attempts == [doubt.attempt_id for doubt in session.unknown_submits()]
+        assert service.attempts == [unknown.attempt_id for unknown in session.unknown_submits()]
         await clock.advance(1_000.0)
         assert 2 == service.charged
         assert is_bounded(service, session)
@@ -520,7 +520,7 @@ async def test_again_does_not_wait_for_the_repeat(clock, service) -> None:
         first = asyncio.create_task(session.submit(track()))
         await clock.advance(5.0)
         second = await clock.run(session.submit(track(), again=True))
-        await clock.settle()
+        await clock.run_pending()
         assert first.result() is second
         await clock.advance(200.0)
         assert 2 == len(service.submitted_at)
@@ -532,8 +532,8 @@ async def test_resolved_while_waiting_for_the_repeat(clock, service) -> None:
     async with service.session(on_unknown=OnUnknown.RESUBMIT) as session:
         waiter = asyncio.create_task(session.convert(track()))
         await clock.advance(5.0)
-        (doubt,) = session.unknown_submits()
-        await session.resolve_unknown(doubt.attempt_id, task_id="task0001")
+        (unknown,) = session.unknown_submits()
+        await session.resolve_unknown(unknown.attempt_id, task_id="task0001")
         assert "task0001" == (await clock.run(waiter)).task_id
         await clock.advance(100.0)
         assert 1 == len(service.submitted_at)
@@ -545,9 +545,9 @@ async def test_absolved_while_waiting_for_the_repeat(clock, service) -> None:
     async with service.session(on_unknown=OnUnknown.RESUBMIT) as session:
         waiter = asyncio.create_task(session.submit(track()))
         await clock.advance(5.0)
-        (doubt,) = session.unknown_submits()
-        await session.resolve_unknown(doubt.attempt_id, not_charged=True)
-        await clock.settle()
+        (unknown,) = session.unknown_submits()
+        await session.resolve_unknown(unknown.attempt_id, not_charged=True)
+        await clock.run_pending()
         assert "task0001" == waiter.result().task_id
         assert 0 == session.statistics().possible_double_charges
         assert is_bounded(service, session)
@@ -591,9 +591,9 @@ async def test_repeat_found_needless_for_nobody(clock, service) -> None:
         asker = asyncio.create_task(session.submit(track()))
         await clock.advance(5.0)
         asker.cancel()
-        await clock.settle()
-        (doubt,) = session.unknown_submits()
-        await session.resolve_unknown(doubt.attempt_id, not_charged=True)
+        await clock.run_pending()
+        (unknown,) = session.unknown_submits()
+        await session.resolve_unknown(unknown.attempt_id, not_charged=True)
         await clock.advance(500.0)
         assert 1 == len(service.submitted_at)
         assert "task0001" == (await clock.run(session.submit(track()))).task_id
@@ -766,8 +766,8 @@ async def test_resolved_as_the_task_a_409_named(service) -> None:
         with pytest.raises(SubmitUnknownError):
             await session.submit(track())
         await session.submit(track(), again=True)
-        (doubt,) = session.unknown_submits()
-        await session.resolve_unknown(doubt.attempt_id, task_id="task0001")
+        (unknown,) = session.unknown_submits()
+        await session.resolve_unknown(unknown.attempt_id, task_id="task0001")
 
         assert (1, 0) == (session.statistics().accepted, session.statistics().unknown)
         assert is_bounded(service, session)

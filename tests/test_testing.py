@@ -19,17 +19,17 @@ from kie_wav_async import (
     WireRequest,
     WireResponse,
 )
-from kie_wav_async._requests import RequestBuilder
-from kie_wav_async._secret import Secret
-from kie_wav_async._wire import parse_record, parse_submit
+from kie_wav_async._support.secret import Secret
 from kie_wav_async.errors import ConversionFailedError, RateLimitedError, TransportError
+from kie_wav_async.protocol.requests import RequestBuilder
+from kie_wav_async.protocol.responses import parse_record, parse_submit
 from kie_wav_async.testing import (
     FakeClock,
     ScriptedTransport,
     accepted,
     answer,
     failed,
-    no_record,
+    missing,
     pending,
     polled_task_id,
     refused,
@@ -41,7 +41,7 @@ from kie_wav_async.testing import (
 @pytest.fixture(autouse=True)
 def as_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the clock as users have it, without the short cut of conftest.py."""
-    monkeypatch.setattr(FakeClock, "settle", FakeClock.settle.__wrapped__)
+    monkeypatch.setattr(FakeClock, "run_pending", FakeClock.run_pending.__wrapped__)
 
 
 # --- the example of the module ------------------------------------------------------------
@@ -86,7 +86,7 @@ async def test_clocks_are_clocks(make) -> None:
     called_off.cancel()
     assert [] == fired  # Never within the call.
     if isinstance(clock, FakeClock):
-        await clock.settle()
+        await clock.run_pending()
         await clock.advance(0.0)
     for _ in range(3):
         await asyncio.sleep(0)
@@ -157,9 +157,9 @@ async def test_cancelled_sleep_leaves_no_timer() -> None:
     """A sleeper that is cancelled leaves nothing that time would move to."""
     clock = FakeClock()
     sleeper = asyncio.create_task(clock.sleep(5.0))
-    await clock.settle()
+    await clock.run_pending()
     sleeper.cancel()
-    await clock.settle()
+    await clock.run_pending()
     with pytest.raises(RuntimeError, match="nothing will ever happen"):
         await clock.run(asyncio.Event().wait())
     assert 1_000.0 == clock.monotonic()
@@ -236,7 +236,7 @@ async def test_wall_clock_moves_along_and_alone() -> None:
     clock = FakeClock(monotonic_s=5.0, unix_s=100.0)
     await clock.advance(2.0)
     assert (7.0, 102.0) == (clock.monotonic(), clock.time())
-    clock.jump_wall(-50.0)
+    clock.shift_wall_clock(-50.0)
     assert (7.0, 52.0) == (clock.monotonic(), clock.time())
 
 
@@ -247,9 +247,9 @@ REQUEST = WireRequest(method="GET", url="https://h/x", headers={})
 
 async def test_script_is_followed_in_order() -> None:
     """Replies come in the order of the script, whatever is asked, and requests are kept."""
-    transport = ScriptedTransport(iter([accepted("t1"), no_record()]))
+    transport = ScriptedTransport(iter([accepted("t1"), missing()]))
     assert accepted("t1") == await transport.send(REQUEST)
-    assert no_record() == await transport.send(REQUEST)
+    assert missing() == await transport.send(REQUEST)
     assert [REQUEST] * 2 == transport.requests
 
 
@@ -306,7 +306,7 @@ def test_requests_are_told_apart() -> None:
     submit, poll = build.submit(track, "https://cb"), build.poll("t/1&=ü")
     transport = ScriptedTransport([])
     transport.requests += [submit, poll, build.music("m1"), build.credits()]
-    transport.requests.append(build.fresh_url(URL("https://h/x")))
+    transport.requests.append(build.download_url(URL("https://h/x")))
     assert [submit] == transport.submits
     assert [poll] == transport.polls
     assert track == submitted_track(submit)
@@ -319,7 +319,7 @@ def test_requests_are_told_apart() -> None:
 def test_replies_mean_what_they_say() -> None:
     """The replies are read by our codec as what their names say."""
     assert "t1" == parse_submit(accepted("t1")).task_id
-    assert parse_record(no_record(), "t1") is None
+    assert parse_record(missing(), "t1") is None
     record = parse_record(pending("t1", musicId="a1"), "t1")
     assert (TaskState.PENDING, "a1") == (record.state, record.audio_id)
     record = parse_record(succeeded("t1"), "t1")

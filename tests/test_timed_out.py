@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fakes import LOST_CHARGED, FakeService, counted, lost, raw, refusal, track
-from kie_wav_async import CallbackTrust, CallbackVerdict, PollSchedule, RateLimit, _registry
+from kie_wav_async import CallbackResult, CallbackTrust, PollSchedule, RateLimit
+from kie_wav_async.core import registry
 from kie_wav_async.errors import (
     ConversionFailedError,
     ConversionTimeoutError,
@@ -23,7 +24,7 @@ from kie_wav_async.testing import (
     MemoryLedger,
     answer,
     failed,
-    no_record,
+    missing,
     pending,
     refused,
 )
@@ -143,7 +144,7 @@ async def test_it_can_be_asked_for_from_the_handler_of_its_end(clock, service) -
     asked: list[Conversion] = []
 
     def on_event(event: object) -> None:
-        if type(event).__name__ == "WaitEnded" and not asked:
+        if type(event).__name__ == "ConversionEnded" and not asked:
             asked.append(session.attach("task0001"))
 
     async with opened(service, on_event=on_event) as session:
@@ -208,7 +209,7 @@ async def test_again_is_the_word_to_pay_again(clock, service) -> None:
         second = await clock.run(session.submit(track(), again=True))
         assert ("task0002", 2) == (second.task_id, service.charged)
         assert second is await clock.run(session.submit(track()))
-        assert CallbackVerdict.SETTLED is await service.callback("task0001").to(session)
+        assert CallbackResult.SETTLED is await service.callback("task0001").to(session)
         assert not second.done()
         assert 0 == session.statistics().possible_double_charges
 
@@ -252,7 +253,7 @@ async def test_a_task_that_is_gone_may_be_paid_again(clock, service) -> None:
     """A task that the service no longer knows is told as not found, after a minute."""
     async with opened(service) as session:
         await time_out(clock, session)
-        service.poll_replies += [lambda _: no_record()] * 20
+        service.poll_replies += [lambda _: missing()] * 20
         with pytest.raises(NotFoundError):
             await clock.run(session.convert(track()))
         service.poll_replies.clear()
@@ -310,15 +311,15 @@ async def test_a_callback_still_settles_it(clock, service, trust) -> None:
         verdict = await service.callback("task0001").to(session)
         await clock.advance(0.0)
         is_believed = trust is CallbackTrust.PAYLOAD
-        assert verdict is (CallbackVerdict.SETTLED if is_believed else CallbackVerdict.CONFIRMING)
+        assert verdict is (CallbackResult.SETTLED if is_believed else CallbackResult.POLLING)
         assert session.statistics().polls - polls == (0 if is_believed else 1)
         asked_at = clock.monotonic()
         wav = await clock.run(session.convert(track()))
         assert asked_at == clock.monotonic()
         assert ("callback" if is_believed else "poll") == wav.settled_by
         assert 1 == service.charged
-        assert isinstance(first.outcome, ConversionTimeoutError)
-        assert CallbackVerdict.DUPLICATE is await service.callback("task0001").to(session)
+        assert isinstance(first._entry.outcome, ConversionTimeoutError)
+        assert CallbackResult.DUPLICATE is await service.callback("task0001").to(session)
 
 
 async def test_a_callback_that_brings_nothing_has_it_polled_once(clock, service) -> None:
@@ -327,7 +328,7 @@ async def test_a_callback_that_brings_nothing_has_it_polled_once(clock, service)
         await time_out(clock, session)
         polls = session.statistics().polls
         hint = service.callback("task0001", None, code=500)
-        assert CallbackVerdict.CONFIRMING is await hint.to(session)
+        assert CallbackResult.POLLING is await hint.to(session)
         await clock.advance(1_000.0)
         assert polls + 1 == session.statistics().polls
         service.finish("task0001")
@@ -370,13 +371,13 @@ async def test_the_ledger_has_it_as_accepted(clock, service) -> None:
     ledger = MemoryLedger()
     async with opened(service, ledger=ledger) as session:
         await time_out(clock, session)
-        assert TrackState.ACCEPTED is (await ledger.find(track())).state
+        assert TrackState.ACCEPTED is (await ledger.get(track())).state
         with pytest.raises(ConversionTimeoutError):
             await clock.run(session.convert(track()))
     service.finish("task0001")
     async with opened(service, ledger=ledger) as session:
         assert "task0001" == (await clock.run(session.convert(track()))).task_id
-        assert TrackState.SUCCEEDED is (await ledger.find(track())).state
+        assert TrackState.SUCCEEDED is (await ledger.get(track())).state
     assert 1 == service.charged
 
 
@@ -386,7 +387,7 @@ async def test_recover_takes_it_up_again(clock, service) -> None:
         await time_out(clock, session)
         (conversion,) = await clock.run(session.recover())
         assert (conversion,) == session.conversions() == await clock.run(session.recover())
-        assert CallbackVerdict.SETTLED is await service.callback("task0001").to(session)
+        assert CallbackResult.SETTLED is await service.callback("task0001").to(session)
         assert "callback" == (await clock.run(conversion.wait())).settled_by
 
 
@@ -396,7 +397,7 @@ async def test_a_callback_of_it_is_written_down(clock, service) -> None:
     async with opened(service, ledger=ledger) as session:
         await time_out(clock, session)
         await service.callback("task0001").to(session)
-        assert TrackState.SUCCEEDED is (await ledger.find(track())).state
+        assert TrackState.SUCCEEDED is (await ledger.get(track())).state
 
 
 async def test_again_pays_again_with_a_ledger_too(clock, service) -> None:
@@ -408,7 +409,7 @@ async def test_again_pays_again_with_a_ledger_too(clock, service) -> None:
         assert "task0002" == second.task_id
         service.finish("task0002")
         await clock.run(second.wait())
-        assert "task0002" == (await ledger.find(track())).task_id
+        assert "task0002" == (await ledger.get(track())).task_id
     assert 2 == service.charged
 
 
@@ -488,7 +489,7 @@ async def play(moves: list[tuple[str, object]], *, has_ledger: bool) -> None:
         world = Play(clock, service, session)
         for move, argument in moves:
             await getattr(world, move)(argument)
-            await clock.settle()
+            await clock.run_pending()
         service.poll_replies.clear()
         for task in [*service.tasks.values()]:
             service.finish(task.task_id)
@@ -498,7 +499,11 @@ async def play(moves: list[tuple[str, object]], *, has_ledger: bool) -> None:
         assert len({task.track for task in service.tasks.values()}) == service.charged
         assert service.charged == figures.accepted
         assert (0, ()) == (figures.in_flight, session.conversions())
-        assert 0 == session._desk.registry.places == len(session._desk.registry._kept_by_track)
+        assert (
+            0
+            == session._context.registry.used_slots
+            == len(session._context.registry._timed_out_by_track)
+        )
 
 
 @given(moves=st.lists(_moves, max_size=15), has_ledger=st.booleans())
@@ -512,7 +517,7 @@ def test_no_track_is_ever_paid_twice(moves, has_ledger):
 
 async def test_what_is_kept_is_bounded(clock, service, monkeypatch) -> None:
     """Of more than are kept, the first to have timed out is forgotten."""
-    monkeypatch.setattr(_registry, "MAX_KEPT", 3)
+    monkeypatch.setattr(registry, "MAX_TIMED_OUT", 3)
     async with opened(service) as session:
         for number in range(1, 6):
             await time_out(clock, session, number)
@@ -527,8 +532,11 @@ async def test_it_is_kept_as_long_as_its_file(clock, service) -> None:
         await time_out(clock, session, 1)
         await clock.advance(14 * 86_400.0)
         await time_out(clock, session, 2)
-        books = session._desk.registry
-        assert (None, "task0002") == (books.find_kept(track(1)), books.find_kept(track(2)).task_id)
+        books = session._context.registry
+        assert (None, "task0002") == (
+            books.find_timed_out(track(1)),
+            books.find_timed_out(track(2)).task_id,
+        )
 
 
 async def test_what_ended_is_not_kept(clock, service) -> None:
@@ -542,10 +550,10 @@ async def test_what_ended_is_not_kept(clock, service) -> None:
         await clock.advance(1.0)
         service.finish("task0003")
         await clock.run(session.convert(track(3)))
-        books = session._desk.registry
-        assert ["task0004"] == [*books._kept]
-        assert [track(4)] == [*books._kept_by_track]
-        assert (0, 0) == (books.statistics().in_flight, books.places)
+        books = session._context.registry
+        assert ["task0004"] == [*books._timed_out]
+        assert [track(4)] == [*books._timed_out_by_track]
+        assert (0, 0) == (books.statistics().in_flight, books.used_slots)
 
 
 async def test_closing_leaves_it_be(clock, service) -> None:

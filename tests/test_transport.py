@@ -23,15 +23,15 @@ from yarl import URL
 
 from certificates import SERVER_PEM, TRUSTED_PEM
 from kie_wav_async import AiohttpTransport, Track, WavSession
-from kie_wav_async._requests import RequestBuilder
-from kie_wav_async._secret import Secret
-from kie_wav_async._wire import parse_submit
+from kie_wav_async._support.secret import Secret
 from kie_wav_async.errors import (
     KieWavError,
     TransportError,
     TransportTimeoutError,
     WireFormatError,
 )
+from kie_wav_async.protocol.requests import RequestBuilder
+from kie_wav_async.protocol.responses import parse_submit
 from proxy import Plan, Proxy, end_with_reset, http
 
 KEY = "sk-not-to-be-seen-4711"
@@ -182,23 +182,23 @@ def client_context():
     ("call", "line", "body"),
     [
         (
-            lambda session: session.record("t1&2/ü"),
+            lambda session: session.get_task("t1&2/ü"),
             "GET /api/v1/wav/record-info?taskId=t1%262%2F%C3%BC HTTP/1.1",
             None,
         ),
         (
-            lambda session: session.tracks("m1"),
+            lambda session: session.list_tracks("m1"),
             "GET /api/v1/generate/record-info?taskId=m1 HTTP/1.1",
             None,
         ),
-        (lambda session: session.credits(), "GET /api/v1/chat/credit HTTP/1.1", None),
+        (lambda session: session.get_credits(), "GET /api/v1/chat/credit HTTP/1.1", None),
         (
-            lambda session: session.fresh_url("https://x.invalid/a.wav?b=%2F"),
+            lambda session: session.create_download_url("https://x.invalid/a.wav?b=%2F"),
             "POST /api/v1/common/download-url HTTP/1.1",
             {"url": "https://x.invalid/a.wav?b=%2F"},
         ),
     ],
-    ids=["record", "tracks", "credits", "fresh_url"],
+    ids=["get_task", "list_tracks", "get_credits", "create_download_url"],
 )
 async def test_read_is_sent_as_documented(call, line, body):
     """A read goes out with the documented method, path, body and headers."""
@@ -485,7 +485,7 @@ async def test_submit_received_in_part_may_have_been_sent(transport, end, after)
 async def test_submit_that_was_read_but_not_answered_may_have_been_sent(monkeypatch):
     """A submit that timed out in silence may have been sent; the error is a TimeoutError too."""
     monkeypatch.setattr(
-        "kie_wav_async._transport.SUBMIT_TIMEOUT", aiohttp.ClientTimeout(total=0.05)
+        "kie_wav_async.http.transport.SUBMIT_TIMEOUT", aiohttp.ClientTimeout(total=0.05)
     )
     async with Tap(end="stall") as tap, transporting() as transport:
         with pytest.raises(TimeoutError) as caught:
@@ -527,7 +527,7 @@ async def test_name_without_address_has_sent_nothing(transport, monkeypatch):
 async def test_connection_that_takes_too_long_has_sent_nothing(monkeypatch):
     """A submit that timed out before its connection stood was provably not sent."""
     monkeypatch.setattr(
-        "kie_wav_async._transport.SUBMIT_TIMEOUT", aiohttp.ClientTimeout(total=60, connect=0.05)
+        "kie_wav_async.http.transport.SUBMIT_TIMEOUT", aiohttp.ClientTimeout(total=60, connect=0.05)
     )
     # It takes the TLS client's greeting, and never answers it.
     async with Tap(end="stall") as tap, transporting() as transport:

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_wav_async._wav_header import HEAD_LENGTH, MAX_BYTES, TOLERANCE, ShortWavError, WavScanner
+from kie_wav_async.downloads.wav_header import (
+    HEAD_LENGTH,
+    MAX_BYTES,
+    TOLERANCE,
+    ShortWavError,
+    WavScanner,
+)
 
 ALL_ONES = 0xFFFF_FFFF
 ALL_ONES_LONG = 0xFFFF_FFFF_FFFF_FFFF

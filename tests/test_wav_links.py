@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_wav_async._wav_links import find_links
+from kie_wav_async.protocol.wav_links import find_links
 
 WAV = "https://h.example/a/x.wav"
 BARE = "https://h.example/a/04e6"

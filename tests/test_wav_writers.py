@@ -22,7 +22,7 @@ import pytest
 
 from hostile import downloading
 from kie_wav_async import WavFile
-from kie_wav_async._wav_header import WavScanner
+from kie_wav_async.downloads.wav_header import WavScanner
 from kie_wav_async.errors import DownloadError
 from media import Manner, MediaServer
 

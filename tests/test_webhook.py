@@ -15,10 +15,16 @@ import pytest
 from aiohttp import web
 
 from fakes import KEY, FakeService, counted, track
-from kie_wav_async import WavSession, _capped_server, _gate
+from kie_wav_async import WavSession
 from kie_wav_async.errors import CallbackFormatError, SessionClosedError, SignatureError
 from kie_wav_async.testing import FakeClock, ScriptedTransport
-from kie_wav_async.webhook import CallbackServer, add_callback_route, asgi_app
+from kie_wav_async.webhook import (
+    CallbackServer,
+    add_callback_route,
+    asgi_app,
+    capped_server,
+    request_handler,
+)
 from receivers import (
     PARSERS,
     RECEIVERS,
@@ -91,7 +97,7 @@ async def test_every_server_gives_these_answers(receiver) -> None:
             "duplicate": await of(first),
             "failure": await of(second.saying(code=501)),
             "no attempt": await of(second, query=""),
-            "orphan": await of(stranger),
+            "unknown task": await of(stranger),
             "no headers": await of(stranger, headers={}),
             "one header": await of(stranger, headers=broken),
             "another key": await of(service.callback("nobody", key="another-key-of-whom")),
@@ -118,7 +124,7 @@ async def test_every_server_gives_these_answers(receiver) -> None:
         figures = counted(session)
         service.finish("task0002")  # For the poll that the hints have caused.
 
-    taken = ("settles", "duplicate", "failure", "no attempt", "orphan", "identity")
+    taken = ("settles", "duplicate", "failure", "no attempt", "unknown task", "identity")
     assert dict.fromkeys(taken, OK) == {name: answers.pop(name) for name in taken}
     empty = {name: (seen.status, seen.body, seen.allow) for name, seen in answers.items()}
     assert {
@@ -131,7 +137,11 @@ async def test_every_server_gives_these_answers(receiver) -> None:
         "gzip": (415, b"", None),
     } == empty
     assert figures["settled_by_callback"] == 1
-    assert (figures["duplicates"], figures["orphans"], figures["refused_callbacks"]) == (1, 2, 10)
+    assert (
+        figures["duplicate_results"],
+        figures["unknown_task_callbacks"],
+        figures["rejected_callbacks"],
+    ) == (1, 2, 10)
 
 
 @pytest.mark.parametrize("receiver", RECEIVERS.values(), ids=RECEIVERS)
@@ -230,7 +240,7 @@ class Ear(WavSession):
         self.given: list[tuple[object, bytes, object]] = []
         self._act = act
 
-    async def deliver(self, headers, body, *, query="") -> None:
+    async def handle_callback(self, headers, body, *, query="") -> None:
         self.given.append((headers, body, query))
         if self._act is not None:
             await self._act(body)
@@ -321,7 +331,7 @@ async def test_a_slow_session_does_not_hold_up_the_answer(
     receiver, act, monkeypatch, caplog
 ) -> None:
     """A session that takes too long is cancelled, and the peer told to come again."""
-    monkeypatch.setattr(_gate, "TAKE_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(request_handler, "HANDLE_TIMEOUT_S", 0.0)
 
     async with receiver(Ear(act)) as served, Wire(served) as wire:
         await wire.post({}, b"PLANTED", query="PLANTED")
@@ -360,7 +370,7 @@ async def test_a_session_that_waits_a_little_is_waited_for() -> None:
 
 async def test_the_session_is_told_when_its_server_is_stopped(monkeypatch) -> None:
     """A delivery that waits when the server stops is cancelled, and not forgotten."""
-    monkeypatch.setattr(_capped_server, "SHUTDOWN_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(capped_server, "SHUTDOWN_TIMEOUT_S", 0.01)
     told = []
 
     async def wait(_: bytes) -> None:
@@ -385,10 +395,10 @@ async def test_the_session_is_told_when_its_server_is_stopped(monkeypatch) -> No
 def test_the_limits() -> None:
     """A body may take 10 s and an answer 12 s, and 64 bodies are read at a time."""
     assert (10.0, 12.0) == (
-        _gate.READ_TIMEOUT_S,
-        _gate.READ_TIMEOUT_S + _gate.TAKE_TIMEOUT_S,
+        request_handler.READ_TIMEOUT_S,
+        request_handler.READ_TIMEOUT_S + request_handler.HANDLE_TIMEOUT_S,
     )
-    assert 64 == _gate.MAX_READS
+    assert 64 == request_handler.MAX_READS
 
 
 # --- setting up -----------------------------------------------------------------------------

@@ -15,9 +15,8 @@ from starlette.applications import Starlette
 from starlette.routing import Mount, Route
 
 from fakes import FakeService, counted
-from kie_wav_async import _gate
 from kie_wav_async.testing import FakeClock
-from kie_wav_async.webhook import asgi_app
+from kie_wav_async.webhook import asgi_app, request_handler
 from receivers import PATH, run_asgi
 
 
@@ -118,7 +117,7 @@ async def test_a_body_in_parts() -> None:
             {"type": "http.request"},
         ]
         assert 200 == status_of(await stage.play(**scope_of(genuine)))
-        assert {"orphans": 1} == counted(session)
+        assert {"unknown_task_callbacks": 1} == counted(session)
 
 
 @pytest.mark.parametrize("parts", [0, 1])
@@ -223,7 +222,7 @@ async def test_the_lengths_are_true() -> None:
 async def test_a_cancelled_reader_gives_its_place_back() -> None:
     """A server that cancels requests under way does not use up the places for readers."""
     async with staged() as (stage, _, genuine):
-        for _ in range(_gate.MAX_READS):
+        for _ in range(request_handler.MAX_READS):
             stage.script.append(part(b"{", more=True))
             asking = asyncio.create_task(stage.play(**scope_of(genuine)))
             for _ in range(5):
@@ -268,7 +267,7 @@ async def test_a_mount_is_reached_with_a_slash(framework: str) -> None:
                     statuses.append(answer.status)
 
         assert [307, 200, 200] == statuses
-        assert {"orphans": 2} == counted(session)
+        assert {"unknown_task_callbacks": 2} == counted(session)
 
 
 @pytest.mark.parametrize("framework", ["FastAPI", "Starlette"])
@@ -312,5 +311,5 @@ async def test_a_session_lives_with_the_application() -> None:
     ):
         assert 200 == answer.status
 
-    assert {"orphans": 1} == counted(session)
+    assert {"unknown_task_callbacks": 1} == counted(session)
     assert "closed" in repr(session)

@@ -16,8 +16,9 @@ from aiohttp import web
 from aiohttp.http_exceptions import TransferEncodingError
 
 from fakes import FakeService, counted
-from kie_wav_async import _capped_server, _gate, webhook
+from kie_wav_async import webhook
 from kie_wav_async.testing import FakeClock
+from kie_wav_async.webhook import capped_server, request_handler
 from receivers import (
     PARSERS,
     PATH,
@@ -147,7 +148,7 @@ async def test_headers_are_taken_strictly(receiver) -> None:
 
     wrong = {name: status for name, status in answered.items() if status not in HEADERS[name][1]}
     assert {} == wrong
-    assert list(answered.values()).count(200) + 1 == figures["orphans"]
+    assert list(answered.values()).count(200) + 1 == figures["unknown_task_callbacks"]
 
 
 # --- bodies ---------------------------------------------------------------------------------
@@ -204,7 +205,7 @@ async def test_an_endless_body(receiver) -> None:
         assert "close" == answer.headers["connection"]
         assert await wire.is_closed()
         assert await is_served(service, served)
-        assert {"orphans": 1} == counted(session)
+        assert {"unknown_task_callbacks": 1} == counted(session)
 
 
 @every_parser
@@ -216,7 +217,7 @@ async def test_an_encoding_that_changes_nothing_is_none(receiver, encoding) -> N
         headers = {**genuine.headers, "Content-Encoding": encoding}
         await wire.post(headers, genuine.body, length=len(genuine.body))
         assert 200 == (await wire.answer()).status
-        assert {"orphans": 1} == counted(session)
+        assert {"unknown_task_callbacks": 1} == counted(session)
 
 
 #: Heads of requests that are refused without a look at the body, which never comes.
@@ -280,7 +281,7 @@ async def test_every_rejection_closes_the_connection(receiver) -> None:
 @every_parser
 async def test_half_a_body_and_silence(receiver, monkeypatch) -> None:
     """A body that stops coming is given up after its time, and the connection closed."""
-    monkeypatch.setattr(_gate, "READ_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(request_handler, "READ_TIMEOUT_S", 0.0)
     async with serving(receiver) as (service, session, served):
         genuine = service.callback("genuine")
         for how in ({"length": len(genuine.body)}, {"length": -1}):
@@ -302,7 +303,7 @@ async def test_half_a_body_and_silence(receiver, monkeypatch) -> None:
 async def test_a_body_of_nonsense_chunks(receiver, at_once, monkeypatch) -> None:
     """A body whose framing breaks off is refused, and the connection closed."""
     # Of what comes later aiohttp's parser in C tells nobody: there the time runs out.
-    monkeypatch.setattr(_gate, "READ_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(request_handler, "READ_TIMEOUT_S", 0.05)
     async with serving(receiver) as (service, session, served), Wire(served) as wire:
         headers = {**service.callback("genuine").headers, "Transfer-Encoding": "chunked"}
         good, nonsense = chunk(b"{"), b"nonsense\r\n\r\n"
@@ -314,7 +315,7 @@ async def test_a_body_of_nonsense_chunks(receiver, at_once, monkeypatch) -> None
 
         assert (await wire.answer()).status in {400, 408}
         assert await wire.is_closed()
-        assert "orphans" not in counted(session)
+        assert "unknown_task_callbacks" not in counted(session)
         assert await is_served(service, served)
 
 
@@ -372,7 +373,7 @@ async def test_a_client_that_leaves_before_its_turn(caplog) -> None:
                 await asyncio.sleep(0)
             left.set()
             assert await is_served(service, served)
-        assert {"orphans": 1} == counted(session)
+        assert {"unknown_task_callbacks": 1} == counted(session)
 
     assert [] == [record for record in caplog.records if record.levelno >= logging.WARNING]
 
@@ -382,7 +383,7 @@ async def test_a_client_that_leaves_half_way(receiver, caplog) -> None:
     """Clients that go away with half a body sent leave nothing behind, and no line in the log."""
     async with serving(receiver) as (service, session, served):
         genuine = service.callback("genuine")
-        for _ in range(_gate.MAX_READS):
+        for _ in range(request_handler.MAX_READS):
             async with Wire(served) as wire:
                 await asking(wire, genuine)
                 await wire.send(genuine.body[:20])
@@ -392,7 +393,7 @@ async def test_a_client_that_leaves_half_way(receiver, caplog) -> None:
                 pass
         figures = counted(session)
 
-    assert {"orphans"} == set(figures)
+    assert {"unknown_task_callbacks"} == set(figures)
     assert [] == [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
@@ -437,7 +438,7 @@ async def test_a_complete_body_needs_no_place(receiver) -> None:
             assert 405 == (await wire.answer()).status
 
         assert all([await finishes(wire, service) for wire in readers])
-        assert {"orphans": 134} == counted(session)
+        assert {"unknown_task_callbacks": 134} == counted(session)
 
 
 @every_parser
@@ -454,7 +455,7 @@ async def test_the_65th_reader(receiver) -> None:
         # The place of the newcomer is free again.
         assert await is_served(service, served)
         assert all([await finishes(wire, service) for wire in readers[1:]])
-        assert {"orphans": 65} == counted(session)
+        assert {"unknown_task_callbacks": 65} == counted(session)
 
 
 @every_parser
@@ -480,7 +481,7 @@ async def test_many_slow_readers_lock_out_nobody(receiver) -> None:
 async def test_a_body_that_ends_as_it_is_dropped(dropped_first, rest) -> None:
     """A body whose rest has come before its reader knows that its time is over is taken."""
     async with FakeService(FakeClock()).listening() as session:
-        gate, parts = _gate.Gate(session), asyncio.Queue[bytes | None]()
+        gate, parts = request_handler.CallbackRequestHandler(session), asyncio.Queue[bytes | None]()
         parts.put_nowait(b"a")
         reading = asyncio.create_task(gate.read(parts.get))
         await asyncio.sleep(0)
@@ -493,7 +494,7 @@ async def test_a_body_that_ends_as_it_is_dropped(dropped_first, rest) -> None:
             assert gate.drop_oldest()
 
         read = await reading
-        assert (b"ab" if None in rest else _gate.Answer(408)) == read
+        assert (b"ab" if None in rest else request_handler.Answer(408)) == read
         assert not gate.drop_oldest()
 
 
@@ -507,11 +508,11 @@ async def test_a_loop_that_was_held_up(receiver, monkeypatch) -> None:
         for _ in range(50):  # Until it is being read; nothing is to be seen of that.
             await asyncio.sleep(0)
         wire._socket.send(genuine.body)
-        late = 10 * _gate.READ_TIMEOUT_S
+        late = 10 * request_handler.READ_TIMEOUT_S
         monkeypatch.setattr(loop, "time", lambda: time.monotonic() + late)
 
         assert 200 == (await wire.answer()).status
-        assert {"orphans": 1} == counted(session)
+        assert {"unknown_task_callbacks": 1} == counted(session)
 
 
 # --- asking first, one after the other ------------------------------------------------------
@@ -577,7 +578,7 @@ async def test_one_after_the_other(receiver) -> None:
 
         assert [200, 200, 200, 401] == [(await wire.answer()).status for _ in range(4)]
         assert await wire.is_closed()
-        assert {"orphans": 3, "refused_callbacks": 1} == counted(session)
+        assert {"unknown_task_callbacks": 3, "rejected_callbacks": 1} == counted(session)
 
 
 @every_parser
@@ -615,7 +616,7 @@ async def test_a_session_that_closes_half_way(receiver) -> None:
 
 async def test_a_server_that_stops_half_way(monkeypatch) -> None:
     """Our own server stops although a body is still to come, and drops its connection."""
-    monkeypatch.setattr(_capped_server, "SHUTDOWN_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(capped_server, "SHUTDOWN_TIMEOUT_S", 0.01)
     async with contextlib.AsyncExitStack() as stack:
         async with serving(own_server) as (service, session, served):
             genuine = service.callback("genuine")
@@ -628,12 +629,12 @@ async def test_a_server_that_stops_half_way(monkeypatch) -> None:
 
         assert await wire.is_closed()
         assert await idle.is_closed()
-        assert {"orphans": 1} == counted(session)
+        assert {"unknown_task_callbacks": 1} == counted(session)
 
 
 async def test_headers_that_never_end(monkeypatch) -> None:
     """Our own server drops who holds back the end of the headers, or says nothing at all."""
-    monkeypatch.setattr(_capped_server, "IDLE_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(capped_server, "IDLE_TIMEOUT_S", 0.01)
     async with serving(own_server) as (_, _, served):
         for sent in (b"", b"POST / HTTP/1.1\r\nHost: h\r\nX-Slow: "):
             async with Wire(served) as wire:

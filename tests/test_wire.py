@@ -15,22 +15,24 @@ from hypothesis import strategies as st
 from yarl import URL
 
 import strategies
-from kie_wav_async import _wire, errors
-from kie_wav_async._models import TaskRecord, TaskState, Track, WireResponse
-from kie_wav_async._wire import (
-    SubmitAnswer,
+from kie_wav_async import errors
+from kie_wav_async.errors import KieWavError, WireFormatError
+from kie_wav_async.models import TaskRecord, TaskState, Track
+from kie_wav_async.protocol import responses
+from kie_wav_async.protocol.messages import WireResponse
+from kie_wav_async.protocol.responses import (
+    SubmitResponse,
     is_answered,
     is_known_status,
     parse_credits,
-    parse_fresh_url,
+    parse_download_url,
     parse_moment,
     parse_record,
     parse_state,
     parse_submit,
     parse_tracks,
-    parse_url,
 )
-from kie_wav_async.errors import KieWavError, WireFormatError
+from kie_wav_async.protocol.urls import parse_url
 from samples import (
     AUDIO_ID,
     FILE_URL,
@@ -325,10 +327,10 @@ def test_a_submit_is_read_wherever_the_id_is(code, _, meaning, id_data, id_root,
 
     expected: object
     if meaning == "created":
-        expected = SubmitAnswer(task_id=TASK_ID) if id_meaning == "own" else WireFormatError
+        expected = SubmitResponse(task_id=TASK_ID) if id_meaning == "own" else WireFormatError
     elif meaning == "exists":
         expected = (
-            SubmitAnswer(task_id=TASK_ID, exists=True)
+            SubmitResponse(task_id=TASK_ID, exists=True)
             if id_meaning == "own"
             else errors.AlreadyExistsError
         )
@@ -369,19 +371,19 @@ def test_a_submit_with_a_bad_id_says_so(ids, why):
 @pytest.mark.parametrize(
     ("status", "document", "expected"),
     [
-        (409, {"data": {"taskId": TASK_ID}}, SubmitAnswer(task_id=TASK_ID, exists=True)),
-        (409, {"taskId": TASK_ID}, SubmitAnswer(task_id=TASK_ID, exists=True)),
+        (409, {"data": {"taskId": TASK_ID}}, SubmitResponse(task_id=TASK_ID, exists=True)),
+        (409, {"taskId": TASK_ID}, SubmitResponse(task_id=TASK_ID, exists=True)),
         (
             409,
             {"code": 409, "data": {"task_id": TASK_ID}},
-            SubmitAnswer(task_id=TASK_ID, exists=True),
+            SubmitResponse(task_id=TASK_ID, exists=True),
         ),
         (409, {"data": None}, errors.AlreadyExistsError),
         (409, b"<html>", errors.AlreadyExistsError),
-        (409, {"code": 200, "data": {"taskId": TASK_ID}}, SubmitAnswer(task_id=TASK_ID)),
-        (500, {"code": 200, "data": {"taskId": TASK_ID}}, SubmitAnswer(task_id=TASK_ID)),
+        (409, {"code": 200, "data": {"taskId": TASK_ID}}, SubmitResponse(task_id=TASK_ID)),
+        (500, {"code": 200, "data": {"taskId": TASK_ID}}, SubmitResponse(task_id=TASK_ID)),
         (500, {"data": {"taskId": TASK_ID}}, errors.ServerError),
-        (201, {"data": {"taskId": TASK_ID}}, SubmitAnswer(task_id=TASK_ID)),
+        (201, {"data": {"taskId": TASK_ID}}, SubmitResponse(task_id=TASK_ID)),
         (307, {"data": {"taskId": TASK_ID}}, errors.TransportError),
         (302, b"", errors.TransportError),
         (200, {"code": 408, "data": None}, errors.ServerError),
@@ -847,7 +849,7 @@ def test_a_host_is_no_longer_than_names_are(host, is_taken, rest):
 
 def test_a_host_in_another_script_takes_no_time_to_refuse(monkeypatch):
     """The costly ASCII form is not made of a host of thousands of letters, all different."""
-    monkeypatch.setattr(_wire, "URL", None)
+    monkeypatch.setattr(responses, "URL", None)
     host = "".join(chr(0x4E00 + number) for number in range(8000))
 
     assert parse_url(f"https://{host}/a.wav") is None
@@ -893,7 +895,7 @@ def test_a_path_in_ascii_stays_as_it_was_sent(path):
 def test_the_converter_coerces_nothing(name, value):
     """Our converter takes a value of the right type or refuses, where cattrs would guess."""
     fields = {field.name: getattr(record(), field.name) for field in attrs.fields(TaskRecord)}
-    converter = _wire._make_converter()
+    converter = responses._make_converter()
     assert converter.structure(fields, TaskRecord) == record()
 
     with pytest.raises(TypeError, match=rf"expected \w+, got {type(value).__name__}"):
@@ -1109,14 +1111,14 @@ def test_credits_that_are_no_number_are_unreadable(number):
 
 def test_a_fresh_link_is_read():
     """The link is the data itself, spelled as sent."""
-    assert str(parse_fresh_url(answer(yes(f"{FILE_URL}?sig=a%2Fb")))) == f"{FILE_URL}?sig=a%2Fb"
+    assert str(parse_download_url(answer(yes(f"{FILE_URL}?sig=a%2Fb")))) == f"{FILE_URL}?sig=a%2Fb"
 
 
 @pytest.mark.parametrize("data", [None, "", "soon", 5, {"url": FILE_URL}, [FILE_URL]], ids=short)
 def test_a_link_that_is_none_is_unreadable(data):
     """A link is an absolute URL, or an answer we cannot read."""
     with pytest.raises(WireFormatError, match=r": a link that is no absolute URL; it begins "):
-        parse_fresh_url(answer(yes(data)))
+        parse_download_url(answer(yes(data)))
 
 
 PARSERS = {
@@ -1124,7 +1126,7 @@ PARSERS = {
     "record": lambda response: parse_record(response, TASK_ID),
     "tracks": lambda response: parse_tracks(response, MUSIC_TASK_ID),
     "credits": parse_credits,
-    "fresh-url": parse_fresh_url,
+    "fresh-url": parse_download_url,
 }
 every_parser = pytest.mark.parametrize("parse", list(PARSERS.values()), ids=list(PARSERS))
 
@@ -1157,17 +1159,17 @@ def test_a_refusal_is_a_refusal_to_every_request(parse, code, kind):
         ("wav-bogus-ids", parse_submit, errors.InvalidRequestError),
         ("record-info-not-found", PARSERS["record"], None),
         ("record-info-not-found", PARSERS["tracks"], errors.NotFoundError),
-        ("convert", parse_fresh_url, errors.InvalidRequestError),
+        ("convert", parse_download_url, errors.InvalidRequestError),
         ("credit", parse_credits, Decimal("5916.25")),
         (
             "lyrics-submit",
             parse_submit,
-            SubmitAnswer(task_id="e5d2b14c95a93b325215f4490867d8c6"),
+            SubmitResponse(task_id="e5d2b14c95a93b325215f4490867d8c6"),
         ),
         (
             "generate-submit",
             parse_submit,
-            SubmitAnswer(task_id="091fbbaa1d20d47e9576ce84d5254b18"),
+            SubmitResponse(task_id="091fbbaa1d20d47e9576ce84d5254b18"),
         ),
     ],
     ids=["bogus", "no-record", "no-tracks", "foreign-url", "credit", "lyrics", "generate"],
@@ -1223,7 +1225,7 @@ def hold_what_comes(parse, response: WireResponse) -> None:
         assert value
         assert all(isinstance(track, Track) for track in value)
     else:
-        assert value is None or isinstance(value, SubmitAnswer | URL)
+        assert value is None or isinstance(value, SubmitResponse | URL)
 
 
 @every_parser

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows ``kie-wav``; `None`: the process's own.
     """
     try:
-        from kie_wav_async.cli._commands import run  # noqa: PLC0415 - the extra may be missing
+        from kie_wav_async.cli.commands import run  # noqa: PLC0415 - the extra may be missing
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"click", "rich"}:
             raise

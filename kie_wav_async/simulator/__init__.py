@@ -14,11 +14,11 @@ Whatever it sends, it sends to this machine only.
 It shares no code with the client, so that a misreading of the service cannot cancel out.
 """
 
-from kie_wav_async.simulator._attacks import ATTACKS, AttackResult
-from kie_wav_async.simulator._faults import Fault
-from kie_wav_async.simulator._process import SimulatorProcess
-from kie_wav_async.simulator._server import Simulator
-from kie_wav_async.simulator._state import Arrival, Delivery, SimulatorState
+from kie_wav_async.simulator.attacks import ATTACKS, AttackResult
+from kie_wav_async.simulator.faults import Fault
+from kie_wav_async.simulator.process import SimulatorProcess
+from kie_wav_async.simulator.server import Simulator
+from kie_wav_async.simulator.state import Arrival, Delivery, SimulatorState
 
 __all__ = [
     "ATTACKS",

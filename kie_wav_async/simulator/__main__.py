@@ -2,7 +2,7 @@
 
 import sys
 
-from kie_wav_async.simulator._process import main
+from kie_wav_async.simulator.process import main
 
 if __name__ == "__main__":
     sys.exit(main())

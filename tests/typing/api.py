@@ -66,13 +66,13 @@ kie_wav_async.nonsense  # type: ignore[attr-defined]  # noqa: B018 - must not pa
 
 def on_any_event(event: events.Event) -> None:
     assert_type(event.at, dt.datetime)
-    if isinstance(event, events.Submitted):
+    if isinstance(event, events.SubmitAccepted):
         assert_type(event.task_id, str)
         assert_type(event.track, Track)
         assert_type(event.attempt_id, str)
-    elif isinstance(event, events.Settled):
+    elif isinstance(event, events.ConversionSucceeded):
         assert_type(event.wav, WavFile)
-    elif isinstance(event, events.WaitEnded):
+    elif isinstance(event, events.ConversionEnded):
         assert_type(event.error, errors.KieWavError)
 
 
@@ -107,7 +107,7 @@ def sessions(seen: list[events.Event]) -> None:
     WavSession(ledger=None)
     WavSession(callback_url="https://x.test", webhook_keys="0123456789abcdef")
     WavSession(callback_url=URL("https://x.test"), webhook_keys=("0123456789abcdef",))
-    WavSession(callback_url="", webhook_keys=(), callback_trust=CallbackTrust.HINT)
+    WavSession(callback_url="", webhook_keys=(), callback_trust=CallbackTrust.CONFIRM)
 
 
 # One conversion per request of a web service.
@@ -189,12 +189,12 @@ async def tasks(session: WavSession) -> None:
     _ = assert_type(session.attach("9f3c"), Conversion)
     _ = assert_type(session.attach("9f3c", track=Track("5c79", "e231")), Conversion)
     assert_type(session.conversions(), tuple[Conversion, ...])
-    assert_type(await session.tracks("5c79"), list[Track])
-    assert_type(await session.credits(), Decimal)
-    assert_type(await session.fresh_url("https://files.test/a.wav"), URL)
-    assert_type(await session.fresh_url(URL("https://files.test/a.wav")), URL)
+    assert_type(await session.list_tracks("5c79"), list[Track])
+    assert_type(await session.get_credits(), Decimal)
+    assert_type(await session.create_download_url("https://files.test/a.wav"), URL)
+    assert_type(await session.create_download_url(URL("https://files.test/a.wav")), URL)
 
-    record = await session.record("9f3c")
+    record = await session.get_task("9f3c")
     assert_type(record, TaskRecord | None)
     if record is not None:
         assert_type(record.task_id, str)

@@ -1,0 +1,1 @@
+"""Callbacks of the service: signature, payload, callback URL, verification."""

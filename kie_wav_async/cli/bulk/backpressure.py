@@ -1,0 +1,80 @@
+"""Whether WAVs come faster than they can be saved before the service deletes them."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+import attrs
+
+# So far back is looked, in seconds in which something was being saved.
+_SPAN_S: Final = 600.0
+# A shorter look says nothing yet.
+_LEAST_S: Final = 60.0
+# Samples are so far apart: a look every half second needs no more.
+_STEP_S: Final = 5.0
+
+#: Half of the time for which the service keeps a WAV.
+LONGEST_S: Final = 7 * 86_400.0
+# Once it is on, it takes so much of that to be over: speeds are never steady.
+_OVER: Final = 0.9
+
+
+@attrs.define
+class Backpressure:
+    """
+    Measures how fast files are saved, and holds new submits if that is too slow.
+
+    Attributes:
+        is_on: Whether they are to be held, by the last `decide`.
+    """
+
+    is_on: bool = attrs.field(default=False, init=False)
+    _samples: deque[tuple[float, int]] = attrs.field(factory=deque[tuple[float, int]], init=False)
+    _busy_s: float = attrs.field(default=0.0, init=False)
+    _last_s: float | None = attrs.field(default=None, init=False)
+
+    def note(self, now_mono_s: float, received: int, *, is_busy: bool) -> None:
+        """
+        Note how far it has come.
+
+        Args:
+            now_mono_s: The time.
+
+            received: How many bytes have come in all.
+
+            is_busy: Whether something was being saved since the last note.
+        """
+        if self._last_s is not None and is_busy:
+            self._busy_s += max(0.0, now_mono_s - self._last_s)
+        self._last_s = now_mono_s
+        samples = self._samples
+        if len(samples) > 1 and samples[-1][0] - samples[-2][0] < _STEP_S:
+            _ = samples.pop()
+        samples.append((self._busy_s, received))
+        while len(samples) > 2 and samples[1][0] <= self._busy_s - _SPAN_S:  # noqa: PLR2004 - a first and a last one
+            _ = samples.popleft()
+
+    @property
+    def bytes_per_s(self) -> float | None:
+        """How many bytes come in a second while something is being saved; `None`: unknown."""
+        if not self._samples:
+            return None
+        (began_s, before), (now_s, now) = self._samples[0], self._samples[-1]
+        span_s = now_s - began_s
+        # That nothing comes is said only after a long look.
+        if span_s < (_LEAST_S if now > before else _SPAN_S):
+            return None
+        return (now - before) / span_s
+
+    def decide(self, backlog: float) -> bool:
+        """
+        Return whether new submits are to be held.
+
+        Args:
+            backlog: How many bytes there are to save of what is paid.
+        """
+        per_s = self.bytes_per_s
+        longest_s = LONGEST_S * (_OVER if self.is_on else 1.0)
+        self.is_on = per_s is not None and backlog > per_s * longest_s
+        return self.is_on

@@ -1,0 +1,1 @@
+"""`kie-wav demo` and `kie-wav simulate`."""

@@ -1,0 +1,1 @@
+"""`kie-wav report` and `kie-wav resolve`."""

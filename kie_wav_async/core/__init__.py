@@ -1,0 +1,1 @@
+"""What a session decides: states, registry, policies, limits. Pure."""

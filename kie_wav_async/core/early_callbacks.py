@@ -1,0 +1,104 @@
+"""
+Early callbacks: authentic ones of tasks we do not know (yet), kept for a while.
+
+A callback can overtake the answer to its submit, and an answer can be lost and
+its callback arrive. Most of what lies here concerns neither: other products of
+the account, other programs. It is therefore bounded, in number and in age, and
+creates nothing; whoever learns of a task or loses a submit looks here.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final
+
+import attrs
+from yarl import URL
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Most callbacks kept; the oldest gives way. At full rate 1,800 submits are
+#: answered in the time one is kept.
+MAX_BUFFERED: Final = 10_000
+
+#: How long one is kept. Ours; a submit is answered or lost after 60 s.
+BUFFERED_S: Final = 900.0
+
+
+@attrs.frozen
+class VerifiedCallback:
+    """
+    What of a delivery is believed or kept; its signature was verified.
+
+    Attributes:
+        task_id: The conversion task.
+
+        attempt_id: The attempt that the delivery's URL names; `None` for none.
+
+        wav_url: The file, if the callback reports a success that may be believed.
+    """
+
+    task_id: str
+    attempt_id: str | None
+    wav_url: URL | None
+
+
+class EarlyCallbackBuffer:
+    """Keeps notices by task; the first of a task stays."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._buffered: OrderedDict[str, tuple[float, VerifiedCallback]] = OrderedDict()
+
+    def __len__(self) -> int:
+        """How many are kept, old ones included that nobody has looked for."""
+        return len(self._buffered)
+
+    def put(self, notice: VerifiedCallback, now_mono_s: float) -> None:
+        """
+        Keep *notice*, unless there is one of its task.
+
+        The first stays, so that a replay with another body does not replace it.
+        If it names no attempt, one that does gives it that, but not its file.
+        """
+        self._drop_old(now_mono_s)
+        kept = self._buffered.get(notice.task_id)
+        if kept is not None:
+            if kept[1].attempt_id is None:
+                notice = attrs.evolve(notice, wav_url=None)
+                self._buffered[notice.task_id] = (kept[0], notice)
+            return
+        self._buffered[notice.task_id] = (now_mono_s, notice)
+        if len(self._buffered) > MAX_BUFFERED:
+            self._buffered.popitem(last=False)
+
+    def pop(self, task_id: str, now_mono_s: float) -> VerifiedCallback | None:
+        """Return the notice of a task, which is then no longer kept; `None` if there is none."""
+        self._drop_old(now_mono_s)
+        kept = self._buffered.pop(task_id, None)
+        return None if kept is None else kept[1]
+
+    def get(self, task_id: str, now_mono_s: float) -> VerifiedCallback | None:
+        """Return the notice of a task, which stays; `None` if there is none."""
+        self._drop_old(now_mono_s)
+        kept = self._buffered.get(task_id)
+        return None if kept is None else kept[1]
+
+    def find_by_attempt(self, attempt_id: str, now_mono_s: float) -> tuple[str, ...]:
+        """Return the tasks, oldest first, whose notices name *attempt_id*."""
+        self._drop_old(now_mono_s)
+        return tuple(self._by_attempt(attempt_id))
+
+    def _by_attempt(self, attempt_id: str) -> Iterator[str]:
+        # A search through all, for each submit lost; those are few.
+        for _, notice in self._buffered.values():
+            if notice.attempt_id == attempt_id:
+                yield notice.task_id
+
+    def _drop_old(self, now_mono_s: float) -> None:
+        while self._buffered:
+            kept_at, _ = next(iter(self._buffered.values()))
+            if now_mono_s - kept_at < BUFFERED_S:
+                return
+            self._buffered.popitem(last=False)

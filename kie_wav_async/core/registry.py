@@ -1,0 +1,858 @@
+"""
+The books of a session: every conversion it knows, and what has become of it.
+
+What may happen to an entry, and what that costs, is told in `core.state_machine`; this
+is who is in which phase, found by track, task or attempt, and the counters.
+What succeeded is remembered, the last 10,000 of them, so that a track asked for
+again is not paid again.
+
+Pure: no futures, no clock, no chance. Times are arguments; waiters are someone
+else's business.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+import attrs
+
+from kie_wav_async.core.state_machine import (
+    IllegalTransition,
+    Origin,
+    Phase,
+    TaskEntry,
+    Transition,
+    apply,
+)
+from kie_wav_async.errors import (
+    AlreadyExistsError,
+    ConversionFailedError,
+    ConversionTimeoutError,
+    KieWavError,
+    NotFoundError,
+)
+from kie_wav_async.models import (
+    RETENTION_DAYS,
+    SettledBy,
+    Statistics,
+    TaskRecord,
+    TaskState,
+    Track,
+    UnknownSubmit,
+    WavFile,
+)
+from kie_wav_async.protocol.envelope import quote
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+#: How many successes are remembered: an hour and a half of submits at full rate.
+RESULT_CACHE_SIZE: Final = 10_000
+
+#: How many tasks that ended at the service are remembered by their ids, so that
+#: a callback delivered again is known for what it is.
+ENDED_CACHE_SIZE: Final = 10_000
+
+#: How long a task whose wait timed out is kept: as long as its file.
+TIMED_OUT_KEPT_S: Final = RETENTION_DAYS * 86_400.0
+
+#: Most tasks kept: 400 in flight that all time out after 15 minutes reach this in
+#: two and a half days. One takes about 800 bytes.
+MAX_TIMED_OUT: Final = 100_000
+
+#: How long after acceptance a missing record is no news. The service may not
+#: show a task it has just created. Ours.
+MISSING_GRACE_S: Final = 60.0
+
+#: How many polls of an attached task may find no record; its age is unknown.
+MAX_ATTACHED_MISSING: Final = 3
+
+
+#: How many of the user's words are remembered, so that they can be replaced.
+RESOLUTION_CACHE_SIZE: Final = 10_000
+
+
+@attrs.define
+class Counters:
+    """The counters, which go up, and down only with a word that was wrong; see `Statistics`."""
+
+    submitted: int = 0
+    accepted: int = 0
+    adopted: int = 0
+    settled_by_callback: int = 0
+    settled_by_poll: int = 0
+    failed: int = 0
+    timed_out: int = 0
+    polls: int = 0
+    rejected_429: int = 0
+    possible_double_charges: int = 0
+    duplicate_results: int = 0
+    unknown_task_callbacks: int = 0
+    rejected_callbacks: int = 0
+
+
+E = TypeVar("E", bound=TaskEntry)
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+@attrs.frozen(kw_only=True)
+class _Resolution(Generic[E]):
+    """
+    What the user said of a submit of unknown fate, and what that changed.
+
+    Attributes:
+        unknown: The submit.
+
+        task_id: The task that it created; `None` if it created nothing.
+
+        entry: What follows the task; `None` without one.
+
+        is_created: Whether that was made for it, or else had followed the task before.
+
+        was_attached: Whether it followed the task as one that was made elsewhere.
+
+        accepted: By how much the counter went up.
+
+        adopted: The same.
+    """
+
+    unknown: UnknownSubmit
+    task_id: str | None = None
+    entry: E | None = None
+    is_created: bool = False
+    was_attached: bool = False
+    accepted: int = 0
+    adopted: int = 0
+
+
+class Registry(Generic[E]):
+    """Holds the entries and applies events to them."""
+
+    def __init__(self, make_entry: Callable[[Track | None], E]) -> None:
+        """Start empty; *make_entry* makes the entries."""
+        self._make_entry = make_entry
+        self._by_track: dict[Track, E] = {}
+        self._by_task: dict[str, E] = {}
+        # Who follows a task beside the first; rare: attached, and then submitted.
+        self._more_by_task: dict[str, list[E]] = {}
+        # Tasks whose wait timed out, oldest first.
+        self._timed_out: OrderedDict[str, E] = OrderedDict()
+        self._timed_out_by_track: dict[Track, list[E]] = {}
+        self._results: OrderedDict[Track, E] = OrderedDict()
+        # With whether a submit that is counted made it.
+        self._ended_tasks: OrderedDict[str, bool] = OrderedDict()
+        self._unknown: dict[str, UnknownSubmit] = {}
+        self._unknown_by_track: dict[Track, list[str]] = {}
+        self._resolutions: OrderedDict[str, _Resolution[E]] = OrderedDict()
+        self._sending: set[str] = set()
+        self._used_slots = 0
+        self._in_flight = 0
+        self._accepted_before = 0
+        self.counters = Counters()
+
+    # --- what is in the books ---------------------------------------------------
+
+    def find(self, track: Track) -> E | None:
+        """Return the entry of *track* that is not terminal, if there is one."""
+        return self._by_track.get(track)
+
+    def find_task(self, task_id: str) -> E | None:
+        """Return the entry in flight under *task_id*, if there is one."""
+        return self._by_task.get(task_id)
+
+    def conversions_of(self, task_id: str) -> tuple[E, ...]:
+        """Return every entry in flight under *task_id*, the first one first."""
+        first = self._by_task.get(task_id)
+        return () if first is None else (first, *self._more_by_task.get(task_id, ()))
+
+    def known(self, task_id: str) -> tuple[E, ...]:
+        """Return every entry that news of *task_id* is for, in flight or kept."""
+        kept = self._timed_out.get(task_id)
+        return self.conversions_of(task_id) if kept is None else (kept,)
+
+    def find_timed_out(self, track: Track) -> E | None:
+        """Return the latest entry of *track* whose wait timed out, if one is kept."""
+        kept = self._timed_out_by_track.get(track)
+        return kept[-1] if kept else None
+
+    def has_ended(self, task_id: str) -> bool:
+        """Return whether the task, not in flight now, is one of the last that ended here."""
+        return task_id in self._ended_tasks
+
+    def find_result(self, track: Track) -> E | None:
+        """Return the remembered success of *track*, if there is one."""
+        return self._results.get(track)
+
+    def find_unknown(self, track: Track) -> UnknownSubmit | None:
+        """Return the latest attempt at *track* whose fate is unknown, if there is one."""
+        attempts = self._unknown_by_track.get(track)
+        return self._unknown[attempts[-1]] if attempts else None
+
+    def unknown_submit(self, attempt_id: str) -> UnknownSubmit | None:
+        """Return the attempt of that name if its fate is unknown."""
+        return self._unknown.get(attempt_id)
+
+    def resolved_submit(self, attempt_id: str) -> UnknownSubmit | None:
+        """Return the attempt of that name if its fate is the user's word, which may be replaced."""
+        word = self._resolutions.get(attempt_id)
+        return None if word is None else word.unknown
+
+    def is_resolution(self, attempt_id: str, task_id: str | None) -> bool:
+        """Return whether the user's word on an attempt is *task_id*; `None`: that it has none."""
+        word = self._resolutions.get(attempt_id)
+        return word is not None and word.task_id == task_id
+
+    def unknown_submits(self) -> tuple[UnknownSubmit, ...]:
+        """Return every attempt whose fate is unknown, oldest first."""
+        return tuple(self._unknown.values())
+
+    def in_flight(self) -> Iterator[E]:
+        """Yield every entry that is ACCEPTED, oldest first where that is known."""
+        yield from self._by_task.values()
+        for entries in self._more_by_task.values():
+            yield from entries
+
+    def waiting(self) -> tuple[E, ...]:
+        """Return every entry that is QUEUED, SENDING or UNKNOWN."""
+        return tuple(e for e in self._by_track.values() if e.phase is not Phase.ACCEPTED)
+
+    @property
+    def sending(self) -> int:
+        """How many submits are on the wire."""
+        return len(self._sending)
+
+    def is_sending(self, attempt_id: str) -> bool:
+        """Return whether the attempt of that name is on the wire."""
+        return attempt_id in self._sending
+
+    @property
+    def used_slots(self) -> int:
+        """How many conversions of ours are on the wire or in flight."""
+        return self._used_slots
+
+    @property
+    def charges(self) -> int:
+        """The most that the submits known to have ended, ever, can have been charged."""
+        return self._accepted_before + self.counters.accepted + len(self._unknown)
+
+    def statistics(self) -> Statistics:
+        """Return the counters as they are now."""
+        return Statistics(
+            unknown=len(self._unknown),
+            in_flight=self._in_flight,
+            **attrs.asdict(self.counters),
+        )
+
+    # --- what happens to a submit -----------------------------------------------
+
+    def enqueue(self, track: Track) -> E:
+        """Open an entry for *track*, which must have none that is not terminal."""
+        if track in self._by_track:
+            msg = f"{track} has an entry already"
+            raise IllegalTransition(msg)
+        entry = self._by_track[track] = self._make_entry(track)
+        return entry
+
+    def send(self, entry: E, attempt_id: str, now_unix_s: float) -> None:
+        """Note that the submit goes out now, under the name *attempt_id*."""
+        apply(entry, Transition.SEND)
+        entry.attempt_id = attempt_id
+        entry.submitted_unix_s = now_unix_s
+        entry.accepted_at = None
+        entry.may_double_charge = self.has_unknown_submit(entry)
+        entry.discovered_task_id = ""
+        self._sending.add(attempt_id)
+        self._used_slots += 1
+        self.counters.submitted += 1
+
+    def requeue(self, entry: E) -> None:
+        """Note that the submit created nothing, and waits for another turn."""
+        self._end_submit(entry, Transition.REQUEUE)
+
+    def reject(self, entry: E, error: KieWavError) -> None:
+        """Note that the submit created nothing, and is over; not for an entry in doubt."""
+        self._verify_free(entry)
+        if entry.phase is Phase.SUBMITTING:
+            self._end_submit(entry, Transition.REJECT)
+        else:
+            apply(entry, Transition.REJECT)
+        self._end(entry, error)
+
+    def cancel(self, entry: E, error: KieWavError) -> None:
+        """Note that nobody waits for the queued submit any more; not for an entry in doubt."""
+        self._verify_free(entry)
+        apply(entry, Transition.CANCEL)
+        self._end(entry, error)
+
+    def mark_unknown(self, entry: E, now_unix_s: float) -> UnknownSubmit:
+        """Note that the submit may have been accepted, and return the doubt."""
+        self._end_submit(entry, Transition.MARK_UNKNOWN)
+        track = _track_of(entry)
+        unknown = UnknownSubmit(
+            track=track,
+            attempt_id=entry.attempt_id,
+            at=dt.datetime.fromtimestamp(now_unix_s, dt.UTC),
+        )
+        if entry.may_double_charge:
+            self.counters.possible_double_charges += 1
+        self._add_unknown(unknown)
+        return unknown
+
+    def _add_unknown(self, unknown: UnknownSubmit) -> None:
+        self._unknown[unknown.attempt_id] = unknown
+        self._unknown_by_track.setdefault(unknown.track, []).append(unknown.attempt_id)
+
+    def has_unknown_submit(self, entry: E) -> bool:
+        """Return whether an earlier attempt at the entry's track is of unknown fate."""
+        return entry.track in self._unknown_by_track
+
+    def return_to_unknown(self, entry: E) -> UnknownSubmit:
+        """Note that a repeat came to nothing: the earlier doubt stands, and is returned."""
+        unknown = self.find_unknown(_track_of(entry))
+        if unknown is None:
+            msg = f"{entry.track} is not in doubt"
+            raise IllegalTransition(msg)
+        if entry.phase is Phase.SUBMITTING:
+            self._end_submit(entry, Transition.RETURN_TO_UNKNOWN)
+        else:
+            apply(entry, Transition.RETURN_TO_UNKNOWN)
+        return unknown
+
+    def retry(self, entry: E) -> None:
+        """Put an entry of unknown fate back into the queue."""
+        apply(entry, Transition.RETRY)
+        entry.attempts = 0
+
+    def accept(
+        self,
+        entry: E,
+        task_id: str,
+        now_mono_s: float,
+        *,
+        accepted_unix_s: float | None = None,
+    ) -> None:
+        """
+        Note that the service created *task_id* for the submit on the wire.
+
+        *accepted_unix_s* is when, by its own clock; `None` if it did not say.
+        """
+        if accepted_unix_s is not None:
+            entry.accepted_at = dt.datetime.fromtimestamp(accepted_unix_s, dt.UTC)
+        self._follow(entry, task_id, now_mono_s, Origin.SUBMITTED)
+        self.counters.accepted += 1
+        if entry.may_double_charge:
+            self.counters.possible_double_charges += 1
+
+    def adopt_existing(self, entry: E, task_id: str, now_mono_s: float) -> None:
+        """
+        Note that the service named *task_id* for the submit on the wire: it existed.
+
+        Whether an attempt in doubt created it, its record tells; see `attribute`.
+        """
+        self._follow(entry, task_id, now_mono_s, Origin.ADOPTED)
+        is_counted = self._ended_tasks.get(task_id, False)
+        entry.is_attributed = is_counted or not self.has_unknown_submit(entry)
+        self.counters.adopted += 1
+
+    def attribute(self, entry: E, attempt_id: str | None) -> str | None:
+        """
+        Note which attempt the record of a task that existed names.
+
+        Returns the attempt of unknown fate that is thereby explained, if one is.
+
+        Args:
+            entry: Its entry.
+
+            attempt_id:
+                The attempt; `None` if the record names none, but may be of our
+                making: then it explains a doubt only where there is just one, and
+                no other submit that the task may be of.
+        """
+        unknowns = self._unknown_by_track.get(_track_of(entry), [])
+        if attempt_id is None and len(unknowns) == 1 and entry.origin is not Origin.SUBMITTED:
+            attempt_id = unknowns[0]
+        # One that names none leaves it open which of several it was.
+        entry.is_attributed = attempt_id is not None or not unknowns
+        if attempt_id is None or attempt_id not in unknowns:
+            return None
+        _ = self._resolve(attempt_id)
+        self.counters.accepted += 1
+        return attempt_id
+
+    def adopt_unknown(
+        self, attempt_id: str, task_id: str, now_mono_s: float, *, is_resolution: bool = False
+    ) -> E:
+        """
+        Note that the attempt of unknown fate created *task_id*; return its entry.
+
+        *is_resolution*: it is the user who says so, and may take it back; see `retract`.
+        """
+        unknown = self._resolve(attempt_id)
+        followed = self._by_task.get(task_id)
+        was_attached = followed is not None and followed.origin is Origin.ATTACHED
+        accepted, adopted = self.counters.accepted, self.counters.adopted
+        entry = self._adopt(unknown, task_id, now_mono_s)
+        if is_resolution:
+            word = _Resolution(
+                unknown=unknown,
+                task_id=task_id,
+                entry=entry,
+                is_created=entry is not followed,
+                was_attached=was_attached and entry is followed,
+                accepted=self.counters.accepted - accepted,
+                adopted=self.counters.adopted - adopted,
+            )
+            _remember(self._resolutions, attempt_id, word, RESOLUTION_CACHE_SIZE)
+        return entry
+
+    def _adopt(self, unknown: UnknownSubmit, task_id: str, now_mono_s: float) -> E:
+        entry = self._by_track.get(unknown.track)
+        if entry is None or entry.phase is not Phase.UNKNOWN:
+            # The track went on under another attempt; this one is followed beside it.
+            if entry is not None:
+                entry.discovered_task_id = task_id
+            followed = self._by_task.get(task_id)
+            if followed is not None:
+                self._claim(followed, unknown.track)
+                return followed
+            entry = self._make_entry(unknown.track)
+            entry.phase = Phase.DISCOVERED
+            self._by_track.setdefault(unknown.track, entry)
+        entry.attempt_id = unknown.attempt_id
+        self._follow(entry, task_id, now_mono_s, Origin.ADOPTED)
+        self.counters.adopted += 1
+        self.counters.accepted += 1
+        return entry
+
+    def retract(self, attempt_id: str) -> E | None:
+        """
+        Take back the user's word on an attempt: its fate is unknown again.
+
+        Returns the entry that followed the task for it and is in flight, if there is
+        one: UNKNOWN again, if all of its track waits for that attempt. A result that
+        came of the word is forgotten.
+        """
+        word = self._resolutions.pop(attempt_id)
+        track, entry = word.unknown.track, word.entry
+        self.counters.accepted -= word.accepted
+        self.counters.adopted -= word.adopted
+        self._add_unknown(word.unknown)
+        waiting = self._by_track.get(track)
+        if waiting is not None and waiting.discovered_task_id == word.task_id:
+            waiting.discovered_task_id = ""
+        if entry is None:
+            return None
+        if entry.phase is Phase.TIMED_OUT:
+            # Another entry stands for the task by now, in flight or kept.
+            entry = next((e for e in self.known(entry.task_id) if e.track == track), entry)
+        if entry.phase is Phase.ACCEPTED:
+            return self._detach(entry, word)
+        if entry.phase is Phase.TIMED_OUT_KEPT and word.is_created:
+            _ = self._release(entry)
+        self._ended_tasks.pop(entry.task_id, None)
+        if self._results.get(track) is entry:
+            del self._results[track]
+        return None
+
+    def _detach(self, entry: E, word: _Resolution[E]) -> E | None:
+        """Take the track of a word that was wrong from what follows the task."""
+        track = word.unknown.track
+        is_first = self._by_track.get(track) is entry
+        if word.is_created and is_first:
+            self._in_flight -= 1
+            self._used_slots -= 1
+            self._unfollow(entry)
+            apply(entry, Transition.RETRACT)
+            entry.task_id = ""
+            entry.missing_count = 0
+            entry.unread_response = ""
+            entry.accepted_at = None
+            entry.is_called_back = False
+            return entry
+        if word.was_attached:
+            entry.origin = Origin.ATTACHED
+            self._used_slots -= 1
+        elif not word.is_created:
+            # A later submit was given the task; it is open again which of them made it.
+            entry.is_attributed = not word.accepted
+            return None
+        # It goes on, and is nobody's.
+        entry.track = None
+        if is_first:
+            del self._by_track[track]
+        return None
+
+    def _claim(self, entry: E, track: Track) -> None:
+        """Note that a task in flight is the one that a lost submit of *track* created."""
+        if entry.origin is not Origin.ATTACHED:
+            # A later submit was given it, and has been counted, unless a 409 named
+            # it and its record did not tell whose it is.
+            self.counters.accepted += not entry.is_attributed
+            entry.is_attributed = True
+            return
+        entry.origin = Origin.ADOPTED
+        self._used_slots += 1
+        if entry.track is None:
+            self.set_track(entry, track)
+        self.counters.adopted += 1
+        self.counters.accepted += 1
+
+    def mark_not_charged(self, attempt_id: str, *, is_resolution: bool = False) -> E | None:
+        """
+        Note that the attempt of unknown fate was not charged.
+
+        *is_resolution*: it is the user who says so, and may take it back; see `retract`.
+
+        Returns the entry that waited for nothing else, still UNKNOWN: it may be
+        withdrawn or sent again. `None` if the track has other doubts or went on.
+        """
+        unknown = self._resolve(attempt_id)
+        if is_resolution:
+            _remember(
+                self._resolutions, attempt_id, _Resolution(unknown=unknown), RESOLUTION_CACHE_SIZE
+            )
+        entry = self._by_track.get(unknown.track)
+        if entry is None or self.has_unknown_submit(entry):
+            return None
+        # One that is on the wire was sent at a risk that there was not.
+        entry.may_double_charge = False
+        return entry if entry.phase is Phase.UNKNOWN else None
+
+    # --- what a ledger knows of earlier runs ---------------------------------------
+
+    def restore_unknown_submits(self, accepted: int, unknowns: Iterable[UnknownSubmit]) -> None:
+        """Go on with a ledger: submits *accepted* ever, and those of unknown fate."""
+        self._accepted_before = accepted
+        # Not every one of their tracks waits for that: it may have a task, or its WAV.
+        for unknown in unknowns:
+            self._add_unknown(unknown)
+
+    def restore_unknown(self, track: Track) -> None:
+        """Note that all there is of *track* are submits of unknown fate, if there are."""
+        if track in self._unknown_by_track and track not in self._by_track:
+            entry = self._by_track[track] = self._make_entry(track)
+            entry.phase = Phase.UNKNOWN
+
+    def restore(
+        self,
+        track: Track,
+        task_id: str,
+        now_mono_s: float,
+        *,
+        attempt_id: str,
+        submitted_unix_s: float | None,
+        accepted_at: dt.datetime | None = None,
+    ) -> E:
+        """
+        Follow a task of an earlier run again, of a track that has no task here.
+
+        *submitted_unix_s* is `None` if the task was not made by our submit;
+        *accepted_at* is when the service made it, by its own clock, if it said so.
+        """
+        entry = self._by_track.get(track)
+        if entry is None:
+            entry = self._by_track[track] = self._make_entry(track)
+            entry.phase = Phase.DISCOVERED
+        entry.attempt_id = attempt_id
+        entry.accepted_at = accepted_at
+        origin = Origin.ADOPTED
+        if submitted_unix_s is not None:
+            origin, entry.submitted_unix_s = Origin.SUBMITTED, submitted_unix_s
+        self._follow(entry, task_id, now_mono_s, origin)
+        entry.is_attributed = not self.has_unknown_submit(entry)
+        return entry
+
+    def restore_result(self, track: Track, wav: WavFile) -> E:
+        """Remember a success of an earlier run, of a track without an entry."""
+        entry = self._make_entry(track)
+        entry.task_id = wav.task_id
+        entry.phase = Phase.SUCCEEDED
+        entry.outcome = wav
+        _remember(self._results, track, entry, RESULT_CACHE_SIZE)
+        return entry
+
+    def replace_outcome(self, entry: E, error: KieWavError) -> None:
+        """End a terminal entry with *error* instead: its end could not be written down."""
+        entry.outcome = error
+        self._ended_tasks.pop(entry.task_id, None)
+        if entry.track is not None and self._results.get(entry.track) is entry:
+            del self._results[entry.track]
+
+    # --- what happens to a task ---------------------------------------------------
+
+    def attach(self, task_id: str, track: Track | None, now_mono_s: float) -> E:
+        """Open an entry for a task submitted elsewhere, which must not be in flight here."""
+        entry = self._make_entry(track)
+        entry.phase = Phase.DISCOVERED
+        if track is not None:
+            self._by_track.setdefault(track, entry)
+        self._follow(entry, task_id, now_mono_s, Origin.ATTACHED)
+        return entry
+
+    def set_track(self, entry: E, track: Track) -> None:
+        """Note what an attached task converts, once that is known."""
+        entry.track = track
+        self._by_track.setdefault(track, entry)
+
+    def observe(
+        self,
+        entry: E,
+        record: TaskRecord | None,
+        now_mono_s: float,
+        settled_by: SettledBy,
+        *,
+        is_hint: bool = False,
+        created_at: dt.datetime | None = None,
+    ) -> bool:
+        """
+        Take in what the service says of a task; return whether this settled it.
+
+        *record* is `None` if the service has none. News about an entry that is
+        terminal is counted if it is terminal too, and changes nothing. A poll that
+        a callback caused (*is_hint*) is not counted among those that may bring no
+        news: replayed callbacks must not use up our patience with the service.
+        *created_at* is when the service made the task, if the record says so in a way
+        that can be compared with other clocks.
+        """
+        if entry.phase not in {Phase.ACCEPTED, Phase.TIMED_OUT_KEPT}:
+            self.record_late(record)
+            return False
+        error = self._terminal_error(entry, record, now_mono_s, is_hint=is_hint)
+        if error is not None:
+            apply(entry, Transition.FAIL)
+            self.counters.failed += 1
+            self._end(entry, error)
+            return True
+        if record is None or record.state is not TaskState.SUCCEEDED or record.wav_url is None:
+            # A success without a file we can read: the file may be named later.
+            return False
+        apply(entry, Transition.SUCCEED)
+        if settled_by == "poll":
+            self.counters.settled_by_poll += 1
+        else:
+            self.counters.settled_by_callback += 1
+        expires_at = None
+        if entry.origin is Origin.SUBMITTED:
+            submitted_at = dt.datetime.fromtimestamp(entry.submitted_unix_s, dt.UTC)
+            expires_at = submitted_at + dt.timedelta(days=RETENTION_DAYS)
+        wav = WavFile(
+            task_id=entry.task_id,
+            url=record.wav_url,
+            track=entry.track,
+            settled_by=settled_by,
+            expires_at=expires_at,
+            accepted_at=_later(entry.accepted_at, created_at),
+        )
+        self._end(entry, wav)
+        return True
+
+    def record_late(self, record: TaskRecord | None) -> None:
+        """Note what came of a poll whose task ended, or was given up, meanwhile."""
+        self.counters.duplicate_results += (
+            record is not None and record.state is not TaskState.PENDING
+        )
+
+    def time_out(self, entry: E, timeout_s: float, now_mono_s: float) -> None:
+        """Note that we stop waiting for the task; it may still finish, and is kept."""
+        apply(entry, Transition.TIME_OUT)
+        self.counters.timed_out += 1
+        self._end(
+            entry,
+            ConversionTimeoutError(
+                timeout_s=timeout_s,
+                task_id=entry.task_id,
+                track=entry.track,
+                answer=entry.unread_response,
+            ),
+        )
+
+        self._keep_timed_out(entry, now_mono_s)
+
+    def rejoin(self, entry: E, now_mono_s: float) -> None:
+        """Follow a kept task again, as if it had just been accepted."""
+        self._follow(entry, entry.task_id, now_mono_s, entry.origin)
+        if entry.track is not None:
+            self._by_track.setdefault(entry.track, entry)
+
+    # --- inside -------------------------------------------------------------------
+
+    def _keep_timed_out(self, ended: E, now_mono_s: float) -> None:
+        """Keep the task of an entry that timed out, unless another one still follows it."""
+        follower = self._by_task.get(ended.task_id)
+        if follower is not None:
+            if ended.track is not None and follower.track in {None, ended.track}:
+                self.set_track(follower, ended.track)
+            return
+        entry = self._make_entry(ended.track)
+        entry.phase = Phase.TIMED_OUT_KEPT
+        entry.task_id = ended.task_id
+        entry.attempt_id = ended.attempt_id
+        entry.origin = ended.origin
+        entry.is_attributed = ended.is_attributed
+        entry.submitted_unix_s = ended.submitted_unix_s
+        entry.accepted_at = ended.accepted_at
+        entry.accepted_mono_s = now_mono_s
+        self._timed_out[entry.task_id] = entry
+        if entry.track is not None:
+            self._timed_out_by_track.setdefault(entry.track, []).append(entry)
+        oldest = next(iter(self._timed_out.values()))
+        while (
+            len(self._timed_out) > MAX_TIMED_OUT
+            or now_mono_s - oldest.accepted_mono_s >= TIMED_OUT_KEPT_S
+        ):
+            self._release(oldest)
+            oldest = next(iter(self._timed_out.values()))
+
+    def _release(self, entry: E) -> bool:
+        """Keep an entry no longer; return whether it was kept."""
+        if self._timed_out.get(entry.task_id) is not entry:
+            return False
+        del self._timed_out[entry.task_id]
+        if entry.track is not None:
+            others = self._timed_out_by_track[entry.track]
+            others.remove(entry)
+            if not others:
+                del self._timed_out_by_track[entry.track]
+        return True
+
+    def _verify_free(self, entry: E) -> None:
+        if self.has_unknown_submit(entry):
+            msg = f"{entry.track} is in doubt"
+            raise IllegalTransition(msg)
+
+    def _end_submit(self, entry: E, event: Transition) -> None:
+        apply(entry, event)
+        self._sending.discard(entry.attempt_id)
+        self._used_slots -= 1
+
+    def _follow(self, entry: E, task_id: str, now_mono_s: float, origin: Origin) -> None:
+        was_sending = entry.phase is Phase.SUBMITTING
+        apply(entry, Transition.ACCEPT)
+        if task_id in self._timed_out:
+            _ = self._release(self._timed_out[task_id])
+        entry.task_id = task_id
+        entry.origin = origin
+        entry.accepted_mono_s = now_mono_s
+        if self._by_task.setdefault(task_id, entry) is not entry:
+            self._more_by_task.setdefault(task_id, []).append(entry)
+        self._in_flight += 1
+        if was_sending:
+            self._sending.discard(entry.attempt_id)
+        elif origin is not Origin.ATTACHED:
+            # An unknown submit gave its place back; it takes one again, over
+            # the limit if need be.
+            self._used_slots += 1
+
+    def _terminal_error(
+        self, entry: E, record: TaskRecord | None, now_mono_s: float, *, is_hint: bool
+    ) -> KieWavError | None:
+        """Return the error that *record* ends the entry with, if it does."""
+        if record is None:
+            entry.missing_count += not is_hint
+            if entry.origin is Origin.ATTACHED:
+                missing = entry.missing_count >= MAX_ATTACHED_MISSING
+            else:
+                missing = now_mono_s - entry.accepted_mono_s >= MISSING_GRACE_S
+            if not missing:
+                return None
+            return NotFoundError(
+                code=404,
+                message=f"no record of task {entry.task_id}",
+                task_id=entry.task_id,
+                track=entry.track,
+            )
+        entry.missing_count = 0
+        entry.unread_response = quote(record.raw) if is_success_without_url(record) else ""
+        if is_foreign(entry, record):
+            return AlreadyExistsError(
+                code=409,
+                message=f"task {entry.task_id} converts another track, {record.audio_id}",
+                task_id=entry.task_id,
+                track=entry.track,
+            )
+        if record.state is TaskState.FAILED:
+            why = record.error_message or record.status
+            return ConversionFailedError(
+                f"task {entry.task_id} failed ({why})", record=record, track=entry.track
+            )
+        return None
+
+    def _resolve(self, attempt_id: str) -> UnknownSubmit:
+        unknown = self._unknown.pop(attempt_id, None)
+        if unknown is None:
+            msg = f"no unknown submit has the attempt_id {attempt_id!r}"
+            raise IllegalTransition(msg)
+        others = self._unknown_by_track[unknown.track]
+        others.remove(attempt_id)
+        if not others:
+            del self._unknown_by_track[unknown.track]
+        return unknown
+
+    def _end(self, entry: E, outcome: WavFile | KieWavError) -> None:
+        """Take a terminal entry out of the books of the living."""
+        entry.outcome = outcome
+        if entry.task_id:
+            if not self._release(entry):
+                self._in_flight -= 1
+                self._used_slots -= entry.origin is not Origin.ATTACHED
+                self._unfollow(entry)
+            if entry.phase is not Phase.TIMED_OUT:
+                is_counted = entry.origin is Origin.SUBMITTED
+                _remember(self._ended_tasks, entry.task_id, is_counted, ENDED_CACHE_SIZE)
+        if entry.track is None:
+            return
+        if self._by_track.get(entry.track) is entry:
+            del self._by_track[entry.track]
+        if entry.phase is Phase.SUCCEEDED:
+            _remember(self._results, entry.track, entry, RESULT_CACHE_SIZE)
+
+    def _unfollow(self, entry: E) -> None:
+        """Take an entry out of those that follow its task; the next one steps forward."""
+        beside = self._more_by_task.get(entry.task_id)
+        if beside is None:
+            del self._by_task[entry.task_id]
+            return
+        if self._by_task[entry.task_id] is entry:
+            self._by_task[entry.task_id] = beside.pop(0)
+        else:
+            beside.remove(entry)
+        if not beside:
+            del self._more_by_task[entry.task_id]
+
+
+def _remember(cache: OrderedDict[K, V], key: K, value: V, most: int) -> None:
+    """Put *key* last; the first one goes if there are more than *most*."""
+    cache[key] = value
+    cache.move_to_end(key)
+    if len(cache) > most:
+        cache.popitem(last=False)
+
+
+def _later(one: dt.datetime | None, other: dt.datetime | None) -> dt.datetime | None:
+    """Return the later of two times that may be unknown: the younger a file, the safer."""
+    return max((at for at in (one, other) if at is not None), default=None)
+
+
+def is_success_without_url(record: TaskRecord) -> bool:
+    """Return whether *record* says success and names no file that we can read."""
+    return record.state is TaskState.SUCCEEDED and record.wav_url is None
+
+
+def is_foreign(entry: TaskEntry, record: TaskRecord) -> bool:
+    """Return whether *record* shows that a task taken over converts another track."""
+    return (
+        entry.origin is Origin.ADOPTED
+        and entry.track is not None
+        and record.audio_id is not None
+        and record.audio_id != entry.track.audio_id
+    )
+
+
+def _track_of(entry: TaskEntry) -> Track:
+    if entry.track is None:
+        msg = "an attached task has no submit"
+        raise IllegalTransition(msg)
+    return entry.track

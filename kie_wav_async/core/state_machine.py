@@ -1,0 +1,225 @@
+"""
+The life of one conversion: a table of what may happen, and when.
+
+Theory of operation
+===================
+
+Every conversion is one `TaskEntry`, and an entry is in one `Phase`. What happens to
+it is a `Transition`; `TRANSITIONS` says where one leads from a phase. A transition
+without a row is a mistake of the caller: it raises `IllegalTransition` and
+changes nothing. Nothing but `Registry` changes an entry's phase::
+
+    QUEUED          send → SUBMITTING    reject → REJECTED    cancel → CANCELLED
+    SUBMITTING      accept → ACCEPTED    reject → REJECTED    requeue → QUEUED
+                    mark_unknown → UNKNOWN
+    UNKNOWN         accept → ACCEPTED    retry → QUEUED       cancel → CANCELLED
+    DISCOVERED      accept → ACCEPTED
+    ACCEPTED        succeed → SUCCEEDED  fail → FAILED        time_out → TIMED_OUT
+                    retract → UNKNOWN
+    TIMED_OUT_KEPT  accept → ACCEPTED    succeed → SUCCEEDED  fail → FAILED
+
+and, for an entry that was UNKNOWN before,
+return_to_unknown → UNKNOWN from QUEUED and SUBMITTING.
+
+Three rules carry the money:
+
+* An entry that is SUBMITTING may be charged at any moment, so it leaves that phase
+  by an answer or into UNKNOWN, never by being forgotten.
+* An attempt of unknown fate stays in the books (`unknown_submits`) until its
+  fate is known, whatever becomes of the entry: the entry may be sent again and
+  succeed, and the first attempt may still have been charged.
+* An entry that has such an attempt cannot end as rejected or cancelled, which
+  would read "not charged": it returns to UNKNOWN.
+
+The bill is thus bounded at any time: ``accepted <= charged <= accepted + unknown``
+plus what is on the wire.
+
+Terminal once: the first terminal news settles an entry; later news is counted
+and changes nothing. An entry that TIMED_OUT leaves another one for its task,
+which is TIMED_OUT_KEPT: known and not polled, until it is asked for again or a callback
+brings news. What succeeded is remembered, the last 10,000 of them, so
+that a track asked for again is not paid again.
+
+Pure: values and one table; who applies it, and when, is the registry's business.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import datetime as dt
+    from collections.abc import Mapping
+
+    from kie_wav_async.errors import KieWavError
+    from kie_wav_async.models import Track, WavFile
+
+
+class Phase(enum.Enum):
+    """Where a conversion stands."""
+
+    # Members are single objects; the hash of an Enum is that of its name, made anew.
+    __hash__ = object.__hash__
+
+    QUEUED = enum.auto()  #: waits for its turn
+    SUBMITTING = enum.auto()  #: its submit is on the wire
+    UNKNOWN = enum.auto()  #: its submit may have been accepted
+    TIMED_OUT_KEPT = enum.auto()  #: the wait for its task timed out; it is known, and not polled
+    DISCOVERED = enum.auto()  #: its task is named by someone, who need not be its submitter
+    ACCEPTED = enum.auto()  #: has a task id, and is followed
+    SUCCEEDED = enum.auto()
+    FAILED = enum.auto()
+    TIMED_OUT = enum.auto()
+    REJECTED = enum.auto()
+    CANCELLED = enum.auto()
+
+
+class Transition(enum.Enum):
+    """What can happen to a conversion."""
+
+    __hash__ = object.__hash__
+
+    SEND = enum.auto()
+    REQUEUE = enum.auto()
+    REJECT = enum.auto()
+    CANCEL = enum.auto()
+    MARK_UNKNOWN = enum.auto()
+    RETURN_TO_UNKNOWN = enum.auto()
+    RETRY = enum.auto()
+    ACCEPT = enum.auto()
+    RETRACT = enum.auto()  #: its task was named by mistake
+    SUCCEED = enum.auto()
+    FAIL = enum.auto()
+    TIME_OUT = enum.auto()
+
+
+TRANSITIONS: Final[Mapping[tuple[Phase, Transition], Phase]] = {
+    (Phase.QUEUED, Transition.SEND): Phase.SUBMITTING,
+    (Phase.QUEUED, Transition.REJECT): Phase.REJECTED,
+    (Phase.QUEUED, Transition.CANCEL): Phase.CANCELLED,
+    (Phase.QUEUED, Transition.RETURN_TO_UNKNOWN): Phase.UNKNOWN,
+    (Phase.SUBMITTING, Transition.REQUEUE): Phase.QUEUED,
+    (Phase.SUBMITTING, Transition.REJECT): Phase.REJECTED,
+    (Phase.SUBMITTING, Transition.MARK_UNKNOWN): Phase.UNKNOWN,
+    (Phase.SUBMITTING, Transition.RETURN_TO_UNKNOWN): Phase.UNKNOWN,
+    (Phase.SUBMITTING, Transition.ACCEPT): Phase.ACCEPTED,
+    (Phase.UNKNOWN, Transition.RETRY): Phase.QUEUED,
+    (Phase.UNKNOWN, Transition.ACCEPT): Phase.ACCEPTED,
+    (Phase.UNKNOWN, Transition.CANCEL): Phase.CANCELLED,
+    (Phase.DISCOVERED, Transition.ACCEPT): Phase.ACCEPTED,
+    (Phase.ACCEPTED, Transition.SUCCEED): Phase.SUCCEEDED,
+    (Phase.ACCEPTED, Transition.FAIL): Phase.FAILED,
+    (Phase.ACCEPTED, Transition.TIME_OUT): Phase.TIMED_OUT,
+    (Phase.ACCEPTED, Transition.RETRACT): Phase.UNKNOWN,
+    (Phase.TIMED_OUT_KEPT, Transition.ACCEPT): Phase.ACCEPTED,
+    (Phase.TIMED_OUT_KEPT, Transition.SUCCEED): Phase.SUCCEEDED,
+    (Phase.TIMED_OUT_KEPT, Transition.FAIL): Phase.FAILED,
+}
+
+
+class IllegalTransition(RuntimeError):  # noqa: N818 - a mistake of ours, not an answer to users
+    """An event met a phase that has no row for it."""
+
+
+class Origin(enum.Enum):
+    """How the registry came to know a task."""
+
+    SUBMITTED = enum.auto()  #: we asked for it, so we know its age
+    ADOPTED = enum.auto()  #: named by a 409, or found for an unknown submit
+    ATTACHED = enum.auto()  #: the user named it; not ours to count
+
+
+class TaskEntry:
+    """
+    One conversion in the books; read by anyone, changed by the registry only.
+
+    Attributes:
+        track: What is converted; `None` if attached without one.
+
+        task_id: The task; ``""`` until it is known.
+
+        attempt_id: The latest attempt; ``""`` before the first and if attached.
+
+        is_attributed:
+            Whether it is known if an attempt in doubt created the task; `False`
+            only for a task that a 409 or a ledger named while there was a doubt.
+
+        attempts: How many times the service refused the submit without a verdict.
+
+        is_again: Whether the user said to submit it all the same.
+
+        is_called_back:
+            Whether an authentic callback of the task has come since the last poll by
+            schedule was sent: what ends it now, the callback told.
+
+        may_double_charge:
+            Whether the submit went out while an earlier attempt was in doubt, so
+            that it may be a second charge.
+
+        discovered_task_id:
+            The task that an earlier attempt turned out to have made while this one
+            was on the wire; ``""`` for none.
+
+        accepted_at: When the service made the task, by its own clock; `None` if it did
+            not say.
+        unread_response:
+            The record, shortened, that last said success and named no file that we
+            can read; ``""`` for none.
+
+        outcome: The file or the error, once terminal.
+    """
+
+    __slots__ = (
+        "accepted_at",
+        "accepted_mono_s",
+        "attempt_id",
+        "attempts",
+        "discovered_task_id",
+        "is_again",
+        "is_attributed",
+        "is_called_back",
+        "may_double_charge",
+        "missing_count",
+        "origin",
+        "outcome",
+        "phase",
+        "submitted_unix_s",
+        "task_id",
+        "track",
+        "unread_response",
+    )
+
+    def __init__(self, track: Track | None) -> None:
+        """Start in the queue, knowing nothing."""
+        self.track = track
+        self.task_id = ""
+        self.discovered_task_id = ""
+        self.attempt_id = ""
+        self.attempts = 0
+        self.is_attributed = True
+        self.is_again = False
+        self.is_called_back = False
+        self.may_double_charge = False
+        self.missing_count = 0
+        self.unread_response = ""
+        self.phase = Phase.QUEUED
+        self.origin = Origin.SUBMITTED
+        self.accepted_at: dt.datetime | None = None
+        self.accepted_mono_s = 0.0
+        self.submitted_unix_s = 0.0
+        self.outcome: WavFile | KieWavError | None = None
+
+
+def apply(entry: TaskEntry, event: Transition) -> None:
+    """
+    Move *entry* to where *event* leads.
+
+    Raises:
+        IllegalTransition: There is no row for it; nothing has changed.
+    """
+    phase = TRANSITIONS.get((entry.phase, event))
+    if phase is None:
+        msg = f"{event.name} does not follow {entry.phase.name}"
+        raise IllegalTransition(msg)
+    entry.phase = phase

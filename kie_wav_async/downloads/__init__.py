@@ -1,0 +1,1 @@
+"""WAV files: transfer, part file, WAV header, URL policy."""

@@ -1,0 +1,1 @@
+"""HTTP: the transport and its connection settings."""

@@ -1,0 +1,1 @@
+"""All facts about the service: requests, responses, codes, URLs. Pure."""
