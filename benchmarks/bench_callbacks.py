@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
     from kie_wav_async import Conversion
     from kie_wav_async._support.clock import TimerHandle
-    from kie_wav_async.protocol.messages import WireRequest, WireResponse
+    from kie_wav_async.protocol.http_messages import WireRequest, WireResponse
 
 TARGET: Final = 0.85
 SETTLE_TARGET_US: Final = 100.0
@@ -356,7 +356,7 @@ class _Clock(SystemClock):
 
 
 async def _settle(pending: int, samples: int, trust: CallbackTrust) -> list[float]:
-    """Return the CPU microseconds from `deliver` to the waiter's turn, *pending* others waiting."""
+    """Return the CPU microseconds from `handle_callback` to the waiter, *pending* others open."""
     service, clock = _Service(), _Clock()
     spent_us = []
     async with _session(service, callback_trust=trust, clock=clock) as session:

@@ -25,7 +25,7 @@ from kie_wav_async import RateLimit, Track
 from kie_wav_async.core.rate_limiter import SlidingWindowLimiter
 from kie_wav_async.core.registry import Registry
 from kie_wav_async.core.state_machine import TaskEntry
-from kie_wav_async.protocol.messages import WireResponse
+from kie_wav_async.protocol.http_messages import WireResponse
 from kie_wav_async.protocol.responses import parse_record, parse_submit
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from kie_wav_async.testing import FakeClock, accepted, pending, polled_task_id
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from kie_wav_async.protocol.messages import WireRequest, WireResponse
+    from kie_wav_async.protocol.http_messages import WireRequest, WireResponse
 
 TARGET_KIB: Final = 1.25
 

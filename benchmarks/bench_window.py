@@ -25,7 +25,7 @@ from kie_wav_async import Track, WavSession
 from kie_wav_async.testing import FakeClock, accepted, pending, polled_task_id, succeeded
 
 if TYPE_CHECKING:
-    from kie_wav_async.protocol.messages import WireRequest, WireResponse
+    from kie_wav_async.protocol.http_messages import WireRequest, WireResponse
 
 MEDIAN_S: Final = 90.0
 SPREAD: Final = 0.4

@@ -11,12 +11,13 @@ Asyncio client for KIE.AI's WAV conversion: a track goes in, a WAV comes out.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
-from kie_wav_async import errors, events
+from kie_wav_async import errors
 from kie_wav_async._support.clock import Clock, SystemClock
+from kie_wav_async._support.version import __version__ as __version__
 from kie_wav_async.callbacks.signature import sign
-from kie_wav_async.callbacks.verify import parse_callback, verify_signature
 from kie_wav_async.core.policies import PollSchedule, RateLimit, RetryPolicy
 from kie_wav_async.http.transport import AiohttpTransport, Transport
 from kie_wav_async.models import (
@@ -32,11 +33,12 @@ from kie_wav_async.models import (
     UnknownSubmit,
     WavFile,
 )
-from kie_wav_async.protocol.messages import WireRequest, WireResponse
+from kie_wav_async.protocol.http_messages import WireRequest, WireResponse
 from kie_wav_async.session.batch import Batch
 from kie_wav_async.session.conversion import Conversion
 from kie_wav_async.session.outcome import Outcome
 from kie_wav_async.session.session import WavSession
+from kie_wav_async.session.verification import parse_callback, verify_signature
 
 __all__ = [
     "AiohttpTransport",
@@ -70,16 +72,13 @@ __all__ = [
     "verify_signature",
 ]
 
-
 if TYPE_CHECKING:
-    __version__: str
+    from kie_wav_async import events
 else:
 
-    def __getattr__(name: str) -> str:
-        """Look the version up when it is asked for."""
-        if name == "__version__":
-            from importlib import metadata  # noqa: PLC0415 - costs milliseconds few need
-
-            return metadata.version("kie-wav-async")
+    def __getattr__(name: str) -> object:
+        """Load the events when they are asked for: they are for programs with ``on_event``."""
+        if name == "events":
+            return importlib.import_module("kie_wav_async.events")
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)

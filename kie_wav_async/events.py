@@ -38,6 +38,22 @@ __all__ = [
     "SubmitUnknown",
 ]
 
+#: Every kind of event but the root, by its name.
+EventName = Literal[
+    "CallbackReceived",
+    "CallbackRejected",
+    "ConversionEnded",
+    "ConversionSucceeded",
+    "DownloadCompleted",
+    "DownloadProgress",
+    "DownloadRetryScheduled",
+    "PollingPaused",
+    "SubmitAccepted",
+    "SubmitRejected",
+    "SubmitRetryScheduled",
+    "SubmitUnknown",
+]
+
 
 @attrs.frozen(kw_only=True)
 class Event:

@@ -18,25 +18,6 @@ from yarl import URL
 
 from kie_wav_async._support.validation import strip_controls, verify_id
 
-#: How long the service keeps a WAV file.
-#: Source: docs.kie.ai, "Getting Started with KIE API".
-RETENTION_DAYS = 14
-
-
-def is_past_retention(accepted_at: dt.datetime | None, now_unix_s: float | None) -> bool:
-    """
-    Return whether the service may have deleted a WAV, by its own clock alone.
-
-    Args:
-        accepted_at: When it made the task; aware. `None`: it did not say.
-
-        now_unix_s: What time it is there; `None`: it did not say.
-    """
-    if accepted_at is None or now_unix_s is None:
-        return False
-    return now_unix_s - accepted_at.timestamp() > RETENTION_DAYS * 86_400
-
-
 SettledBy = Literal["callback", "poll"]
 
 

@@ -31,8 +31,8 @@ from kie_wav_async._support.secret import Secret
 from kie_wav_async.callbacks.signature import sign
 from kie_wav_async.ledger.memory import MemoryLedger
 from kie_wav_async.models import Track
-from kie_wav_async.protocol.messages import WireRequest, WireResponse
-from kie_wav_async.protocol.requests import RECORD_PATH
+from kie_wav_async.protocol.api_constants import KIE_WAV
+from kie_wav_async.protocol.http_messages import WireRequest, WireResponse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -225,7 +225,7 @@ class ScriptedTransport:
     @property
     def polls(self) -> list[WireRequest]:
         """The polls among the requests."""
-        return [request for request in self.requests if RECORD_PATH in request.url]
+        return [request for request in self.requests if KIE_WAV.record_path in request.url]
 
     async def send(self, request: WireRequest) -> WireResponse:
         """
@@ -393,8 +393,8 @@ def signed_callback(
     return SignedCallback(
         headers={
             "Content-Type": "application/json",
-            "X-Webhook-Timestamp": timestamp,
-            "X-Webhook-Signature": signature,
+            KIE_WAV.timestamp_header: timestamp,
+            KIE_WAV.signature_header: signature,
         },
         body=json.dumps({"code": code, "msg": message, "data": data}).encode(),
     )

@@ -18,7 +18,7 @@ from yarl import URL
 
 from kie_wav_async import Track, WavSession, WireResponse, events
 from kie_wav_async.errors import TransportError
-from kie_wav_async.protocol.requests import RECORD_PATH
+from kie_wav_async.protocol.api_constants import KIE_WAV
 from kie_wav_async.testing import (
     FakeClock,
     Reply,
@@ -276,7 +276,7 @@ class FakeService:
         self.tasks[task_id] = Task(task_id, of, callback_url, now, now + takes_s)
 
     async def _read(self, request: WireRequest) -> WireResponse | BaseException:
-        task_id = polled_task_id(request) if RECORD_PATH in request.url else ""
+        task_id = polled_task_id(request) if KIE_WAV.record_path in request.url else ""
         self.polled_at.append((self.clock.monotonic(), task_id))
         await self.clock.sleep(self.latency_s)
         if not self.is_key_good:

@@ -83,7 +83,7 @@ class Process:
 
 def bill(ledger: MemoryLedger) -> tuple[int, int]:
     """Return how many submits the ledger has as accepted, and how many may have been."""
-    outcomes = [attempt.outcome for attempt in ledger._books.attempts.values()]
+    outcomes = [attempt.outcome for attempt in ledger._tables.attempts.values()]
     unknown = outcomes.count(AttemptOutcome.UNKNOWN) + outcomes.count(None)
     return outcomes.count(AttemptOutcome.ACCEPTED), unknown
 

@@ -32,14 +32,14 @@ PACKAGE = "kie_wav_async"
 
 #: Which tests hold which module, the plain ones first.
 TESTS = {
-    "callbacks/signature": ("test_signature", "test_verification", "test_callback"),
-    "callbacks/payload": ("test_callback", "test_verification"),
-    "protocol/envelope": ("test_callback",),
+    "callbacks/signature": ("test_signature", "test_verification", "test_payload"),
+    "callbacks/payload": ("test_payload", "test_verification"),
+    "protocol/envelope": ("test_payload",),
     "callbacks/callback_url": ("test_callback_url",),
-    "callbacks/verify": ("test_verification",),
-    "core/early_callbacks": ("test_inbox",),
-    "core/poll_throttle": ("test_hint_limiter",),
-    "core/callback_health": ("test_health",),
+    "session/verification": ("test_verification",),
+    "core/early_callbacks": ("test_early_callbacks",),
+    "core/poll_throttle": ("test_poll_throttle",),
+    "core/callback_health": ("test_health_rules",),
 }
 ALL_TESTS = tuple(sorted(set().union(*TESTS.values())))
 
@@ -286,7 +286,10 @@ BUGS = [
                 "the top level is not looked at",
                 ("for place in (data, root):", "for place in (data,):"),
             ),
-            ("one spelling only", ("for name in TASK_ID_NAMES:", 'for name in ("task_id",):')),
+            (
+                "one spelling only",
+                ("for name in KIE_WAV.task_id_names:", 'for name in ("task_id",):'),
+            ),
             (
                 "names twice, the last counts",
                 ("load_object(raw, make_strict_object)", "load_object(raw)"),
@@ -361,7 +364,7 @@ BUGS = [
             ),
             ("always joined by &", ('if query and not query.endswith("&"):', "if query:")),
         ],
-        "callbacks/verify": [
+        "session/verification": [
             ("no key will do", ("    if not parsed:\n", "    if False:\n")),
             ("a NaN time will do", (NOW_VERIFIED, "")),
             ("any tolerance will do", ("    verify_tolerance(tolerance_s)\n", "")),

@@ -16,7 +16,7 @@ import zlib
 
 import attrs
 
-from kie_wav_async.protocol.messages import WireResponse
+from kie_wav_async.protocol.http_messages import WireResponse
 
 TASK_ID = "b2f1c0a94d6e4c7f8a3950e1d7c6b5a4"
 MUSIC_TASK_ID = "091fbbaa1d20d47e9576ce84d5254b18"

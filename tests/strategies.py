@@ -11,7 +11,7 @@ import json
 
 from hypothesis import strategies as st
 
-from kie_wav_async.protocol.messages import WireResponse
+from kie_wav_async.protocol.http_messages import WireResponse
 from samples import (
     ATTEMPT_ID,
     AUDIO_ID,

@@ -8,7 +8,8 @@ import pytest
 
 from kie_wav_async import Track, WavSession
 from kie_wav_async.errors import EndpointGoneError, KieWavError, WireFormatError
-from kie_wav_async.models import RETENTION_DAYS, TaskRecord, TaskState, is_past_retention
+from kie_wav_async.models import TaskRecord, TaskState
+from kie_wav_async.protocol.api_constants import KIE_WAV, is_past_retention
 from kie_wav_async.protocol.envelope import parse_date
 from kie_wav_async.protocol.responses import NoLink, created_at, parse_renewal
 from kie_wav_async.testing import (
@@ -97,7 +98,7 @@ def test_the_retention_is_over_after_14_days(days, is_past) -> None:
     """A file is as old as the service's clock says, and unknown ages are none."""
     now_unix_s = AT.timestamp() + days * 86_400
 
-    assert 14 == RETENTION_DAYS
+    assert 14 == KIE_WAV.retention_days
     assert is_past is is_past_retention(AT, now_unix_s)
     assert not is_past_retention(None, now_unix_s)
     assert not is_past_retention(AT, None)

@@ -199,7 +199,7 @@ async def call_back(trust, *, count):
 
 
 async def test_a_callback_that_settles_needs_neither_a_task_nor_a_poll():
-    """A callback that is believed settles its conversion before `deliver` returns, and alone."""
+    """A callback that is believed settles its conversion before the call returns, and alone."""
     seen, counted = await call_back(CallbackTrust.PAYLOAD, count=300)
     assert [(True, 1)] * 300 == seen
     assert (300, 0) == (counted.settled_by_callback, counted.polls)

@@ -7,7 +7,6 @@ import pytest
 from kie_wav_async import RateLimit
 from kie_wav_async.cli.bulk.estimate import (
     Durations,
-    RateMeter,
     TrackCounts,
     bytes_words,
     count_words,
@@ -91,30 +90,6 @@ def test_a_run_that_is_slower() -> None:
     assert 1_060.0 == time_left_s(left, 1_020, RATE, 400, conversion_s=60.0, measured_per_s=1.0)
     assert 560.0 == time_left_s(left, 1_020, RATE, 400, conversion_s=60.0, measured_per_s=5.0)
     assert 560.0 == time_left_s(left, 1_020, RATE, 400, conversion_s=60.0, measured_per_s=0.0)
-
-
-def test_the_speed_of_the_last_minute() -> None:
-    """The speed is that of the last minute, whatever was before."""
-    meter = RateMeter()
-    assert 0.0 == meter.per_s
-    meter.note(0.0, 1_000)
-    assert 0.0 == meter.per_s
-    assert not meter.is_steady
-    for second in range(1, 301):
-        meter.note(float(second), 1_000 + 2 * max(0, second - 200))
-
-    assert 2.0 == meter.per_s
-    assert meter.is_steady
-    assert len(meter._samples) <= 62
-
-
-def test_what_is_planned_again_is_no_speed() -> None:
-    """A number that goes back is no negative speed."""
-    meter = RateMeter()
-    meter.note(0.0, 10)
-    meter.note(10.0, 5)
-
-    assert 0.0 == meter.per_s
 
 
 def test_how_long_conversions_take() -> None:

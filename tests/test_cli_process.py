@@ -13,7 +13,7 @@ import shlex
 import signal
 import subprocess
 import sys
-import tomllib
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,10 +77,7 @@ async def test_as_a_module() -> None:
     """`python -m kie_wav_async` is the command line."""
     done = await end(await start("-m", "kie_wav_async", "--version"))
 
-    version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"][
-        "version"
-    ]
-    assert Done(0, f"kie-wav {version}\n", "") == done
+    assert Done(0, f"kie-wav {metadata.version('kie-wav-async')}\n", "") == done
 
 
 @pytest.mark.parametrize("missing", ["click", "rich"])

@@ -134,7 +134,7 @@ def test_as_json(report) -> None:
             "audio_id": "a9",
             "title": None,
             "in_progress": False,
-            "named_task_id": None,
+            "callback_task_id": None,
             "resolve": [
                 f"kie-wav resolve {LEDGER} {attempt(9)} --task-id TASK_ID",
                 f"kie-wav resolve {LEDGER} {attempt(9)} --not-charged",
@@ -146,7 +146,7 @@ def test_as_json(report) -> None:
             "audio_id": "a10",
             "title": "Song 10",
             "in_progress": False,
-            "named_task_id": "t10",
+            "callback_task_id": "t10",
             "resolve": [f"kie-wav resolve {LEDGER} {attempt(10)} --task-id t10"],
         },
         {
@@ -155,7 +155,7 @@ def test_as_json(report) -> None:
             "audio_id": "a11",
             "title": None,
             "in_progress": True,
-            "named_task_id": None,
+            "callback_task_id": None,
             "resolve": [],
         },
     ] == [{k: v for k, v in one.items() if k != "since"} for one in told["unknown"]]

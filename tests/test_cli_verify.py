@@ -310,8 +310,10 @@ def test_bad_lines(verify) -> None:
         "\n2 files in out, 2 bytes: all as they were saved. 3 lines of manifest.jsonl cannot be "
         "read.\n"
     )
-    assert ["ok", "bad-line", "bad-line", "ok", "bad-line"] == [one["result"] for one in told]
-    assert [2, 3, 5] == [one["line"] for one in told if one["result"] == "bad-line"]
+    assert ["ok", "invalid-line", "invalid-line", "ok", "invalid-line"] == [
+        one["result"] for one in told
+    ]
+    assert [2, 3, 5] == [one["line"] for one in told if one["result"] == "invalid-line"]
 
 
 def test_nothing_but_bad_lines(verify) -> None:

@@ -27,7 +27,7 @@ from kie_wav_async.downloads import part_file
 from kie_wav_async.downloads.part_file import part_path
 from kie_wav_async.errors import DownloadError, SessionClosedError, TransportError
 from kie_wav_async.http.transport import AiohttpTransport
-from kie_wav_async.protocol.messages import WireResponse
+from kie_wav_async.protocol.http_messages import WireResponse
 from kie_wav_async.session import download_manager
 from kie_wav_async.testing import FakeClock, ScriptedTransport, answer, refused
 from media import HONEST, Manner, MediaServer, refusal, wav_bytes

@@ -19,7 +19,7 @@ from kie_wav_async.protocol.envelope import (
     read_envelope,
     unreadable,
 )
-from kie_wav_async.protocol.messages import WireResponse
+from kie_wav_async.protocol.http_messages import WireResponse
 from kie_wav_async.protocol.redaction import redact
 from samples import REQUEST_ID, answer, short
 

@@ -9,10 +9,10 @@ import textwrap
 
 import pytest
 
+import ledger_conformance as conformance
 from kie_wav_async.errors import KieWavError, LedgerError
-from kie_wav_async.ledger import conformance
-from kie_wav_async.ledger.conformance import LedgerConformance, run_conformance
 from kie_wav_async.testing import MemoryLedger
+from ledger_conformance import LedgerConformance, run_conformance
 from ledger_storages import MemoryStorage, SqliteStorage
 from wrong_ledgers import WRONG, TakesInWhatItMayNotSend
 
@@ -47,7 +47,7 @@ class MyLedger(MemoryLedger):
         self.server = server
         self.connection = self
         if server is not None:
-            self._books = server.tables._books
+            self._tables = server.tables._tables
 
     def abort(self):
         self.server.tables = self.die()

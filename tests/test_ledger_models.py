@@ -5,7 +5,7 @@ import datetime as dt
 import pytest
 
 from kie_wav_async import Track
-from kie_wav_async.ledger import LedgerEntry, TrackState
+from kie_wav_async.ledger import AttemptOutcome, LedgerEntry, TrackState
 from kie_wav_async.ledger.models import verify_host, verify_path, verify_settled_by
 
 AT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -64,3 +64,33 @@ def test_a_callback_or_a_poll_names_a_wav(settled_by: str) -> None:
     verify_settled_by(settled_by)
     with pytest.raises(ValueError, match="settled_by must be 'callback' or 'poll', not 'guess'"):
         verify_settled_by("guess")
+
+
+STATES = {
+    "may_be_sent": "planned rejected failed",
+    "is_failure": "rejected failed",
+    "came_to_nothing": "exists_without_id rejected failed",
+    "can_be_requeued": "rejected failed expired",
+    "has_wav": "succeeded saved",
+    "is_converted": "succeeded saved expired",
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_what_a_state_is(name: str) -> None:
+    """Each question that is asked of a state is answered by exactly these states with yes."""
+    assert STATES[name].split() == sorted(
+        (state for state in TrackState if getattr(state, name)), key=list(TrackState).index
+    )
+
+
+def test_which_submits_have_a_task() -> None:
+    """A submit has a task if it created one, or was answered with one that existed."""
+    assert ["accepted", "adopted"] == [outcome for outcome in AttemptOutcome if outcome.has_task]
+
+
+def test_which_submits_wait_for_a_word() -> None:
+    """The user's word is for a submit that is unknown, or whose WAV exists under no known id."""
+    assert ["unknown", "exists_without_id"] == [
+        outcome for outcome in AttemptOutcome if outcome.can_be_resolved
+    ]

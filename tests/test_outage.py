@@ -30,7 +30,7 @@ from kie_wav_async.errors import (
     SessionClosedError,
     SubmitUnknownError,
 )
-from kie_wav_async.protocol.requests import CREDITS_PATH
+from kie_wav_async.protocol.api_constants import KIE_WAV
 from kie_wav_async.testing import FakeClock, MemoryLedger, answer, refused
 
 if TYPE_CHECKING:
@@ -69,7 +69,9 @@ def service(clock) -> FakeService:
 
 def reads(service: FakeService) -> list[float]:
     """Return when the account's credits were asked for."""
-    asked = [r.url.endswith(CREDITS_PATH) for r in service.transport.requests if not r.is_submit]
+    asked = [
+        r.url.endswith(KIE_WAV.credits_path) for r in service.transport.requests if not r.is_submit
+    ]
     times = service.polled_at_moments
     return [at for at, is_credits in zip(times, asked, strict=True) if is_credits]
 

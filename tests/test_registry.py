@@ -9,9 +9,10 @@ import pytest
 from yarl import URL
 
 from kie_wav_async import TaskRecord, TaskState, Track, WavFile
-from kie_wav_async.core import registry
-from kie_wav_async.core.registry import Registry, is_foreign
+from kie_wav_async.core import registry, timed_out_tasks
+from kie_wav_async.core.registry import Registry
 from kie_wav_async.core.state_machine import IllegalTransition, Origin, Phase, TaskEntry
+from kie_wav_async.core.task_outcome import is_foreign
 from kie_wav_async.errors import (
     AlreadyExistsError,
     ConversionFailedError,
@@ -930,7 +931,10 @@ def kept(
 class TestKept:
     def test_the_bounds_are_the_documented_ones(self) -> None:
         """A task is kept for 14 days, and 100,000 of them at most."""
-        assert (14 * 86_400.0, 100_000) == (registry.TIMED_OUT_KEPT_S, registry.MAX_TIMED_OUT)
+        assert (14 * 86_400.0, 100_000) == (
+            timed_out_tasks.TIMED_OUT_KEPT_S,
+            timed_out_tasks.MAX_TIMED_OUT,
+        )
 
     def test_an_entry_that_timed_out_leaves_another(self, books: Books) -> None:
         """It knows what the first one did, is found by track and task, and takes no place."""
@@ -1029,7 +1033,7 @@ class TestKept:
         self, books: Books, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Where there are too many, or they are too old."""
-        monkeypatch.setattr(registry, "MAX_TIMED_OUT", 2)
+        monkeypatch.setattr(timed_out_tasks, "MAX_TIMED_OUT", 2)
         for number in range(3):
             kept(books, Track("5c79", f"k{number}"), f"t{number}", 1_000.0 + number)
         assert [0, 1, 1] == [len(books.known(f"t{number}")) for number in range(3)]

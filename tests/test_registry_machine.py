@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from yarl import URL
 
 from kie_wav_async import TaskRecord, TaskState, Track
-from kie_wav_async.core import registry
+from kie_wav_async.core import registry, timed_out_tasks
 from kie_wav_async.core.registry import Registry
 from kie_wav_async.core.state_machine import IllegalTransition, Origin, Phase, TaskEntry
 from kie_wav_async.errors import (
@@ -64,9 +64,13 @@ class Attempt:
 class BooksMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.bounds = registry.RESULT_CACHE_SIZE, registry.ENDED_CACHE_SIZE, registry.MAX_TIMED_OUT
+        self.bounds = (
+            registry.RESULT_CACHE_SIZE,
+            registry.ENDED_CACHE_SIZE,
+            timed_out_tasks.MAX_TIMED_OUT,
+        )
         registry.RESULT_CACHE_SIZE, registry.ENDED_CACHE_SIZE = REMEMBERED, ENDED_REMEMBERED
-        registry.MAX_TIMED_OUT = MAX_KEPT
+        timed_out_tasks.MAX_TIMED_OUT = MAX_KEPT
         self.books: Registry[TaskEntry] = Registry(TaskEntry)
         self.rows: list[Row] = []
         self.occupant: dict[Track, Row] = {}
@@ -85,7 +89,9 @@ class BooksMachine(RuleBasedStateMachine):
         self.now = 0.0
 
     def teardown(self) -> None:
-        registry.RESULT_CACHE_SIZE, registry.ENDED_CACHE_SIZE, registry.MAX_TIMED_OUT = self.bounds
+        registry.RESULT_CACHE_SIZE, registry.ENDED_CACHE_SIZE, timed_out_tasks.MAX_TIMED_OUT = (
+            self.bounds
+        )
 
     @property
     def holder(self) -> dict[str, Row]:
@@ -544,7 +550,7 @@ class BooksMachine(RuleBasedStateMachine):
             assert entry_of(kept[-1] if kept else None) is self.books.find_timed_out(track)
             latest = self.books.find_unknown(track)
             assert self.doubts_of(track)[-1:] == ([] if latest is None else [latest.attempt_id])
-        assert [*self.kept] == [*self.books._timed_out]
+        assert [*self.kept] == [*self.books._timed_out._by_task]
         for row in self.rows:
             holder = self.holder.get(row.task_id)
             assert entry_of(holder) is self.books.find_task(row.task_id)

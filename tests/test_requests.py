@@ -11,9 +11,14 @@ import strategies
 from kie_wav_async._support.secret import Secret
 from kie_wav_async._support.validation import is_id
 from kie_wav_async.models import Track
-from kie_wav_async.protocol import requests
+from kie_wav_async.protocol.api_constants import KIE_WAV
 from kie_wav_async.protocol.requests import RequestBuilder
-from kie_wav_async.protocol.settings import is_loopback, parse_api_key, parse_base_url, parse_hosts
+from kie_wav_async.protocol.user_settings import (
+    is_loopback,
+    parse_api_key,
+    parse_base_url,
+    parse_hosts,
+)
 from samples import AUDIO_ID, FILE_URL, MUSIC_TASK_ID, TASK_ID, short
 
 TRACK = Track(MUSIC_TASK_ID, AUDIO_ID, title="Not for the service")
@@ -389,9 +394,9 @@ def test_the_paths_are_the_documented_ones():
         "/api/v1/common/download-url",
         "/api/v1/chat/credit",
     ] == [
-        requests.SUBMIT_PATH,
-        requests.RECORD_PATH,
-        requests.MUSIC_PATH,
-        requests.DOWNLOAD_URL_PATH,
-        requests.CREDITS_PATH,
+        KIE_WAV.submit_path,
+        KIE_WAV.record_path,
+        KIE_WAV.music_path,
+        KIE_WAV.download_url_path,
+        KIE_WAV.credits_path,
     ]

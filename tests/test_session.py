@@ -339,7 +339,7 @@ async def test_bad_types_are_refused_at_the_call(service, bad) -> None:
 
 @pytest.mark.parametrize("bad", ["", "x.wav", "ftp://h/x", "https://", "https://a b/\n"], ids=repr)
 async def test_bad_urls_are_refused_at_the_call(service, bad) -> None:
-    """A link that is no absolute http(s) URL is a ValueError of fresh_url, nothing sent."""
+    """A link that is no absolute http(s) URL is a ValueError, nothing sent."""
     async with service.session() as session:
         with pytest.raises(ValueError, match="url"):
             await session.create_download_url(bad)
@@ -632,7 +632,7 @@ async def test_credits_are_exact(clock) -> None:
 
 
 async def test_fresh_url_asks_for_the_link(clock) -> None:
-    """fresh_url() sends the link as it is and returns the temporary one."""
+    """create_download_url() sends the link as it is and returns the temporary one."""
     transport = ScriptedTransport([answer({"code": 200, "data": "https://h/tmp?sig=a%2Fb"})] * 2)
     async with WavSession(KEY, transport=transport, clock=clock) as session:
         for url in ("https://h/x%2Fy.wav", URL("https://h/x%2Fy.wav", encoded=True)):
@@ -642,7 +642,7 @@ async def test_fresh_url_asks_for_the_link(clock) -> None:
 
 
 async def test_fresh_url_of_a_strangers_file(clock) -> None:
-    """fresh_url() of a file that is not the service's is InvalidRequestError, at once."""
+    """create_download_url() of a file that is not the service's is InvalidRequestError, at once."""
     async with scripted(clock, [refused(422, "url is wrong")]) as session:
         with pytest.raises(InvalidRequestError, match="url is wrong"):
             await session.create_download_url("https://h/x.wav")

@@ -112,7 +112,7 @@ async def leave(how: str, last: int, on_unknown: OnUnknown) -> bool:
     assert closings(ledger) == 1
     known = {c.task_id for c in session.conversions()} | {
         entry.task_id
-        for entry in [row.entry() for row in ledger._books.rows.values()]
+        for entry in [row.entry() for row in ledger._tables.rows.values()]
         if entry.task_id
     }
     unknowns = {doubt.attempt_id for doubt in session.unknown_submits()}
@@ -120,7 +120,7 @@ async def leave(how: str, last: int, on_unknown: OnUnknown) -> bool:
         assert task.task_id in known or task.attempt_id in unknowns
     accepted, unknown = bill(ledger)
     assert (accepted, unknown) == (session.statistics().accepted, session.statistics().unknown)
-    assert TrackState.SUBMITTING not in {row.state() for row in ledger._books.rows.values()}
+    assert TrackState.SUBMITTING not in {row.state() for row in ledger._tables.rows.values()}
 
     async with service.session(ledger=ledger, **settings) as session:
         for each in TRACKS:

@@ -123,7 +123,7 @@ async def live(clock, world, ledger, told) -> None:
             assert is_in_bill(world, ledger)
             counted = session.statistics()
             assert bill(ledger) == (counted.accepted, counted.unknown)
-            states = collections.Counter(row.state() for row in ledger._books.rows.values())
+            states = collections.Counter(row.state() for row in ledger._tables.rows.values())
             assert {TrackState.SUCCEEDED: 2, TrackState.UNKNOWN: 1} == states
     ledger.often = 0
     async with world.session(ledger=ledger, on_event=told.append) as session:

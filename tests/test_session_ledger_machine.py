@@ -294,10 +294,12 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         if any(word.exception() is not None for word in self.words if word.done()):
             return  # The ledger may have taken it all the same.
-        assert set(self.ledger._books.unknown) == set(registry._unknown)
+        assert set(self.ledger._tables.unknown) == {
+            unknown.attempt_id for unknown in registry.unknown_submits()
+        }
         accepted, unknown = bill(self.ledger)
         assert accepted + unknown == registry.charges
-        states = {row.track: row.state() for row in self.ledger._books.rows.values()}
+        states = {row.track: row.state() for row in self.ledger._tables.rows.values()}
         assert TrackState.SUBMITTING not in states.values()
         for conversion in self.session.conversions():
             # A second task, found late, is followed here, and needed no more there.

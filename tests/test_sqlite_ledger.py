@@ -16,9 +16,14 @@ from yarl import URL
 from kie_wav_async import Track
 from kie_wav_async.errors import LedgerError
 from kie_wav_async.ledger import AttemptEntry, AttemptOutcome, Ledger, SqliteLedger, TrackState
+from kie_wav_async.ledger.sqlite import database_file
 from kie_wav_async.ledger.sqlite import ledger as sqlite_ledger
 from kie_wav_async.ledger.sqlite.queries import LedgerTables
-from kie_wav_async.ledger.sqlite.schema import APPLICATION_ID, SCHEMA_VERSION
+from kie_wav_async.ledger.sqlite.schema import (
+    APPLICATION_ID,
+    EARLIER_APPLICATION_ID,
+    SCHEMA_VERSION,
+)
 
 NOW = 1_700_000_000.0
 TRACK = Track("5c79", "e231")
@@ -157,19 +162,38 @@ async def test_a_folder_is_no_ledger(tmp_path):
 
 @pytest.mark.parametrize("read_only", [False, True])
 @pytest.mark.parametrize(
-    ("version", "who"),
-    [(1, "an older"), (SCHEMA_VERSION - 1, "an older"), (SCHEMA_VERSION + 1, "a newer")],
+    ("ours", "versions"),
+    [(1, (2, "a newer")), (1, (99, "a newer")), (3, (2, "an older"))],
 )
-async def test_a_ledger_of_another_version_is_refused_by_name(path, read_only, version, who):
+async def test_a_ledger_of_another_version_is_refused_by_name(
+    path, read_only, ours, versions, monkeypatch
+):
     """A ledger of another schema version is left as it is, and the error names both versions."""
     async with SqliteLedger(path):
         pass
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute(f"PRAGMA user_version = {version}")
+        connection.execute(f"PRAGMA user_version = {versions[0]}")
+    monkeypatch.setattr(database_file, "SCHEMA_VERSION", ours)
+    version, who = versions
     content = path.read_bytes()
-    told = rf"{who} version .*its schema is {version}, this version .* {SCHEMA_VERSION} only"
+    told = rf"{who} version .*its schema is {version}, this version .* {ours} only"
     with pytest.raises(LedgerError, match=told):
         await SqliteLedger(path, read_only=read_only).open(NOW)
+    assert content == path.read_bytes()
+
+
+@pytest.mark.parametrize("version", [1, 3])
+async def test_a_ledger_from_before_the_first_release_is_refused_by_name(path, version):
+    """A file of a version that was never released is called what it is, and left alone."""
+    async with SqliteLedger(path):
+        pass
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA application_id = {EARLIER_APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {version}")
+    content = path.read_bytes()
+    told = rf"an older version of kie-wav-async, before its first release \(its schema is {version}"
+    with pytest.raises(LedgerError, match=told):
+        await SqliteLedger(path).open(NOW)
     assert content == path.read_bytes()
 
 

@@ -232,7 +232,7 @@ async def test_time_does_not_go_back(seconds) -> None:
 
 
 async def test_wall_clock_moves_along_and_alone() -> None:
-    """time() moves with monotonic(), and jump_wall() moves it alone."""
+    """time() moves with monotonic(), and shift_wall_clock() moves it alone."""
     clock = FakeClock(monotonic_s=5.0, unix_s=100.0)
     await clock.advance(2.0)
     assert (7.0, 102.0) == (clock.monotonic(), clock.time())

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fakes import LOST_CHARGED, FakeService, counted, lost, raw, refusal, track
 from kie_wav_async import CallbackResult, CallbackTrust, PollSchedule, RateLimit
-from kie_wav_async.core import registry
+from kie_wav_async.core import timed_out_tasks
 from kie_wav_async.errors import (
     ConversionFailedError,
     ConversionTimeoutError,
@@ -502,7 +502,7 @@ async def play(moves: list[tuple[str, object]], *, has_ledger: bool) -> None:
         assert (
             0
             == session._context.registry.used_slots
-            == len(session._context.registry._timed_out_by_track)
+            == len(session._context.registry._timed_out._by_track)
         )
 
 
@@ -517,7 +517,7 @@ def test_no_track_is_ever_paid_twice(moves, has_ledger):
 
 async def test_what_is_kept_is_bounded(clock, service, monkeypatch) -> None:
     """Of more than are kept, the first to have timed out is forgotten."""
-    monkeypatch.setattr(registry, "MAX_TIMED_OUT", 3)
+    monkeypatch.setattr(timed_out_tasks, "MAX_TIMED_OUT", 3)
     async with opened(service) as session:
         for number in range(1, 6):
             await time_out(clock, session, number)
@@ -551,8 +551,8 @@ async def test_what_ended_is_not_kept(clock, service) -> None:
         service.finish("task0003")
         await clock.run(session.convert(track(3)))
         books = session._context.registry
-        assert ["task0004"] == [*books._timed_out]
-        assert [track(4)] == [*books._timed_out_by_track]
+        assert ["task0004"] == [*books._timed_out._by_task]
+        assert [track(4)] == [*books._timed_out._by_track]
         assert (0, 0) == (books.statistics().in_flight, books.used_slots)
 
 

@@ -12,9 +12,9 @@ from multidict import CIMultiDict
 
 from kie_wav_async import parse_callback, sign, verify_signature
 from kie_wav_async._support.clock import SystemClock
-from kie_wav_async.callbacks import verify as callbacks_verify
 from kie_wav_async.errors import CallbackFormatError, SignatureError
 from kie_wav_async.models import Callback
+from kie_wav_async.session import verification
 from samples import SIGNED_AT, TASK_ID, WEBHOOK_KEY, callback, short, signature, signed_pairs
 from strategies import callback_bodies, headers, mutated_callbacks
 
@@ -371,7 +371,7 @@ def test_a_receiver_needs_only_headers_body_and_keys():
     assert named["keys"].kind is inspect.Parameter.KEYWORD_ONLY
     assert named["keys"].default is inspect.Parameter.empty
     assert 300.0 == named["tolerance_s"].default
-    assert named["tolerance_s"].default == callbacks_verify.TOLERANCE_S
+    assert named["tolerance_s"].default == verification.TOLERANCE_S
 
 
 # --- whatever comes -------------------------------------------------------------------------

@@ -34,13 +34,13 @@ class Rows:
     """What wrong ledgers reach into."""
 
     def rows(self):
-        return list(self._books.rows.values())
+        return list(self._tables.rows.values())
 
     def row(self, track):
-        return self._books.rows.get(track)
+        return self._tables.rows.get(track)
 
     def attempt(self, attempt_id):
-        return self._books.attempts.get(attempt_id)
+        return self._tables.attempts.get(attempt_id)
 
 
 # Opening.
@@ -52,7 +52,7 @@ class LosesItsLastWrite(MemoryLedger):
 
     def die(self):
         left = super().die()
-        for attempt in [a for a in left._books.attempts.values() if a.task_id][-1:]:
+        for attempt in [a for a in left._tables.attempts.values() if a.task_id][-1:]:
             attempt.outcome = None
             attempt.row.current_attempt = None
         return left
@@ -63,7 +63,7 @@ class IsOpenedTwice(MemoryLedger):
     """Two processes may have it open."""
 
     async def open(self, now_unix_s):
-        self._books.owner = None
+        self._tables.owner = None
         return await super().open(now_unix_s)
 
 
@@ -72,9 +72,9 @@ class RecoversWhenRefused(MemoryLedger):
     """A process that is refused has put the submits of the other in doubt already."""
 
     async def open(self, now_unix_s):
-        if self._books.owner not in {None, self}:
-            for attempt in self._books.attempts.values():
-                self._books.end(attempt, AttemptOutcome.UNKNOWN, now_unix_s)
+        if self._tables.owner not in {None, self}:
+            for attempt in self._tables.attempts.values():
+                self._tables.end(attempt, AttemptOutcome.UNKNOWN, now_unix_s)
         return await super().open(now_unix_s)
 
 
@@ -83,9 +83,9 @@ class RecoversEachTime(MemoryLedger):
     """A nested opening puts what is under way in doubt."""
 
     async def open(self, now_unix_s):
-        for attempt in self._books.attempts.values():
+        for attempt in self._tables.attempts.values():
             if attempt.outcome is None:
-                self._books.end(attempt, AttemptOutcome.UNKNOWN, now_unix_s)
+                self._tables.end(attempt, AttemptOutcome.UNKNOWN, now_unix_s)
         return await super().open(now_unix_s)
 
 
@@ -106,9 +106,9 @@ class RecoversAsNotCreated(MemoryLedger):
 
     async def open(self, now_unix_s):
         if not self._opened:
-            for attempt in self._books.attempts.values():
+            for attempt in self._tables.attempts.values():
                 if attempt.outcome is None:
-                    self._books.end(attempt, AttemptOutcome.NOT_CREATED, now_unix_s)
+                    self._tables.end(attempt, AttemptOutcome.NOT_CREATED, now_unix_s)
         return await super().open(now_unix_s)
 
 
@@ -118,8 +118,8 @@ class RecoversAtTheBeginning(MemoryLedger):
 
     async def open(self, now_unix_s):
         if not self._opened:
-            for attempt in self._books.attempts.values():
-                self._books.end(attempt, AttemptOutcome.UNKNOWN, attempt.begun_unix_s)
+            for attempt in self._tables.attempts.values():
+                self._tables.end(attempt, AttemptOutcome.UNKNOWN, attempt.begun_unix_s)
         return await super().open(now_unix_s)
 
 
@@ -129,7 +129,7 @@ class RenewsDoubts(MemoryLedger):
 
     async def open(self, now_unix_s):
         if not self._opened:
-            for attempt in self._books.unknown.values():
+            for attempt in self._tables.unknown.values():
                 attempt.ended_unix_s = now_unix_s
         return await super().open(now_unix_s)
 
@@ -149,7 +149,7 @@ class StaysLocked(MemoryLedger):
 
     async def aclose(self):
         await super().aclose()
-        self._books.owner = self
+        self._tables.owner = self
 
 
 def opening_with(change):
@@ -158,7 +158,7 @@ def opening_with(change):
     class Opens(MemoryLedger):
         async def open(self, now_unix_s):
             opening = await super().open(now_unix_s)
-            return attrs.evolve(opening, **change(opening, self._books))
+            return attrs.evolve(opening, **change(opening, self._tables))
 
     return Opens
 
@@ -267,9 +267,9 @@ class ReordersTracks(MemoryLedger):
     async def add_tracks(self, tracks):
         tracks = tuple(tracks)
         for track in tracks:
-            if (row := self._books.rows.pop(track, None)) is not None:
-                row.index = max([r.index for r in self._books.rows.values()] or [0]) + 1
-                self._books.rows[track] = row
+            if (row := self._tables.rows.pop(track, None)) is not None:
+                row.index = max([r.index for r in self._tables.rows.values()] or [0]) + 1
+                self._tables.rows[track] = row
         return await super().add_tracks(tracks)
 
 
@@ -410,8 +410,8 @@ class SendsTwiceAtOnce(MemoryLedger, Rows):
     """Said again, a submit is sent beside one under way."""
 
     async def begin_attempt(self, track, attempt_id, now_unix_s, *, again=False):
-        if again and attempt_id not in self._books.attempts:
-            self._books.begin(self._books.add(track), attempt_id, now_unix_s)
+        if again and attempt_id not in self._tables.attempts:
+            self._tables.begin(self._tables.add(track), attempt_id, now_unix_s)
             return None
         return await super().begin_attempt(track, attempt_id, now_unix_s, again=again)
 
@@ -425,8 +425,8 @@ class LooksBeforeItWrites(MemoryLedger):
         await asyncio.sleep(0)
         if entry is not None and entry.state is not TrackState.PLANNED:
             return await super().begin_attempt(track, attempt_id, now_unix_s, again=again)
-        if attempt_id not in self._books.attempts:
-            self._books.begin(self._books.add(track), attempt_id, now_unix_s)
+        if attempt_id not in self._tables.attempts:
+            self._tables.begin(self._tables.add(track), attempt_id, now_unix_s)
         return None
 
 
@@ -436,8 +436,8 @@ class TakesInWhatItMayNotSend(MemoryLedger, Rows):
 
     async def begin_attempt(self, track, attempt_id, now_unix_s, *, again=False):
         told = await super().begin_attempt(track, attempt_id, now_unix_s, again=again)
-        if told is not None and attempt_id not in self._books.attempts:
-            books, row = self._books, self.row(track)
+        if told is not None and attempt_id not in self._tables.attempts:
+            books, row = self._tables, self.row(track)
             books.attempts[attempt_id] = attrs.evolve(
                 next(iter(books.attempts.values())), row=row, attempt_id=attempt_id, outcome=None
             )
@@ -449,7 +449,7 @@ class AnswersARepeatWithDoubt(MemoryLedger):
     """Begun again under the same id, a submit may not be sent."""
 
     async def begin_attempt(self, track, attempt_id, now_unix_s, *, again=False):
-        if attempt_id in self._books.attempts:
+        if attempt_id in self._tables.attempts:
             return await self.get(track)
         return await super().begin_attempt(track, attempt_id, now_unix_s, again=again)
 
@@ -475,8 +475,8 @@ class EndsDoubtsAnyhow(MemoryLedger, Rows):
         is_unknown = attempt is not None and attempt.outcome is AttemptOutcome.UNKNOWN
         if is_unknown and outcome is not AttemptOutcome.UNKNOWN:
             attempt.outcome = None
-            del self._books.unknown[attempt_id]
-            self._books.ends.pop()
+            del self._tables.unknown[attempt_id]
+            self._tables.ends.pop()
         await super().finish_attempt(attempt_id, outcome, now_unix_s, **kwargs)
 
 
@@ -499,7 +499,7 @@ class DoubtsWhatWasAccepted(MemoryLedger, Rows):
         attempt = self.attempt(attempt_id)
         if outcome is AttemptOutcome.UNKNOWN and attempt is not None:
             attempt.outcome = outcome
-            self._books.unknown[attempt_id] = attempt
+            self._tables.unknown[attempt_id] = attempt
         await super().finish_attempt(attempt_id, outcome, now_unix_s, **kwargs)
 
 
@@ -518,7 +518,7 @@ class TakesNoWord(MemoryLedger):
     """What the user says is not written down."""
 
     async def resolve(self, attempt_id, *_, **__):
-        return attempt_id in self._books.unknown
+        return attempt_id in self._tables.unknown
 
 
 @wrong("a_word_is_for_what_is_unknown_or_exists")
@@ -564,7 +564,7 @@ class StartsAnewWithEachWord(MemoryLedger, Rows):
         attempt = self.attempt(attempt_id)
         if attempt is not None and attempt.resolved_from is not None:
             base = attempt.resolved_from
-            self._books.take_back(attempt)
+            self._tables.take_back(attempt)
             told = await super().resolve(attempt_id, now_unix_s, task_id=task_id)
             attempt.resolved_from = base
             return told
@@ -683,7 +683,7 @@ class AbsolvesByAcceptance(MemoryLedger, Rows):
         if attempt is not None and outcome is AttemptOutcome.ACCEPTED:
             for other in attempt.row.attempts:
                 if other is not attempt:
-                    self._books.unknown.pop(other.attempt_id, None)
+                    self._tables.unknown.pop(other.attempt_id, None)
 
 
 @wrong("a_doubt_of_a_repeat_is_a_doubt")
@@ -740,7 +740,7 @@ class IgnoresATaskNamedAgain(MemoryLedger):
     """A task that has ended once is not followed again."""
 
     async def finish_attempt(self, attempt_id, outcome, now_unix_s, *, task_id="", **kwargs):
-        if any(attempt.is_task_over for attempt in self._books.by_task.get(task_id, ())):
+        if any(attempt.is_task_over for attempt in self._tables.by_task.get(task_id, ())):
             outcome, task_id = AttemptOutcome.NOT_CREATED, ""
         await super().finish_attempt(attempt_id, outcome, now_unix_s, task_id=task_id, **kwargs)
 
@@ -750,7 +750,7 @@ class FreesWhatIsAnothers(MemoryLedger, Rows):
     """A task of another track is nobody's."""
 
     async def finish_attempt(self, attempt_id, outcome, now_unix_s, *, task_id="", **kwargs):
-        others = {attempt.row for attempt in self._books.by_task.get(task_id, ())}
+        others = {attempt.row for attempt in self._tables.by_task.get(task_id, ())}
         attempt = self.attempt(attempt_id)
         if attempt is not None and others - {attempt.row}:
             outcome, task_id = AttemptOutcome.NOT_CREATED, ""
@@ -792,13 +792,13 @@ class EndsByHalves(MemoryLedger):
     """A call that is cancelled has written half of it."""
 
     async def finish_attempt(self, attempt_id, outcome, now_unix_s, **kwargs):
-        if outcome is AttemptOutcome.ACCEPTED and attempt_id in self._books.attempts:
-            attempt = self._books.attempts[attempt_id]
+        if outcome is AttemptOutcome.ACCEPTED and attempt_id in self._tables.attempts:
+            attempt = self._tables.attempts[attempt_id]
             if attempt.outcome is None:
-                self._books.end(attempt, outcome, now_unix_s)
+                self._tables.end(attempt, outcome, now_unix_s)
                 await asyncio.sleep(0)
                 attempt.outcome = None
-                self._books.ends.pop()
+                self._tables.ends.pop()
         await super().finish_attempt(attempt_id, outcome, now_unix_s, **kwargs)
 
 
@@ -820,7 +820,7 @@ class HearsNothingUnderWay(MemoryLedger, Rows):
     """A callback counts once the submit is in doubt."""
 
     async def record_callback(self, attempt_id, task_id):
-        if attempt_id in self._books.unknown:
+        if attempt_id in self._tables.unknown:
             await super().record_callback(attempt_id, task_id)
 
 
@@ -830,7 +830,7 @@ class AdoptsWhatItHears(MemoryLedger, Rows):
 
     async def record_callback(self, attempt_id, task_id):
         await super().record_callback(attempt_id, task_id)
-        if attempt_id in self._books.unknown:
+        if attempt_id in self._tables.unknown:
             await self.finish_attempt(attempt_id, AttemptOutcome.ACCEPTED, 0.0, task_id=task_id)
 
 
@@ -842,7 +842,7 @@ class SettlesTwice(MemoryLedger):
     """The last end of a task counts."""
 
     async def finish_task(self, task_id, now_unix_s, **kwargs):
-        for attempt in self._books.by_task.get(task_id, ()):
+        for attempt in self._tables.by_task.get(task_id, ()):
             attempt.is_task_over = False
         await super().finish_task(task_id, now_unix_s, **kwargs)
 
@@ -852,7 +852,7 @@ class SettlesUnheardOfTasks(MemoryLedger):
     """The end of a task that is not there is an error."""
 
     async def finish_task(self, task_id, now_unix_s, **kwargs):
-        if task_id not in self._books.by_task:
+        if task_id not in self._tables.by_task:
             msg = "no such task"
             raise LedgerError(msg)
         await super().finish_task(task_id, now_unix_s, **kwargs)
@@ -863,7 +863,7 @@ class FailsByAnyTask(MemoryLedger):
     """A track fails with the first of its tasks that fails."""
 
     async def finish_task(self, task_id, now_unix_s, *, wav_url=None, **kwargs):
-        made = self._books.by_task.get(task_id, [])
+        made = self._tables.by_task.get(task_id, [])
         rows = [attempt.row for attempt in made if not attempt.is_task_over]
         await super().finish_task(task_id, now_unix_s, wav_url=wav_url, **kwargs)
         for row in rows if wav_url is None else ():
@@ -875,7 +875,7 @@ class FailsWhileAnotherIsInFlight(MemoryLedger):
     """A track fails with the task it is followed under, whatever else there is."""
 
     async def finish_task(self, task_id, now_unix_s, *, wav_url=None, **kwargs):
-        rows = [attempt.row for attempt in self._books.by_task.get(task_id, [])]
+        rows = [attempt.row for attempt in self._tables.by_task.get(task_id, [])]
         followed = [row.current_attempt for row in rows]
         await super().finish_task(task_id, now_unix_s, wav_url=wav_url, **kwargs)
         for row, attempt in zip(rows, followed, strict=True):
@@ -889,7 +889,7 @@ class FailsInDoubt(MemoryLedger):
 
     async def finish_task(self, task_id, now_unix_s, *, wav_url=None, **kwargs):
         await super().finish_task(task_id, now_unix_s, wav_url=wav_url, **kwargs)
-        for attempt in self._books.by_task.get(task_id, []):
+        for attempt in self._tables.by_task.get(task_id, []):
             attempt.row.superseded_through = len(attempt.row.attempts)
 
 
@@ -898,7 +898,7 @@ class WaitsForTheTaskItFollows(MemoryLedger):
     """A WAV of another task than the one followed is no WAV."""
 
     async def finish_task(self, task_id, now_unix_s, **kwargs):
-        made = self._books.by_task.get(task_id, [])
+        made = self._tables.by_task.get(task_id, [])
         if any(attempt.row.current_attempt is attempt for attempt in made):
             await super().finish_task(task_id, now_unix_s, **kwargs)
 
@@ -908,7 +908,7 @@ class StoresNoMore(MemoryLedger, Rows):
     """A second WAV takes the place of the file that is here."""
 
     async def finish_task(self, task_id, now_unix_s, *, wav_url=None, **kwargs):
-        rows = [a.row for a in self._books.by_task.get(task_id, []) if not a.is_task_over]
+        rows = [a.row for a in self._tables.by_task.get(task_id, []) if not a.is_task_over]
         await super().finish_task(task_id, now_unix_s, wav_url=wav_url, **kwargs)
         for row in rows if wav_url is not None else ():
             row.base_state = TrackState.SUCCEEDED
@@ -920,7 +920,7 @@ class StaysInDoubtWithItsWav(MemoryLedger):
 
     async def finish_task(self, task_id, now_unix_s, **kwargs):
         await super().finish_task(task_id, now_unix_s, **kwargs)
-        for attempt in self._books.by_task.get(task_id, []):
+        for attempt in self._tables.by_task.get(task_id, []):
             attempt.row.superseded_through = 0
 
 
@@ -1054,7 +1054,7 @@ class ForgetsThePlaceOfWhatComesBack(MemoryLedger, Rows):
     async def mark_missing(self, track):
         row = self.row(track)
         if row is not None and row.base_state is TrackState.EXPIRED and row.path is not None:
-            self._books.place(row, row.path, None)
+            self._tables.place(row, row.path, None)
             row.path = None
         await super().mark_missing(track)
 
@@ -1072,7 +1072,7 @@ class TakesTheRecordsWord(MemoryLedger, Rows):
     """What the record says of the time counts, though the service's clock said a later one."""
 
     async def finish_task(self, task_id, now_unix_s, *, accepted_unix_s=None, **kwargs):
-        made = self._books.by_task.get(task_id, [])
+        made = self._tables.by_task.get(task_id, [])
         if accepted_unix_s is not None:
             for attempt in made:
                 if not attempt.is_task_over:
@@ -1130,7 +1130,7 @@ class ForgetsTheBill(MemoryLedger, Rows):
         for row in self.rows():
             if row.state() in states:
                 for attempt in row.attempts:
-                    del self._books.attempts[attempt.attempt_id]
+                    del self._tables.attempts[attempt.attempt_id]
         return await super().requeue(states)
 
 
@@ -1165,9 +1165,9 @@ class LosesPlaces(MemoryLedger):
 
     def die(self):
         left = super().die()
-        for row in left._books.rows.values():
+        for row in left._tables.rows.values():
             row.path = row.key = None
-        left._books.by_key.clear()
+        left._tables.by_key.clear()
         return left
 
 
@@ -1176,7 +1176,7 @@ class RefusesAPlaceAskedForAgain(MemoryLedger):
     """A key that somebody has is taken, whoever asks."""
 
     async def reserve_path(self, track, *, path, key):
-        return key not in self._books.by_key and await super().reserve_path(
+        return key not in self._tables.by_key and await super().reserve_path(
             track, path=path, key=key
         )
 
@@ -1207,7 +1207,7 @@ class SharesPlaces(MemoryLedger):
     """Two tracks may be saved to one place."""
 
     async def reserve_path(self, track, *, path, key):
-        self._books.by_key.pop(key, None)
+        self._tables.by_key.pop(key, None)
         return await super().reserve_path(track, path=path, key=key)
 
 
@@ -1239,7 +1239,7 @@ class KeepsFormerPlaces(MemoryLedger, Rows):
         former = None if row is None else row.key
         is_free = await super().reserve_path(track, path=path, key=key)
         if former is not None:
-            self._books.by_key.setdefault(former, row)
+            self._tables.by_key.setdefault(former, row)
         return is_free
 
 
@@ -1250,8 +1250,8 @@ class ForgetsKeysWhenItCloses(MemoryLedger):
     async def aclose(self):
         await super().aclose()
         if not self._opened:
-            self._books.by_key.clear()
-            for row in self._books.rows.values():
+            self._tables.by_key.clear()
+            for row in self._tables.rows.values():
                 row.key = None
 
 
@@ -1260,10 +1260,10 @@ class LooksBeforeItReserves(MemoryLedger, Rows):
     """Between the look and the note another may have had the place."""
 
     async def reserve_path(self, track, *, path, key):
-        is_free = self._books.by_key.get(key, self.row(track)) is self.row(track)
+        is_free = self._tables.by_key.get(key, self.row(track)) is self.row(track)
         await asyncio.sleep(0)
         if is_free:
-            self._books.by_key.pop(key, None)
+            self._tables.by_key.pop(key, None)
             return await super().reserve_path(track, path=path, key=key)
         return False
 
@@ -1274,8 +1274,8 @@ class MovesFiles(MemoryLedger, Rows):
 
     async def reserve_path(self, track, *, path, key):
         row = self.row(track)
-        if row is not None and row.file is not None and key not in self._books.by_key:
-            self._books.place(row, path, key)
+        if row is not None and row.file is not None and key not in self._tables.by_key:
+            self._tables.place(row, path, key)
             return True
         return await super().reserve_path(track, path=path, key=key)
 
@@ -1342,7 +1342,7 @@ class KeepsThePlaceOfAFileElsewhere(MemoryLedger, Rows):
         key = None if row is None else row.key
         await super().mark_saved(track, **kwargs)
         if key is not None:
-            self._books.place(row, row.path, key)
+            self._tables.place(row, row.path, key)
 
 
 @wrong("a_file_elsewhere_gives_up_its_place")
@@ -1352,18 +1352,18 @@ class GivesUpPlacesWithFiles(MemoryLedger, Rows):
     async def mark_saved(self, track, **kwargs):
         await super().mark_saved(track, **kwargs)
         if (row := self.row(track)) is not None and row.file is not None:
-            self._books.place(row, row.path, None)
+            self._tables.place(row, row.path, None)
 
 
 def forgetting(call, *, path):
     """Make a ledger where *call* makes a track forget its place, or its key alone."""
 
     async def forget(self, *args, **kwargs):
-        before = {row.index: row.state() for row in self._books.rows.values()}
+        before = {row.index: row.state() for row in self._tables.rows.values()}
         told = await getattr(MemoryLedger, call)(self, *args, **kwargs)
-        for row in self._books.rows.values():
+        for row in self._tables.rows.values():
             if row.state() is not before.get(row.index, row.state()) and row.path is not None:
-                self._books.place(row, row.path, None)
+                self._tables.place(row, row.path, None)
                 row.path = row.path if path else None
         return told
 
@@ -1423,7 +1423,7 @@ class ForgetsWhereItWas(MemoryLedger, Rows):
     async def mark_missing(self, track):
         row = self.row(track)
         if row is not None and row.base_state is TrackState.SAVED:
-            self._books.place(row, row.path, None)
+            self._tables.place(row, row.path, None)
             row.path = None
         await super().mark_missing(track)
 
@@ -1528,7 +1528,7 @@ class ForgetsHosts(MemoryLedger):
 
     def die(self):
         left = super().die()
-        left._books.hosts = {}
+        left._tables.hosts = {}
         return left
 
 
@@ -1537,9 +1537,9 @@ class KeepsEveryHost(MemoryLedger):
     """There is no end to the hosts."""
 
     async def keep_host(self, host):
-        before = dict(self._books.hosts)
+        before = dict(self._tables.hosts)
         await super().keep_host(host)
-        self._books.hosts = {**before, **self._books.hosts}
+        self._tables.hosts = {**before, **self._tables.hosts}
 
 
 @wrong("hosts_are_told")
@@ -1547,7 +1547,7 @@ class KeepsHostsInTheirFirstOrder(MemoryLedger):
     """A host said again does not count as the latest."""
 
     async def keep_host(self, host):
-        if host not in self._books.hosts:
+        if host not in self._tables.hosts:
             await super().keep_host(host)
 
 
@@ -1556,5 +1556,5 @@ class ForgetsTheLatestHost(MemoryLedger):
     """Of too many hosts the one that came last goes."""
 
     async def keep_host(self, host):
-        if len(self._books.hosts) < 100:
+        if len(self._tables.hosts) < 100:
             await super().keep_host(host)

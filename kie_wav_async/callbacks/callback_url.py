@@ -17,6 +17,7 @@ from urllib.parse import quote, unquote_plus
 from yarl import URL
 
 from kie_wav_async._support.validation import verify_type
+from kie_wav_async.protocol.api_constants import KIE_WAV
 from kie_wav_async.protocol.urls import parse_url
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def is_called_back_elsewhere(record: TaskRecord, callback_url: str) -> bool:
 
 def find_callback_url(record: TaskRecord) -> URL | None:
     """Return the callback URL that a record shows; `None` if it shows none."""
-    for name in ("callbackUrl", "callBackUrl"):
+    for name in KIE_WAV.callback_url_names:
         url = parse_url(record.raw.get(name))
         if url is not None:
             return url

@@ -26,8 +26,8 @@ from kie_wav_async.callbacks.signature import (
 )
 from kie_wav_async.errors import CallbackFormatError
 from kie_wav_async.models import Callback
+from kie_wav_async.protocol.api_constants import KIE_WAV
 from kie_wav_async.protocol.envelope import (
-    OK,
     JsonObject,
     as_object,
     load_object,
@@ -35,7 +35,7 @@ from kie_wav_async.protocol.envelope import (
     parse_int,
     parse_text,
 )
-from kie_wav_async.protocol.responses import TASK_ID_NAMES, says_failed
+from kie_wav_async.protocol.responses import says_failed
 from kie_wav_async.protocol.urls import find_url
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def read_body(body: bytes) -> tuple[str, JsonObject]:
 def find_wav_url(root: JsonObject) -> URL | None:
     """Return the file that a callback names, if all of it says that the conversion succeeded."""
     data = as_object(root.get("data"))
-    if parse_int(root.get("code")) != OK or says_failed(data):
+    if parse_int(root.get("code")) != KIE_WAV.ok or says_failed(data):
         return None
     return find_url(root, data)
 
@@ -139,7 +139,7 @@ def _find_task_id(root: JsonObject, data: JsonObject) -> str:
     """
     found: str | None = None
     for place in (data, root):
-        for name in TASK_ID_NAMES:
+        for name in KIE_WAV.task_id_names:
             value = place.get(name)
             if value is None:
                 continue

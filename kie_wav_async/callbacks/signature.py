@@ -25,6 +25,7 @@ import attrs
 from kie_wav_async._support.secret import Secret
 from kie_wav_async._support.validation import verify_number, verify_type
 from kie_wav_async.errors import SignatureError
+from kie_wav_async.protocol.api_constants import KIE_WAV
 
 #: The keys that may have signed, in UTF-8.
 Keys: TypeAlias = Secret[tuple[bytes, ...]]
@@ -41,11 +42,11 @@ TOLERANCE_S: Final = 300.0
 #: Shortest key that is taken: a shorter one can be guessed.
 _MIN_KEY_LENGTH: Final = 16
 
-_TIMESTAMP_NAME: Final = b"x-webhook-timestamp"
-_SIGNATURE_NAME: Final = b"x-webhook-signature"
+_TIMESTAMP_NAME: Final = KIE_WAV.timestamp_header.lower().encode()
+_SIGNATURE_NAME: Final = KIE_WAV.signature_header.lower().encode()
 
-#: Of both names; nearly all other headers have another length, and are passed over.
-_NAME_LENGTH: Final = 19
+#: Nearly all other headers have another length, and are passed over.
+_NAME_LENGTHS: Final = (len(_TIMESTAMP_NAME), len(_SIGNATURE_NAME))
 
 #: Made once: ``tuple | list`` would be made for each header.
 _PAIR: Final = (tuple, list)
@@ -190,7 +191,7 @@ def read_signed(headers: Headers) -> Signed:
             msg = "headers must be pairs of a name and a value"
             raise TypeError(msg)
         name, value = pair
-        if not isinstance(name, _TEXT) or len(name) != _NAME_LENGTH:
+        if not isinstance(name, _TEXT) or len(name) not in _NAME_LENGTHS:
             continue
         lowered = _bytes(name).lower()
         if lowered == _TIMESTAMP_NAME:

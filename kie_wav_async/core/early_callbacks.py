@@ -10,13 +10,12 @@ creates nothing; whoever learns of a task or loses a submit looks here.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final
-
-import attrs
-from yarl import URL
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from yarl import URL
 
 #: Most callbacks kept; the oldest gives way. At full rate 1,800 submits are
 #: answered in the time one is kept.
@@ -26,8 +25,7 @@ MAX_BUFFERED: Final = 10_000
 BUFFERED_S: Final = 900.0
 
 
-@attrs.frozen
-class VerifiedCallback:
+class VerifiedCallback(NamedTuple):
     """
     What of a delivery is believed or kept; its signature was verified.
 
@@ -66,7 +64,7 @@ class EarlyCallbackBuffer:
         kept = self._buffered.get(notice.task_id)
         if kept is not None:
             if kept[1].attempt_id is None:
-                notice = attrs.evolve(notice, wav_url=None)
+                notice = notice._replace(wav_url=None)
                 self._buffered[notice.task_id] = (kept[0], notice)
             return
         self._buffered[notice.task_id] = (now_mono_s, notice)

@@ -6,9 +6,18 @@ Chance is an argument: a *sample* is a number in [0, 1) that the caller drew.
 
 from __future__ import annotations
 
+from typing import Final
+
 import attrs
 
 from kie_wav_async._support.validation import verify_count, verify_number
+from kie_wav_async.errors import (
+    MaintenanceError,
+    RateLimitedError,
+    ServerError,
+    TransportError,
+    WireFormatError,
+)
 
 #: How long new submits rest between two probes of a service under maintenance
 #: (code 455). The service names no time; the value is ours.
@@ -173,3 +182,14 @@ class RateLimit:
         """Hold the ranges."""
         verify_count(self.count, "count")
         verify_number(self.per_s, "per_s", above=0)
+
+
+#: What a request that creates nothing may be repeated after: the fault is the line's or
+#: the service's.
+TRANSIENT_ERRORS: Final = (
+    TransportError,
+    WireFormatError,
+    ServerError,
+    RateLimitedError,
+    MaintenanceError,
+)

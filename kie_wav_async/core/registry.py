@@ -1,8 +1,8 @@
 """
-The books of a session: every conversion it knows, and what has become of it.
+Every conversion of a session, and what has become of it.
 
 What may happen to an entry, and what that costs, is told in `core.state_machine`; this
-is who is in which phase, found by track, task or attempt, and the counters.
+applies it. `core.registry_index` finds the entries.
 What succeeded is remembered, the last 10,000 of them, so that a track asked for
 again is not paid again.
 
@@ -13,11 +13,9 @@ else's business.
 from __future__ import annotations
 
 import datetime as dt
-from collections import OrderedDict
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
-import attrs
-
+from kie_wav_async.core.registry_index import RegistryIndex, Resolution
 from kie_wav_async.core.state_machine import (
     IllegalTransition,
     Origin,
@@ -26,27 +24,23 @@ from kie_wav_async.core.state_machine import (
     Transition,
     apply,
 )
+from kie_wav_async.core.task_outcome import terminal_error, wav_of
 from kie_wav_async.errors import (
-    AlreadyExistsError,
-    ConversionFailedError,
     ConversionTimeoutError,
     KieWavError,
-    NotFoundError,
 )
 from kie_wav_async.models import (
-    RETENTION_DAYS,
     SettledBy,
-    Statistics,
     TaskRecord,
     TaskState,
     Track,
     UnknownSubmit,
     WavFile,
 )
-from kie_wav_async.protocol.envelope import quote
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections import OrderedDict
+    from collections.abc import Iterable
 
 #: How many successes are remembered: an hour and a half of submits at full rate.
 RESULT_CACHE_SIZE: Final = 10_000
@@ -55,42 +49,8 @@ RESULT_CACHE_SIZE: Final = 10_000
 #: a callback delivered again is known for what it is.
 ENDED_CACHE_SIZE: Final = 10_000
 
-#: How long a task whose wait timed out is kept: as long as its file.
-TIMED_OUT_KEPT_S: Final = RETENTION_DAYS * 86_400.0
-
-#: Most tasks kept: 400 in flight that all time out after 15 minutes reach this in
-#: two and a half days. One takes about 800 bytes.
-MAX_TIMED_OUT: Final = 100_000
-
-#: How long after acceptance a missing record is no news. The service may not
-#: show a task it has just created. Ours.
-MISSING_GRACE_S: Final = 60.0
-
-#: How many polls of an attached task may find no record; its age is unknown.
-MAX_ATTACHED_MISSING: Final = 3
-
-
 #: How many of the user's words are remembered, so that they can be replaced.
 RESOLUTION_CACHE_SIZE: Final = 10_000
-
-
-@attrs.define
-class Counters:
-    """The counters, which go up, and down only with a word that was wrong; see `Statistics`."""
-
-    submitted: int = 0
-    accepted: int = 0
-    adopted: int = 0
-    settled_by_callback: int = 0
-    settled_by_poll: int = 0
-    failed: int = 0
-    timed_out: int = 0
-    polls: int = 0
-    rejected_429: int = 0
-    possible_double_charges: int = 0
-    duplicate_results: int = 0
-    unknown_task_callbacks: int = 0
-    rejected_callbacks: int = 0
 
 
 E = TypeVar("E", bound=TaskEntry)
@@ -98,153 +58,8 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-@attrs.frozen(kw_only=True)
-class _Resolution(Generic[E]):
-    """
-    What the user said of a submit of unknown fate, and what that changed.
-
-    Attributes:
-        unknown: The submit.
-
-        task_id: The task that it created; `None` if it created nothing.
-
-        entry: What follows the task; `None` without one.
-
-        is_created: Whether that was made for it, or else had followed the task before.
-
-        was_attached: Whether it followed the task as one that was made elsewhere.
-
-        accepted: By how much the counter went up.
-
-        adopted: The same.
-    """
-
-    unknown: UnknownSubmit
-    task_id: str | None = None
-    entry: E | None = None
-    is_created: bool = False
-    was_attached: bool = False
-    accepted: int = 0
-    adopted: int = 0
-
-
-class Registry(Generic[E]):
-    """Holds the entries and applies events to them."""
-
-    def __init__(self, make_entry: Callable[[Track | None], E]) -> None:
-        """Start empty; *make_entry* makes the entries."""
-        self._make_entry = make_entry
-        self._by_track: dict[Track, E] = {}
-        self._by_task: dict[str, E] = {}
-        # Who follows a task beside the first; rare: attached, and then submitted.
-        self._more_by_task: dict[str, list[E]] = {}
-        # Tasks whose wait timed out, oldest first.
-        self._timed_out: OrderedDict[str, E] = OrderedDict()
-        self._timed_out_by_track: dict[Track, list[E]] = {}
-        self._results: OrderedDict[Track, E] = OrderedDict()
-        # With whether a submit that is counted made it.
-        self._ended_tasks: OrderedDict[str, bool] = OrderedDict()
-        self._unknown: dict[str, UnknownSubmit] = {}
-        self._unknown_by_track: dict[Track, list[str]] = {}
-        self._resolutions: OrderedDict[str, _Resolution[E]] = OrderedDict()
-        self._sending: set[str] = set()
-        self._used_slots = 0
-        self._in_flight = 0
-        self._accepted_before = 0
-        self.counters = Counters()
-
-    # --- what is in the books ---------------------------------------------------
-
-    def find(self, track: Track) -> E | None:
-        """Return the entry of *track* that is not terminal, if there is one."""
-        return self._by_track.get(track)
-
-    def find_task(self, task_id: str) -> E | None:
-        """Return the entry in flight under *task_id*, if there is one."""
-        return self._by_task.get(task_id)
-
-    def conversions_of(self, task_id: str) -> tuple[E, ...]:
-        """Return every entry in flight under *task_id*, the first one first."""
-        first = self._by_task.get(task_id)
-        return () if first is None else (first, *self._more_by_task.get(task_id, ()))
-
-    def known(self, task_id: str) -> tuple[E, ...]:
-        """Return every entry that news of *task_id* is for, in flight or kept."""
-        kept = self._timed_out.get(task_id)
-        return self.conversions_of(task_id) if kept is None else (kept,)
-
-    def find_timed_out(self, track: Track) -> E | None:
-        """Return the latest entry of *track* whose wait timed out, if one is kept."""
-        kept = self._timed_out_by_track.get(track)
-        return kept[-1] if kept else None
-
-    def has_ended(self, task_id: str) -> bool:
-        """Return whether the task, not in flight now, is one of the last that ended here."""
-        return task_id in self._ended_tasks
-
-    def find_result(self, track: Track) -> E | None:
-        """Return the remembered success of *track*, if there is one."""
-        return self._results.get(track)
-
-    def find_unknown(self, track: Track) -> UnknownSubmit | None:
-        """Return the latest attempt at *track* whose fate is unknown, if there is one."""
-        attempts = self._unknown_by_track.get(track)
-        return self._unknown[attempts[-1]] if attempts else None
-
-    def unknown_submit(self, attempt_id: str) -> UnknownSubmit | None:
-        """Return the attempt of that name if its fate is unknown."""
-        return self._unknown.get(attempt_id)
-
-    def resolved_submit(self, attempt_id: str) -> UnknownSubmit | None:
-        """Return the attempt of that name if its fate is the user's word, which may be replaced."""
-        word = self._resolutions.get(attempt_id)
-        return None if word is None else word.unknown
-
-    def is_resolution(self, attempt_id: str, task_id: str | None) -> bool:
-        """Return whether the user's word on an attempt is *task_id*; `None`: that it has none."""
-        word = self._resolutions.get(attempt_id)
-        return word is not None and word.task_id == task_id
-
-    def unknown_submits(self) -> tuple[UnknownSubmit, ...]:
-        """Return every attempt whose fate is unknown, oldest first."""
-        return tuple(self._unknown.values())
-
-    def in_flight(self) -> Iterator[E]:
-        """Yield every entry that is ACCEPTED, oldest first where that is known."""
-        yield from self._by_task.values()
-        for entries in self._more_by_task.values():
-            yield from entries
-
-    def waiting(self) -> tuple[E, ...]:
-        """Return every entry that is QUEUED, SENDING or UNKNOWN."""
-        return tuple(e for e in self._by_track.values() if e.phase is not Phase.ACCEPTED)
-
-    @property
-    def sending(self) -> int:
-        """How many submits are on the wire."""
-        return len(self._sending)
-
-    def is_sending(self, attempt_id: str) -> bool:
-        """Return whether the attempt of that name is on the wire."""
-        return attempt_id in self._sending
-
-    @property
-    def used_slots(self) -> int:
-        """How many conversions of ours are on the wire or in flight."""
-        return self._used_slots
-
-    @property
-    def charges(self) -> int:
-        """The most that the submits known to have ended, ever, can have been charged."""
-        return self._accepted_before + self.counters.accepted + len(self._unknown)
-
-    def statistics(self) -> Statistics:
-        """Return the counters as they are now."""
-        return Statistics(
-            unknown=len(self._unknown),
-            in_flight=self._in_flight,
-            **attrs.asdict(self.counters),
-        )
+class Registry(RegistryIndex[E]):
+    """Applies what happens to the entries."""
 
     # --- what happens to a submit -----------------------------------------------
 
@@ -298,16 +113,12 @@ class Registry(Generic[E]):
         )
         if entry.may_double_charge:
             self.counters.possible_double_charges += 1
-        self._add_unknown(unknown)
+        self._unknown.add(unknown)
         return unknown
-
-    def _add_unknown(self, unknown: UnknownSubmit) -> None:
-        self._unknown[unknown.attempt_id] = unknown
-        self._unknown_by_track.setdefault(unknown.track, []).append(unknown.attempt_id)
 
     def has_unknown_submit(self, entry: E) -> bool:
         """Return whether an earlier attempt at the entry's track is of unknown fate."""
-        return entry.track in self._unknown_by_track
+        return bool(self._unknown.attempts_of(entry.track))
 
     def return_to_unknown(self, entry: E) -> UnknownSubmit:
         """Note that a repeat came to nothing: the earlier doubt stands, and is returned."""
@@ -371,14 +182,14 @@ class Registry(Generic[E]):
                 making: then it explains a doubt only where there is just one, and
                 no other submit that the task may be of.
         """
-        unknowns = self._unknown_by_track.get(_track_of(entry), [])
+        unknowns = self._unknown.attempts_of(_track_of(entry))
         if attempt_id is None and len(unknowns) == 1 and entry.origin is not Origin.SUBMITTED:
             attempt_id = unknowns[0]
         # One that names none leaves it open which of several it was.
         entry.is_attributed = attempt_id is not None or not unknowns
         if attempt_id is None or attempt_id not in unknowns:
             return None
-        _ = self._resolve(attempt_id)
+        _ = self._unknown.remove(attempt_id)
         self.counters.accepted += 1
         return attempt_id
 
@@ -390,13 +201,13 @@ class Registry(Generic[E]):
 
         *is_resolution*: it is the user who says so, and may take it back; see `retract`.
         """
-        unknown = self._resolve(attempt_id)
+        unknown = self._unknown.remove(attempt_id)
         followed = self._by_task.get(task_id)
         was_attached = followed is not None and followed.origin is Origin.ATTACHED
         accepted, adopted = self.counters.accepted, self.counters.adopted
         entry = self._adopt(unknown, task_id, now_mono_s)
         if is_resolution:
-            word = _Resolution(
+            word = Resolution(
                 unknown=unknown,
                 task_id=task_id,
                 entry=entry,
@@ -439,7 +250,7 @@ class Registry(Generic[E]):
         track, entry = word.unknown.track, word.entry
         self.counters.accepted -= word.accepted
         self.counters.adopted -= word.adopted
-        self._add_unknown(word.unknown)
+        self._unknown.add(word.unknown)
         waiting = self._by_track.get(track)
         if waiting is not None and waiting.discovered_task_id == word.task_id:
             waiting.discovered_task_id = ""
@@ -451,13 +262,13 @@ class Registry(Generic[E]):
         if entry.phase is Phase.ACCEPTED:
             return self._detach(entry, word)
         if entry.phase is Phase.TIMED_OUT_KEPT and word.is_created:
-            _ = self._release(entry)
+            _ = self._timed_out.remove(entry)
         self._ended_tasks.pop(entry.task_id, None)
         if self._results.get(track) is entry:
             del self._results[track]
         return None
 
-    def _detach(self, entry: E, word: _Resolution[E]) -> E | None:
+    def _detach(self, entry: E, word: Resolution[E]) -> E | None:
         """Take the track of a word that was wrong from what follows the task."""
         track = word.unknown.track
         is_first = self._by_track.get(track) is entry
@@ -466,11 +277,7 @@ class Registry(Generic[E]):
             self._used_slots -= 1
             self._unfollow(entry)
             apply(entry, Transition.RETRACT)
-            entry.task_id = ""
-            entry.missing_count = 0
-            entry.unread_response = ""
-            entry.accepted_at = None
-            entry.is_called_back = False
+            entry.forget_task()
             return entry
         if word.was_attached:
             entry.origin = Origin.ATTACHED
@@ -509,10 +316,10 @@ class Registry(Generic[E]):
         Returns the entry that waited for nothing else, still UNKNOWN: it may be
         withdrawn or sent again. `None` if the track has other doubts or went on.
         """
-        unknown = self._resolve(attempt_id)
+        unknown = self._unknown.remove(attempt_id)
         if is_resolution:
             _remember(
-                self._resolutions, attempt_id, _Resolution(unknown=unknown), RESOLUTION_CACHE_SIZE
+                self._resolutions, attempt_id, Resolution(unknown=unknown), RESOLUTION_CACHE_SIZE
             )
         entry = self._by_track.get(unknown.track)
         if entry is None or self.has_unknown_submit(entry):
@@ -528,11 +335,11 @@ class Registry(Generic[E]):
         self._accepted_before = accepted
         # Not every one of their tracks waits for that: it may have a task, or its WAV.
         for unknown in unknowns:
-            self._add_unknown(unknown)
+            self._unknown.add(unknown)
 
     def restore_unknown(self, track: Track) -> None:
         """Note that all there is of *track* are submits of unknown fate, if there are."""
-        if track in self._unknown_by_track and track not in self._by_track:
+        if self._unknown.attempts_of(track) and track not in self._by_track:
             entry = self._by_track[track] = self._make_entry(track)
             entry.phase = Phase.UNKNOWN
 
@@ -620,7 +427,7 @@ class Registry(Generic[E]):
         if entry.phase not in {Phase.ACCEPTED, Phase.TIMED_OUT_KEPT}:
             self.record_late(record)
             return False
-        error = self._terminal_error(entry, record, now_mono_s, is_hint=is_hint)
+        error = terminal_error(entry, record, now_mono_s, is_hint=is_hint)
         if error is not None:
             apply(entry, Transition.FAIL)
             self.counters.failed += 1
@@ -634,19 +441,7 @@ class Registry(Generic[E]):
             self.counters.settled_by_poll += 1
         else:
             self.counters.settled_by_callback += 1
-        expires_at = None
-        if entry.origin is Origin.SUBMITTED:
-            submitted_at = dt.datetime.fromtimestamp(entry.submitted_unix_s, dt.UTC)
-            expires_at = submitted_at + dt.timedelta(days=RETENTION_DAYS)
-        wav = WavFile(
-            task_id=entry.task_id,
-            url=record.wav_url,
-            track=entry.track,
-            settled_by=settled_by,
-            expires_at=expires_at,
-            accepted_at=_later(entry.accepted_at, created_at),
-        )
-        self._end(entry, wav)
+        self._end(entry, wav_of(entry, record.wav_url, settled_by, created_at))
         return True
 
     def record_late(self, record: TaskRecord | None) -> None:
@@ -688,35 +483,9 @@ class Registry(Generic[E]):
             return
         entry = self._make_entry(ended.track)
         entry.phase = Phase.TIMED_OUT_KEPT
-        entry.task_id = ended.task_id
-        entry.attempt_id = ended.attempt_id
-        entry.origin = ended.origin
-        entry.is_attributed = ended.is_attributed
-        entry.submitted_unix_s = ended.submitted_unix_s
-        entry.accepted_at = ended.accepted_at
+        entry.copy_task(ended)
         entry.accepted_mono_s = now_mono_s
-        self._timed_out[entry.task_id] = entry
-        if entry.track is not None:
-            self._timed_out_by_track.setdefault(entry.track, []).append(entry)
-        oldest = next(iter(self._timed_out.values()))
-        while (
-            len(self._timed_out) > MAX_TIMED_OUT
-            or now_mono_s - oldest.accepted_mono_s >= TIMED_OUT_KEPT_S
-        ):
-            self._release(oldest)
-            oldest = next(iter(self._timed_out.values()))
-
-    def _release(self, entry: E) -> bool:
-        """Keep an entry no longer; return whether it was kept."""
-        if self._timed_out.get(entry.task_id) is not entry:
-            return False
-        del self._timed_out[entry.task_id]
-        if entry.track is not None:
-            others = self._timed_out_by_track[entry.track]
-            others.remove(entry)
-            if not others:
-                del self._timed_out_by_track[entry.track]
-        return True
+        self._timed_out.add(entry, now_mono_s)
 
     def _verify_free(self, entry: E) -> None:
         if self.has_unknown_submit(entry):
@@ -731,8 +500,8 @@ class Registry(Generic[E]):
     def _follow(self, entry: E, task_id: str, now_mono_s: float, origin: Origin) -> None:
         was_sending = entry.phase is Phase.SUBMITTING
         apply(entry, Transition.ACCEPT)
-        if task_id in self._timed_out:
-            _ = self._release(self._timed_out[task_id])
+        if (kept := self._timed_out.get(task_id)) is not None:
+            _ = self._timed_out.remove(kept)
         entry.task_id = task_id
         entry.origin = origin
         entry.accepted_mono_s = now_mono_s
@@ -746,56 +515,11 @@ class Registry(Generic[E]):
             # the limit if need be.
             self._used_slots += 1
 
-    def _terminal_error(
-        self, entry: E, record: TaskRecord | None, now_mono_s: float, *, is_hint: bool
-    ) -> KieWavError | None:
-        """Return the error that *record* ends the entry with, if it does."""
-        if record is None:
-            entry.missing_count += not is_hint
-            if entry.origin is Origin.ATTACHED:
-                missing = entry.missing_count >= MAX_ATTACHED_MISSING
-            else:
-                missing = now_mono_s - entry.accepted_mono_s >= MISSING_GRACE_S
-            if not missing:
-                return None
-            return NotFoundError(
-                code=404,
-                message=f"no record of task {entry.task_id}",
-                task_id=entry.task_id,
-                track=entry.track,
-            )
-        entry.missing_count = 0
-        entry.unread_response = quote(record.raw) if is_success_without_url(record) else ""
-        if is_foreign(entry, record):
-            return AlreadyExistsError(
-                code=409,
-                message=f"task {entry.task_id} converts another track, {record.audio_id}",
-                task_id=entry.task_id,
-                track=entry.track,
-            )
-        if record.state is TaskState.FAILED:
-            why = record.error_message or record.status
-            return ConversionFailedError(
-                f"task {entry.task_id} failed ({why})", record=record, track=entry.track
-            )
-        return None
-
-    def _resolve(self, attempt_id: str) -> UnknownSubmit:
-        unknown = self._unknown.pop(attempt_id, None)
-        if unknown is None:
-            msg = f"no unknown submit has the attempt_id {attempt_id!r}"
-            raise IllegalTransition(msg)
-        others = self._unknown_by_track[unknown.track]
-        others.remove(attempt_id)
-        if not others:
-            del self._unknown_by_track[unknown.track]
-        return unknown
-
     def _end(self, entry: E, outcome: WavFile | KieWavError) -> None:
         """Take a terminal entry out of the books of the living."""
         entry.outcome = outcome
         if entry.task_id:
-            if not self._release(entry):
+            if not self._timed_out.remove(entry):
                 self._in_flight -= 1
                 self._used_slots -= entry.origin is not Origin.ATTACHED
                 self._unfollow(entry)
@@ -829,26 +553,6 @@ def _remember(cache: OrderedDict[K, V], key: K, value: V, most: int) -> None:
     cache.move_to_end(key)
     if len(cache) > most:
         cache.popitem(last=False)
-
-
-def _later(one: dt.datetime | None, other: dt.datetime | None) -> dt.datetime | None:
-    """Return the later of two times that may be unknown: the younger a file, the safer."""
-    return max((at for at in (one, other) if at is not None), default=None)
-
-
-def is_success_without_url(record: TaskRecord) -> bool:
-    """Return whether *record* says success and names no file that we can read."""
-    return record.state is TaskState.SUCCEEDED and record.wav_url is None
-
-
-def is_foreign(entry: TaskEntry, record: TaskRecord) -> bool:
-    """Return whether *record* shows that a task taken over converts another track."""
-    return (
-        entry.origin is Origin.ADOPTED
-        and entry.track is not None
-        and record.audio_id is not None
-        and record.audio_id != entry.track.audio_id
-    )
 
 
 def _track_of(entry: TaskEntry) -> Track:

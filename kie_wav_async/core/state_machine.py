@@ -74,6 +74,27 @@ class Phase(enum.Enum):
     REJECTED = enum.auto()
     CANCELLED = enum.auto()
 
+    @property
+    def is_submitting(self) -> bool:
+        """Whether its submit has no end yet: it waits, is in progress, or is unknown."""
+        return self in _SUBMITTING
+
+    @property
+    def may_be_accepted(self) -> bool:
+        """Whether the service may have taken its submit, and did not say so yet."""
+        return self in _MAY_BE_ACCEPTED
+
+    @property
+    def created_nothing(self) -> bool:
+        """Whether it ended without a task."""
+        return self in _CREATED_NOTHING
+
+
+# Made once: these are asked for in every submit.
+_SUBMITTING: Final = frozenset({Phase.QUEUED, Phase.SUBMITTING, Phase.UNKNOWN})
+_MAY_BE_ACCEPTED: Final = frozenset({Phase.SUBMITTING, Phase.UNKNOWN})
+_CREATED_NOTHING: Final = frozenset({Phase.REJECTED, Phase.CANCELLED})
+
 
 class Transition(enum.Enum):
     """What can happen to a conversion."""
@@ -209,6 +230,23 @@ class TaskEntry:
         self.accepted_mono_s = 0.0
         self.submitted_unix_s = 0.0
         self.outcome: WavFile | KieWavError | None = None
+
+    def copy_task(self, other: TaskEntry) -> None:
+        """Take over what *other*, an entry of the same track, knows of its task."""
+        self.task_id = other.task_id
+        self.attempt_id = other.attempt_id
+        self.origin = other.origin
+        self.is_attributed = other.is_attributed
+        self.submitted_unix_s = other.submitted_unix_s
+        self.accepted_at = other.accepted_at
+
+    def forget_task(self) -> None:
+        """Forget the task, which turned out not to be the entry's."""
+        self.task_id = ""
+        self.missing_count = 0
+        self.unread_response = ""
+        self.accepted_at = None
+        self.is_called_back = False
 
 
 def apply(entry: TaskEntry, event: Transition) -> None:

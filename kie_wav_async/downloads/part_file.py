@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from kie_wav_async._support.file_lock import try_lock, unlock
+from kie_wav_async._support.files import synced_folder
 from kie_wav_async.downloads.part_metadata import PartMetadata, parse_part_metadata, this_boot
 from kie_wav_async.downloads.wav_header import HEAD_LENGTH, WavScanner
 from kie_wav_async.models import Download
@@ -35,9 +36,6 @@ SYNC_EVERY: Final = 16 << 20
 
 #: What a disk says that is full, and otherwise sound.
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-#: What a file system says that cannot sync a folder, or does not let us open it.
-_UNSYNCABLE: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM})
-
 # What is left free on the disk besides the file itself.
 _SPARE: Final = 64 << 20
 
@@ -410,7 +408,7 @@ class PartFile:
             os.fsync(self._fd)
             if not _is_at(self._fd, self.path):
                 raise OSError(errno.ENOENT, f"somebody has moved {self.path.name}")
-            with _synced(self._target.parent):
+            with synced_folder(self._target.parent):
                 _restrict_mode(self._fd, self._mode)
                 if os.name == "nt":  # pragma: no cover - the tests run on POSIX
                     self._close()  # Nothing that is open can be renamed there.
@@ -556,29 +554,3 @@ def _write_all(fd: int, data: bytes) -> None:
     left = memoryview(data)
     while left:
         left = left[os.write(fd, left) :]
-
-
-@contextlib.contextmanager
-def _synced(folder: Path) -> Generator[None]:
-    """Sync *folder* after what is done to it; it is opened first, since that may fail."""
-    fd = -1
-    with _where_possible():
-        if os.name != "nt":  # pragma: no branch - there a folder cannot be opened
-            fd = os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-    try:
-        yield
-        with _where_possible():
-            if fd >= 0:
-                os.fsync(fd)
-    finally:
-        if fd >= 0:
-            os.close(fd)
-
-
-@contextlib.contextmanager
-def _where_possible() -> Generator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _UNSYNCABLE:
-            raise

@@ -17,34 +17,32 @@ Space" and "Internet Protocol Version 6 Address Space".
 
 from __future__ import annotations
 
+import functools
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import Final
+from typing import Final, TypeVar
 
-_NOT_PUBLIC_V4: Final = tuple(
-    IPv4Network(network)
-    for network in (
-        "0.0.0.0/8",  # This network, and to many systems this machine.
-        "10.0.0.0/8",  # Private.
-        "100.64.0.0/10",  # Shared by the customers of a provider; some clouds' services.
-        "127.0.0.0/8",  # This machine.
-        "169.254.0.0/16",  # Link-local, and where clouds keep their machines' secrets.
-        "172.16.0.0/12",  # Private.
-        "192.0.0.0/24",  # Protocol assignments.
-        "192.0.2.0/24",  # Documentation.
-        "192.31.196.0/24",  # AS112: answers for private addresses.
-        "192.52.193.0/24",  # AMT relays.
-        "192.88.99.0/24",  # 6to4 relays.
-        "192.168.0.0/16",  # Private.
-        "192.175.48.0/24",  # AS112.
-        "198.18.0.0/15",  # Benchmarks.
-        "198.51.100.0/24",  # Documentation.
-        "203.0.113.0/24",  # Documentation.
-        "224.0.0.0/4",  # Multicast.
-        "240.0.0.0/4",  # Reserved, and broadcast.
-        # In no registry, but within Azure every machine's host, which hands out its
-        # settings. Source: learn.microsoft.com, "What is IP address 168.63.129.16?".
-        "168.63.129.16/32",
-    )
+_NOT_PUBLIC_V4: Final = (
+    "0.0.0.0/8",  # This network, and to many systems this machine.
+    "10.0.0.0/8",  # Private.
+    "100.64.0.0/10",  # Shared by the customers of a provider; some clouds' services.
+    "127.0.0.0/8",  # This machine.
+    "169.254.0.0/16",  # Link-local, and where clouds keep their machines' secrets.
+    "172.16.0.0/12",  # Private.
+    "192.0.0.0/24",  # Protocol assignments.
+    "192.0.2.0/24",  # Documentation.
+    "192.31.196.0/24",  # AS112: answers for private addresses.
+    "192.52.193.0/24",  # AMT relays.
+    "192.88.99.0/24",  # 6to4 relays.
+    "192.168.0.0/16",  # Private.
+    "192.175.48.0/24",  # AS112.
+    "198.18.0.0/15",  # Benchmarks.
+    "198.51.100.0/24",  # Documentation.
+    "203.0.113.0/24",  # Documentation.
+    "224.0.0.0/4",  # Multicast.
+    "240.0.0.0/4",  # Reserved, and broadcast.
+    # In no registry, but within Azure every machine's host, which hands out its
+    # settings. Source: learn.microsoft.com, "What is IP address 168.63.129.16?".
+    "168.63.129.16/32",
 )
 
 #: The only block of IPv6 that is given out to the public. Loopback, unique local,
@@ -52,15 +50,12 @@ _NOT_PUBLIC_V4: Final = tuple(
 #: translated and all reserved addresses are outside.
 _GIVEN_OUT: Final = IPv6Network("2000::/3")
 
-_NOT_PUBLIC_V6: Final = tuple(
-    IPv6Network(network)
-    for network in (
-        "2001::/23",  # Protocol assignments; Teredo, which tunnels to IPv4, is one.
-        "2001:db8::/32",  # Documentation.
-        "2002::/16",  # 6to4, which tunnels to IPv4.
-        "2620:4f:8000::/48",  # AS112.
-        "3fff::/20",  # Documentation.
-    )
+_NOT_PUBLIC_V6: Final = (
+    "2001::/23",  # Protocol assignments; Teredo, which tunnels to IPv4, is one.
+    "2001:db8::/32",  # Documentation.
+    "2002::/16",  # 6to4, which tunnels to IPv4.
+    "2620:4f:8000::/48",  # AS112.
+    "3fff::/20",  # Documentation.
 )
 
 #: How networks without IPv4 reach the rest of the world (RFC 6052).
@@ -69,6 +64,15 @@ _NAT64: Final = IPv6Network("64:ff9b::/96")
 #: What marks the IPv4 address in the last half of an ISATAP one, which tunnels to
 #: it, for private addresses and for public ones (RFC 5214, section 6.1).
 _ISATAP: Final = frozenset({0x0000_5EFE, 0x0200_5EFE})
+
+
+N = TypeVar("N", IPv4Network, IPv6Network)
+
+
+@functools.cache
+def _networks(kind: type[N], texts: tuple[str, ...]) -> tuple[N, ...]:
+    """Return the networks, made when they are first asked for: that takes a while."""
+    return tuple(map(kind, texts))
 
 
 def is_public(address: str) -> bool:
@@ -91,7 +95,7 @@ def is_public(address: str) -> bool:
         if inner is None:
             return _is_public_v6(ip)
         ip = inner
-    return not any(ip in network for network in _NOT_PUBLIC_V4)
+    return not any(ip in network for network in _networks(IPv4Network, _NOT_PUBLIC_V4))
 
 
 def _carried(ip: IPv6Address) -> IPv4Address | None:
@@ -104,6 +108,6 @@ def _carried(ip: IPv6Address) -> IPv4Address | None:
 def _is_public_v6(ip: IPv6Address) -> bool:
     return (
         ip in _GIVEN_OUT
-        and not any(ip in network for network in _NOT_PUBLIC_V6)
+        and not any(ip in network for network in _networks(IPv6Network, _NOT_PUBLIC_V6))
         and int(ip) >> 32 & 0xFFFF_FFFF not in _ISATAP
     )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import math
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
@@ -22,9 +21,9 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import attrs
 from yarl import URL
 
-from kie_wav_async import events
 from kie_wav_async._support.clock import Clock
-from kie_wav_async.core.policies import RetryPolicy, retry_delay_s
+from kie_wav_async._support.files import OUT_OF_RESOURCES
+from kie_wav_async.core.policies import TRANSIENT_ERRORS, RetryPolicy, retry_delay_s
 from kie_wav_async.downloads.file_client import FileClient, FileError
 from kie_wav_async.downloads.http_range import parse_content_range, parse_length, strong_etag
 from kie_wav_async.downloads.part_file import PartFile, find_complete, remove_leftovers
@@ -33,20 +32,18 @@ from kie_wav_async.downloads.wav_header import HEAD_LENGTH, MAX_BYTES, ShortWavE
 from kie_wav_async.errors import (
     DownloadError,
     KieWavError,
-    MaintenanceError,
-    RateLimitedError,
-    ServerError,
     SessionClosedError,
-    TransportError,
-    WireFormatError,
 )
-from kie_wav_async.models import Download, WavFile, is_past_retention
+from kie_wav_async.http.connection_settings import TRANSIENT_STATUSES
+from kie_wav_async.models import Download, WavFile
+from kie_wav_async.protocol.api_constants import is_past_retention
 from kie_wav_async.protocol.envelope import parse_retry_after
 from kie_wav_async.protocol.responses import NoLink
 
 if TYPE_CHECKING:
     from kie_wav_async.downloads.file_client import FileResponse
     from kie_wav_async.errors import DownloadReason
+    from kie_wav_async.events import EventName
 
 T = TypeVar("T")
 
@@ -60,20 +57,6 @@ _PROGRESS_INTERVAL_S: Final = 0.25
 
 # What a host says of a link that it does not let us have, any more or at all.
 _REJECTIONS: Final = frozenset({401, 403, 404, 410})
-# What may keep KIE from giving another link, and may not another time.
-_TRANSIENT: Final = (
-    TransportError,
-    WireFormatError,
-    ServerError,
-    RateLimitedError,
-    MaintenanceError,
-)
-# What it may say otherwise another time; every 5xx besides.
-_TRANSIENT_REASONS: Final = frozenset({408, 425, 429})
-
-
-#: What the system says that is short of something just now, whatever the file.
-EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 
 
 class _ExhaustedError(Exception):
@@ -268,7 +251,7 @@ class Transfer:
             raise told
         asked_s = parse_retry_after(failure.retry_after, self.clock.time())
         delay_s = retry_delay_s(RETRY, attempt, self.random(), asked_s)
-        self._notify(events.DownloadRetryScheduled, error=told, delay_s=delay_s)
+        self._notify("DownloadRetryScheduled", error=told, delay_s=delay_s)
         await self.clock.sleep(delay_s)
 
     async def _renew_url(self, refusal: _UrlRejectedError) -> URL:
@@ -283,7 +266,7 @@ class Transfer:
             raise
         except KieWavError as error:
             msg = f"{refusal}, and KIE gave no other ({error})"
-            if isinstance(error, _TRANSIENT):
+            if isinstance(error, TRANSIENT_ERRORS):
                 raise FileError(msg) from error
             raise self._failed(msg, "unavailable") from error
         if isinstance(fresh, NoLink):
@@ -339,7 +322,7 @@ class Transfer:
         if status in _REJECTIONS:
             msg = f"{host} refuses the link ({status})"
             raise _UrlRejectedError(msg)
-        if status in _TRANSIENT_REASONS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        if status in TRANSIENT_STATUSES or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             retry_after = answer.header("Retry-After")
             msg = f"{host} answered {status}"
             raise FileError(msg, retry_after=retry_after)
@@ -496,9 +479,9 @@ class Transfer:
         now = self.clock.monotonic()
         if is_last or now - self._notified_mono_s >= _PROGRESS_INTERVAL_S:
             self._notified_mono_s = now
-            self._notify(events.DownloadProgress, bytes=part.length, total=part.total)
+            self._notify("DownloadProgress", bytes=part.length, total=part.total)
 
-    def _notify(self, kind: type[events.Event], **fields: object) -> None:
+    def _notify(self, kind: EventName, **fields: object) -> None:
         self.emit(kind, wav=self.wav, path=self.path, **fields)
 
     async def _on_disk(self, work: Callable[..., T], *args: object) -> T:
@@ -542,6 +525,6 @@ class Transfer:
             return working.result()
         except OSError as error:
             msg = f"{self.path}: {error.strerror or type(error).__name__}"
-            if error.errno in EXHAUSTED:
+            if error.errno in OUT_OF_RESOURCES:
                 raise _ExhaustedError(msg) from error
             raise self._failed(msg, "disk") from error

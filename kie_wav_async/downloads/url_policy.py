@@ -18,10 +18,8 @@ import contextlib
 import re
 import string
 from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote, urljoin
-
-import attrs
 
 from kie_wav_async._support.validation import strip_controls
 from kie_wav_async.downloads.public_address import is_public
@@ -60,8 +58,7 @@ _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _HTTPS_PORT: Final = 443
 
 
-@attrs.frozen
-class _Host:
+class _Host(NamedTuple):
     """
     The host of a link.
 

@@ -14,7 +14,6 @@ import os
 import socket
 import ssl as ssl_module
 import urllib.request
-from importlib import metadata
 from typing import TYPE_CHECKING, Final
 
 import aiohttp
@@ -22,12 +21,10 @@ from yarl import URL
 
 from kie_wav_async._support.secret import Secret
 from kie_wav_async._support.validation import verify_type
+from kie_wav_async._support.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-# Looked up as the package is imported: it is in a file, and no loop is to wait for that.
-_VERSION: Final = metadata.version("kie-wav-async")
 
 # What a proxy answers without a valid user and password.
 _AUTHENTICATION_REQUIRED: Final = 407
@@ -85,7 +82,7 @@ class ConnectionSettings:
 
 def user_agent() -> str:
     """Return what we call ourselves."""
-    return f"kie-wav-async/{_VERSION}"
+    return f"kie-wav-async/{__version__}"
 
 
 def _find_proxy(environment: Mapping[str, str], url: URL) -> URL | None:
@@ -210,7 +207,7 @@ _PERMANENT_TLS: Final = frozenset(
     | {"SSLV3_ALERT_BAD_CERTIFICATE", "SSLV3_ALERT_CERTIFICATE_UNKNOWN"}
 )
 # What a proxy may answer otherwise another time; every 5xx besides.
-_TRANSIENT_STATUSES: Final = frozenset({408, 425, 429})
+TRANSIENT_STATUSES: Final = frozenset({408, 425, 429})
 _SERVER_ERRORS: Final = range(500, 600)
 
 
@@ -223,7 +220,7 @@ def is_permanent(error: Exception) -> bool:
     off the network for a moment finds none.
     """
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        return error.status not in _SERVER_ERRORS and error.status not in _TRANSIENT_STATUSES
+        return error.status not in _SERVER_ERRORS and error.status not in TRANSIENT_STATUSES
     if isinstance(error, aiohttp.InvalidURL):
         return True
     if isinstance(error, aiohttp.ClientConnectorError):

@@ -19,6 +19,7 @@ from yarl import URL
 
 from kie_wav_async._support.patient_timer import PatientTimer, patient_timeout
 from kie_wav_async._support.secret import Secret, drop_frames
+from kie_wav_async._support.tasks import is_caller_cancelled
 from kie_wav_async.errors import TransportError, TransportTimeoutError, WireFormatError
 from kie_wav_async.http.connection_settings import (
     ConnectionSettings,
@@ -29,13 +30,13 @@ from kie_wav_async.http.connection_settings import (
     user_agent,
     via_proxy,
 )
-from kie_wav_async.protocol.messages import WireResponse
+from kie_wav_async.protocol.http_messages import WireResponse
 
 if TYPE_CHECKING:
     import ssl as ssl_module
     from types import SimpleNamespace
 
-    from kie_wav_async.protocol.messages import WireRequest
+    from kie_wav_async.protocol.http_messages import WireRequest
 
 __all__ = ["AiohttpTransport", "Transport"]
 
@@ -199,8 +200,7 @@ class AiohttpTransport:
             response = await self._exchange(request, flight)
         except asyncio.CancelledError as error:
             drop_frames(error, before)  # Those of aiohttp have the key.
-            task = asyncio.current_task()
-            if not self._is_closed or task is None or task.cancelling():
+            if not self._is_closed or is_caller_cancelled():
                 raise
             # Nobody cancelled the caller: closing ends lookups of names this way.
             why = f"the transport was closed before an answer from {_origin(request)}"

@@ -13,31 +13,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from kie_wav_async.ledger.models import (
-    AttemptEntry,
-    AttemptOutcome,
-    LedgerEntry,
-    RecoveryState,
-    TrackState,
-)
-from kie_wav_async.ledger.sqlite.ledger import SqliteLedger
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from yarl import URL
 
+    from kie_wav_async.ledger.models import (
+        AttemptOutcome,
+        LedgerEntry,
+        RecoveryState,
+        TrackState,
+    )
     from kie_wav_async.models import SettledBy, Track
-
-__all__ = [
-    "AttemptEntry",
-    "AttemptOutcome",
-    "Ledger",
-    "LedgerEntry",
-    "RecoveryState",
-    "SqliteLedger",
-    "TrackState",
-]
 
 
 @runtime_checkable

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
-from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Self
 
-import attrs
-from yarl import URL
-
 from kie_wav_async._support.validation import verify_id, verify_type
-from kie_wav_async.core.known_hosts import MAX_HOSTS
 from kie_wav_async.errors import LedgerError
+from kie_wav_async.ledger.memory_tables import Attempt, Tables
 from kie_wav_async.ledger.models import (
     AttemptOutcome,
     LedgerEntry,
@@ -29,199 +25,16 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable, Sequence
 
+    from yarl import URL
+
 #: How many ends of submits an opening tells.
-_ENDS: Final = 1_000
 
-_RETRIED: Final = frozenset({TrackState.REJECTED, TrackState.FAILED, TrackState.EXPIRED})
-_FREE: Final = frozenset({TrackState.PLANNED, TrackState.REJECTED, TrackState.FAILED})
-_BAD: Final = frozenset({TrackState.REJECTED, TrackState.FAILED})
-_WITH_WAV: Final = frozenset({TrackState.SUCCEEDED, TrackState.SAVED})
-_HAD_WAV: Final = _WITH_WAV | {TrackState.EXPIRED}
 
-_WITH_TASK: Final = frozenset({AttemptOutcome.ACCEPTED, AttemptOutcome.ADOPTED})
 #: What a submit that has ended may turn out to have come to.
-_BETTER: Final[Mapping[AttemptOutcome, frozenset[AttemptOutcome]]] = {
-    AttemptOutcome.UNKNOWN: frozenset({AttemptOutcome.ACCEPTED, AttemptOutcome.NOT_CREATED}),
-    AttemptOutcome.NOT_CREATED: frozenset({AttemptOutcome.ACCEPTED}),
-    AttemptOutcome.EXISTS_WITHOUT_ID: frozenset(
-        {AttemptOutcome.ADOPTED, AttemptOutcome.NOT_CREATED}
-    ),
-}
 _BASE_STATE_AFTER: Final = {
     AttemptOutcome.REJECTED: TrackState.REJECTED,
     AttemptOutcome.EXISTS_WITHOUT_ID: TrackState.EXISTS_WITHOUT_ID,
 }
-
-
-@attrs.define(eq=False)
-class _Attempt:
-    row: _Row
-    attempt_id: str
-    begun_unix_s: float
-    #: Its place among the attempts of its track; 1 or more.
-    number: int
-    #: `None` while it is under way.
-    outcome: AttemptOutcome | None = None
-    ended_unix_s: float = 0.0
-    task_id: str = ""
-    is_task_over: bool = False
-    #: Whether its task ended with a WAV.
-    has_wav: bool = False
-    callback_task: str = ""
-    #: What it was before the user's word, if its outcome is that.
-    resolved_from: AttemptOutcome | None = None
-    #: When the service made its task, by the service's clock.
-    accepted_unix_s: float | None = None
-
-
-@attrs.define(eq=False)
-class _Row:
-    index: int
-    track: Track
-    #: Where it stands once nothing of it is under way or in doubt.
-    base_state: TrackState = TrackState.PLANNED
-    attempts: list[_Attempt] = attrs.field(factory=list[_Attempt])
-    #: Whose task it is followed under, or was.
-    current_attempt: _Attempt | None = None
-    #: How many attempts there were when it got its WAV: they no longer matter to it.
-    superseded_through: int = 0
-    settled_unix_s: float | None = None
-    wav_url: URL | None = None
-    settled_by: SettledBy | None = None
-    error_code: int | None = None
-    error: str | None = None
-    #: Where its file is, or is to be.
-    path: str | None = None
-    key: str | None = None
-    #: The size and the digest of its file.
-    file: tuple[int, str] | None = None
-
-    def state(self) -> TrackState:
-        """Tell where it stands."""
-        unanswered = {attempt.outcome for attempt in self.attempts[self.superseded_through :]}
-        if None in unanswered:
-            return TrackState.SUBMITTING
-        if self.is_followed():
-            return TrackState.ACCEPTED
-        return TrackState.UNKNOWN if AttemptOutcome.UNKNOWN in unanswered else self.base_state
-
-    def is_followed(self) -> bool:
-        """Whether it has a task that has not ended."""
-        return self.current_attempt is not None and not self.current_attempt.is_task_over
-
-    def follow(self, attempt: _Attempt | None, rest: TrackState = TrackState.PLANNED) -> None:
-        """Go on under the task of *attempt*, or without any, and forget the end of another."""
-        self.base_state, self.current_attempt = rest, attempt
-        self.settled_unix_s = self.wav_url = self.file = None
-        self.error_code = self.error = None
-
-    def entry(self) -> LedgerEntry:
-        """Tell all there is to tell."""
-        state, task = self.state(), self.current_attempt
-        is_bad = state in _BAD
-        size, sha256 = self.file or (None, None)
-        accepted_unix_s = None if task is None else task.accepted_unix_s
-        return LedgerEntry(
-            index=self.index,
-            track=self.track,
-            state=state,
-            attempt_id=self.attempts[-1].attempt_id if self.attempts else "",
-            task_id="" if task is None else task.task_id,
-            task_attempt_id="" if task is None else task.attempt_id,
-            is_adopted=task is not None and task.outcome is AttemptOutcome.ADOPTED,
-            submitted_at=None if task is None else _moment(task.begun_unix_s),
-            accepted_at=None if accepted_unix_s is None else _moment(accepted_unix_s),
-            settled_at=None if self.settled_unix_s is None else _moment(self.settled_unix_s),
-            wav_url=self.wav_url,
-            settled_by=None if self.wav_url is None else self.settled_by,
-            error_code=self.error_code if is_bad else None,
-            error=self.error if is_bad else None,
-            path=self.path,
-            bytes=size,
-            sha256=sha256,
-        )
-
-
-@attrs.define(eq=False)
-class _Tables:
-    """What would be on the disk, and who has it open."""
-
-    rows: dict[Track, _Row] = attrs.field(factory=dict[Track, _Row])
-    attempts: dict[str, _Attempt] = attrs.field(factory=dict[str, _Attempt])
-    by_task: dict[str, list[_Attempt]] = attrs.field(factory=dict[str, list["_Attempt"]])
-    unknown: dict[str, _Attempt] = attrs.field(factory=dict[str, _Attempt])
-    by_key: dict[str, _Row] = attrs.field(factory=dict[str, _Row])
-    hosts: dict[str, None] = attrs.field(factory=dict[str, None])
-    ends: deque[float] = attrs.field(factory=lambda: deque[float](maxlen=_ENDS))
-    owner: MemoryLedger | None = None
-
-    def add(self, track: Track) -> _Row:
-        """Return the row of *track*, made if there is none; a title is learnt late."""
-        row = self.rows.setdefault(track, _Row(index=len(self.rows) + 1, track=track))
-        if row.track.title is None:
-            row.track = track
-        return row
-
-    def place(self, row: _Row, path: str, key: str | None) -> None:
-        """Give *row* a path, and a key or none in place of the one it has."""
-        if row.key is not None:
-            del self.by_key[row.key]
-        row.path, row.key = path, key
-        if key is not None:
-            self.by_key[key] = row
-
-    def keep_host(self, host: str) -> None:
-        """Have *host* as the latest, and forget the oldest of too many."""
-        self.hosts.pop(host, None)
-        self.hosts[host] = None
-        if len(self.hosts) > MAX_HOSTS:
-            del self.hosts[next(iter(self.hosts))]
-
-    def begin(self, row: _Row, attempt_id: str, now_unix_s: float) -> None:
-        """Open an attempt."""
-        if row.base_state in _BAD:
-            row.follow(None)
-        attempt = _Attempt(row, attempt_id, now_unix_s, len(row.attempts) + 1)
-        row.attempts.append(attempt)
-        self.attempts[attempt_id] = attempt
-
-    def end(self, attempt: _Attempt, outcome: AttemptOutcome, now_unix_s: float) -> bool:
-        """Close an attempt, or find out better; return whether it came to that."""
-        if attempt.outcome is None:
-            attempt.ended_unix_s = now_unix_s
-            self.ends.append(now_unix_s)
-        elif outcome not in _BETTER.get(attempt.outcome, ()):
-            return False
-        elif (
-            attempt.outcome is AttemptOutcome.EXISTS_WITHOUT_ID
-            and attempt.row.base_state is TrackState.EXISTS_WITHOUT_ID
-        ):
-            attempt.row.base_state = TrackState.PLANNED
-            attempt.row.error_code = attempt.row.error = None
-        attempt.outcome, attempt.resolved_from = outcome, None
-        self.unknown.pop(attempt.attempt_id, None)
-        if outcome is AttemptOutcome.UNKNOWN:
-            self.unknown[attempt.attempt_id] = attempt
-        return True
-
-    def take_back(self, attempt: _Attempt) -> None:
-        """Have an attempt be what it was before a word, and its track with it."""
-        row = attempt.row
-        if attempt.task_id:
-            self.by_task[attempt.task_id].remove(attempt)
-        attempt.outcome, attempt.task_id, attempt.is_task_over = attempt.resolved_from, "", False
-        attempt.accepted_unix_s = None
-        if row.current_attempt is not attempt:
-            return
-        row.superseded_through = 0
-        others = [one for one in row.attempts if one.task_id]
-        row.follow(None)
-        if others:
-            other = max(others, key=lambda one: (not one.is_task_over, one.has_wav, one.number))
-            other.is_task_over = False
-            row.follow(other)
-        elif any(one.outcome is AttemptOutcome.EXISTS_WITHOUT_ID for one in row.attempts):
-            row.base_state = TrackState.EXISTS_WITHOUT_ID
 
 
 class MemoryLedger:
@@ -254,7 +67,7 @@ class MemoryLedger:
         self.fail_with: LedgerError | Mapping[str, LedgerError] | None = None
         self.fails_late = False
         self.hold: asyncio.Event | Mapping[str, asyncio.Event] | None = None
-        self._books = _Tables()
+        self._tables = Tables()
         self._opened = 0
 
     # --- processes --------------------------------------------------------------------------
@@ -262,7 +75,7 @@ class MemoryLedger:
     def twin(self) -> Self:
         """Return another ledger of the same contents, as another process would open them."""
         twin = type(self)()
-        twin._books = self._books  # noqa: SLF001 - one of its own kind
+        twin._tables = self._tables  # noqa: SLF001 - one of its own kind
         return twin
 
     def die(self) -> Self:
@@ -271,11 +84,11 @@ class MemoryLedger:
 
         This ledger goes on with contents of its own, which nobody will see.
         """
-        left, books = type(self)(), self._books
-        left._books = books  # noqa: SLF001 - one of its own kind
-        books.owner = None
-        self._books = copy.deepcopy(books)
-        self._books.owner = self if self._opened else None
+        left, tables = type(self)(), self._tables
+        left._tables = tables  # noqa: SLF001 - one of its own kind
+        tables.owner = None
+        self._tables = copy.deepcopy(tables)
+        self._tables.owner = self if self._opened else None
         return left
 
     @property
@@ -286,16 +99,16 @@ class MemoryLedger:
     async def open(self, now_unix_s: float) -> RecoveryState:
         """Open it, and tell where it stands; see `Ledger.open`."""
         await self._call("open", now_unix_s, is_open=False)
-        books = self._books
-        if books.owner not in {None, self}:
+        tables = self._tables
+        if tables.owner not in {None, self}:
             msg = "another process has the ledger open: end it, or wait until it has ended"
             raise LedgerError(msg)
-        books.owner = self
+        tables.owner = self
         self._opened += 1
         if self._opened == 1:
-            for attempt in books.attempts.values():
+            for attempt in tables.attempts.values():
                 if attempt.outcome is None:
-                    books.end(attempt, AttemptOutcome.UNKNOWN, now_unix_s)
+                    tables.end(attempt, AttemptOutcome.UNKNOWN, now_unix_s)
         opening = RecoveryState(
             unknown=tuple(
                 UnknownSubmit(
@@ -303,16 +116,16 @@ class MemoryLedger:
                     attempt_id=attempt.attempt_id,
                     at=_moment(attempt.ended_unix_s),
                 )
-                for attempt in books.unknown.values()
+                for attempt in tables.unknown.values()
             ),
             accepted=sum(
-                attempt.outcome is AttemptOutcome.ACCEPTED for attempt in books.attempts.values()
+                attempt.outcome is AttemptOutcome.ACCEPTED for attempt in tables.attempts.values()
             ),
-            ended_unix_s=tuple(books.ends),
+            ended_unix_s=tuple(tables.ends),
             callback_tasks={
-                a.attempt_id: a.callback_task for a in books.unknown.values() if a.callback_task
+                a.attempt_id: a.callback_task for a in tables.unknown.values() if a.callback_task
             },
-            hosts=tuple(books.hosts),
+            hosts=tuple(tables.hosts),
         )
         try:
             await self._return("open")
@@ -330,7 +143,7 @@ class MemoryLedger:
     def _close(self) -> None:
         self._opened -= 1
         if not self._opened:
-            self._books.owner = None
+            self._tables.owner = None
 
     # --- tracks -----------------------------------------------------------------------------
 
@@ -340,21 +153,21 @@ class MemoryLedger:
         for track in tracks:
             verify_type(track, Track, "track")
         await self._call("add_tracks", tracks)
-        before = len(self._books.rows)
+        before = len(self._tables.rows)
         for track in tracks:
-            self._books.add(track)
-        new = len(self._books.rows) - before
+            self._tables.add(track)
+        new = len(self._tables.rows) - before
         await self._return("add_tracks")
         return new
 
     async def requeue(self, states: Iterable[TrackState]) -> int:
         """Plan tracks again that came to nothing; see `Ledger.requeue`."""
-        states = frozenset(states)
-        if not states <= _RETRIED:
-            msg = "only what is refused, failed or expired can be planned again"
+        states = frozenset(map(TrackState, states))
+        if not all(state.can_be_requeued for state in states):
+            msg = "only what is rejected, failed or expired can be planned again"
             raise ValueError(msg)
         await self._call("requeue", states)
-        rows = [row for row in self._books.rows.values() if row.state() in states]
+        rows = [row for row in self._tables.rows.values() if row.state() in states]
         for row in rows:
             row.follow(None)
         await self._return("requeue")
@@ -363,7 +176,7 @@ class MemoryLedger:
     async def get(self, track: Track) -> LedgerEntry | None:
         """Return where a track stands; see `Ledger.get`."""
         await self._call("get", track)
-        row = self._books.rows.get(track)
+        row = self._tables.rows.get(track)
         entry = None if row is None else row.entry()
         await self._return("get")
         return entry
@@ -374,7 +187,7 @@ class MemoryLedger:
         """Return the first tracks in some states; see `Ledger.list_entries`."""
         states = frozenset(states)
         await self._call("list_entries", states, after, limit)
-        rows = [r for r in self._books.rows.values() if r.index > after and r.state() in states]
+        rows = [r for r in self._tables.rows.values() if r.index > after and r.state() in states]
         page = tuple(row.entry() for row in rows[:limit])
         await self._return("list_entries")
         return page
@@ -383,7 +196,7 @@ class MemoryLedger:
         """Return how many tracks stand where; see `Ledger.count_by_state`."""
         await self._call("count_by_state")
         counts = dict.fromkeys(TrackState, 0)
-        for row in self._books.rows.values():
+        for row in self._tables.rows.values():
             counts[row.state()] += 1
         await self._return("count_by_state")
         return counts
@@ -411,14 +224,15 @@ class MemoryLedger:
         accepted_unix_s: float | None = None,
     ) -> None:
         """Write down what came of a submit; see `Ledger.finish_attempt`."""
-        if outcome in _WITH_TASK:
+        outcome = AttemptOutcome(outcome)
+        if outcome.has_task:
             verify_id(task_id, "task_id")
         elif task_id:
             msg = f"an outcome of {outcome} names no task: {task_id!r}"
             raise ValueError(msg)
         given = (task_id, error_code, error, accepted_unix_s)
         await self._call("finish_attempt", attempt_id, outcome, now_unix_s, *given)
-        attempt = self._books.attempts.get(attempt_id)
+        attempt = self._tables.attempts.get(attempt_id)
         if attempt is not None:
             words = (error_code, error)
             self._end(attempt, outcome, now_unix_s, task_id=task_id, words=words)
@@ -428,24 +242,24 @@ class MemoryLedger:
 
     def _end(
         self,
-        attempt: _Attempt,
+        attempt: Attempt,
         outcome: AttemptOutcome,
         now_unix_s: float,
         *,
         task_id: str,
         words: tuple[int | None, str | None] = (None, None),
     ) -> None:
-        if not self._books.end(attempt, outcome, now_unix_s):
+        if not self._tables.end(attempt, outcome, now_unix_s):
             return
         row = attempt.row
-        if outcome in _WITH_TASK:
+        if outcome.has_task:
             attempt.task_id = task_id
-            self._books.by_task.setdefault(task_id, []).append(attempt)
+            self._tables.by_task.setdefault(task_id, []).append(attempt)
             # Found out late, a task is not waited for if there is a WAV by now.
-            is_late = row.base_state in _WITH_WAV and attempt.number <= row.superseded_through
+            is_late = row.base_state.has_wav and attempt.number <= row.superseded_through
             if not row.is_followed() and not is_late:
                 row.follow(attempt)
-        elif outcome in _BASE_STATE_AFTER and row.base_state not in _HAD_WAV:
+        elif outcome in _BASE_STATE_AFTER and not row.base_state.is_converted:
             row.base_state = _BASE_STATE_AFTER[outcome]
             row.error_code, row.error = words
 
@@ -454,9 +268,9 @@ class MemoryLedger:
         if task_id:
             verify_id(task_id, "task_id")
         await self._call("resolve", attempt_id, now_unix_s, task_id)
-        attempt = self._books.attempts.get(attempt_id)
+        attempt = self._tables.attempts.get(attempt_id)
         base = None if attempt is None else attempt.resolved_from or attempt.outcome
-        is_taken = base in {AttemptOutcome.UNKNOWN, AttemptOutcome.EXISTS_WITHOUT_ID}
+        is_taken = base is not None and base.can_be_resolved
         if attempt is not None and base is not None and is_taken:
             word = AttemptOutcome.NOT_CREATED
             if task_id:
@@ -464,7 +278,7 @@ class MemoryLedger:
                 word = AttemptOutcome.ADOPTED if is_found else AttemptOutcome.ACCEPTED
             if (attempt.outcome, attempt.task_id) != (word, task_id):
                 if attempt.resolved_from is not None:
-                    self._books.take_back(attempt)
+                    self._tables.take_back(attempt)
                 self._end(attempt, word, now_unix_s, task_id=task_id)
                 attempt.resolved_from = base
         await self._return("resolve")
@@ -473,7 +287,7 @@ class MemoryLedger:
     async def record_callback(self, attempt_id: str, task_id: str) -> None:
         """Write down which task a callback names for a submit; see `Ledger.record_callback`."""
         await self._call("record_callback", attempt_id, task_id)
-        attempt = self._books.attempts.get(attempt_id)
+        attempt = self._tables.attempts.get(attempt_id)
         if attempt is not None and attempt.outcome in {None, AttemptOutcome.UNKNOWN}:
             attempt.callback_task = attempt.callback_task or task_id
         await self._return("record_callback")
@@ -484,7 +298,7 @@ class MemoryLedger:
         """Write down that the service named a file on a host; see `Ledger.keep_host`."""
         verify_host(host)
         await self._call("keep_host", host)
-        self._books.keep_host(host)
+        self._tables.keep_host(host)
         await self._return("keep_host")
 
     async def finish_task(
@@ -502,7 +316,7 @@ class MemoryLedger:
         verify_settled_by(settled_by)
         given = (wav_url, settled_by, error_code, error, accepted_unix_s)
         await self._call("finish_task", task_id, now_unix_s, *given)
-        made = self._books.by_task.get(task_id, [])
+        made = self._tables.by_task.get(task_id, [])
         ending = [attempt for attempt in made if not attempt.is_task_over]
         for attempt in ending:
             attempt.is_task_over, attempt.has_wav = True, wav_url is not None
@@ -510,7 +324,7 @@ class MemoryLedger:
             attempt.accepted_unix_s = max(known, default=None)
         for attempt in reversed(ending):
             row = attempt.row
-            if wav_url is not None and row.base_state not in _WITH_WAV:
+            if wav_url is not None and not row.base_state.has_wav:
                 row.follow(attempt, TrackState.SUCCEEDED)
                 row.superseded_through = len(row.attempts)
                 row.settled_unix_s, row.wav_url = now_unix_s, wav_url
@@ -528,28 +342,28 @@ class MemoryLedger:
         """Write down where a WAV is to be saved; see `Ledger.reserve_path`."""
         verify_path(path, key)
         await self._call("reserve_path", track, path, key)
-        row = self._books.rows.get(track)
-        is_free = row is not None and self._books.by_key.get(key, row) is row
+        row = self._tables.rows.get(track)
+        is_free = row is not None and self._tables.by_key.get(key, row) is row
         if row is None or (row.base_state is TrackState.SAVED and row.path != path):
             is_free = False
         elif is_free:
-            self._books.place(row, path, key)
+            self._tables.place(row, path, key)
         await self._return("reserve_path")
         return is_free
 
     async def mark_saved(self, track: Track, *, path: str, size: int, sha256: str) -> None:
         """Write down that a WAV is a file here; see `Ledger.mark_saved`."""
         await self._call("mark_saved", track, path, size, sha256)
-        row = self._books.rows.get(track)
-        if row is not None and row.base_state in _HAD_WAV:
-            self._books.place(row, path, row.key if row.path == path else None)
+        row = self._tables.rows.get(track)
+        if row is not None and row.base_state.is_converted:
+            self._tables.place(row, path, row.key if row.path == path else None)
             row.base_state, row.file = TrackState.SAVED, (size, sha256)
         await self._return("mark_saved")
 
     async def mark_missing(self, track: Track) -> None:
         """Write down that a WAV is to be fetched again; see `Ledger.mark_missing`."""
         await self._call("mark_missing", track)
-        row = self._books.rows.get(track)
+        row = self._tables.rows.get(track)
         if row is not None and row.base_state in {TrackState.SAVED, TrackState.EXPIRED}:
             row.base_state, row.file = TrackState.SUCCEEDED, None
         await self._return("mark_missing")
@@ -557,7 +371,7 @@ class MemoryLedger:
     async def mark_expired(self, track: Track) -> None:
         """Write down that the service has deleted a WAV; see `Ledger.mark_expired`."""
         await self._call("mark_expired", track)
-        row = self._books.rows.get(track)
+        row = self._tables.rows.get(track)
         if row is not None and row.state() is TrackState.SUCCEEDED:
             row.base_state = TrackState.EXPIRED
         await self._return("mark_expired")
@@ -589,8 +403,8 @@ class MemoryLedger:
     def _begin(
         self, track: Track, attempt_id: str, now_unix_s: float, *, again: bool
     ) -> LedgerEntry | None:
-        row = self._books.rows.get(track)
-        known = self._books.attempts.get(attempt_id)
+        row = self._tables.rows.get(track)
+        known = self._tables.attempts.get(attempt_id)
         if known is not None:
             if row is None or known.row is not row:
                 msg = f"attempt {attempt_id} is of another track: take a new id; nothing was sent"
@@ -598,9 +412,9 @@ class MemoryLedger:
             return None if known.outcome is None else row.entry()
         if row is not None:
             is_under_way = any(attempt.outcome is None for attempt in row.attempts)
-            if is_under_way if again else row.state() not in _FREE:
+            if is_under_way if again else not row.state().may_be_sent:
                 return row.entry()
-        self._books.begin(self._books.add(track), attempt_id, now_unix_s)
+        self._tables.begin(self._tables.add(track), attempt_id, now_unix_s)
         return None
 
 

@@ -16,26 +16,19 @@ import functools
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Final, cast
-
-import attrs
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from kie_wav_async import errors
 from kie_wav_async._support.validation import strip_controls
-from kie_wav_async.protocol.messages import WireResponse
+from kie_wav_async.protocol.api_constants import KIE_WAV
+
+if TYPE_CHECKING:
+    from kie_wav_async.protocol.http_messages import WireResponse
 
 JsonObject = Mapping[str, object]
 
-#: An answer that says yes.
-OK: Final = 200
-
-#: A WAV of this track exists already.
-CONFLICT: Final = 409
-
 #: There is none: as the code or the HTTP status.
 _NOT_FOUND: Final = 404
-_GONE: Final = 410
-
 
 #: Longest run of digits that is still a code or a number to us, and its bound.
 _DIGITS: Final = re.compile(r"-?[0-9]{1,18}")
@@ -46,8 +39,7 @@ _INT_BELOW: Final = 10**18
 _EXCERPT_LENGTH: Final = 200
 
 
-@attrs.frozen(kw_only=True)
-class Envelope:
+class Envelope(NamedTuple):
     """
     What an answer says, before it is known of what.
 
@@ -196,7 +188,7 @@ def read_envelope(response: WireResponse) -> Envelope:
     code = parse_int(root.get("code"))
     if code is None and root.get("code") is None and data is not None and is_yes:
         # Some endpoints leave the code out where all is well.
-        code = OK
+        code = KIE_WAV.ok
     if code is not None:
         return Envelope(
             code=code, in_body=True, message=message, data=data, root=root, response=response
@@ -249,23 +241,6 @@ def unreadable(
     )
 
 
-_ERRORS_BY_CODE: Final[Mapping[int, type[errors.ServiceError]]] = {
-    400: errors.InvalidRequestError,
-    401: errors.AuthenticationError,
-    402: errors.InsufficientCreditsError,
-    404: errors.NotFoundError,
-    408: errors.ServerError,
-    409: errors.AlreadyExistsError,
-    _GONE: errors.EndpointGoneError,
-    422: errors.InvalidRequestError,
-    429: errors.RateLimitedError,
-    433: errors.InsufficientCreditsError,
-    451: errors.SourceUnavailableError,
-    455: errors.MaintenanceError,
-    505: errors.FeatureDisabledError,
-}
-
-
 #: What other codes mean, by their hundreds.
 _ERRORS_BY_CLASS: Final[Mapping[int, type[errors.ServiceError]]] = {
     4: errors.ServiceError,
@@ -279,7 +254,7 @@ def raise_for_code(envelope: Envelope) -> None:
     """Return if the service said yes; raise what it said otherwise."""
     response = envelope.response
     code = envelope.code
-    if code == OK:
+    if code == KIE_WAV.ok:
         return
     if not envelope.in_body and code // 100 == _REDIRECT_CLASS:
         msg = (
@@ -287,7 +262,7 @@ def raise_for_code(envelope: Envelope) -> None:
             "nothing was created; check base_url"
         )
         raise errors.TransportError(msg)
-    kind = _ERRORS_BY_CODE.get(code) or _ERRORS_BY_CLASS.get(code // 100)
+    kind = KIE_WAV.error_codes.get(code) or _ERRORS_BY_CLASS.get(code // 100)
     if code == _NOT_FOUND and envelope.root.get("code") is None:
         # The service names a code where it finds nothing; a router does not.
         kind = errors.EndpointGoneError

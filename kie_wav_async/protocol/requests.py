@@ -12,19 +12,14 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
-from kie_wav_async.protocol.messages import WireRequest
+from kie_wav_async.protocol.api_constants import KIE_WAV, ApiTable
+from kie_wav_async.protocol.http_messages import WireRequest
 
 if TYPE_CHECKING:
     from yarl import URL
 
     from kie_wav_async._support.secret import Secret
     from kie_wav_async.models import Track
-
-SUBMIT_PATH: Final = "/api/v1/wav/generate"
-RECORD_PATH: Final = "/api/v1/wav/record-info"
-MUSIC_PATH: Final = "/api/v1/generate/record-info"
-DOWNLOAD_URL_PATH: Final = "/api/v1/common/download-url"
-CREDITS_PATH: Final = "/api/v1/chat/credit"
 
 
 class _Headers(Mapping[str, str]):
@@ -66,14 +61,14 @@ class RequestBuilder:
         "_submit_url",
     )
 
-    def __init__(self, base_url: URL, api_key: Secret[str]) -> None:
+    def __init__(self, base_url: URL, api_key: Secret[str], api: ApiTable = KIE_WAV) -> None:
         """Take a checked base URL, and a key that can stand in a header."""
         base = str(base_url).rstrip("/")
-        self._submit_url = base + SUBMIT_PATH
-        self._record_url = base + RECORD_PATH + "?taskId="
-        self._music_url = base + MUSIC_PATH + "?taskId="
-        self._download_url = base + DOWNLOAD_URL_PATH
-        self._credits_url = base + CREDITS_PATH
+        self._submit_url = base + api.submit_path
+        self._record_url = base + api.record_path + "?taskId="
+        self._music_url = base + api.music_path + "?taskId="
+        self._download_url = base + api.download_url_path
+        self._credits_url = base + api.credits_path
         self._headers = _Headers(api_key)
 
     def submit(self, track: Track, callback_url: str) -> WireRequest:

@@ -14,22 +14,20 @@ Sources: docs.kie.ai, "Convert to WAV", "Get WAV Details", "Get Music Details",
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import math
 import re
 from collections.abc import Mapping
-from decimal import Decimal
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
-import attrs
 import cattrs
 from yarl import URL
 
 from kie_wav_async import errors
 from kie_wav_async._support.validation import is_id, strip_controls
 from kie_wav_async.models import TaskRecord, TaskState, Track
+from kie_wav_async.protocol.api_constants import KIE_WAV
 from kie_wav_async.protocol.envelope import (
-    CONFLICT,
-    OK,
     Envelope,
     JsonObject,
     as_object,
@@ -46,11 +44,13 @@ from kie_wav_async.protocol.envelope import (
 from kie_wav_async.protocol.urls import find_documented_url, find_url, parse_url
 
 if TYPE_CHECKING:
-    from kie_wav_async.protocol.messages import WireResponse
+    from collections.abc import Callable, Sequence
+    from decimal import Decimal
+
+    from kie_wav_async.protocol.http_messages import WireResponse
 
 
-@attrs.frozen(kw_only=True)
-class SubmitResponse:
+class SubmitResponse(NamedTuple):
     """
     The service's answer to a submit, where there is a task to follow.
 
@@ -68,8 +68,7 @@ class SubmitResponse:
     accepted_unix_s: float | None = None
 
 
-@attrs.frozen
-class NoLink:
+class NoLink(NamedTuple):
     """
     The service's word that it has no link to a file.
 
@@ -85,8 +84,6 @@ class NoLink:
 
 # --- reading: where things are spelled -----------------------------------------
 
-TASK_ID_NAMES: Final = ("taskId", "task_id")
-
 
 def _find_task_id(root: JsonObject, data: JsonObject) -> str | None:
     """
@@ -97,7 +94,7 @@ def _find_task_id(root: JsonObject, data: JsonObject) -> str | None:
     """
     found: str | None = None
     for place in (data, root):
-        for name in TASK_ID_NAMES:
+        for name in KIE_WAV.task_id_names:
             value = place.get(name)
             if value is None or value == "":
                 continue
@@ -113,25 +110,6 @@ def _find_task_id(root: JsonObject, data: JsonObject) -> str | None:
 
 # --- reading: states --------------------------------------------------------------
 
-_STATES: Final[Mapping[str, TaskState]] = {
-    "": TaskState.PENDING,
-    "PENDING": TaskState.PENDING,
-    "WAITING": TaskState.PENDING,
-    "QUEUING": TaskState.PENDING,
-    "GENERATING": TaskState.PENDING,
-    "0": TaskState.PENDING,
-    "SUCCESS": TaskState.SUCCEEDED,
-    "1": TaskState.SUCCEEDED,
-    "成功": TaskState.SUCCEEDED,
-    "CREATE_TASK_FAILED": TaskState.FAILED,
-    "2": TaskState.FAILED,
-    "GENERATE_WAV_FAILED": TaskState.FAILED,
-    "3": TaskState.FAILED,
-}
-
-#: Says that the service could not call back, nothing about the file.
-_CALLBACK_FAILED: Final = "CALLBACK_EXCEPTION"
-
 
 def parse_state(status: str, *, has_url: bool) -> TaskState | None:
     """
@@ -140,17 +118,17 @@ def parse_state(status: str, *, has_url: bool) -> TaskState | None:
     An unknown word that contains FAIL or ERROR is a failure all the same.
     """
     word = status.strip().upper()
-    if word == _CALLBACK_FAILED:
+    if word == KIE_WAV.callback_failed:
         return TaskState.SUCCEEDED if has_url else TaskState.PENDING
-    state = _STATES.get(word)
+    state = KIE_WAV.states.get(word)
     if state is None and ("FAIL" in word or "ERROR" in word):
         return TaskState.FAILED
     return state
 
 
-def _status_word(data: JsonObject) -> str:
-    """Return the status word; ``successFlag`` counts, the other names only without it."""
-    for name in ("successFlag", "status", "state"):
+def _status_word(data: JsonObject, names: Sequence[str] = KIE_WAV.status_names) -> str:
+    """Return the status word: the first of *names* that is there and says something."""
+    for name in names:
         value = data.get(name)
         if isinstance(value, str):
             if value.strip():
@@ -200,7 +178,7 @@ def created_at(record: TaskRecord) -> dt.datetime | None:
     `None` unless its ``createTime`` is a number, or a string of digits: other text names
     no zone. Seconds and milliseconds since 1970 are read.
     """
-    value = record.raw.get("createTime")
+    value = record.raw.get(KIE_WAV.created_name)
     number = None if isinstance(value, str) and ":" in value else parse_int(value)
     if number is None:
         return None
@@ -211,9 +189,10 @@ def created_at(record: TaskRecord) -> dt.datetime | None:
 # --- the converter: canonical objects to models -----------------------------------
 
 
-def _make_converter() -> cattrs.Converter:
+@functools.cache
+def _structure_record() -> Callable[[object, type[TaskRecord]], TaskRecord]:
     """
-    Return the one converter: strict about what it is given.
+    Return what makes a record of its fields: strict about what it is given.
 
     A default cattrs converter coerces, ``None`` to ``"None"`` and ``True`` to 1;
     ours takes a value of the right type or refuses.
@@ -239,10 +218,7 @@ def _make_converter() -> cattrs.Converter:
     converter.register_structure_hook_func(
         lambda kind: kind == Mapping[str, object], lambda value, _: value
     )
-    return converter
-
-
-_structure_record = _make_converter().get_structure_hook(TaskRecord)
+    return converter.get_structure_hook(TaskRecord)
 
 
 def _canonical(envelope: Envelope, data: JsonObject, task_id: str) -> dict[str, object]:
@@ -252,10 +228,14 @@ def _canonical(envelope: Envelope, data: JsonObject, task_id: str) -> dict[str, 
     is_searched = parse_state(status, has_url=True) is TaskState.SUCCEEDED
     url = (find_url if is_searched else find_documented_url)(envelope.root, data)
     state = parse_state(status, has_url=url is not None)
-    audio_id = data.get("musicId") or data.get("audioId")
-    error_code = next(filter(None, (parse_int(data.get(name)) for name in _ERROR_CODES)), None)
-    message = next(filter(None, (parse_text(data.get(name)) for name in _ERROR_MESSAGES)), None)
-    if envelope.code != OK:
+    audio_id = next(filter(None, map(data.get, KIE_WAV.audio_id_names)), None)
+    error_code = next(
+        filter(None, (parse_int(data.get(name)) for name in KIE_WAV.error_code_names)), None
+    )
+    message = next(
+        filter(None, (parse_text(data.get(name)) for name in KIE_WAV.error_message_names)), None
+    )
+    if envelope.code != KIE_WAV.ok:
         error_code, message = error_code or envelope.code, message or envelope.message
     return {
         "task_id": task_id,
@@ -266,18 +246,11 @@ def _canonical(envelope: Envelope, data: JsonObject, task_id: str) -> dict[str, 
         # 0 and "" mean "no error".
         "error_code": error_code,
         "error_message": message or None,
-        "created_at": parse_moment(data.get("createTime")),
-        "completed_at": parse_moment(data.get("completeTime")),
+        "created_at": parse_moment(data.get(KIE_WAV.created_name)),
+        "completed_at": parse_moment(data.get(KIE_WAV.completed_name)),
         "raw": data,
     }
 
-
-_ERROR_CODES: Final = ("errorCode", "failCode")
-_ERROR_MESSAGES: Final = ("errorMessage", "errorMsg", "failMsg")
-
-#: The codes that say "no such task" to a poll, in the service's and its
-#: relatives' dialects. An HTTP 404 without a code is a wrong address instead.
-_NO_SUCH_TASK: Final = frozenset({400, 404, 422})
 
 # --- reading: one parser per request ------------------------------------------------
 
@@ -297,7 +270,7 @@ def parse_submit(response: WireResponse) -> SubmitResponse:
     """
     envelope = read_envelope(response)
     data = as_object(envelope.data)
-    exists = envelope.code == CONFLICT
+    exists = envelope.code == KIE_WAV.conflict
     if not exists:
         raise_for_code(envelope)
     try:
@@ -317,8 +290,7 @@ def parse_submit(response: WireResponse) -> SubmitResponse:
     )
 
 
-#: The code, and the hundreds of codes, that tell nothing of a submit.
-_TIMED_OUT: Final = 408
+#: The hundreds of codes that tell nothing of a submit.
 _SERVER_ERRORS: Final = 5
 _FIRST_REFUSAL: Final = 400
 
@@ -334,7 +306,9 @@ def is_answered(response: WireResponse) -> bool:
     if code is None:
         status = parse_int(root.get("status"))
         code = status if status is not None and status >= _FIRST_REFUSAL else None
-    return code is not None and code != _TIMED_OUT and code // 100 != _SERVER_ERRORS
+    if code is None or code // 100 == _SERVER_ERRORS:
+        return False
+    return KIE_WAV.error_codes.get(code) is not errors.ServerError
 
 
 def parse_record(response: WireResponse, task_id: str) -> TaskRecord | None:
@@ -362,7 +336,7 @@ def parse_record(response: WireResponse, task_id: str) -> TaskRecord | None:
     else:
         problem = ""
     if not (named == task_id and _says_failed(fields)):
-        if envelope.in_body and envelope.code in _NO_SUCH_TASK:
+        if envelope.in_body and envelope.code in KIE_WAV.no_such_task_codes:
             return None
         raise_for_code(envelope)
     if data is None:
@@ -373,7 +347,7 @@ def parse_record(response: WireResponse, task_id: str) -> TaskRecord | None:
         raise unreadable(response, f"a record with {problem}", task_id=task_id)
     if named is not None and named != task_id:
         raise unreadable(response, "the record of another task", task_id=task_id)
-    return cast("TaskRecord", _structure_record(_canonical(envelope, fields, task_id), TaskRecord))
+    return _structure_record()(_canonical(envelope, fields, task_id), TaskRecord)
 
 
 def _says_failed(data: JsonObject) -> bool:
@@ -401,12 +375,12 @@ def parse_tracks(response: WireResponse, music_task_id: str) -> list[Track]:
     data = as_object(envelope.data)
     if data is not envelope.data is not None:
         raise unreadable(response, "a music task that is no object")
-    status = _status_word({"successFlag": data.get("status"), "status": data.get("successFlag")})
+    status = _status_word(data, KIE_WAV.music_status_names)
     made = as_object(data.get("response"))
-    listed = made.get("sunoData") or made.get("data")
+    listed = next(filter(None, map(made.get, KIE_WAV.track_list_names)), None)
     if not listed or parse_state(status, has_url=True) is not TaskState.SUCCEEDED:
         raise errors.NotFoundError(
-            code=404 if envelope.data is None else OK,
+            code=404 if envelope.data is None else KIE_WAV.ok,
             message=(
                 f"music task {music_task_id} is unknown"
                 if envelope.data is None
@@ -455,6 +429,8 @@ def parse_credits(response: WireResponse) -> Decimal:
     text = str(envelope.data)
     if not _AMOUNT.fullmatch(text):
         raise unreadable(response, "credits that are no number")
+    from decimal import Decimal  # noqa: PLC0415 - costs time; a session has loaded it
+
     return Decimal(text)
 
 
@@ -475,10 +451,6 @@ def parse_download_url(response: WireResponse) -> URL:
     return url
 
 
-#: The codes by which the service says that it has no link to a file.
-_NO_LINK: Final = frozenset({404, 422})
-
-
 def parse_renewal(response: WireResponse) -> URL | NoLink:
     """
     Read what the service says of a link that a host refuses.
@@ -492,6 +464,6 @@ def parse_renewal(response: WireResponse) -> URL | NoLink:
         WireFormatError: Unreadable, or not an absolute http(s) URL.
     """
     envelope = read_envelope(response)
-    if envelope.in_body and envelope.code in _NO_LINK:
+    if envelope.in_body and envelope.code in KIE_WAV.no_link_codes:
         return NoLink(f"{envelope.code} {envelope.message!r}", parse_date(response.date))
     return parse_download_url(response)

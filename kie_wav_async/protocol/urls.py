@@ -7,14 +7,13 @@ from typing import Final
 
 from yarl import URL
 
+from kie_wav_async.protocol.api_constants import KIE_WAV
 from kie_wav_async.protocol.envelope import (
     JsonObject,
     as_object,
     open_text,
 )
 from kie_wav_async.protocol.wav_links import find_links
-
-_URL_NAMES: Final = ("audioWavUrl", "audio_wav_url", "wavUrl", "wav_url")
 
 
 def find_url(root: JsonObject, data: JsonObject) -> URL | None:
@@ -25,8 +24,10 @@ def find_url(root: JsonObject, data: JsonObject) -> URL | None:
     else in the answer can only be the WAV (see `protocol.wav_links`).
     """
     url = find_documented_url(root, data)
-    links = map(parse_url, find_links(root) if url is None else ())
-    return url or next((link for link in links if link is not None), None)
+    if url is not None:
+        return url
+    links = map(parse_url, find_links(root))
+    return next((link for link in links if link is not None), None)
 
 
 def find_documented_url(root: JsonObject, data: JsonObject) -> URL | None:
@@ -36,7 +37,7 @@ def find_documented_url(root: JsonObject, data: JsonObject) -> URL | None:
         if not place:
             continue
         fields = as_object(open_text(place) or place)
-        for name in _URL_NAMES:
+        for name in KIE_WAV.url_names:
             value = fields.get(name)
             if value is not None and (url := parse_url(value)) is not None:
                 return url

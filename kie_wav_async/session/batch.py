@@ -2,7 +2,7 @@
 A catalog, converted: tracks are read as there is room, outcomes come as they end.
 
 Who does what. One reader task takes tracks from the source and hands them to
-the intake; no conversion has a task of its own, its end is put into a queue
+the coordinator; no conversion has a task of its own, its end is put into a queue
 by the registry's news. The reader works while somebody wants outcomes: while an
 ``async for`` over the batch is alive, or an ``__anext__`` is pending. That is
 how a ``break`` stops it, with or without ``async with``; what is queued by then
@@ -17,8 +17,7 @@ from collections import deque
 from collections.abc import AsyncIterable, Iterator
 from typing import TYPE_CHECKING, Final, Self
 
-import attrs
-
+from kie_wav_async._support.tasks import is_caller_cancelled
 from kie_wav_async._support.validation import verify_type
 from kie_wav_async.core.state_machine import Phase
 from kie_wav_async.errors import (
@@ -32,7 +31,6 @@ from kie_wav_async.errors import (
 )
 from kie_wav_async.models import Track, WavFile
 from kie_wav_async.session.context import CLOSE_TIMEOUT_S
-from kie_wav_async.session.conversion import ConversionEntry
 from kie_wav_async.session.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -41,6 +39,7 @@ if TYPE_CHECKING:
 
     from kie_wav_async._support.timer import Timer
     from kie_wav_async.session.context import SessionContext
+    from kie_wav_async.session.conversion import ConversionEntry
     from kie_wav_async.session.submit_coordinator import SubmitCoordinator
     from kie_wav_async.session.submit_queue import SubmitQueue
 
@@ -245,8 +244,7 @@ class Batch:
         except StopAsyncIteration:
             self._end_source(None)
         except asyncio.CancelledError as cancellation:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if is_caller_cancelled():
                 raise
             # Not ours: something in the source was cancelled, and with it the source.
             error = RuntimeError("the source of the tracks was cancelled")
@@ -401,14 +399,16 @@ class _BatchIterator:
             self._batch.leave_loop()
 
 
-@attrs.define(eq=False)
 class _PendingTrack:
     """One track of a batch, waiting for its conversion to end."""
 
-    batch: Batch
-    index: int
-    track: Track
-    conversion: ConversionEntry
+    __slots__ = ("batch", "conversion", "index", "track")
+
+    def __init__(self, batch: Batch, index: int, track: Track, conversion: ConversionEntry) -> None:
+        self.batch = batch
+        self.index = index
+        self.track = track
+        self.conversion = conversion
 
     def done(self) -> bool:
         return False
@@ -429,11 +429,13 @@ def _open_source(tracks: Iterable[Track] | AsyncIterable[Track]) -> AsyncIterato
     return _AsyncAdapter(iter(tracks))
 
 
-@attrs.define
 class _AsyncAdapter:
     """A plain iterator, as an async one."""
 
-    _iterator: Iterator[Track]
+    __slots__ = ("_iterator",)
+
+    def __init__(self, iterator: Iterator[Track]) -> None:
+        self._iterator = iterator
 
     def __aiter__(self) -> _AsyncAdapter:
         return self

@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from kie_wav_async import events
 from kie_wav_async._support.budget import Budget
 from kie_wav_async.callbacks.callback_url import (
     find_attempt,
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from kie_wav_async.session.context import SessionContext
     from kie_wav_async.session.conversion import ConversionEntry
     from kie_wav_async.session.poller import Poller
-    from kie_wav_async.session.submitter import Submitter
+    from kie_wav_async.session.unknown_resolver import UnknownResolver
 
 _logger = logging.getLogger("kie_wav_async")
 
@@ -58,7 +57,7 @@ class CallbackProcessor:
         self,
         context: SessionContext,
         poller: Poller,
-        submitter: Submitter,
+        resolver: UnknownResolver,
         *,
         keys: Keys | None,
         trust: CallbackTrust,
@@ -69,7 +68,7 @@ class CallbackProcessor:
         self._context = context
         self._registry = context.registry
         self._poller = poller
-        self._submitter = submitter
+        self._resolver = resolver
         self._keys = keys
         self._trust = trust
         self._insecure_hosts = insecure_hosts
@@ -113,7 +112,7 @@ class CallbackProcessor:
         # A callback settles once.
         if result is CallbackResult.SETTLED or self._admits(budget):
             self._context.emit(
-                events.CallbackReceived,
+                "CallbackReceived",
                 task_id=task_id,
                 result=result,
                 is_authentic=self._keys is not None,
@@ -129,7 +128,7 @@ class CallbackProcessor:
             self._warned.add(reason)
             _logger.warning("refused a callback, and will not log the next: %s", error)
         if self._admits(self._rejected):
-            self._context.emit(events.CallbackRejected, error=error.about())
+            self._context.emit("CallbackRejected", error=error.about())
 
     def _admits(self, budget: Budget) -> bool:
         return budget.admit(self._context.clock.monotonic()) is not None
@@ -283,7 +282,7 @@ class CallbackProcessor:
         _ = self._early_callbacks.pop(record.task_id, self._context.clock.monotonic())
         # What the record says of the task, the poller then brings to its conversion.
         if self._context.ledger_writer.is_enabled:
-            _ = self._context.ledger_writer.spawn(self._submitter.adopt(unknown, record.task_id))
+            _ = self._context.ledger_writer.spawn(self._resolver.adopt(unknown, record.task_id))
             return False  # Enough once it is written.
-        self._submitter.resolve(unknown, record.task_id)
+        self._resolver.resolve(unknown, record.task_id)
         return True

@@ -1,13 +1,14 @@
 """
-What the rooms of a session share: clock, books, transport, and their manners.
+Dependencies shared by a session's components, and what all of them do.
 
-The submitter and the poller know the desk and not each other, nor the session.
+The components know the context, and not the session.
 """
 
 from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import importlib
 import logging
 import random
 import secrets
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from kie_wav_async import events
 from kie_wav_async._support.secret import Secret, drop_frames
 from kie_wav_async._support.tasks import start
 from kie_wav_async._support.timer import Timer
@@ -38,10 +38,11 @@ if TYPE_CHECKING:
     from yarl import URL
 
     from kie_wav_async._support.clock import Clock
+    from kie_wav_async.events import Event, EventName
     from kie_wav_async.http.transport import Transport
     from kie_wav_async.ledger.base import Ledger
     from kie_wav_async.models import UnknownSubmit
-    from kie_wav_async.protocol.messages import WireRequest, WireResponse
+    from kie_wav_async.protocol.http_messages import WireRequest, WireResponse
     from kie_wav_async.protocol.requests import RequestBuilder
 
 #: A shorter key is a placeholder, and may well be a word of any answer.
@@ -70,7 +71,7 @@ class SessionContext:
 
         requests: Builds what the transport sends.
 
-        registry: The books.
+        registry: Every conversion that the session knows.
 
         ledger_writer: Writes into the ledger, if there is one.
 
@@ -99,7 +100,7 @@ class SessionContext:
         requests: RequestBuilder,
         api_key: Secret[str],
         callback_url: str,
-        on_event: Callable[[events.Event], object] | None,
+        on_event: Callable[[Event], object] | None,
         ledger: Ledger | None = None,
     ) -> None:
         """Open empty books."""
@@ -122,6 +123,10 @@ class SessionContext:
         self.on_polling_rejected: Callable[[KieWavError], None] = lambda _: None
         self._api_key = api_key if len(api_key.reveal()) >= _SECRET_FROM else None
         self._on_event = on_event
+        # What not all programs need is not loaded with the package; and not when it is
+        # needed, which must not fail for want of a descriptor.
+        _ = importlib.import_module("decimal")  # For credits.
+        self._events = None if on_event is None else importlib.import_module("kie_wav_async.events")
         self._tasks: set[asyncio.Task[None]] = set()
 
     def random(self) -> float:
@@ -246,16 +251,16 @@ class SessionContext:
             timer.cancel()
         return len(running)
 
-    def emit(self, kind: type[events.Event], **fields: object) -> None:
+    def emit(self, kind: EventName, **fields: object) -> None:
         """Tell the user's ``on_event``, if there is one, and mind nothing it raises."""
         if self._on_event is None:
             return
         at = dt.datetime.fromtimestamp(self.clock.time(), dt.UTC)
         try:
-            self._on_event(kind(at=at, **fields))
+            self._on_event(getattr(self._events, kind)(at=at, **fields))
         except (Exception, asyncio.CancelledError):
             # Nothing is awaited here, so a cancellation is not meant for us.
-            _logger.exception("on_event raised for %s; going on", kind.__name__)
+            _logger.exception("on_event raised for %s; going on", kind)
 
     def finish_conversion(self, conversion: ConversionEntry) -> None:
         """Spread the news that *conversion* is terminal."""
@@ -293,10 +298,10 @@ class SessionContext:
     def _notify(self, conversion: ConversionEntry) -> None:
         outcome = conversion.outcome
         if isinstance(outcome, WavFile):
-            self.emit(events.ConversionSucceeded, wav=outcome)
+            self.emit("ConversionSucceeded", wav=outcome)
         elif outcome is not None:
             self.emit(
-                events.ConversionEnded,
+                "ConversionEnded",
                 task_id=conversion.task_id,
                 track=conversion.track,
                 error=outcome.about(),

@@ -26,11 +26,6 @@ if TYPE_CHECKING:
     from kie_wav_async.models import Track
 
 
-_SUBMITTING = frozenset({Phase.QUEUED, Phase.SUBMITTING, Phase.UNKNOWN})
-_IN_DOUBT = frozenset({Phase.SUBMITTING, Phase.UNKNOWN})
-_NEVER_SUBMITTED = frozenset({Phase.REJECTED, Phase.CANCELLED})
-
-
 class Waiter(Protocol):
     """Who is told that a wait is over: a future, or something like one."""
 
@@ -209,7 +204,7 @@ class ConversionEntry(TaskEntry):
         Raises:
             KieWavError: How the submit ended, if not with a task.
         """
-        while self.phase in _SUBMITTING:
+        while self.phase.is_submitting:
             loop = self._session_state.verify_open()
             waiter: asyncio.Future[KieWavError | None] = loop.create_future()
             if self._submit_waiters is None:
@@ -221,7 +216,7 @@ class ConversionEntry(TaskEntry):
                 self.drop_waiter(waiter)
             if error is not None:
                 raise self.error_for_waiter(error)
-        if self.phase in _NEVER_SUBMITTED:
+        if self.phase.created_nothing:
             self.result()
 
     @property
@@ -265,7 +260,7 @@ class ConversionEntry(TaskEntry):
         if isinstance(error, SessionClosedError):
             return SessionClosedError(
                 open_task_ids=error.open_task_ids,
-                is_submitting=self.phase in _IN_DOUBT,
+                is_submitting=self.phase.may_be_accepted,
                 task_id=self.task_id or None,
                 track=self.track,
             )

@@ -10,19 +10,19 @@ import asyncio
 import contextlib
 import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
 
-from kie_wav_async import events
-from kie_wav_async._support.tasks import start
+from kie_wav_async._support.files import OUT_OF_RESOURCES
+from kie_wav_async._support.tasks import is_caller_cancelled, start
 from kie_wav_async._support.validation import verify_type
 from kie_wav_async.downloads.file_client import MAX_CONNECTIONS
-from kie_wav_async.downloads.transfer import EXHAUSTED, Transfer
 from kie_wav_async.errors import DownloadError, KieWavError, SessionClosedError
-from kie_wav_async.models import TaskState, is_past_retention
+from kie_wav_async.models import TaskState
+from kie_wav_async.protocol.api_constants import is_past_retention
 from kie_wav_async.protocol.responses import NoLink
 
 if TYPE_CHECKING:
@@ -38,13 +38,15 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("kie_wav_async")
 
 
-@attrs.define
 class _PathUse:
     """A place that files are being saved to: one at a time, and all of one task."""
 
-    task_id: str
-    turn: asyncio.Lock = attrs.field(factory=asyncio.Lock)
-    users: int = 0
+    __slots__ = ("task_id", "turn", "users")
+
+    def __init__(self, task_id: str) -> None:
+        self.task_id = task_id
+        self.turn = asyncio.Lock()
+        self.users = 0
 
 
 class DownloadManager:
@@ -58,13 +60,18 @@ class DownloadManager:
         look_up: Callable[[str], Awaitable[TaskRecord | None]],
     ) -> None:
         """Start with nobody waiting; *renew* and *look_up* ask the service."""
+        # Not with the package, and not with the first download, which must not fail for
+        # want of a descriptor.
+        from kie_wav_async.downloads.transfer import Transfer  # noqa: PLC0415 - as said above
+
+        self._make_transfer = Transfer
         self._context = context
         self._file_client = file_client
         self._renew = renew
         self._look_up = look_up
         self._paths: dict[Path, _PathUse] = {}
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
-        self._executor = ThreadPoolExecutor(MAX_CONNECTIONS, "kie-wav-download")
+        self._executor = futures.ThreadPoolExecutor(MAX_CONNECTIONS, "kie-wav-download")
         self._tasks: set[asyncio.Task[Download]] = set()
 
     async def download(
@@ -79,8 +86,7 @@ class DownloadManager:
         try:
             download = await task
         except asyncio.CancelledError:
-            caller = asyncio.current_task()
-            if session_state.closed is None or (caller is not None and caller.cancelling()):
+            if session_state.closed is None or is_caller_cancelled():
                 raise
             closed = SessionClosedError().about(task_id=wav.task_id, track=wav.track)
             raise closed from None
@@ -88,13 +94,13 @@ class DownloadManager:
             self._tasks.discard(task)
             # Its error's traceback holds this frame: no cycle through the task.
             del task
-        self._context.emit(events.DownloadCompleted, wav=wav, download=download)
+        self._context.emit("DownloadCompleted", wav=wav, download=download)
         return download
 
     async def _save(self, wav: WavFile, path: Path, *, accept_short: bool) -> Download:
         target = await self._resolve(wav, path)
         async with self._using_path(wav, target), self._slots:
-            work = Transfer(
+            work = self._make_transfer(
                 wav=wav,
                 path=path,
                 target=target,
@@ -172,7 +178,7 @@ class DownloadManager:
             return await loop.run_in_executor(self._executor, _resolve_folder, path)
         except OSError as error:
             msg = f"{path}: {error.strerror or type(error).__name__}"
-            reason: DownloadReason = "unavailable" if error.errno in EXHAUSTED else "disk"
+            reason: DownloadReason = "unavailable" if error.errno in OUT_OF_RESOURCES else "disk"
             failure = DownloadError(msg, reason=reason, task_id=wav.task_id, track=wav.track)
             raise failure from error
 

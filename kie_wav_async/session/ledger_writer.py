@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
 
-import attrs
-
-from kie_wav_async._support.tasks import start
+from kie_wav_async._support.tasks import is_caller_cancelled, start
 from kie_wav_async.errors import (
     ConversionFailedError,
     KieWavError,
@@ -44,8 +42,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-@attrs.frozen(eq=False)
-class _End:
+class _End(NamedTuple):
     """What came of a submit, as the ledger is told."""
 
     attempt_id: str
@@ -168,8 +165,7 @@ class LedgerWriter:
         try:
             return await wait
         except asyncio.CancelledError:
-            caller = asyncio.current_task()
-            if self._closed is None or (caller is not None and caller.cancelling()):
+            if self._closed is None or is_caller_cancelled():
                 raise
             raise self._closed.about() from None
         finally:
@@ -385,8 +381,7 @@ async def _told(call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwar
     except LedgerError:
         raise
     except asyncio.CancelledError as cancellation:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
+        if is_caller_cancelled():
             raise
         failure = cancellation  # Not ours: something in the ledger was cancelled.
     except Exception as error:  # noqa: BLE001 - it is raised below

@@ -27,12 +27,8 @@ import itertools
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-import attrs
-
-from kie_wav_async import events
 from kie_wav_async.callbacks.callback_url import find_attempt, is_called_back_elsewhere
 from kie_wav_async.core.policies import (
     REJECTED_POLL_RETRY_S,
@@ -42,8 +38,8 @@ from kie_wav_async.core.policies import (
     next_poll_delay_s,
 )
 from kie_wav_async.core.poll_throttle import PollThrottle
-from kie_wav_async.core.registry import is_foreign, is_success_without_url
 from kie_wav_async.core.state_machine import Origin, Phase
+from kie_wav_async.core.task_outcome import is_foreign, is_success_without_url
 from kie_wav_async.errors import (
     AuthenticationError,
     EndpointGoneError,
@@ -56,6 +52,8 @@ from kie_wav_async.models import TaskRecord, TaskState
 from kie_wav_async.protocol.responses import created_at, is_known_status, parse_record
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from yarl import URL
 
     from kie_wav_async.session.context import SessionContext
@@ -89,8 +87,7 @@ _RECONSIDER_S: Final = 60.0
 _MAX_LOGGED: Final = 100
 
 
-@attrs.frozen(eq=False)
-class TaskLookup:
+class TaskLookup(NamedTuple):
     """
     A task that is asked about on a callback's word until its record says enough.
 
@@ -216,7 +213,7 @@ class Poller:
     def resume(self) -> None:
         """Resume polling after a final refusal, because somebody waits."""
         if self._rejection.is_final:
-            self._rejection = attrs.evolve(self._rejection, count=self._rejection.count - 1)
+            self._rejection = self._rejection._replace(number=self._rejection.number - 1)
             # Polling was stopped, so give those waits the full timeout again.
             for conversion in self._deadlines:
                 conversion.accepted_mono_s = self._context.clock.monotonic()
@@ -284,7 +281,7 @@ class Poller:
 
     def _may_ask(self) -> bool:
         # After a refusal one poll asks for all.
-        return len(self._asking) < (1 if self._rejection.count else _MAX_IN_PROGRESS)
+        return len(self._asking) < (1 if self._rejection.number else _MAX_IN_PROGRESS)
 
     def _deadline(self) -> float:
         """Return the next deadline; forget those of conversions already terminal."""
@@ -470,7 +467,7 @@ class Poller:
         if isinstance(error, RateLimitedError) and error.retry_after_s is not None:
             delay_s = min(error.retry_after_s, self._retry.retry_after_cap_s)
             self._paused_until = max(self._paused_until, self._context.clock.monotonic() + delay_s)
-            self._context.emit(events.PollingPaused, reason="rate-limit", delay_s=delay_s)
+            self._context.emit("PollingPaused", reason="rate-limit", delay_s=delay_s)
 
     def _on_rejection(
         self, before: _Rejection, error: AuthenticationError | EndpointGoneError
@@ -483,14 +480,14 @@ class Poller:
         reason = "authentication" if is_key else "endpoint-gone"
         if not refusal.is_final:
             self._paused_until = self._context.clock.monotonic() + REJECTED_POLL_RETRY_S
-            self._context.emit(events.PollingPaused, reason=reason, delay_s=REJECTED_POLL_RETRY_S)
+            self._context.emit("PollingPaused", reason=reason, delay_s=REJECTED_POLL_RETRY_S)
             return
         self._rejected_at = self._context.clock.monotonic()
         _logger.error(
             "the service %s: all waits end, the tasks stay open",
             "refuses the API key" if is_key else "has no such route",
         )
-        self._context.emit(events.PollingPaused, reason=reason, delay_s=None)
+        self._context.emit("PollingPaused", reason=reason, delay_s=None)
         for conversion in tuple(self._context.registry.in_flight()):
             conversion.notify_waiters(error)
         self._context.on_polling_rejected(error)
@@ -512,8 +509,7 @@ def _file_of(record: TaskRecord) -> URL | None:
     return record.wav_url if record.state is TaskState.SUCCEEDED else None
 
 
-@attrs.frozen(eq=False)
-class _Rejection:
+class _Rejection(NamedTuple):
     """
     The refusals that polls got in a row: their kind and number.
 
@@ -522,15 +518,15 @@ class _Rejection:
     """
 
     kind: type[KieWavError] = KieWavError
-    count: int = 0
+    number: int = 0
 
     @property
     def is_final(self) -> bool:
-        return self.count >= _MAX_REJECTIONS.get(self.kind, 1) and self.count > 0
+        return self.number >= _MAX_REJECTIONS.get(self.kind, 1) and self.number > 0
 
     def next(self, kind: type[KieWavError]) -> _Rejection:
         """Return what follows with one more refusal, of *kind*."""
-        return _Rejection(kind, self.count + 1 if kind is self.kind else 1)
+        return _Rejection(kind, self.number + 1 if kind is self.kind else 1)
 
 
 _NOT_REJECTED: Final = _Rejection()

@@ -7,35 +7,22 @@ Scheduled polls do not come this way; for them the next poll is the retry.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from kie_wav_async._support.tasks import start
-from kie_wav_async.core.policies import RetryPolicy, retry_delay_s
+from kie_wav_async._support.tasks import is_caller_cancelled, start
+from kie_wav_async.core.policies import TRANSIENT_ERRORS, RetryPolicy, retry_delay_s
 from kie_wav_async.errors import (
-    MaintenanceError,
     RateLimitedError,
-    ServerError,
     ServiceError,
-    TransportError,
-    WireFormatError,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kie_wav_async.protocol.messages import WireRequest, WireResponse
+    from kie_wav_async.protocol.http_messages import WireRequest, WireResponse
     from kie_wav_async.session.context import SessionContext
 
 T = TypeVar("T")
-
-#: What a read may be repeated after: the fault is the line's or the service's.
-_TRANSIENT: Final = (
-    TransportError,
-    WireFormatError,
-    ServerError,
-    RateLimitedError,
-    MaintenanceError,
-)
 
 
 class ReadClient:
@@ -58,7 +45,7 @@ class ReadClient:
             self._context.registry.counters.polls += is_poll
             try:
                 return parse(await self._send(request))
-            except _TRANSIENT as error:
+            except TRANSIENT_ERRORS as error:
                 self._context.registry.counters.rejected_429 += isinstance(error, RateLimitedError)
                 if self._context.state.closed is not None:
                     raise self._context.state.closed.about() from error
@@ -77,8 +64,7 @@ class ReadClient:
         try:
             return await task
         except asyncio.CancelledError:
-            caller = asyncio.current_task()
-            if session_state.closed is None or (caller is not None and caller.cancelling()):
+            if session_state.closed is None or is_caller_cancelled():
                 raise
             raise session_state.closed.about() from None
         finally:

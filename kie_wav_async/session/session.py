@@ -18,8 +18,7 @@ from kie_wav_async._support.clock import Clock, SystemClock
 from kie_wav_async._support.secret import Secret
 from kie_wav_async._support.tasks import start
 from kie_wav_async._support.validation import verify_count, verify_id, verify_number, verify_type
-from kie_wav_async.callbacks.callback_url import PLACEHOLDER_CALLBACK_URL, parse_callback_url
-from kie_wav_async.callbacks.signature import parse_keys
+from kie_wav_async.callbacks.callback_url import PLACEHOLDER_CALLBACK_URL
 from kie_wav_async.core.policies import PollSchedule, RateLimit, RetryPolicy
 from kie_wav_async.downloads.file_client import FileClient
 from kie_wav_async.errors import KieWavError, SessionClosedError
@@ -38,6 +37,7 @@ from kie_wav_async.models import (
     UnknownSubmit,
     WavFile,
 )
+from kie_wav_async.protocol.api_constants import KIE_WAV
 from kie_wav_async.protocol.requests import RequestBuilder
 from kie_wav_async.protocol.responses import (
     parse_credits,
@@ -46,17 +46,26 @@ from kie_wav_async.protocol.responses import (
     parse_renewal,
     parse_tracks,
 )
-from kie_wav_async.protocol.settings import parse_api_key, parse_base_url, parse_hosts
 from kie_wav_async.protocol.urls import parse_url
+from kie_wav_async.protocol.user_settings import parse_hosts
 from kie_wav_async.session.batch import Batch
 from kie_wav_async.session.callback_processor import CallbackProcessor
 from kie_wav_async.session.context import CLOSE_TIMEOUT_S, SessionContext
 from kie_wav_async.session.download_manager import DownloadManager
 from kie_wav_async.session.poller import Poller
 from kie_wav_async.session.read_client import ReadClient
+from kie_wav_async.session.settings import (
+    read_api_key,
+    read_base_url,
+    read_callback_url,
+    read_insecure_hosts,
+    read_webhook_keys,
+)
 from kie_wav_async.session.submit_coordinator import SubmitCoordinator
 from kie_wav_async.session.submit_queue import SubmitQueue
 from kie_wav_async.session.submitter import Submitter
+from kie_wav_async.session.task_follower import TaskFollower
+from kie_wav_async.session.unknown_resolver import UnknownResolver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Iterable
@@ -74,10 +83,9 @@ _logger = logging.getLogger("kie_wav_async")
 
 T = TypeVar("T")
 
-DEFAULT_BASE_URL: Final = "https://api.kie.ai"
 
 #: Source: docs.kie.ai, "Getting Started with KIE API".
-DEFAULT_RATE_LIMIT: Final = RateLimit(20, per_s=10.0)
+DEFAULT_RATE_LIMIT: Final = RateLimit(KIE_WAV.submits, per_s=KIE_WAV.submits_per_s)
 
 DEFAULT_POLL: Final = PollSchedule()
 DEFAULT_RETRY: Final = RetryPolicy()
@@ -239,12 +247,12 @@ class WavSession:
         if any(map(inspect.iscoroutinefunction, (handler, type(handler).__call__))):
             msg = "on_event is called, not awaited: pass a plain function"
             raise TypeError(msg)
-        hosts = _parse_insecure_hosts(insecure_hosts)
+        hosts = read_insecure_hosts(insecure_hosts)
         allowed = parse_hosts(download_hosts, "download_hosts")
-        secret = Secret(key.parse(_parse_api_key))
-        self._base_url = address.parse(lambda given: _parse_base_url(given, hosts))
-        called_back_at = posted_to.parse(_parse_callback_url)
-        parsed = Secret(given_keys.parse(_parse_webhook_keys))
+        secret = Secret(key.parse(read_api_key))
+        self._base_url = address.parse(lambda given: read_base_url(given, hosts))
+        called_back_at = posted_to.parse(read_callback_url)
+        parsed = Secret(given_keys.parse(read_webhook_keys))
         keys = parsed if parsed.reveal() else None
         self._lacks_keys = called_back_at is not None and keys is None
         self._context = SessionContext(
@@ -263,10 +271,11 @@ class WavSession:
             max_in_flight=max_in_flight,
             max_charges=max_charges,
         )
+        follower = TaskFollower(self._context, self._poller)
         self._submitter = Submitter(
             self._context,
-            self._poller,
             self._queue,
+            follower,
             rate_limit=rate_limit,
             retry=retry,
             on_unknown=OnUnknown(on_unknown),
@@ -274,10 +283,11 @@ class WavSession:
         self._coordinator = SubmitCoordinator(
             self._context, self._poller, self._queue, self._submitter
         )
+        self._resolver = UnknownResolver(self._context, self._poller, self._queue, follower)
         self._callbacks = CallbackProcessor(
             self._context,
             self._poller,
-            self._submitter,
+            self._resolver,
             keys=keys,
             trust=CallbackTrust(callback_trust),
             insecure_hosts=hosts,
@@ -677,7 +687,7 @@ class WavSession:
             if known.track not in {None, unknown.track}:
                 msg = f"task {task_id} is followed for another track, {known.track}"
                 raise ValueError(msg)
-        adoption = self._submitter.apply_resolution(unknown, task_id)
+        adoption = self._resolver.apply_resolution(unknown, task_id)
         if self._context.ledger_writer.is_enabled:
             adoption = self._context.ledger_writer.shield(adoption)
         await adoption
@@ -804,39 +814,6 @@ class WavSession:
         self._context.state.verify_open()
         verify_type(wav, WavFile, "wav")
         return await self._downloads.download(wav, path, accept_short=accept_short)
-
-
-def _parse_api_key(given: str | None) -> str:
-    if given is None:
-        msg = "no API key: pass api_key or set KIE_API_KEY"
-        raise ValueError(msg)
-    return parse_api_key(given)
-
-
-def _parse_base_url(given: str | URL | None, insecure_hosts: frozenset[str]) -> URL:
-    if given is None:
-        given = os.environ.get("KIE_BASE_URL") or DEFAULT_BASE_URL
-    return parse_base_url(given, insecure_hosts)
-
-
-def _parse_callback_url(given: str | URL | None) -> str | None:
-    if given is None:
-        given = os.environ.get("KIE_CALLBACK_URL") or ""
-    return None if given == "" else parse_callback_url(given)
-
-
-def _parse_webhook_keys(given: str | Iterable[str] | None) -> tuple[bytes, ...]:
-    if given is not None:
-        return parse_keys(given, "webhook_keys")
-    value = os.environ.get("KIE_WEBHOOK_HMAC_KEY")
-    return parse_keys(value.split(","), "KIE_WEBHOOK_HMAC_KEY") if value else ()
-
-
-def _parse_insecure_hosts(given: Iterable[str] | None) -> frozenset[str]:
-    if given is not None:
-        return parse_hosts(given, "insecure_hosts")
-    named = map(str.strip, os.environ.get("KIE_INSECURE_HOSTS", "").split(","))
-    return parse_hosts(filter(None, named), "KIE_INSECURE_HOSTS")
 
 
 def _verify_part(value: object, kind: type, name: str) -> None:

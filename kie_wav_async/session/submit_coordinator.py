@@ -15,7 +15,7 @@ from kie_wav_async.core.policies import RESUBMIT_AFTER_S
 from kie_wav_async.core.state_machine import Phase
 from kie_wav_async.ledger.models import TrackState
 from kie_wav_async.models import Track, WavFile
-from kie_wav_async.session.submitter import SUCCESSES, exists_error, unknown_error
+from kie_wav_async.session.submit_errors import exists_error, unknown_error
 
 if TYPE_CHECKING:
     from kie_wav_async.ledger.models import LedgerEntry
@@ -134,7 +134,7 @@ class SubmitCoordinator:
             _ = self.restore(entry)
         elif entry.state is TrackState.UNKNOWN:
             self._registry.restore_unknown(track)
-        elif entry.state in SUCCESSES and entry.wav_url is not None:
+        elif entry.state.is_converted and entry.wav_url is not None:
             wav = WavFile(
                 task_id=entry.task_id,
                 url=entry.wav_url,

@@ -224,7 +224,7 @@ class SubmitQueue:
         if (error := self.charge_limit()) is not None:
             self.on_charge_limit(error)
             return False
-        # What is on the wire may be charged; its answers pump again.
+        # What is on the wire may be charged; its responses dispatch again.
         return self._registry.charges + self._registry.sending < self._max_charges
 
     # --- resting ------------------------------------------------------------------------

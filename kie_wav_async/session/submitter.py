@@ -14,7 +14,6 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from kie_wav_async import events
 from kie_wav_async.callbacks.callback_url import build_callback_url
 from kie_wav_async.core.policies import (
     MAINTENANCE_PROBE_S,
@@ -23,14 +22,10 @@ from kie_wav_async.core.policies import (
     rate_limit_delay_s,
     retry_delay_s,
 )
-from kie_wav_async.core.state_machine import Origin, Phase
+from kie_wav_async.core.state_machine import Phase
 from kie_wav_async.core.submit_pause import UNKNOWN_IN_A_ROW
 from kie_wav_async.errors import (
     AlreadyExistsError,
-    AuthenticationError,
-    EndpointGoneError,
-    FeatureDisabledError,
-    InsufficientCreditsError,
     KieWavError,
     LedgerError,
     MaintenanceError,
@@ -43,35 +38,30 @@ from kie_wav_async.errors import (
 )
 from kie_wav_async.ledger.models import AttemptOutcome, TrackState
 from kie_wav_async.models import OnUnknown, Track
-from kie_wav_async.protocol.requests import CREDITS_PATH
-from kie_wav_async.protocol.responses import SubmitResponse, is_answered, parse_submit
+from kie_wav_async.protocol.api_constants import KIE_WAV
+from kie_wav_async.protocol.responses import is_answered, parse_submit
 from kie_wav_async.session.context import CLOSE_TIMEOUT_S
+from kie_wav_async.session.submit_errors import exists_error, outcome_of, track_of, unknown_error
 
 if TYPE_CHECKING:
     from kie_wav_async.core.policies import RateLimit
-    from kie_wav_async.ledger.models import LedgerEntry
-    from kie_wav_async.models import TaskRecord, UnknownSubmit
-    from kie_wav_async.protocol.messages import WireResponse
+    from kie_wav_async.protocol.http_messages import WireResponse
     from kie_wav_async.session.context import SessionContext
     from kie_wav_async.session.conversion import ConversionEntry
-    from kie_wav_async.session.poller import Poller
     from kie_wav_async.session.submit_queue import SubmitQueue
+    from kie_wav_async.session.task_follower import TaskFollower
 
 _logger = logging.getLogger("kie_wav_async")
 
-#: The states in a ledger of a track whose WAV was made.
-SUCCESSES = frozenset({TrackState.SUCCEEDED, TrackState.SAVED, TrackState.EXPIRED})
-_HAS_TASK = SUCCESSES | {TrackState.ACCEPTED}
-
 
 class Submitter:
-    """Submits what has its turn, once, and hands what is accepted to the poller."""
+    """Submits what has its turn, once, and has what is accepted followed."""
 
     def __init__(
         self,
         context: SessionContext,
-        poller: Poller,
         queue: SubmitQueue,
+        follower: TaskFollower,
         *,
         rate_limit: RateLimit,
         retry: RetryPolicy,
@@ -80,8 +70,8 @@ class Submitter:
         """Start with nothing on the wire."""
         self._context = context
         self._registry = context.registry
-        self._poller = poller
         self._queue = queue
+        self._follower = follower
         self._rate_limit = rate_limit
         self._retry = retry
         self._on_unknown = on_unknown
@@ -134,7 +124,7 @@ class Submitter:
     def _send(self, conversion: ConversionEntry) -> None:
         """Begin an attempt; it belongs to the session, whoever asked for it."""
         if self._registry.has_unknown_submit(conversion):
-            self._repeated.add(_track_of(conversion))
+            self._repeated.add(track_of(conversion))
         attempt_id = self._context.attempt_id()
         self._registry.send(conversion, attempt_id, self._context.clock.time())
         _ = self._context.spawn(self._run_attempt(conversion))
@@ -152,7 +142,7 @@ class Submitter:
                 _logger.warning(
                     "submits stay paused until the service answers %s: it brings HTTP %d, without "
                     "a code that the service gives when it is up. Is base_url right?",
-                    *(CREDITS_PATH, response.status),
+                    *(KIE_WAV.credits_path, response.status),
                 )
             self._is_read_warned = not is_up
         except Exception as failure:  # noqa: BLE001 - a transport of the user's may raise anything
@@ -197,24 +187,24 @@ class Submitter:
         except KieWavError as error:
             # A refusal, or a redirect that was not followed: nothing was created.
             self._queue.note_answer(conversion, has_code=has_code)
-            self._note(conversion, _outcome_of(error), error)
+            self._note(conversion, outcome_of(error), error)
             self._reject(conversion, error)
         else:
-            if not answer.exists and self._is_taken(answer.task_id, conversion):
+            if not answer.exists and self._follower.is_taken(answer.task_id, conversion):
                 msg = f"the service answered with task {answer.task_id}, which is another track's"
                 self._mark_unknown(conversion, WireFormatError(msg))
                 return
             self._queue.note_answer(conversion, has_code=True)
             if answer.exists:
-                await self._adopt(conversion, answer.task_id)
+                await self._follower.adopt(conversion, answer.task_id, self._reject_foreign)
             else:
-                await self._accept(conversion, answer)
+                await self._follower.accept(conversion, answer)
 
     async def _record_intent(self, conversion: ConversionEntry) -> bool:
         """Have the intent written down; if that cannot be, or there is no need, end the submit."""
         if not self._context.ledger_writer.is_enabled:
             return True
-        track, attempt_id = _track_of(conversion), conversion.attempt_id
+        track, attempt_id = track_of(conversion), conversion.attempt_id
         is_repeat = conversion.may_double_charge and not conversion.is_again
         try:
             entry = await self._context.ledger_writer.begin_attempt(
@@ -236,10 +226,10 @@ class Submitter:
             # While that was written all who wanted it have left, or its task was found.
             self._note(conversion, AttemptOutcome.NOT_CREATED)
             self._take_back(conversion)
-        elif entry.state in _HAS_TASK:
+        elif entry.state.is_converted or entry.state is TrackState.ACCEPTED:
             # Whoever else writes into this ledger was faster.
             conversion.discovered_task_id = entry.task_id
-            _ = self._adopt_discovered(conversion)
+            _ = self._follower.adopt_discovered(conversion)
         elif entry.state is TrackState.EXISTS_WITHOUT_ID:
             self._reject(conversion, exists_error(entry))
         else:
@@ -253,11 +243,11 @@ class Submitter:
     def _undo_send(self, conversion: ConversionEntry) -> None:
         """Count out a submit that will not leave."""
         self._registry.counters.submitted -= 1
-        self._repeated.discard(_track_of(conversion))
+        self._repeated.discard(track_of(conversion))
 
     def _take_back(self, conversion: ConversionEntry) -> None:
         """Take a submit off the wire that has not left, and is not to."""
-        if not self._adopt_discovered(conversion):
+        if not self._follower.adopt_discovered(conversion):
             self._registry.requeue(conversion)
             self._abandon(conversion)
 
@@ -270,7 +260,7 @@ class Submitter:
 
     async def _exchange(self, conversion: ConversionEntry) -> WireResponse | None:
         """Return the answer to a submit; `None` if there is none, which is dealt with."""
-        track = _track_of(conversion)
+        track = track_of(conversion)
         callback_url = build_callback_url(self._context.callback_url, conversion.attempt_id)
         request = self._context.requests.submit(track, callback_url)
         try:
@@ -293,127 +283,14 @@ class Submitter:
 
     # --- ends of an attempt -------------------------------------------------------------
 
-    async def _accept(self, conversion: ConversionEntry, answer: SubmitResponse) -> None:
-        task_id = answer.task_id
-        error: KieWavError | None = None
-        try:
-            error = await self._write_task(
-                conversion, AttemptOutcome.ACCEPTED, task_id, accepted_unix_s=answer.accepted_unix_s
-            )
-        finally:
-            # Also if the session closes meanwhile: the service has taken it.
-            _ = self._poller.rejoin(task_id)
-            self._registry.accept(
-                conversion,
-                task_id,
-                self._context.clock.monotonic(),
-                accepted_unix_s=answer.accepted_unix_s,
-            )
-            self._follow(conversion, error)
-
-    async def _write_task(
-        self,
-        conversion: ConversionEntry,
-        outcome: AttemptOutcome,
-        task_id: str,
-        *,
-        accepted_unix_s: float | None = None,
-    ) -> LedgerError | None:
-        """Write down which task a submit came to; return why it could not be."""
-        try:
-            await self._context.ledger_writer.finish_attempt(
-                conversion.attempt_id, outcome, task_id=task_id, accepted_unix_s=accepted_unix_s
-            )
-        except LedgerError as error:
-            _logger.error(  # noqa: TRY400 - the traceback tells nothing of the disk
-                "task %s of %s (attempt %s) could not be written down: %s",
-                task_id,
-                conversion.track,
-                conversion.attempt_id,
-                error,
-            )
-            told = LedgerError(
-                f"the service has taken the submit, as task {task_id}, but that could not be "
-                f"written down ({error}); keep the id",
-                task_id=task_id,
-                track=conversion.track,
-            )
-            told.__cause__ = error
-            return told
-        return None
-
-    async def _adopt(self, conversion: ConversionEntry, task_id: str) -> None:
-        """Take over the task that a 409 names, once its record was asked for."""
-        record: TaskRecord | None = None
-        error: KieWavError | None = None
-        try:
-            try:
-                record = await self._poller.poll(task_id)
-            except Exception as failure:  # noqa: BLE001 - a transport of the user's may raise anything
-                _logger.debug("no news of task %s: %s", task_id, failure)
-            if not self._is_foreign(conversion, task_id, record):
-                error = await self._write_task(conversion, AttemptOutcome.ADOPTED, task_id)
-        finally:
-            # Also if the session closes meanwhile: the service has named the task.
-            self._take_over(conversion, task_id, record, error)
-
-    def _take_over(
-        self,
-        conversion: ConversionEntry,
-        task_id: str,
-        record: TaskRecord | None,
-        error: KieWavError | None,
-    ) -> None:
-        """Follow an existing task, unless it converts another track."""
-        if self._is_foreign(conversion, task_id, record):
-            message = f"the service named task {task_id}, which is another track's"
-            foreign = AlreadyExistsError(code=409, message=message, task_id=task_id)
-            self._note(conversion, AttemptOutcome.EXISTS_WITHOUT_ID, foreign)
-            self._reject(conversion, foreign)
-            return
-        _ = self._poller.rejoin(task_id)
-        self._registry.adopt_existing(conversion, task_id, self._context.clock.monotonic())
-        self._follow(conversion, error)
-        if record is not None:
-            self._poller.observe(conversion, record)
-
-    def _is_foreign(
-        self, conversion: ConversionEntry, task_id: str, record: TaskRecord | None
-    ) -> bool:
-        """Whether a task that exists converts another track."""
-        audio_id = None if record is None else record.audio_id
-        ours = _track_of(conversion).audio_id
-        return self._is_taken(task_id, conversion) or audio_id not in {None, ours}
-
-    def _is_taken(self, task_id: str, conversion: ConversionEntry) -> bool:
-        """Whether *task_id* is known to convert another track."""
-        others = self._registry.known(task_id)
-        return any(other.track not in {None, conversion.track} for other in others)
-
-    def _follow(self, conversion: ConversionEntry, error: KieWavError | None = None) -> None:
-        """
-        Spread the news that *conversion* has a task, and have it polled.
-
-        *error*: what whoever waits for the submit is told all the same.
-        """
-        self._notify_task(conversion, conversion.attempt_id)
-        self._poller.follow(conversion)
-        conversion.notify_submit_waiters(error)
-        self._context.on_followed(conversion)
-
-    def _notify_task(self, conversion: ConversionEntry, attempt_id: str) -> None:
-        """Tell which task a submit came to."""
-        self._context.emit(
-            events.SubmitAccepted,
-            task_id=conversion.task_id,
-            track=conversion.track,
-            attempt_id=attempt_id,
-            adopted=conversion.origin is not Origin.SUBMITTED,
-        )
+    def _reject_foreign(self, conversion: ConversionEntry, error: AlreadyExistsError) -> None:
+        """End a submit for which the service named a task of another track."""
+        self._note(conversion, AttemptOutcome.EXISTS_WITHOUT_ID, error)
+        self._reject(conversion, error)
 
     def _reject(self, conversion: ConversionEntry, error: KieWavError) -> None:
         """End a submit that created nothing."""
-        if self._adopt_discovered(conversion):
+        if self._follower.adopt_discovered(conversion):
             return
         self._queue.remove(conversion)
         told = conversion.error_for_waiter(error)
@@ -423,7 +300,7 @@ class Submitter:
                 told = unknown_error(unknown, "the repeat was refused", cause=told)
         else:
             self._registry.reject(conversion, told)
-            self._context.emit(events.SubmitRejected, track=conversion.track, error=told.about())
+            self._context.emit("SubmitRejected", track=conversion.track, error=told.about())
         conversion.notify_waiters(told)
 
     def _retry_later(self, conversion: ConversionEntry, error: KieWavError) -> None:
@@ -466,34 +343,18 @@ class Submitter:
 
     def _requeue(self, conversion: ConversionEntry, error: KieWavError, delay_s: float) -> bool:
         """Take a submit off the wire to be sent again; return `False` if there is no need."""
-        if self._adopt_discovered(conversion):
+        if self._follower.adopt_discovered(conversion):
             return False
         self._registry.requeue(conversion)
         # A repeat that created nothing was none.
-        self._repeated.discard(_track_of(conversion))
+        self._repeated.discard(track_of(conversion))
         if not conversion.is_awaited:
             self._abandon(conversion)
             return False
         told = conversion.error_for_waiter(error)
         self._context.emit(
-            events.SubmitRetryScheduled, track=conversion.track, error=told, delay_s=delay_s
+            "SubmitRetryScheduled", track=conversion.track, error=told, delay_s=delay_s
         )
-        return True
-
-    def _adopt_discovered(self, conversion: ConversionEntry) -> bool:
-        """
-        Have a repeat that created nothing follow what the first attempt turned out to have made.
-
-        A callback, or the user, may have told that while the repeat was on the wire.
-        """
-        task_id = conversion.discovered_task_id
-        if not task_id or conversion.phase is not Phase.SUBMITTING:
-            return False
-        _ = self._poller.rejoin(task_id)
-        self._registry.adopt_existing(conversion, task_id, self._context.clock.monotonic())
-        self._follow(conversion)
-        # It may be long over, with nobody left who asks.
-        self._poller.request_poll(task_id)
         return True
 
     def _mark_unknown(self, conversion: ConversionEntry, error: KieWavError) -> None:
@@ -507,7 +368,7 @@ class Submitter:
             error,
         )
         self._context.emit(
-            events.SubmitUnknown,
+            "SubmitUnknown",
             track=unknown.track,
             attempt_id=unknown.attempt_id,
             error=conversion.error_for_waiter(error),
@@ -535,83 +396,12 @@ class Submitter:
             reason = f"the last {UNKNOWN_IN_A_ROW} submits have an unknown outcome"
             held = unknown_error(unknown, reason)
             self._context.emit(
-                events.SubmitRetryScheduled, track=conversion.track, error=held, delay_s=delay_s
+                "SubmitRetryScheduled", track=conversion.track, error=held, delay_s=delay_s
             )
 
     def may_repeat(self, track: Track) -> bool:
         """Whether a submit in doubt is sent once more by itself: it was not, in this session."""
         return self._on_unknown is OnUnknown.RESUBMIT and track not in self._repeated
-
-    # --- the user's word on a doubt -------------------------------------------------------
-
-    async def adopt(self, unknown: UnknownSubmit, task_id: str | None) -> None:
-        """
-        Write down what the service says of an attempt of unknown fate, and go on with it.
-
-        Raises:
-            LedgerError: It could not be written; nothing has changed.
-        """
-        await self._context.ledger_writer.resolve_attempt(unknown.attempt_id, task_id)
-        # Somebody else may have brought the news meanwhile.
-        if self._registry.unknown_submit(unknown.attempt_id) is not None:
-            self.resolve(unknown, task_id)
-
-    async def apply_resolution(self, submit: UnknownSubmit, task_id: str | None) -> None:
-        """
-        Write down the user's word on a submit, in place of an earlier one, and go on with it.
-
-        Raises:
-            LedgerError: It could not be written; nothing has changed.
-        """
-        attempt_id = submit.attempt_id
-        if not await self._context.ledger_writer.resolve(attempt_id, task_id):
-            return  # The service has answered for it meanwhile.
-        if self._registry.is_resolution(attempt_id, task_id):
-            return
-        if self._registry.resolved_submit(attempt_id) is not None:
-            retracted = self._registry.retract(attempt_id)
-            if retracted is not None:
-                self._poller.unfollow(retracted)
-        if self._registry.unknown_submit(attempt_id) is not None:
-            self.resolve(submit, task_id, is_resolution=True)
-
-    def resolve(
-        self, unknown: UnknownSubmit, task_id: str | None, *, is_resolution: bool = False
-    ) -> None:
-        """Go on with an attempt that created *task_id*, or nothing if `None`."""
-        if task_id is None:
-            conversion = self._registry.mark_not_charged(
-                unknown.attempt_id, is_resolution=is_resolution
-            )
-            if conversion is None:
-                return
-            self._queue.remove(conversion)
-            if conversion.is_awaited:
-                # Its waiters wait for the repeat, which is now without risk.
-                self._registry.retry(conversion)
-                self._queue.requeue(conversion)
-                self._queue.dispatch()
-                return
-            error = KieWavError("the submit was not charged; submit the track again")
-            self._registry.cancel(conversion, error.about(track=unknown.track))
-            return
-        queued = self._registry.find(unknown.track)
-        if queued is not None and queued.phase is Phase.QUEUED:
-            # Its waiters get the task that was found instead of a second submit.
-            self._queue.remove(queued)
-            _ = self._registry.return_to_unknown(queued)
-        followed = self._poller.rejoin(task_id) or self._registry.find_task(task_id)
-        was_attached = followed is not None and followed.origin is Origin.ATTACHED
-        now = self._context.clock.monotonic()
-        conversion = self._registry.adopt_unknown(
-            unknown.attempt_id, task_id, now, is_resolution=is_resolution
-        )
-        self._queue.remove(conversion)
-        if conversion is not followed:
-            self._follow(conversion)
-        elif was_attached:
-            # Nobody was told so far that the task is paid for by a submit of ours.
-            self._notify_task(conversion, unknown.attempt_id)
 
     # --- closing ----------------------------------------------------------------------------
 
@@ -643,41 +433,3 @@ class Submitter:
             await empty
         finally:
             timer.cancel()
-
-
-def _track_of(conversion: ConversionEntry) -> Track:
-    if conversion.track is None:  # pragma: no cover - only attached tasks have none
-        msg = "an attached task has no submit"
-        raise AssertionError(msg)
-    return conversion.track
-
-
-def _outcome_of(error: KieWavError) -> AttemptOutcome:
-    """Return what a ledger keeps of a refusal: whether the track may be sent again."""
-    match error:
-        case AlreadyExistsError():
-            return AttemptOutcome.EXISTS_WITHOUT_ID
-        case (
-            AuthenticationError()
-            | InsufficientCreditsError()
-            | FeatureDisabledError()
-            | EndpointGoneError()
-            | TransportError()
-        ):
-            return AttemptOutcome.NOT_CREATED  # It is not about the track.
-        case _:
-            return AttemptOutcome.REJECTED
-
-
-def exists_error(entry: LedgerEntry) -> AlreadyExistsError:
-    """Return the error of a track that has a WAV under a task id that is not known."""
-    return AlreadyExistsError(code=409, message=entry.error or "the WAV exists", track=entry.track)
-
-
-def unknown_error(
-    unknown: UnknownSubmit, message: str, *, cause: KieWavError | None = None
-) -> SubmitUnknownError:
-    """Return the error of a submit whose outcome is unknown."""
-    error = SubmitUnknownError(message, track=unknown.track, attempt_id=unknown.attempt_id)
-    error.__cause__ = cause
-    return error

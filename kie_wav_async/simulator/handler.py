@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import logging
 import random
 import re
 import secrets
@@ -13,12 +12,10 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Any, Final, NoReturn, cast
+from typing import TYPE_CHECKING, Final, NoReturn, cast
 
 import attrs
 from aiohttp import web
-from aiohttp.http import HttpProcessingError
-from aiohttp.log import server_logger
 
 from kie_wav_async.simulator.callbacks import Sender
 from kie_wav_async.simulator.faults import Endpoint, Fault, Seconds, When, draw_s, faults_from_json
@@ -36,6 +33,9 @@ from kie_wav_async.simulator.script import Script, parts_of
 from kie_wav_async.simulator.service import Payload, Service, Settings, Task
 from kie_wav_async.simulator.state import SimulatorState
 from kie_wav_async.simulator.wav import ToneCache
+
+if TYPE_CHECKING:
+    from kie_wav_async.simulator.connections import Server
 
 _ROUTES: Final[dict[tuple[str, str], Endpoint]] = {
     ("POST", "/api/v1/wav/generate"): "submit",
@@ -76,52 +76,6 @@ class ResponseSettings:
     http_status: Mapping[str, int]  # By verdict; 200 for all others.
     gzip: bool
     now: Callable[[], float]
-
-
-class _MalformedOnce(logging.Filter):
-    """Lets one line pass of each kind of malformed request, without the traceback."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._kinds: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-        if not isinstance(error, HttpProcessingError):
-            return True
-        kind = type(error).__name__
-        if kind in self._kinds:
-            return False
-        self._kinds.add(kind)
-        record.msg = f"{record.getMessage()}: malformed request ({kind}); the next is not logged"
-        record.args = record.exc_info = record.exc_text = None
-        return True
-
-
-def _logger() -> logging.Logger:
-    """Return a logger for one server, which says no more than aiohttp's own."""
-    logger = logging.Logger(server_logger.name)  # noqa: LOG001 - the filter is this server's
-    logger.parent = server_logger
-    logger.addFilter(_MalformedOnce())
-    return logger
-
-
-class Server(web.Server):
-    """Tells when a connection is lost, which a stalled handler waits for."""
-
-    def __init__(self, handler: Callable[[web.BaseRequest], Any]) -> None:
-        super().__init__(handler, access_log=None, tcp_keepalive=False, logger=_logger())
-        self.used: set[web.RequestHandler] = set()
-        self.stalled: dict[web.RequestHandler, asyncio.Event] = {}
-
-    def connection_lost(
-        self, handler: web.RequestHandler, exc: BaseException | None = None
-    ) -> None:
-        """Let a stalled handler go on."""
-        self.used.discard(handler)
-        if handler in self.stalled:
-            self.stalled[handler].set()
-        super().connection_lost(handler, exc)
 
 
 def _decode(raw: bytes) -> object:

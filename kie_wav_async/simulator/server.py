@@ -19,8 +19,9 @@ from kie_wav_async.simulator.callbacks import (
     payload_of,
     success_of,
 )
+from kie_wav_async.simulator.connections import Server
 from kie_wav_async.simulator.faults import Fault, Seconds, check_seconds
-from kie_wav_async.simulator.handler import Handler, ResponseSettings, Server
+from kie_wav_async.simulator.handler import Handler, ResponseSettings
 from kie_wav_async.simulator.loopback import Address
 from kie_wav_async.simulator.service import Settings
 from kie_wav_async.simulator.state import Arrival, Delivery, SimulatorState

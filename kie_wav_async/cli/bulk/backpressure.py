@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Final
 
 import attrs
+
+from kie_wav_async._support.rate_meter import RateMeter
 
 # So far back is looked, in seconds in which something was being saved.
 _SPAN_S: Final = 600.0
@@ -30,7 +31,7 @@ class Backpressure:
     """
 
     is_on: bool = attrs.field(default=False, init=False)
-    _samples: deque[tuple[float, int]] = attrs.field(factory=deque[tuple[float, int]], init=False)
+    _meter: RateMeter = attrs.field(factory=lambda: RateMeter(_SPAN_S, _STEP_S), init=False)
     _busy_s: float = attrs.field(default=0.0, init=False)
     _last_s: float | None = attrs.field(default=None, init=False)
 
@@ -48,24 +49,16 @@ class Backpressure:
         if self._last_s is not None and is_busy:
             self._busy_s += max(0.0, now_mono_s - self._last_s)
         self._last_s = now_mono_s
-        samples = self._samples
-        if len(samples) > 1 and samples[-1][0] - samples[-2][0] < _STEP_S:
-            _ = samples.pop()
-        samples.append((self._busy_s, received))
-        while len(samples) > 2 and samples[1][0] <= self._busy_s - _SPAN_S:  # noqa: PLR2004 - a first and a last one
-            _ = samples.popleft()
+        self._meter.note(self._busy_s, received)
 
     @property
     def bytes_per_s(self) -> float | None:
         """How many bytes come in a second while something is being saved; `None`: unknown."""
-        if not self._samples:
-            return None
-        (began_s, before), (now_s, now) = self._samples[0], self._samples[-1]
-        span_s = now_s - began_s
+        meter = self._meter
         # That nothing comes is said only after a long look.
-        if span_s < (_LEAST_S if now > before else _SPAN_S):
+        if meter.covered_s < (_LEAST_S if meter.done > 0 else _SPAN_S):
             return None
-        return (now - before) / span_s
+        return meter.per_s
 
     def decide(self, backlog: float) -> bool:
         """

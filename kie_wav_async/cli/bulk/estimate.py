@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -20,16 +19,13 @@ BYTES_PER_TRACK: Final = 32_000_000
 #: How long a conversion takes until some have ended; ours, and rather long.
 USUAL_CONVERSION_S: Final = 120.0
 
-#: How far back the speed of a run is looked at.
-_SPAN_S: Final = 60.0
 
 _MINUTE_S: Final = 60.0
 _HOUR_S: Final = 3_600.0
 _DAY_S: Final = 86_400.0
 
-_CONVERTED: Final = (TrackState.SUCCEEDED, TrackState.SAVED, TrackState.EXPIRED)
 #: Where a track stands that came to nothing.
-FAILED: Final = (TrackState.REJECTED, TrackState.FAILED, TrackState.EXISTS_WITHOUT_ID)
+FAILED: Final = tuple(state for state in TrackState if state.came_to_nothing)
 
 
 @attrs.frozen
@@ -70,7 +66,7 @@ class TrackCounts:
     @property
     def converted(self) -> int:
         """Those with a WAV, whatever became of it since."""
-        return self.of(*_CONVERTED)
+        return self.of(*(state for state in TrackState if state.is_converted))
 
     @property
     def saved(self) -> int:
@@ -166,32 +162,6 @@ def time_left_s(
         per_s = min(per_s, measured_per_s)
     # A window is free at its beginning.
     return max(0, submits - rate.count) / per_s + conversion_s
-
-
-@attrs.define
-class RateMeter:
-    """Tells the speed of a run from what it has done in the last minute."""
-
-    _samples: deque[tuple[float, int]] = attrs.field(factory=deque[tuple[float, int]])
-
-    def note(self, now_mono_s: float, done: int) -> None:
-        """Note how much is done by now."""
-        self._samples.append((now_mono_s, done))
-        while len(self._samples) > 2 and self._samples[1][0] <= now_mono_s - _SPAN_S:  # noqa: PLR2004 - a first and a last one
-            self._samples.popleft()
-
-    @property
-    def is_steady(self) -> bool:
-        """Whether it has looked on for long enough to say how it will go on."""
-        return bool(self._samples) and self._samples[-1][0] - self._samples[0][0] >= _SPAN_S / 2
-
-    @property
-    def per_s(self) -> float:
-        """What is done in a second."""
-        if not self._samples:
-            return 0.0
-        (began_s, before), (now_s, now) = self._samples[0], self._samples[-1]
-        return max(0, now - before) / (now_s - began_s) if now_s > began_s else 0.0
 
 
 @attrs.define

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from kie_wav_async._support.files import is_inside
 from kie_wav_async.errors import DownloadError
 from kie_wav_async.file_names import collision_key, file_name, unique_suffix
 from kie_wav_async.ledger import Ledger
@@ -50,7 +51,7 @@ class FilePaths:
 
             LedgerError: The ledger cannot be asked.
         """
-        if entry.path is not None and is_inside(entry.path):
+        if entry.path is not None and is_inside(entry.path, on_any_system=False):
             return entry.path
         track = entry.track
         for length in (0, *_SUFFIXES):
@@ -64,12 +65,6 @@ class FilePaths:
                 return name
         msg = f"{self.folder}: there is another file under every name for it"
         raise _failed(msg, entry) from FileExistsError(errno.EEXIST, "taken")
-
-
-def is_inside(path: str) -> bool:
-    """Whether a path, as a ledger has it, stays in the folder."""
-    pure = PurePath(path)
-    return not pure.is_absolute() and ".." not in pure.parts and "\0" not in path
 
 
 def _verify_encodable(name: str, entry: LedgerEntry) -> None:

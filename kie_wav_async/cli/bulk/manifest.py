@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 import attrs
 
+from kie_wav_async._support.files import is_inside, sync_folder
 from kie_wav_async.cli.bulk.catalog_file import InvalidLine
 from kie_wav_async.cli.common.output import USAGE, CliError
 from kie_wav_async.ledger import TrackState
@@ -107,7 +108,7 @@ async def write_manifest(ledger: Ledger, folder: Path) -> int:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    await asyncio.to_thread(_sync_folder, folder)
+    await asyncio.to_thread(sync_folder, folder)
     return count
 
 
@@ -143,16 +144,6 @@ def _append(file: BinaryIO, entries: Sequence[Entry]) -> None:
 def _sync(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # pragma: no cover - the tests run on POSIX
-        return  # There a folder cannot be opened.
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 # --- reading ----------------------------------------------------------------------------------
@@ -227,18 +218,3 @@ def _parse_entry(fields: dict[str, object]) -> Entry:
 
 def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
-
-
-def is_inside(file: str) -> bool:
-    """
-    Return whether *file*, taken from a folder, is a place in it by its name.
-
-    It is the same on every system: no root, no drive, no step up, in the words of
-    any of them. Windows drops dots and blanks at the end of a name, so that ``.. ``
-    is a step up there.
-    """
-    if file.startswith(("/", "\\")) or file[1:2] == ":" or "\0" in file:
-        return False
-    # A dot alone stays where it is, and is not the name of a file.
-    parts = [part for part in re.split(r"[/\\]", file) if part not in {"", "."}]
-    return bool(parts) and all(part.rstrip(". ") for part in parts)

@@ -7,7 +7,8 @@ import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
 from kie_wav_async import errors, events
-from kie_wav_async.cli.bulk.estimate import Durations, RateMeter, TrackCounts, time_left_s
+from kie_wav_async._support.rate_meter import RateMeter
+from kie_wav_async.cli.bulk.estimate import Durations, TrackCounts, time_left_s
 from kie_wav_async.cli.bulk.progress import BulkDisplay, Figures, SavingFigures
 from kie_wav_async.cli.common.streams import is_full
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 _BARS_S: Final = 0.5
 _LINES_S: Final = 10.0
 _CREDITS_S: Final = 60.0
+# So far back is looked for how fast it goes on; half of that says how it will go on.
+_SPAN_S: Final = 60.0
 
 _TOO_SLOW: Final = (
     "WAVs are saved too slowly: what there is would take more than half of the 14 days that KIE "
@@ -56,8 +59,8 @@ class ProgressMonitor:
         self._ledger = ledger
         self._display = display
         self._clock = clock
-        self._submits = RateMeter()
-        self._received = RateMeter()
+        self._submits = RateMeter(_SPAN_S)
+        self._received = RateMeter(_SPAN_S)
         self._durations = Durations()
         self._submitted_at: dict[str, dt.datetime] = {}
         self._is_throttled = self._is_stuck = False
@@ -145,7 +148,7 @@ class ProgressMonitor:
             options.rate,
             options.max_in_flight,
             conversion_s=self._durations.mean_s,
-            measured_per_s=self._submits.per_s if self._submits.is_steady else None,
+            measured_per_s=self._submits.per_s if self._submits.covered_s >= _SPAN_S / 2 else None,
         )
         saving = None
         if saver is not None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
 import heapq
 import os
 import stat
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from kie_wav_async.cli.bulk.file_paths import is_inside
+from kie_wav_async._support.files import OUT_OF_RESOURCES, is_inside, sha256_of
 from kie_wav_async.cli.common.ledger_pages import pages
 from kie_wav_async.ledger import Ledger, LedgerEntry, TrackState
 
@@ -31,11 +30,8 @@ if TYPE_CHECKING:
 
 # So many files are read, those written last.
 _RECENT: Final = 256
-_PIECE: Final = 1 << 20
 # What no file has: there is something, and nobody can say what.
 _NO_SIZE: Final = -1
-# What the system says that is short of something just now, whatever the file.
-_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 
 
 @attrs.define
@@ -129,7 +125,7 @@ class _Checker:
             FileNotFoundError: In none of our folders: the ledger was tampered with.
         """
         place = str(entry.path)
-        if not is_inside(place):
+        if not is_inside(place, on_any_system=False):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         return self.folder / place
 
@@ -142,7 +138,7 @@ class _Checker:
             except (FileNotFoundError, NotADirectoryError):
                 found.append((None, 0.0))
             except OSError as error:
-                is_unknown = error.errno in _EXHAUSTED
+                is_unknown = error.errno in OUT_OF_RESOURCES
                 found.append((entry.bytes if is_unknown else _NO_SIZE, 0.0))
             else:
                 is_file = stat.S_ISREG(status.st_mode)
@@ -206,16 +202,13 @@ def _digest(path: Path) -> str | None:
     Raises:
         OSError: No file can be read just now.
     """
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while piece := file.read(_PIECE):
-                digest.update(piece)
+        with path.open("rb", buffering=0) as file:
+            return sha256_of(file)
     except OSError as error:
-        if error.errno in _EXHAUSTED:
+        if error.errno in OUT_OF_RESOURCES:
             raise
         return None
-    return digest.hexdigest()
 
 
 def _move_aside(path: Path) -> Path:

@@ -420,7 +420,7 @@ def _facts(
                     "music_task_id": unknown.track.music_task_id,
                     "audio_id": unknown.track.audio_id,
                     "at": unknown.at.isoformat(),
-                    "named_task_id": counts.opening.callback_tasks.get(unknown.attempt_id),
+                    "callback_task_id": counts.opening.callback_tasks.get(unknown.attempt_id),
                 }
                 for unknown in counts.unknown_submits
             ],

@@ -38,9 +38,11 @@ _SLOWEST: Final = 5
 _MAX_REASONS: Final = 1_000
 
 _UNSAVED: Final = frozenset({TrackState.ACCEPTED, TrackState.SUCCEEDED})
-_CONVERTED: Final = frozenset({TrackState.SUCCEEDED, TrackState.SAVED, TrackState.EXPIRED})
-_IN_VAIN: Final = frozenset({TrackState.REJECTED, TrackState.FAILED, TrackState.EXISTS_WITHOUT_ID})
-_READ: Final = _UNSAVED | _CONVERTED | _IN_VAIN | {TrackState.SUBMITTING}
+_READ: Final = (
+    _UNSAVED
+    | {state for state in TrackState if state.came_to_nothing or state.is_converted}
+    | {TrackState.SUBMITTING}
+)
 
 # What comes of a track, by what the service said of it: the state, its code, its words.
 _Key: TypeAlias = tuple[TrackState, int | None, str | None]
@@ -229,11 +231,11 @@ class CatalogReport:
             self._in_progress.add(entry.attempt_id)
         if entry.state is TrackState.EXISTS_WITHOUT_ID and len(self._existing) < _EXISTING:
             self._existing.append(entry)
-        if entry.state in _IN_VAIN:
+        if entry.state.came_to_nothing:
             self._take_reason(entry)
         if entry.state in _UNSAVED:
             self._take_unsaved(entry)
-        if entry.state in _CONVERTED:
+        if entry.state.is_converted:
             self._take_time(entry)
         if entry.state is TrackState.SAVED:
             self._take_saved(entry)
@@ -360,7 +362,7 @@ class CatalogReport:
                     **ids_of(one.track),
                     "since": one.at.isoformat(),
                     "in_progress": self.is_in_progress(one),
-                    "named_task_id": self.opening.callback_tasks.get(one.attempt_id),
+                    "callback_task_id": self.opening.callback_tasks.get(one.attempt_id),
                     "resolve": self.commands(one),
                 }
                 for one in self.opening.unknown

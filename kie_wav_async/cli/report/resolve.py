@@ -11,27 +11,22 @@ import attrs
 from yarl import URL
 
 from kie_wav_async import errors
-from kie_wav_async.cli.bulk.estimate import count_words
 from kie_wav_async.cli.common.output import (
     DONE,
-    FAILED,
-    UNKNOWN,
     USAGE,
     CliError,
-    print_json,
-    print_line,
     say,
 )
-from kie_wav_async.cli.common.shell import command_line, join
-from kie_wav_async.cli.report.catalog_report import ids_of, resolve_commands, verify_ledger
+from kie_wav_async.cli.common.shell import join
+from kie_wav_async.cli.report.catalog_report import ids_of, verify_ledger
 from kie_wav_async.cli.report.render import moment, name_of, short_of
 from kie_wav_async.cli.report.resolve_list import (
-    NOT_CHARGED,
     Resolution,
     print_list,
     read_resolutions,
     verify_resolution,
 )
+from kie_wav_async.cli.report.resolve_output import Case, show, show_all
 from kie_wav_async.ledger import (
     AttemptEntry,
     AttemptOutcome,
@@ -53,21 +48,6 @@ _LISTED: Final = 20
 # How many tasks are asked about, and how many words written, at a time.
 _ASKED: Final = 8
 _WRITTEN: Final = 500
-
-_OPEN_OUTCOMES: Final = frozenset({AttemptOutcome.UNKNOWN, AttemptOutcome.EXISTS_WITHOUT_ID})
-
-_NEXT: Final[dict[TrackState, str]] = {
-    TrackState.PLANNED: "planned again: `kie-wav bulk` submits it",
-    TrackState.ACCEPTED: "accepted: `kie-wav bulk` goes on with it and asks KIE for the WAV",
-    TrackState.SUCCEEDED: "converted, by another submit: there is nothing left to do",
-    TrackState.SAVED: "saved already: there is nothing left to do",
-    TrackState.REJECTED: "refused by the service, as it was before",
-    TrackState.EXISTS_WITHOUT_ID: (
-        "known to have a WAV, under a task id that the service did not tell"
-    ),
-    TrackState.FAILED: "failed, as it was before: `kie-wav bulk --retry-failed` submits it",
-    TrackState.EXPIRED: "expired: its WAV was not saved in time, as was known before",
-}
 
 
 @attrs.frozen(kw_only=True)
@@ -131,24 +111,6 @@ class Choice:
         else:
             return
         raise CliError(USAGE, msg)
-
-
-@attrs.define
-class _Case:
-    """One submit, what is said of it, and what came of that."""
-
-    entry: AttemptEntry
-    task_id: str | None
-    #: Why the word is not taken; `None` while it is.
-    refusal: CliError | None = None
-    ledger_entry: LedgerEntry | None = None
-    #: The file of a task that was wrong, under its new name.
-    moved: str | None = None
-
-    @property
-    def base(self) -> AttemptOutcome | None:
-        """What the submit was before any word."""
-        return self.entry.resolved_from or self.entry.outcome
 
 
 def read_choice(path: Path, choice: Choice) -> tuple[list[Resolution], int]:
@@ -219,15 +181,15 @@ async def run_resolve(
     finally:
         await ledger.aclose()
     if choice.attempt is not None:
-        _show(path, cases[0], left, is_dry=choice.is_dry, as_json=as_json)
+        show(path, cases[0], left, is_dry=choice.is_dry, as_json=as_json)
         return DONE
-    return _show_all(path, cases, left, blanks, is_dry=choice.is_dry, as_json=as_json)
+    return show_all(path, cases, left, blanks, is_dry=choice.is_dry, as_json=as_json)
 
 
 async def _resolve(
     ledger: SqliteLedger,
     path: Path,
-    cases: Sequence[_Case],
+    cases: Sequence[Case],
     choice: Choice,
     service: Service | None,
 ) -> None:
@@ -258,14 +220,12 @@ def _chosen(opening: RecoveryState, choice: Choice) -> list[UnknownSubmit]:
     ]
 
 
-async def _case_of(ledger: SqliteLedger, one: UnknownSubmit) -> _Case:
+async def _case_of(ledger: SqliteLedger, one: UnknownSubmit) -> Case:
     (entry,) = await ledger.find_attempts(one.attempt_id)
-    return _Case(entry, None)
+    return Case(entry, None)
 
 
-async def _find(
-    ledger: SqliteLedger, opening: RecoveryState, path: Path, word: Resolution
-) -> _Case:
+async def _find(ledger: SqliteLedger, opening: RecoveryState, path: Path, word: Resolution) -> Case:
     """Return the submit that a word is about: unknown, existing, or with a word already."""
     name = word.attempt
     found: Sequence[AttemptEntry] = ()
@@ -275,11 +235,11 @@ async def _find(
             found = await ledger.find_attempts(name.lower())
     except ValueError:
         pass  # No id is like that.
-    fitting = [entry for entry in found if entry.outcome in _OPEN_OUTCOMES] or [
-        entry for entry in found if entry.resolved_from is not None
-    ]
+    fitting = [
+        entry for entry in found if entry.outcome is not None and entry.outcome.can_be_resolved
+    ] or [entry for entry in found if entry.resolved_from is not None]
     if len(fitting) == 1:
-        return _Case(fitting[0], word.task_id)
+        return Case(fitting[0], word.task_id)
     if len(fitting) > 1:
         for entry in fitting[:_LISTED]:
             say(f"{entry.attempt_id}  {name_of(entry.track)}")
@@ -300,7 +260,7 @@ async def _find(
     raise CliError(USAGE, msg, **facts)
 
 
-def _verify_distinct(cases: Sequence[_Case]) -> None:
+def _verify_distinct(cases: Sequence[Case]) -> None:
     seen: set[str] = set()
     for case in cases:
         if case.entry.attempt_id in seen:
@@ -312,7 +272,7 @@ def _verify_distinct(cases: Sequence[_Case]) -> None:
 # --- what contradicts ---------------------------------------------------------------------------
 
 
-async def _contradiction(ledger: SqliteLedger, case: _Case) -> CliError | None:
+async def _contradiction(ledger: SqliteLedger, case: Case) -> CliError | None:
     """Return what the ledger says against a word, if it does."""
     entry, task_id = case.entry, case.task_id
     track, named = entry.track, entry.callback_task_id
@@ -321,7 +281,7 @@ async def _contradiction(ledger: SqliteLedger, case: _Case) -> CliError | None:
             f"KIE has called back for this very submit and named its task, {named}: it was "
             f"accepted. Say {join(('--task-id', named))}, or let `kie-wav bulk` find out"
         )
-        return CliError(USAGE, msg, attempt_id=entry.attempt_id, named_task_id=named)
+        return CliError(USAGE, msg, attempt_id=entry.attempt_id, callback_task_id=named)
     if task_id is None or task_id == entry.task_id:
         return None
     if task_id in {track.music_task_id, track.audio_id, entry.attempt_id}:
@@ -348,7 +308,7 @@ async def _contradiction(ledger: SqliteLedger, case: _Case) -> CliError | None:
     return CliError(USAGE, msg, **ids_of(other.track))
 
 
-async def _ask(service: Service, cases: Sequence[_Case]) -> None:
+async def _ask(service: Service, cases: Sequence[Case]) -> None:
     """
     Have the service say whether the tasks can be those of their submits.
 
@@ -372,7 +332,7 @@ async def _ask(service: Service, cases: Sequence[_Case]) -> None:
         raise
 
 
-async def _compare(session: WavSession, case: _Case) -> None:
+async def _compare(session: WavSession, case: Case) -> None:
     assert case.task_id is not None  # noqa: S101 - only those with a task are asked about
     record = await session.get_task(case.task_id)
     reason = _objection(case, record)
@@ -381,7 +341,7 @@ async def _compare(session: WavSession, case: _Case) -> None:
         case.refusal = CliError(USAGE, f"{reason}. Nothing has changed", **facts)
 
 
-def _objection(case: _Case, record: TaskRecord | None) -> str | None:
+def _objection(case: Case, record: TaskRecord | None) -> str | None:
     """Return why the task of *record* is not that of a submit, if it is not."""
     task_id, entry = case.task_id, case.entry
     if record is None:
@@ -415,7 +375,7 @@ def _attempt_of(record: TaskRecord) -> str | None:
 # --- written ------------------------------------------------------------------------------------
 
 
-async def _write(ledger: SqliteLedger, path: Path, cases: Sequence[_Case]) -> None:
+async def _write(ledger: SqliteLedger, path: Path, cases: Sequence[Case]) -> None:
     now_unix_s = time.time()
     for begin in range(0, len(cases), _WRITTEN):
         part = cases[begin : begin + _WRITTEN]
@@ -433,7 +393,7 @@ async def _write(ledger: SqliteLedger, path: Path, cases: Sequence[_Case]) -> No
         )
 
 
-def _is_wrong_file(case: _Case, standing: LedgerEntry) -> bool:
+def _is_wrong_file(case: Case, standing: LedgerEntry) -> bool:
     """Whether a track had a file of the task that an earlier word named."""
     entry = case.entry
     is_replaced = entry.resolved_from is not None and entry.task_id != (case.task_id or "")
@@ -463,110 +423,3 @@ def _move(path: Path, entry: LedgerEntry) -> str | None:
 
 
 # --- told ---------------------------------------------------------------------------------------
-
-
-def _show(
-    path: Path, case: _Case, left: Sequence[UnknownSubmit], *, is_dry: bool, as_json: bool
-) -> None:
-    standing, entry = case.ledger_entry, case.entry
-    assert standing is not None  # noqa: S101 - a ledger forgets no track
-    facts = {
-        "attempt_id": entry.attempt_id,
-        **ids_of(entry.track),
-        "state": standing.state.value,
-        "task_id": standing.task_id or None,
-        "unknown_left": len(left),
-    }
-    if as_json:
-        print_json(facts)
-    else:
-        for name, value in facts.items():
-            if value is not None:
-                print_line(f"{name:<14}{value}")
-    if is_dry:
-        say(f"{name_of(entry.track)} can be resolved so. Nothing has changed (--dry-run).")
-        return
-    _show_moved(case)
-    others = [one for one in left if one.track == entry.track]
-    if standing.state is TrackState.UNKNOWN and others:
-        command, *_ = resolve_commands(path, short_of(others[0], left), None)
-        text = f"still unknown, because of another submit: go on with `{command}`, or"
-        say(f"{name_of(entry.track)} is {text} with --not-charged.")
-    else:
-        say(f"{name_of(entry.track)} is now {_NEXT.get(standing.state, standing.state.value)}.")
-    _show_left(path, left)
-
-
-def _show_moved(case: _Case) -> None:
-    if case.moved is not None:
-        say(
-            f"The WAV of task {case.entry.task_id} had been saved, and is not this track's: its "
-            f"file is now {case.moved}."
-        )
-
-
-def _show_left(path: Path, left: Sequence[UnknownSubmit]) -> None:
-    if left:
-        what = "submit is" if len(left) == 1 else "submits are"
-        command = command_line("report", path)
-        say(f"{len(left):,} more {what} of unknown fate: see `{command}`.")
-
-
-def _show_all(
-    path: Path,
-    cases: Sequence[_Case],
-    left: Sequence[UnknownSubmit],
-    blanks: int,
-    *,
-    is_dry: bool,
-    as_json: bool,
-) -> int:
-    taken = [case for case in cases if case.refusal is None]
-    refused = [case for case in cases if case.refusal is not None]
-    if as_json:
-        print_json(
-            {
-                "ledger": str(path),
-                "dry_run": is_dry,
-                "resolved": [{**_facts(case), "state": _state(case)} for case in taken],
-                "refused": [{**_facts(case), "reason": str(case.refusal)} for case in refused],
-                "without_word": blanks,
-                "unknown_left": len(left),
-            }
-        )
-    else:
-        for case in taken:
-            track, word = case.entry.track, case.task_id or NOT_CHARGED
-            ids = (track.music_task_id, track.audio_id)
-            print_line(case.entry.attempt_id, *ids, word, _state(case))
-    for case in refused:
-        say(f"not resolved: {case.entry.attempt_id} {name_of(case.entry.track)}: {case.refusal}")
-    for case in taken:
-        _show_moved(case)
-    charged = sum(case.task_id is not None for case in taken)
-    done = "would be resolved" if is_dry else "resolved"
-    summary = (
-        f"{count_words(len(taken), 'submit')} {done}: {charged:,} accepted, "
-        f"{len(taken) - charged:,} not charged"
-    )
-    if refused:
-        summary += f"; {len(refused):,} not resolved"
-    if blanks:
-        summary += f"; left as they are: {count_words(blanks, 'row')} without a word"
-    say(f"{summary}.")
-    if is_dry:
-        say("Nothing has changed (--dry-run).")
-        return FAILED if refused else DONE
-    _show_left(path, left)
-    if left:
-        return UNKNOWN
-    return FAILED if refused else DONE
-
-
-def _facts(case: _Case) -> dict[str, object]:
-    ids = ids_of(case.entry.track)
-    return {"attempt_id": case.entry.attempt_id, **ids, "task_id": case.task_id}
-
-
-def _state(case: _Case) -> str:
-    return "" if case.ledger_entry is None else case.ledger_entry.state.value

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import enum
 import errno
-import hashlib
 import json
 import os
 import stat
@@ -20,9 +19,10 @@ from typing import TYPE_CHECKING, Final, Self
 
 import attrs
 
+from kie_wav_async._support.files import is_inside, sha256_of
 from kie_wav_async.cli.bulk.catalog_file import InvalidLine
 from kie_wav_async.cli.bulk.estimate import bytes_words, count_words
-from kie_wav_async.cli.bulk.manifest import MANIFEST, Entry, entry_of, is_inside, read_manifest
+from kie_wav_async.cli.bulk.manifest import MANIFEST, Entry, entry_of, read_manifest
 from kie_wav_async.cli.common.ledger_pages import pages
 from kie_wav_async.cli.common.output import DONE, FAILED, INTERRUPTED, USAGE, CliError
 from kie_wav_async.cli.common.progress import VerifyDisplay
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 # A disk is read by so many at a time, and so many more files are looked up ahead.
 _WORKERS: Final = 4
 _AHEAD: Final = 32
-_PIECE: Final = 1 << 18
 
 # A pipe, or whatever else has the name, is neither waited for nor made our terminal.
 _FLAGS: Final = os.O_RDONLY | sum(
@@ -212,19 +211,19 @@ class _Found:
 
         bytes: How many bytes the good ones have.
 
-        bad_lines: How many lines of a manifest are none.
+        invalid_lines: How many lines of a manifest are none.
     """
 
     source: _Source
     folder: Path
     bytes: int = 0
-    bad_lines: int = 0
+    invalid_lines: int = 0
     _results: Counter[Result] = attrs.field(factory=Counter[Result], init=False)
 
     def take(self, one: Checked | InvalidLine) -> None:
         """Count one."""
         if isinstance(one, InvalidLine):
-            self.bad_lines += 1
+            self.invalid_lines += 1
             return
         self._results[one.result] += 1
         if one.result is Result.OK:
@@ -239,7 +238,7 @@ class _Found:
     def is_good(self) -> bool:
         """Whether nothing is wrong; a manifest without a line is, as it has lost all of them."""
         is_empty = not self.count and not self.source.is_ledger
-        return not is_empty and not self.bad_lines and self._results[Result.OK] == self.count
+        return not is_empty and not self.invalid_lines and self._results[Result.OK] == self.count
 
     @property
     def has_none(self) -> bool:
@@ -250,13 +249,13 @@ class _Found:
         """Say it to a person."""
         if self.count:
             text = self._of_files()
-        elif self.bad_lines:
+        elif self.invalid_lines:
             text = "Nothing is verified."
         else:
             what = "has no saved file" if self.source.is_ledger else "lists no file"
             text = f"{self.source.path} {what}: there is nothing to verify."
-        if self.bad_lines:
-            lines = count_words(self.bad_lines, "line")
+        if self.invalid_lines:
+            lines = count_words(self.invalid_lines, "line")
             text += f" {lines} of {self.source.path.name} cannot be read."
         return text
 
@@ -357,11 +356,13 @@ class _Workers:
         with os.fdopen(number, "rb", buffering=0) as file:
             if found.st_size != entry.bytes:
                 return f"it has {found.st_size:,} bytes, and had {entry.bytes:,}"
-            digest, piece = hashlib.sha256(), memoryview(bytearray(_PIECE))
-            while not self._is_over.is_set() and (count := file.readinto(piece)):
-                digest.update(piece[:count])
+
+            def proceed(count: int) -> bool:
                 tell_read(count)
-        return "" if digest.hexdigest() == entry.sha256 else "its bytes have changed"
+                return not self._is_over.is_set()
+
+            digest = sha256_of(file, proceed)
+        return "" if digest == entry.sha256 else "its bytes have changed"
 
 
 async def _ready(one: asyncio.Future[Checked] | InvalidLine) -> Checked | InvalidLine:
@@ -373,7 +374,7 @@ def _print(
 ) -> None:
     if isinstance(one, InvalidLine):
         if as_json:
-            told = {"line": one.line, "result": "bad-line", "why": one.why}
+            told = {"line": one.line, "result": "invalid-line", "why": one.why}
             display.print_result(json.dumps(told))
         display.say(f"kie-wav: {found.source.path.name}, line {one.line}: {one.why}")
         return

@@ -12,12 +12,17 @@ import errno
 import os
 import sqlite3
 import stat
-import sys
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
+from kie_wav_async._support.files import sync_folder
 from kie_wav_async.errors import LedgerError
-from kie_wav_async.ledger.sqlite.schema import APPLICATION_ID, SCHEMA_VERSION, create_tables
+from kie_wav_async.ledger.sqlite.schema import (
+    APPLICATION_ID,
+    EARLIER_APPLICATION_ID,
+    SCHEMA_VERSION,
+    create_tables,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -193,12 +198,7 @@ def _create(path: Path) -> None:
     finally:
         connection.close()
     new.replace(path)
-    if sys.platform != "win32":  # Which has no way to do it, and needs none.
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    sync_folder(path.parent)
 
 
 def _has_content(path: Path) -> bool:
@@ -225,6 +225,13 @@ def _verify_ours(connection: sqlite3.Connection, path: Path) -> None:
             raise
         msg = f"{path} is no ledger, and stays as it is: name another file"
         raise LedgerError(msg) from error
+    if application == EARLIER_APPLICATION_ID:
+        msg = (
+            f"the ledger {path} was written by an older version of kie-wav-async, before its first "
+            f"release (its schema is {version}), and stays as it is: use it with the version that "
+            "wrote it"
+        )
+        raise LedgerError(msg)
     if application != APPLICATION_ID or version < 1:  # We make none without a version.
         msg = f"{path} is another program's database, and stays as it is: name another file"
         raise LedgerError(msg)

@@ -28,7 +28,7 @@ from kie_wav_async.ledger.models import (
     verify_path,
     verify_settled_by,
 )
-from kie_wav_async.ledger.sqlite.queries import RETRIABLE, LedgerTables
+from kie_wav_async.ledger.sqlite.queries import LedgerTables
 from kie_wav_async.ledger.sqlite.worker import Job, LedgerThread
 from kie_wav_async.models import Track
 
@@ -237,8 +237,9 @@ class SqliteLedger:
             ValueError: Another state is among them.
         """
         wanted = sorted({TrackState(state) for state in states})
-        if not RETRIABLE.issuperset(wanted):
-            msg = f"states must be among {', '.join(sorted(RETRIABLE))}: {', '.join(wanted)}"
+        if not all(state.can_be_requeued for state in wanted):
+            among = ", ".join(sorted(state for state in TrackState if state.can_be_requeued))
+            msg = f"states must be among {among}: {', '.join(wanted)}"
             raise ValueError(msg)
         return await self._ask(lambda tables: tables.requeue(wanted))
 
@@ -311,7 +312,7 @@ class SqliteLedger:
         verify_id(attempt_id, "attempt_id")
         _verify_moment(now_unix_s)
         outcome = AttemptOutcome(outcome)
-        if outcome in (AttemptOutcome.ACCEPTED, AttemptOutcome.ADOPTED):
+        if outcome.has_task:
             verify_id(task_id, "task_id")
         elif task_id:
             msg = f"an outcome of {outcome} names no task: {task_id!r}"

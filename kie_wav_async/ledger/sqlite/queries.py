@@ -3,26 +3,19 @@ The calls of a ledger on its tables: the rules by which a track moves between it
 
 Plain calls on one `sqlite3` connection; transactions are the caller's. Each call
 may be made again after a failure that left it open whether it was written.
-
-A track's state is worked out from four facts, in this order: a submit of it is
-under way; the task it is followed under has not ended; a submit of it is of
-unknown fate; and else where it *rests*, which is what came of the rest. Submits
-begun before the track had its WAV count for nothing in this.
 """
 
 from __future__ import annotations
 
-import datetime as dt
 import heapq
 import itertools
 import sys
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
-
-from yarl import URL
+from typing import TYPE_CHECKING, Final
 
 from kie_wav_async.core.known_hosts import MAX_HOSTS
 from kie_wav_async.errors import LedgerError
 from kie_wav_async.ledger.models import (
+    LATER_OUTCOMES,
     AttemptEntry,
     AttemptOutcome,
     LedgerEntry,
@@ -30,50 +23,31 @@ from kie_wav_async.ledger.models import (
     RecoveryState,
     TrackState,
 )
+from kie_wav_async.ledger.sqlite.track_rows import (
+    OPEN,
+    SELECT_ENTRY,
+    TrackRows,
+    entry_of,
+    moment_of,
+)
 from kie_wav_async.models import Track, UnknownSubmit
 
 if TYPE_CHECKING:
-    import sqlite3
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
-__all__ = ["RETRIABLE", "LedgerTables"]
+__all__ = ["LedgerTables"]
 
 #: How many of the last submits an opening tells the end of.
 LAST_ENDS: Final = 1_000
 
-#: What `LedgerTables.requeue` plans again.
-RETRIABLE: Final = frozenset({TrackState.REJECTED, TrackState.FAILED, TrackState.EXPIRED})
-
-_ENTRY: Final = """
-    SELECT track.idx, music_task_id, audio_id, title, state, latest.id, task.task_id,
-        task.outcome, task.began, task.accepted, settled, wav_url, track.error_code, track.error,
-        path, bytes, sha256, task.id, settled_by
-    FROM track
-    LEFT JOIN attempt AS latest ON latest.n = track.latest
-    LEFT JOIN attempt AS task ON task.n = track.current_attempt
-"""
-
-#: An attempt under way. Every other outcome is an `AttemptOutcome`.
-_OPEN: Final = "open"
-
 # What an attempt may come to, by what it is; everything else stays what it is.
-_ENDS: Final[dict[str, frozenset[AttemptOutcome]]] = {
-    _OPEN: frozenset(AttemptOutcome),
-    AttemptOutcome.UNKNOWN: frozenset({AttemptOutcome.ACCEPTED, AttemptOutcome.NOT_CREATED}),
-    AttemptOutcome.NOT_CREATED: frozenset({AttemptOutcome.ACCEPTED}),
-    AttemptOutcome.EXISTS_WITHOUT_ID: frozenset(
-        {AttemptOutcome.ADOPTED, AttemptOutcome.NOT_CREATED}
-    ),
+_ENDS: Final[Mapping[str, frozenset[AttemptOutcome]]] = {
+    OPEN: frozenset(AttemptOutcome),
+    **{str(outcome): later for outcome, later in LATER_OUTCOMES.items()},
 }
-_HAS_TASK: Final = frozenset({AttemptOutcome.ACCEPTED, AttemptOutcome.ADOPTED})
-_FREE: Final = frozenset({TrackState.PLANNED, TrackState.REJECTED, TrackState.FAILED})
-_HAS_WAV: Final = frozenset({TrackState.SUCCEEDED, TrackState.SAVED})
-_SAYS_WHY: Final = frozenset({TrackState.REJECTED, TrackState.FAILED})
-
-_Row: TypeAlias = tuple[Any, ...]
 
 
-class LedgerTables:
+class LedgerTables(TrackRows):
     """
     The calls of a ledger, as statements on *connection*.
 
@@ -81,15 +55,12 @@ class LedgerTables:
     anything is.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._db = connection
-
     def recover(self, now_unix_s: float) -> None:
         """Make every attempt that is open one of unknown fate since *now_unix_s*."""
-        left = self._all("SELECT DISTINCT track FROM attempt WHERE outcome = ?", _OPEN)
+        left = self._all("SELECT DISTINCT track FROM attempt WHERE outcome = ?", OPEN)
         self._run(
             "UPDATE attempt SET outcome = ?, ended = ? WHERE outcome = ?",
-            *(AttemptOutcome.UNKNOWN, now_unix_s, _OPEN),
+            *(AttemptOutcome.UNKNOWN, now_unix_s, OPEN),
         )
         for (index,) in left:
             self._restate(index)
@@ -105,7 +76,7 @@ class LedgerTables:
             "SELECT music_task_id, audio_id, title, id, coalesce(ended, began), callback_task"
             " FROM attempt JOIN track ON idx = track WHERE outcome IN (?, ?)"
             " ORDER BY coalesce(ended, began), n",
-            *(_OPEN if is_reader else AttemptOutcome.UNKNOWN, AttemptOutcome.UNKNOWN),
+            *(OPEN if is_reader else AttemptOutcome.UNKNOWN, AttemptOutcome.UNKNOWN),
         )
         accepted = self._one(
             "SELECT count(*) FROM attempt WHERE outcome = ?", AttemptOutcome.ACCEPTED
@@ -116,7 +87,7 @@ class LedgerTables:
         )
         return RecoveryState(
             unknown=tuple(
-                UnknownSubmit(Track(music, audio, title=title), attempt_id, _moment(at))
+                UnknownSubmit(Track(music, audio, title=title), attempt_id, moment_of(at))
                 for music, audio, title, attempt_id, at, _ in doubtful
             ),
             accepted=0 if accepted is None else accepted[0],
@@ -161,10 +132,10 @@ class LedgerTables:
     def get(self, track: Track) -> LedgerEntry | None:
         """Return where *track* stands."""
         row = self._one(
-            f"{_ENTRY} WHERE music_task_id = ? AND audio_id = ?",
+            f"{SELECT_ENTRY} WHERE music_task_id = ? AND audio_id = ?",
             *(track.music_task_id, track.audio_id),
         )
-        return None if row is None else _entry(row)
+        return None if row is None else entry_of(row)
 
     def get_by_task(self, task_id: str) -> LedgerEntry | None:
         """Return where the track stands that is followed under a task, or last was given it."""
@@ -173,8 +144,8 @@ class LedgerTables:
             " ORDER BY n = current_attempt DESC, n DESC LIMIT 1",
             task_id,
         )
-        row = found and self._one(f"{_ENTRY} WHERE track.idx = ?", *found)
-        return None if row is None else _entry(row)
+        row = found and self._one(f"{SELECT_ENTRY} WHERE track.idx = ?", *found)
+        return None if row is None else entry_of(row)
 
     def list_entries(
         self, states: Collection[TrackState], after: int, limit: int
@@ -183,14 +154,14 @@ class LedgerTables:
         # One walk of the index for each state: with IN, SQLite would sort all there are.
         walks = [
             self._run(
-                f"{_ENTRY} WHERE state = ? AND track.idx > ? ORDER BY track.idx LIMIT ?",
+                f"{SELECT_ENTRY} WHERE state = ? AND track.idx > ? ORDER BY track.idx LIMIT ?",
                 *(state, after, limit),
             )
             for state in states
         ]
         try:
             # The index comes first in a row, and no two have the same.
-            return [_entry(row) for row in itertools.islice(heapq.merge(*walks), limit)]
+            return [entry_of(row) for row in itertools.islice(heapq.merge(*walks), limit)]
         finally:
             for walk in walks:
                 walk.close()
@@ -212,7 +183,7 @@ class LedgerTables:
             if entry is None or entry.index != known[0]:
                 msg = f"attempt {attempt_id} is of another track: take a new id; nothing was sent"
                 raise LedgerError(msg, track=track)
-            return None if known[1] == _OPEN else entry
+            return None if known[1] == OPEN else entry
         if entry is not None and not self._may_begin(entry, again=again):
             return entry
         if entry is None:
@@ -257,10 +228,10 @@ class LedgerTables:
         self._run(
             "UPDATE attempt SET outcome = ?, ended = coalesce(ended, ?), task_id = ?,"
             " accepted = ?, error_code = ?, error = ?, resolved_from = NULL WHERE n = ?",
-            *(outcome, now_unix_s, task_id if outcome in _HAS_TASK else None),
+            *(outcome, now_unix_s, task_id if outcome.has_task else None),
             *(accepted_unix_s, error_code, error, number),
         )
-        if outcome in _HAS_TASK:
+        if outcome.has_task:
             self._follow_first(index, number)
         elif outcome in (AttemptOutcome.REJECTED, AttemptOutcome.EXISTS_WITHOUT_ID):
             self._run(
@@ -286,7 +257,7 @@ class LedgerTables:
         if row is None:
             return False
         number, index, outcome, base, before = row
-        if base not in (AttemptOutcome.UNKNOWN, AttemptOutcome.EXISTS_WITHOUT_ID):
+        if base == OPEN or not AttemptOutcome(base).can_be_resolved:
             return False
         if not task_id:
             word = AttemptOutcome.NOT_CREATED
@@ -354,7 +325,7 @@ class LedgerTables:
             AttemptEntry(
                 attempt_id=attempt_id,
                 track=Track(music, audio, title=title),
-                outcome=None if outcome == _OPEN else AttemptOutcome(outcome),
+                outcome=None if outcome == OPEN else AttemptOutcome(outcome),
                 task_id=task_id or "",
                 resolved_from=None if base is None else AttemptOutcome(base),
                 callback_task_id=named or "",
@@ -367,7 +338,7 @@ class LedgerTables:
         self._run(
             "UPDATE attempt SET callback_task = ?"
             " WHERE id = ? AND callback_task IS NULL AND outcome IN (?, ?)",
-            *(task_id, attempt_id, _OPEN, AttemptOutcome.UNKNOWN),
+            *(task_id, attempt_id, OPEN, AttemptOutcome.UNKNOWN),
         )
 
     def keep_host(self, host: str) -> None:
@@ -470,94 +441,8 @@ class LedgerTables:
 
     def _may_begin(self, entry: LedgerEntry, *, again: bool) -> bool:
         if not again:
-            return entry.state in _FREE
+            return entry.state.may_be_sent
         under_way = self._one(
-            "SELECT 1 FROM attempt WHERE track = ? AND outcome = ?", *(entry.index, _OPEN)
+            "SELECT 1 FROM attempt WHERE track = ? AND outcome = ?", *(entry.index, OPEN)
         )
         return under_way is None
-
-    def _follow_first(self, index: int, number: int) -> None:
-        """Follow a track under the new task of an attempt, unless it needs none."""
-        row = self._one(
-            "SELECT base_state, superseded_through, task.n IS NOT NULL AND task.task_end IS NULL"
-            " FROM track LEFT JOIN attempt AS task ON task.n = current_attempt WHERE idx = ?",
-            index,
-        )
-        assert row is not None  # noqa: S101 - attempts refer to a track that is there
-        base_state, superseded_through, is_followed = row
-        if not is_followed and (base_state not in _HAS_WAV or number > superseded_through):
-            self._follow(index, number)
-
-    def _follow_another(self, index: int) -> bool:
-        """Follow a track under the latest of its tasks that has not ended, if there is one."""
-        row = self._one(
-            "SELECT max(n) FROM attempt"
-            " WHERE track = ? AND task_id IS NOT NULL AND task_end IS NULL",
-            index,
-        )
-        if row is None or row[0] is None:
-            return False
-        self._follow(index, row[0])
-        return True
-
-    def _follow(self, index: int, number: int | None) -> None:
-        self._run(
-            "UPDATE track SET base_state = ?, current_attempt = ?, settled = NULL, wav_url = NULL,"
-            " error_code = NULL, error = NULL, bytes = NULL, sha256 = NULL"
-            " WHERE idx = ?",
-            *(TrackState.PLANNED, number, index),
-        )
-
-    def _restate(self, index: int) -> None:
-        """Work out where a track stands."""
-        self._run(
-            "UPDATE track SET state = CASE"
-            " WHEN EXISTS (SELECT 1 FROM attempt"
-            "  WHERE track = idx AND outcome = 'open' AND n > superseded_through) THEN 'submitting'"
-            " WHEN EXISTS (SELECT 1 FROM attempt"
-            "  WHERE n = current_attempt AND task_end IS NULL) THEN 'accepted'"
-            " WHEN EXISTS (SELECT 1 FROM attempt"
-            "  WHERE track = idx AND outcome = 'unknown' AND n > superseded_through) THEN 'unknown'"
-            " ELSE base_state END WHERE idx = ?",
-            index,
-        )
-
-    def _run(self, statement: str, *values: object) -> sqlite3.Cursor:
-        return self._db.execute(statement, values)
-
-    def _one(self, statement: str, *values: object) -> _Row | None:
-        row: _Row | None = self._run(statement, *values).fetchone()
-        return row
-
-    def _all(self, statement: str, *values: object) -> list[_Row]:
-        return self._run(statement, *values).fetchall()
-
-
-def _moment(unix_s: float) -> dt.datetime:
-    return dt.datetime.fromtimestamp(unix_s, dt.UTC)
-
-
-def _entry(row: _Row) -> LedgerEntry:
-    (index, music_task_id, audio_id, title, state, attempt_id, task_id, outcome, began) = row[:9]
-    (accepted, settled, wav_url, error_code, error, path, size, sha256) = row[9:17]
-    (task_attempt_id, named_by) = row[17:]
-    says_why = state in _SAYS_WHY
-    return LedgerEntry(
-        index=index,
-        track=Track(music_task_id, audio_id, title=title),
-        state=TrackState(state),
-        attempt_id=attempt_id or "",
-        task_id=task_id or "",
-        task_attempt_id=task_attempt_id or "",
-        is_adopted=outcome == AttemptOutcome.ADOPTED,
-        submitted_at=None if task_id is None else _moment(began),
-        accepted_at=None if accepted is None else _moment(accepted),
-        settled_at=None if settled is None else _moment(settled),
-        wav_url=None if wav_url is None else URL(wav_url, encoded=True),
-        settled_by=None if wav_url is None else named_by,
-        error_code=error_code if says_why else None,
-        error=error if says_why else None,
-        path=path,
-        bytes=size,
-        sha256=sha256,
-    )

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     import sqlite3
 
-__all__ = ["APPLICATION_ID", "SCHEMA_VERSION", "create_tables"]
+__all__ = ["APPLICATION_ID", "EARLIER_APPLICATION_ID", "SCHEMA_VERSION", "create_tables"]
 
-#: Marks a file as ours: "kwav".
-APPLICATION_ID: Final = 0x6B776176
-SCHEMA_VERSION: Final = 3
+#: Marks a file as ours: "kwl1".
+APPLICATION_ID: Final = 0x6B776C31
+#: Marked the files of versions that were never released: "kwav".
+EARLIER_APPLICATION_ID: Final = 0x6B776176
+SCHEMA_VERSION: Final = 1
 
 _SCHEMA: Final = f"""
     CREATE TABLE ledger (id TEXT NOT NULL); -- one row, which tells this ledger from others

@@ -15,8 +15,8 @@ from kie_wav_async.downloads.url_policy import (
     is_trusted,
     join_link,
 )
-from kie_wav_async.protocol.settings import parse_hosts
 from kie_wav_async.protocol.urls import parse_url
+from kie_wav_async.protocol.user_settings import parse_hosts
 from links import ACCEPTED, REFUSED
 from samples import short
 

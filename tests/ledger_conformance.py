@@ -36,7 +36,8 @@ from yarl import URL
 
 from kie_wav_async.errors import LedgerError
 from kie_wav_async.ledger.models import AttemptOutcome, LedgerEntry, RecoveryState, TrackState
-from kie_wav_async.models import RETENTION_DAYS, Track
+from kie_wav_async.models import Track
+from kie_wav_async.protocol.api_constants import KIE_WAV
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["LedgerConformance", "run_conformance"]
 
 _START_UNIX_S: Final = 1_800_000_000.0
-_RETENTION_S: Final = RETENTION_DAYS * 86_400.0
+_RETENTION_S: Final = KIE_WAV.retention_days * 86_400.0
 
 #: How many submits an opening tells the end of.
 _ENDS: Final = 1_000
@@ -299,7 +300,7 @@ class _Life:
         """Return where a track stands that must be there."""
         entry = await self.ledger.get(track)
         _require(entry is not None, f"{track} is not there")
-        assert entry is not None  # noqa: S101 - for the type checker, which cannot know
+        assert entry is not None
         return entry
 
     async def expect(self, track: Track, state: TrackState, **fields: object) -> None:
@@ -1550,7 +1551,7 @@ class LedgerConformance:
             if is_repeated:
                 await life.begin(track, again=True)
             entry = await life.find(track)
-            assert entry.path is not None  # noqa: S101 - for the type checker
+            assert entry.path is not None
             key = life.id()
             before = await life.told()
             await life.no_place(track, "y.wav", key)
@@ -1772,7 +1773,7 @@ class LedgerConformance:
         _same(told[7::10], [True] * len(tracks), "the answers to calls for a place")
         for number, entry in enumerate(told[9::10]):
             _require(isinstance(entry, LedgerEntry), "a track is not there")
-            assert isinstance(entry, LedgerEntry)  # noqa: S101 - for the type checker
+            assert isinstance(entry, LedgerEntry)
             _same(
                 (entry.state, entry.path),
                 (TrackState.SAVED, f"{number}.wav"),
@@ -1872,7 +1873,7 @@ class _History:
 
     async def _begin(self) -> None:
         life, track = self._life, self._random.choice(self._tracks)
-        again = self._random.random() < 0.3  # noqa: PLR2004 - now and then
+        again = self._random.random() < 0.3
         entry = await life.ledger.get(track)
         attempt_id = life.id()
         told = await life.ledger.begin_attempt(track, attempt_id, life.tick(), again=again)
@@ -1882,7 +1883,7 @@ class _History:
         )
         if told is None:
             self._open[attempt_id] = track
-            if self._random.random() < 0.6:  # noqa: PLR2004 - more often than not
+            if self._random.random() < 0.6:
                 self._charged[attempt_id] = life.id()
 
     async def _end(self) -> None:
@@ -1890,7 +1891,7 @@ class _History:
             return
         attempt_id = self._random.choice(list(self._open))
         del self._open[attempt_id]
-        if self._random.random() < 0.4:  # noqa: PLR2004 - often
+        if self._random.random() < 0.4:
             self._doubts.add(attempt_id)
             await self._life.end(attempt_id, AttemptOutcome.UNKNOWN)
         elif attempt_id in self._charged:
@@ -1915,7 +1916,7 @@ class _History:
     async def _settle(self) -> None:
         if self._tasks:
             task_id = self._random.choice(self._tasks)
-            is_good = self._random.random() < 0.5  # noqa: PLR2004 - either
+            is_good = self._random.random() < 0.5
             await (self._life.succeed(task_id) if is_good else self._life.fail(task_id))
 
     async def _tidy(self) -> None:
@@ -1931,7 +1932,7 @@ class _History:
                 await ledger.record_callback(self._life.id(), self._life.id())
 
     async def _live_on(self) -> None:
-        is_killed = self._random.random() < 0.5  # noqa: PLR2004 - either
+        is_killed = self._random.random() < 0.5
         await (self._life.die() if is_killed else self._life.restart())
         self._doubts |= set(self._open)
         self._open.clear()

@@ -19,7 +19,7 @@ from kie_wav_async import errors
 from kie_wav_async.errors import KieWavError, WireFormatError
 from kie_wav_async.models import TaskRecord, TaskState, Track
 from kie_wav_async.protocol import responses
-from kie_wav_async.protocol.messages import WireResponse
+from kie_wav_async.protocol.http_messages import WireResponse
 from kie_wav_async.protocol.responses import (
     SubmitResponse,
     is_answered,
@@ -895,11 +895,11 @@ def test_a_path_in_ascii_stays_as_it_was_sent(path):
 def test_the_converter_coerces_nothing(name, value):
     """Our converter takes a value of the right type or refuses, where cattrs would guess."""
     fields = {field.name: getattr(record(), field.name) for field in attrs.fields(TaskRecord)}
-    converter = responses._make_converter()
-    assert converter.structure(fields, TaskRecord) == record()
+    structure = responses._structure_record()
+    assert structure(fields, TaskRecord) == record()
 
     with pytest.raises(TypeError, match=rf"expected \w+, got {type(value).__name__}"):
-        converter.structure(fields | {name: value}, TaskRecord)
+        structure(fields | {name: value}, TaskRecord)
 
 
 # --- tracks ----------------------------------------------------------------------

@@ -72,4 +72,4 @@ def test_only_the_last_minutes_count() -> None:
     run(throttle, seconds=600, per_s=10.0, begin=(10_000, 10_000 * MB))
 
     assert pytest.approx(10.0, rel=0.01) == throttle.bytes_per_s
-    assert len(throttle._samples) < 130
+    assert len(throttle._meter._samples) < 130

@@ -1,7 +1,7 @@
 """
-Verification for those without a session: WSGI programs, standing receivers, tests.
+Verification of callbacks without a session: for WSGI programs, standing receivers, tests.
 
-What it does is in `callbacks.signature` and `callbacks.payload`; this room adds the wall clock.
+What it does is in `callbacks.signature` and `callbacks.payload`; this adds the clock.
 """
 
 from __future__ import annotations

@@ -118,6 +118,19 @@ def test_a_submit_is_never_forgotten() -> None:
     assert {"ACCEPTED", "REJECTED", "QUEUED", "UNKNOWN"} == after
 
 
+PHASES = {
+    "is_submitting": {Phase.QUEUED, Phase.SUBMITTING, Phase.UNKNOWN},
+    "may_be_accepted": {Phase.SUBMITTING, Phase.UNKNOWN},
+    "created_nothing": {Phase.REJECTED, Phase.CANCELLED},
+}
+
+
+@pytest.mark.parametrize("name", PHASES)
+def test_what_a_phase_is(name: str) -> None:
+    """Each question that is asked of a phase is answered by exactly these phases with yes."""
+    assert PHASES[name] == {phase for phase in Phase if getattr(phase, name)}
+
+
 def test_a_new_entry_is_queued_and_knows_nothing() -> None:
     """An entry begins in the queue, with nothing but its track."""
     entry = TaskEntry(Track("5c79", "e1"))

@@ -1,0 +1,61 @@
+"""Errors of submits, and what a ledger keeps of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kie_wav_async.errors import (
+    AlreadyExistsError,
+    AuthenticationError,
+    EndpointGoneError,
+    FeatureDisabledError,
+    InsufficientCreditsError,
+    SubmitUnknownError,
+    TransportError,
+)
+from kie_wav_async.ledger.models import AttemptOutcome
+
+if TYPE_CHECKING:
+    from kie_wav_async.errors import KieWavError
+    from kie_wav_async.ledger.models import LedgerEntry
+    from kie_wav_async.models import Track, UnknownSubmit
+    from kie_wav_async.session.conversion import ConversionEntry
+
+
+def track_of(conversion: ConversionEntry) -> Track:
+    """Return what a submit converts."""
+    if conversion.track is None:  # pragma: no cover - only attached tasks have none
+        msg = "an attached task has no submit"
+        raise AssertionError(msg)
+    return conversion.track
+
+
+def outcome_of(error: KieWavError) -> AttemptOutcome:
+    """Return what a ledger keeps of a refusal: whether the track may be sent again."""
+    match error:
+        case AlreadyExistsError():
+            return AttemptOutcome.EXISTS_WITHOUT_ID
+        case (
+            AuthenticationError()
+            | InsufficientCreditsError()
+            | FeatureDisabledError()
+            | EndpointGoneError()
+            | TransportError()
+        ):
+            return AttemptOutcome.NOT_CREATED  # It is not about the track.
+        case _:
+            return AttemptOutcome.REJECTED
+
+
+def exists_error(entry: LedgerEntry) -> AlreadyExistsError:
+    """Return the error of a track that has a WAV under a task id that is not known."""
+    return AlreadyExistsError(code=409, message=entry.error or "the WAV exists", track=entry.track)
+
+
+def unknown_error(
+    unknown: UnknownSubmit, message: str, *, cause: KieWavError | None = None
+) -> SubmitUnknownError:
+    """Return the error of a submit whose outcome is unknown."""
+    error = SubmitUnknownError(message, track=unknown.track, attempt_id=unknown.attempt_id)
+    error.__cause__ = cause
+    return error
