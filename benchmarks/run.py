@@ -6,6 +6,7 @@ import bench_callbacks
 import bench_client_cpu
 import bench_codec
 import bench_download
+import bench_import
 import bench_ledger
 import bench_memory
 import bench_settle
@@ -14,6 +15,7 @@ from _figures import main
 
 if __name__ == "__main__":
     main(
+        bench_import.measure,
         bench_window.measure,
         bench_memory.measure,
         bench_settle.measure,

@@ -377,10 +377,10 @@ async def test_settled_conversion_does_not_time_out(clock, service) -> None:
 async def test_callback_again_is_a_duplicate(clock, service) -> None:
     """Whatever a later callback says, the first one's file stays."""
     seen: list[object] = []
-    async with service.listening() as session:
+    async with service.listening(on_event=seen.append) as session:
         conversion = await clock.run(session.submit(track()))
         assert SETTLED is await service.callback("task0001").to(session)
-        session._context._on_event = seen.append
+        seen.clear()
         again = [
             service.callback("task0001"),
             service.callback("task0001", "https://evil.example/other.wav"),

@@ -114,9 +114,9 @@ async def refuse_thrice(
     """Have *delivery* refused for *reason*, of a task in flight, and look for effects."""
     seen: list[object] = []
     kind = CallbackFormatError if reason == "format" else SignatureError
-    async with service.listening(poll=STEADY) as session:
+    async with service.listening(poll=STEADY, on_event=seen.append) as session:
         conversion = await clock.run(session.submit(track()))
-        session._context._on_event = seen.append
+        seen.clear()
         before = session.statistics()
         # The attempt of the submit, so that nothing but the refusal stands in the way.
         right = attrs.evolve(delivery, query=service.callback("task0001").query)

@@ -231,5 +231,4 @@ async def test_settled_conversion_holds_no_waiters(clock, service) -> None:
         await clock.run_pending()
         gc.collect()
         assert not conversion._entry._waiters
-        assert not conversion._entry._submit_waiters
         assert sys.getrefcount(wait) <= 3

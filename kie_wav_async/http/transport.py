@@ -117,8 +117,8 @@ class _SendProgress:
 async def _note_sent(
     _: aiohttp.ClientSession, context: SimpleNamespace, __: aiohttp.TraceRequestHeadersSentParams
 ) -> None:
-    flight: _SendProgress = context.trace_request_ctx
-    flight.note_sent()
+    progress: _SendProgress = context.trace_request_ctx
+    progress.note_sent()
 
 
 def _too_long(response: WireResponse) -> WireFormatError:
@@ -191,13 +191,13 @@ class AiohttpTransport:
         self._verify_open()
         # Reads may be repeated, whatever became of them.
         limits = SUBMIT_TIMEOUT if request.is_submit else READ_TIMEOUT
-        flight = _SendProgress(limits, began=not request.is_submit)
+        progress = _SendProgress(limits, began=not request.is_submit)
         kind = TransportError
         cause: Exception | None = None
         why: str | None
         before = sys.exception()
         try:
-            response = await self._exchange(request, flight)
+            response = await self._exchange(request, progress)
         except asyncio.CancelledError as error:
             drop_frames(error, before)  # Those of aiohttp have the key.
             if not self._is_closed or is_caller_cancelled():
@@ -224,8 +224,8 @@ class AiohttpTransport:
             if why is None:
                 return response
         # Out here, so that aiohttp's error is not its context: it may hold the key.
-        fate = flight.describe(is_submit=request.is_submit)
-        failure = kind(why + fate, maybe_sent=flight.has_begun)
+        outcome = progress.describe(is_submit=request.is_submit)
+        failure = kind(why + outcome, maybe_sent=progress.has_begun)
         failure.__cause__ = cause
         raise failure
 
@@ -241,14 +241,14 @@ class AiohttpTransport:
     def _route_of(self, request: WireRequest) -> str:
         return via_proxy(self._proxy_for(request))
 
-    async def _exchange(self, request: WireRequest, flight: _SendProgress) -> WireResponse:
+    async def _exchange(self, request: WireRequest, progress: _SendProgress) -> WireResponse:
         if request.is_submit:
             http = self._submits = self._submits or self._open(is_submit=True)
         else:
             http = self._reads = self._reads or self._open(is_submit=False)
         url = URL(request.url, encoded=True)
         async with (
-            patient_timeout(flight.connect_s) as flight.timer,
+            patient_timeout(progress.connect_s) as progress.timer,
             http.request(
                 request.method,
                 url,
@@ -256,7 +256,7 @@ class AiohttpTransport:
                 headers=request.headers,
                 allow_redirects=False,
                 proxy=self._proxy_for(request),
-                trace_request_ctx=flight,
+                trace_request_ctx=progress,
             ) as answer,
         ):
             body = bytearray()

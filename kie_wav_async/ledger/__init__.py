@@ -6,18 +6,14 @@ A durable journal of conversions: what was asked for, what was paid, and what ca
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Final
 
 from kie_wav_async.ledger.base import Ledger
-from kie_wav_async.ledger.models import (
-    AttemptEntry,
-    AttemptOutcome,
-    LedgerEntry,
-    RecoveryState,
-    TrackState,
-)
+from kie_wav_async.ledger.states import AttemptOutcome, TrackState
 
 if TYPE_CHECKING:
+    from kie_wav_async.ledger.models import AttemptEntry, LedgerEntry, RecoveryState
     from kie_wav_async.ledger.sqlite.ledger import SqliteLedger
 
 __all__ = [
@@ -30,12 +26,18 @@ __all__ = [
     "TrackState",
 ]
 
+# Loaded when they are asked for: a session without a ledger needs none of them.
+_LAZY: Final = {
+    "AttemptEntry": "models",
+    "LedgerEntry": "models",
+    "RecoveryState": "models",
+    "SqliteLedger": "sqlite.ledger",
+}
+
 
 def __getattr__(name: str) -> object:
-    """Load SQLite when its ledger is asked for: most programs never do."""
-    if name == "SqliteLedger":
-        from kie_wav_async.ledger.sqlite.ledger import SqliteLedger  # noqa: PLC0415 - costs time few need
-
-        return SqliteLedger
+    """Load the module that *name* is from."""
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)

@@ -11,14 +11,13 @@ from kie_wav_async._support.validation import verify_id, verify_type
 from kie_wav_async.errors import LedgerError
 from kie_wav_async.ledger.memory_tables import Attempt, Tables
 from kie_wav_async.ledger.models import (
-    AttemptOutcome,
     LedgerEntry,
     RecoveryState,
-    TrackState,
     verify_host,
     verify_path,
     verify_settled_by,
 )
+from kie_wav_async.ledger.states import AttemptOutcome, TrackState
 from kie_wav_async.models import SettledBy, Track, UnknownSubmit
 
 if TYPE_CHECKING:

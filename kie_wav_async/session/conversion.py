@@ -20,17 +20,17 @@ from kie_wav_async.errors import SessionClosedError
 from kie_wav_async.models import WavFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterable
 
     from kie_wav_async.errors import KieWavError
     from kie_wav_async.models import Track
 
 
 class Waiter(Protocol):
-    """Who is told that a wait is over: a future, or something like one."""
+    """What is notified when a wait is over: a future, or something like one."""
 
     def done(self) -> bool:
-        """Return whether there is nobody left to tell."""
+        """Return whether it needs no notification any more."""
         ...
 
     def set_result(self, result: KieWavError | None, /) -> object:
@@ -121,7 +121,6 @@ class ConversionEntry(TaskEntry):
     __slots__ = (
         "_handle",
         "_session_state",
-        "_submit_waiters",
         "_waiters",
         "awaits_callback",
         "is_unwritten",
@@ -135,9 +134,8 @@ class ConversionEntry(TaskEntry):
         # Weak: an entry and its handle would be freed by the garbage collector only.
         self._handle: weakref.ref[Conversion] | None = None
         self._session_state = session_state
-        # Ordered sets: told in the order they came, and any may leave.
-        self._waiters: dict[Waiter, None] | None = None
-        self._submit_waiters: dict[Waiter, None] | None = None
+        # In the order they came, and whether they wait for the end of the submit only.
+        self._waiters: dict[Waiter, bool] | None = None
         self.waits_for_maintenance = False
         self.next_poll_at = math.inf
         self.awaits_callback = False
@@ -207,9 +205,7 @@ class ConversionEntry(TaskEntry):
         while self.phase.is_submitting:
             loop = self._session_state.verify_open()
             waiter: asyncio.Future[KieWavError | None] = loop.create_future()
-            if self._submit_waiters is None:
-                self._submit_waiters = {}
-            self._submit_waiters[waiter] = None
+            self._put_waiter(waiter, for_submit=True)
             try:
                 error = await waiter
             finally:
@@ -222,38 +218,39 @@ class ConversionEntry(TaskEntry):
     @property
     def is_awaited(self) -> bool:
         """Whether anybody waits, for the file or for the submit."""
-        return bool(self._waiters or self._submit_waiters)
+        return bool(self._waiters)
 
     def add_waiter(self, waiter: Waiter) -> None:
-        """Have *waiter* told when the wait for the file is over."""
-        if self._waiters is None:
-            self._waiters = {}
-        self._waiters[waiter] = None
+        """Notify *waiter* when the wait for the file is over."""
+        self._put_waiter(waiter, for_submit=False)
         if self.phase is Phase.ACCEPTED:
             self._session_state.on_wait()
 
+    def _put_waiter(self, waiter: Waiter, *, for_submit: bool) -> None:
+        if self._waiters is None:
+            self._waiters = {}
+        self._waiters[waiter] = for_submit
+
     def drop_waiter(self, waiter: Waiter) -> None:
-        """Forget *waiter*; a queued submit that nobody waits for is withdrawn."""
-        for waiters in (self._waiters, self._submit_waiters):
-            if waiters is not None and waiter in waiters:
-                del waiters[waiter]
-                if self.phase is Phase.QUEUED and not self.is_awaited:
-                    self._session_state.on_abandon(self)
+        """Forget *waiter*; a queued submit that nobody waits for is cancelled."""
+        if self._waiters is not None and waiter in self._waiters:
+            del self._waiters[waiter]
+            if self.phase is Phase.QUEUED and not self._waiters:
+                self._session_state.on_abandon(self)
 
     def notify_waiters(self, error: KieWavError | None = None) -> None:
-        """End every wait: with *error*, or `None` if the outcome tells."""
-        self.notify_submit_waiters(error)
-        waiters, self._waiters = self._waiters, None
-        for waiter in waiters or ():
-            if not waiter.done():
-                waiter.set_result(error)
+        """End every wait: with *error*, or with the conversion's outcome if it is `None`."""
+        waiters, self._waiters = self._waiters or {}, None
+        _notify(waiters, error)
 
     def notify_submit_waiters(self, error: KieWavError | None = None) -> None:
         """End the waits for the submit only."""
-        waiters, self._submit_waiters = self._submit_waiters, None
-        for waiter in waiters or ():
-            if not waiter.done():
-                waiter.set_result(error)
+        waiters = self._waiters or {}
+        of_submit = [waiter for waiter, for_submit in waiters.items() if for_submit]
+        for waiter in of_submit:
+            del waiters[waiter]
+        self._waiters = waiters or None
+        _notify(of_submit, error)
 
     def error_for_waiter(self, error: KieWavError) -> KieWavError:
         """Return *error* as a new object that names this conversion."""
@@ -265,6 +262,12 @@ class ConversionEntry(TaskEntry):
                 track=self.track,
             )
         return error.about(task_id=self.task_id or None, track=self.track)
+
+
+def _notify(waiters: Iterable[Waiter], error: KieWavError | None) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(error)
 
 
 class Conversion:

@@ -23,7 +23,7 @@ from kie_wav_async.errors import (
     LedgerError,
     ServiceError,
 )
-from kie_wav_async.ledger.models import AttemptOutcome, TrackState
+from kie_wav_async.ledger.states import AttemptOutcome, TrackState
 from kie_wav_async.models import WavFile
 
 if TYPE_CHECKING:

@@ -47,7 +47,7 @@ from kie_wav_async.errors import (
     RateLimitedError,
     WireFormatError,
 )
-from kie_wav_async.ledger.models import AttemptOutcome
+from kie_wav_async.ledger.states import AttemptOutcome
 from kie_wav_async.models import TaskRecord, TaskState
 from kie_wav_async.protocol.responses import created_at, is_known_status, parse_record
 

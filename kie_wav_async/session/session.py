@@ -25,7 +25,7 @@ from kie_wav_async.errors import KieWavError, SessionClosedError
 from kie_wav_async.http.connection_settings import ConnectionSettings
 from kie_wav_async.http.transport import AiohttpTransport, Transport
 from kie_wav_async.ledger.base import Ledger
-from kie_wav_async.ledger.models import TrackState
+from kie_wav_async.ledger.states import TrackState
 from kie_wav_async.models import (
     CallbackResult,
     CallbackTrust,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from kie_wav_async._support.validation import verify_type
 from kie_wav_async.core.policies import RESUBMIT_AFTER_S
 from kie_wav_async.core.state_machine import Phase
-from kie_wav_async.ledger.models import TrackState
+from kie_wav_async.ledger.states import TrackState
 from kie_wav_async.models import Track, WavFile
 from kie_wav_async.session.submit_errors import exists_error, unknown_error
 

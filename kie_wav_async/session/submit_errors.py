@@ -13,7 +13,7 @@ from kie_wav_async.errors import (
     SubmitUnknownError,
     TransportError,
 )
-from kie_wav_async.ledger.models import AttemptOutcome
+from kie_wav_async.ledger.states import AttemptOutcome
 
 if TYPE_CHECKING:
     from kie_wav_async.errors import KieWavError

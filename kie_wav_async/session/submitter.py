@@ -36,7 +36,7 @@ from kie_wav_async.errors import (
     TransportError,
     WireFormatError,
 )
-from kie_wav_async.ledger.models import AttemptOutcome, TrackState
+from kie_wav_async.ledger.states import AttemptOutcome, TrackState
 from kie_wav_async.models import OnUnknown, Track
 from kie_wav_async.protocol.api_constants import KIE_WAV
 from kie_wav_async.protocol.responses import is_answered, parse_submit

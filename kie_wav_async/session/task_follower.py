@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kie_wav_async.core.state_machine import Origin, Phase
 from kie_wav_async.errors import AlreadyExistsError, KieWavError, LedgerError
-from kie_wav_async.ledger.models import AttemptOutcome
+from kie_wav_async.ledger.states import AttemptOutcome
 from kie_wav_async.session.submit_errors import track_of
 
 if TYPE_CHECKING:

@@ -20,16 +20,15 @@ from kie_wav_async._support.validation import verify_count, verify_id, verify_nu
 from kie_wav_async.errors import LedgerError
 from kie_wav_async.ledger.models import (
     AttemptEntry,
-    AttemptOutcome,
     LedgerEntry,
     RecoveryState,
-    TrackState,
     verify_host,
     verify_path,
     verify_settled_by,
 )
 from kie_wav_async.ledger.sqlite.queries import LedgerTables
 from kie_wav_async.ledger.sqlite.worker import Job, LedgerThread
+from kie_wav_async.ledger.states import AttemptOutcome, TrackState
 from kie_wav_async.models import Track
 
 if TYPE_CHECKING:
