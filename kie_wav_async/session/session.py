@@ -478,9 +478,10 @@ class WavSession:
         return conversion.handle()
 
     async def _take(self, track: Track, *, again: bool) -> ConversionEntry:
-        self._context.state.verify_open()
-        verify_type(track, Track, "track")
-        await self._coordinator.load_from_ledger(track, again=again)
+        if self._context.ledger_writer.is_enabled:
+            self._context.state.verify_open()
+            verify_type(track, Track, "track")
+            await self._coordinator.load_from_ledger(track, again=again)
         return self._coordinator.get_or_enqueue(track, again=again)
 
     async def convert(self, track: Track, *, again: bool = False) -> WavFile:

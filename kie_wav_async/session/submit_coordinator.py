@@ -151,7 +151,7 @@ class SubmitCoordinator:
         return any(find(track) is not None for find in places)
 
     def is_stale(self, entry: LedgerEntry) -> bool:
-        """Return whether the ledger told *standing* before its task ended here."""
+        """Return whether the ledger was read before the task of *entry* ended here."""
         is_open = entry.state is TrackState.ACCEPTED
         return is_open and self._registry.has_ended(entry.task_id)
 
