@@ -34,7 +34,7 @@ PACKAGE = "kie_wav_async"
 TESTS = {
     "callbacks/signature": ("test_signature", "test_verification", "test_payload"),
     "callbacks/payload": ("test_payload", "test_verification"),
-    "protocol/envelope": ("test_payload",),
+    "protocol/envelope": ("test_payload", "test_envelope"),
     "callbacks/callback_url": ("test_callback_url",),
     "session/verification": ("test_verification",),
     "core/early_callbacks": ("test_early_callbacks",),
