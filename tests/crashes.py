@@ -355,9 +355,11 @@ class Bench:
 
     def _life(self, order: dict[str, Any], code: int) -> Life:
         census, stderr = Path(order["census"]), Path(order["stderr"])
+        # Empty if the process was killed as it wrote it.
+        counted = census.read_text() if census.exists() else ""
         life = Life(
             code=code,
-            seen=Counter(json.loads(census.read_text()) if census.exists() else {}),
+            seen=Counter(json.loads(counted or "{}")),
             stderr=stderr.read_text("utf-8", "replace") if stderr.exists() else "",
         )
         for left in (census, stderr):
