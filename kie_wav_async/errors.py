@@ -406,9 +406,8 @@ SignatureReason: TypeAlias = Literal["headers", "timestamp", "signature", "stale
 
 _REFUSALS: Final[Mapping[SignatureReason, str]] = {
     "headers": (
-        "the callback does not carry exactly one X-Webhook-Timestamp and one "
-        "X-Webhook-Signature: is a webhook key generated in KIE's settings, and does the proxy "
-        "pass both headers on?"
+        "the callback does not carry exactly one of each header that signs it: is a webhook key "
+        "generated in KIE's settings, and does the proxy pass both headers on?"
     ),
     "timestamp": "the callback's timestamp is not ten digits of Unix time: it is not KIE's",
     "signature": (
@@ -439,11 +438,13 @@ class SignatureError(KieWavError):
         self,
         *,
         reason: SignatureReason,
+        headers: str = "",
         task_id: str | None = None,
         track: Track | None = None,
     ) -> None:
-        """Say what is wrong with it, and never what would have been right."""
-        super().__init__(_REFUSALS[reason], task_id=task_id, track=track)
+        """Say what is wrong with it (*headers*: of these), and never what would be right."""
+        named = f"; both are {headers}" if headers else ""
+        super().__init__(_REFUSALS[reason] + named, task_id=task_id, track=track)
         self.reason: SignatureReason = reason
 
 

@@ -135,7 +135,7 @@ async def is_bounded(kie: Simulator) -> bool:
     return opening.accepted <= kie.charges <= opening.accepted + len(opening.unknown)
 
 
-async def standing_of(audio_id: str) -> object:
+async def entry_of_track(audio_id: str) -> object:
     """Return where a track of music task ``m`` stands."""
     async with SqliteLedger(LEDGER) as ledger:
         page = await ledger.list_entries(TrackState)

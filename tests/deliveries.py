@@ -75,6 +75,8 @@ class WatchedService(FakeService):
         self.most_at_once: Counter[str] = Counter()
 
     async def _read(self, request):
+        if "taskId=" not in request.url:
+            return await super()._read(request)
         task_id = polled_task_id(request)
         self.polling[task_id] += 1
         self.most_at_once[task_id] = max(self.most_at_once[task_id], self.polling[task_id])

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "testing": VALUES | {"callbacks", "ledger", "protocol"},
     "file_names": {"_support", "models"},
     # The command line is a program like any other, but for what it does with files.
-    "cli": {"__init__", "_support", "errors", "events"}
+    "cli": {"__init__", "_support", "callbacks", "errors", "events", "protocol"}
     | {"file_names", "ledger", "webhook", "simulator"},
     "__main__": {"cli"},
     "simulator": set(),

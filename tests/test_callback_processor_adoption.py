@@ -500,7 +500,7 @@ async def test_no_news_for_15_minutes(clock, service) -> None:
         await clock.advance(2_000.0)
         assert [10.0 * n for n in range(90)] == since(start, service.polled_at_moments)
         assert 1 == len(session.unknown_submits())
-        assert not session._poller._probes
+        assert not session._poller._lookups
 
         await service.callback("task0001").to(session)
         await clock.advance(0.0)
@@ -548,7 +548,7 @@ async def test_user_says_it_was_that_task_meanwhile(clock, service) -> None:
         await clock.advance(100.0)
         assert "task0001" == wav.task_id
         assert (1, 1) == (session.statistics().accepted, session.statistics().adopted)
-        assert not session._poller._probes
+        assert not session._poller._lookups
 
 
 async def test_user_says_it_was_another_task_meanwhile(clock, service) -> None:

@@ -19,11 +19,11 @@ from bulk_runs import (
     OUT,
     Bulk,
     contents,
+    entry_of_track,
     is_bounded,
     is_there,
     resume_command,
     rows_of,
-    standing_of,
     states,
     write_catalog,
     write_lines,
@@ -85,7 +85,7 @@ async def test_a_run(bulk: Bulk) -> None:
     assert {"succeeded": 30} == await states()
     assert {("m", f"a{number}") for number in range(30)} == {tuple(r[:2]) for r in done.results}
     for music_task_id, audio_id, task_id, url in done.results:
-        entry = await standing_of(audio_id)
+        entry = await entry_of_track(audio_id)
         assert ("m", task_id, url) == (music_task_id, entry.task_id, str(entry.wav_url))
 
 
@@ -155,7 +155,7 @@ async def test_as_json(bulk: Bulk) -> None:
     } == set(told)
     assert told["saving"] is None
     assert str(LEDGER) == told["ledger"]
-    assert {"tracks": 3, "new": 3, "bad": 0} == told["catalog"]
+    assert {"tracks": 3, "new": 3, "invalid": 0} == told["catalog"]
     assert (2, 1) == (told["states"]["succeeded"], told["states"]["failed"])
     assert {state.value for state in TrackState} == set(told["states"])
     assert (3, 0) == (told["accepted"], told["unknown"])
@@ -452,7 +452,7 @@ async def test_a_track_converted_elsewhere(bulk: Bulk) -> None:
         done = await bulk(kie)
 
         assert (0, 3) == (done.code, kie.charges)
-    assert (await standing_of("a1")).is_adopted
+    assert (await entry_of_track("a1")).is_adopted
 
 
 async def test_a_track_under_an_unknown_id(bulk: Bulk) -> None:
@@ -524,7 +524,7 @@ async def test_an_unknown_submit(bulk: Bulk) -> None:
         same = await bulk(kie)
         charges = kie.charges
         (task_id,) = (a.task_id for a in kie.arrivals if a.audio_id == "a2")
-        attempt_id = (await standing_of("a2")).attempt_id
+        attempt_id = (await entry_of_track("a2")).attempt_id
         bounded = await is_bounded(kie)
         line = re.search(r"^  (kie-wav resolve .*)$", same.err, re.MULTILINE)[1]
         words = shlex.split(line.replace("TASK_ID", task_id))

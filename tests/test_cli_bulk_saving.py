@@ -23,9 +23,9 @@ from bulk_runs import (
     OUT,
     SAVING,
     Bulk,
+    entry_of_track,
     resume_command,
     rows_of,
-    standing_of,
     states,
     write_catalog,
 )
@@ -127,7 +127,7 @@ async def test_a_run(bulk: Bulk) -> None:
     assert others == set(names(OUT)) - set(wavs())
     assert sorted(expected) == sorted(row[1] for row in done.results)
     for music_task_id, audio_id, task_id, name in done.results:
-        one = await standing_of(audio_id)
+        one = await entry_of_track(audio_id)
         assert is_wav(OUT / name)
         assert ("m", one.task_id, one.path) == (music_task_id, task_id, name)
         assert expected[audio_id] == name
@@ -313,7 +313,7 @@ async def test_titles_that_collide(bulk: Bulk) -> None:
     assert len(titles) == len({unicodedata.normalize("NFC", n).casefold() for n in wavs()})
     assert {"Song.wav", "S\u00f3ng.wav"} & set(wavs())
     for _, audio_id, _, name in done.results:
-        assert digest(OUT / name) == (await standing_of(audio_id)).sha256
+        assert digest(OUT / name) == (await entry_of_track(audio_id)).sha256
 
 
 async def test_a_file_that_is_not_ours(bulk: Bulk) -> None:
@@ -331,7 +331,7 @@ async def test_a_file_that_is_not_ours(bulk: Bulk) -> None:
         str((OUT / "Two [a1].wav").readlink()),
     )
     for number, name in enumerate(("One [a0]", "Two [a1]")):
-        one = await standing_of(f"a{number}")
+        one = await entry_of_track(f"a{number}")
         suffix = file_names.unique_suffix(one.track, 8)
         assert f"{name}{suffix}.wav" == one.path
         assert digest(OUT / one.path) == one.sha256
@@ -542,7 +542,7 @@ async def test_between_the_file_and_the_ledger(bulk: Bulk, monkeypatch: pytest.M
         assert fetched == kie.state().requests["media"]
     assert ["Song 0 [a0].wav"] == found == wavs()
     assert ["Song 0 [a0].wav"] == [row[3] for row in again.results]
-    one = await standing_of("a0")
+    one = await entry_of_track("a0")
     assert file_of(OUT / one.path) == (one.bytes, one.sha256)
 
 

@@ -19,12 +19,12 @@ from bulk_runs import (
     OUT,
     SAVING,
     end,
+    entry_of_track,
     environment,
     on_terminal,
     resume_command,
     rows_of,
     see_off,
-    standing_of,
     start,
     states,
     until,
@@ -122,7 +122,7 @@ async def test_killed_and_resumed() -> None:
     }
     assert 30 - unknowns == len(list(OUT.glob("*.wav")))
     for path in OUT.glob("*.wav"):
-        one = await standing_of(re.search(r"\[(a\d+)\]", path.name)[1])
+        one = await entry_of_track(re.search(r"\[(a\d+)\]", path.name)[1])
         assert hashlib.sha256(path.read_bytes()).hexdigest() == one.sha256
 
 

@@ -453,9 +453,8 @@ def test_about_shares_no_notes():
         (
             partial(errors.SignatureError, reason="headers"),
             (
-                "the callback does not carry exactly one X-Webhook-Timestamp and one "
-                "X-Webhook-Signature: is a webhook key generated in KIE's settings, and does the "
-                "proxy pass both headers on?"
+                "the callback does not carry exactly one of each header that signs it: is a "
+                "webhook key generated in KIE's settings, and does the proxy pass both headers on?"
             ),
         ),
         (

@@ -495,7 +495,7 @@ async def test_hint_when_the_session_closes(clock, service) -> None:
             poller._requested_tasks,
             poller._asking,
             poller._due,
-            poller._probes,
+            poller._lookups,
         )
         assert not any(books)
 
@@ -591,8 +591,8 @@ async def test_hint_of_a_probed_task_puts_its_next_turn_off(clock, service) -> N
 
 async def test_so_many_tasks_are_probed_and_no_more(clock, service, monkeypatch) -> None:
     """There is a bound to the tasks that are asked about though nobody follows them."""
-    assert 10_000 == session_poller._MAX_PROBES
-    monkeypatch.setattr(session_poller, "_MAX_PROBES", 3)
+    assert 10_000 == session_poller._MAX_LOOKUPS
+    monkeypatch.setattr(session_poller, "_MAX_LOOKUPS", 3)
     service.fates.append(LOST_CHARGED)
     async with hinting(service) as session:
         with pytest.raises(SubmitUnknownError):

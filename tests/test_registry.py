@@ -1187,6 +1187,31 @@ def test_adopted_task_that_ended_here(books, is_ours) -> None:
     assert is_ours is again.is_attributed
 
 
+@pytest.mark.parametrize("made_by", ["a submit", "a 409", "somebody else"])
+def test_adopted_task_that_is_followed_here(books, made_by) -> None:
+    """A task that is followed already, and whose making is known, is not of a later doubt."""
+    if made_by == "somebody else":
+        entry = books.attach("t1", TRACK, 0.0)
+    else:
+        entry = sending(books)
+        take = books.accept if made_by == "a submit" else books.adopt_existing
+        take(entry, "t1", 0.0)
+    # Its wait times out, the track is submitted twice more, and the first of that is lost.
+    books.time_out(entry, 9.0, 100.0)
+    _ = books.rejoin(books.known("t1")[0], 200.0)
+    again = books._make_entry(TRACK)
+    books.send(again, "a2", NOW_UNIX_S)
+    books.mark_unknown(again, NOW_UNIX_S)
+    books.retry(again)
+    books.send(again, "a3", NOW_UNIX_S)
+    before = books.statistics().accepted
+
+    books.adopt_existing(again, "t1", 300.0)
+
+    assert (made_by != "somebody else") is again.is_attributed
+    assert before == books.statistics().accepted
+
+
 def test_is_sending(books) -> None:
     """An attempt is on the wire until its fate is known."""
     entry = sending(books)

@@ -24,6 +24,7 @@ from kie_wav_async.ledger.sqlite.schema import (
     EARLIER_APPLICATION_ID,
     SCHEMA_VERSION,
 )
+from kie_wav_async.testing import MemoryLedger
 
 NOW = 1_700_000_000.0
 TRACK = Track("5c79", "e231")
@@ -784,10 +785,14 @@ async def test_planning_a_catalog_lets_others_have_their_turn(path):
     assert len(seen) > 50
 
 
-async def test_a_task_tells_its_track(path):
+@pytest.mark.parametrize("kind", [SqliteLedger, lambda _: MemoryLedger()], ids=["file", "memory"])
+async def test_a_task_tells_its_track(path, kind):
     """Whose task an id is can be asked, of those too that a track has left behind."""
     one, two = tracks(2)
-    async with SqliteLedger(path) as ledger:
+    async with contextlib.AsyncExitStack() as stack:
+        ledger = kind(path)
+        await ledger.open(NOW)
+        stack.push_async_callback(ledger.aclose)
         assert None is await ledger.get_by_task("t1")
         for attempt, task in [("a1", "t1"), ("a2", "t2")]:
             await ledger.begin_attempt(one, attempt, NOW)
@@ -807,7 +812,6 @@ async def test_a_task_tells_its_track(path):
         assert one == (await ledger.get_by_task("t2")).track
         await ledger.begin_attempt(one, "a5", NOW)
         assert two == (await ledger.get_by_task("t2")).track
-    async with SqliteLedger(path, read_only=True) as ledger:
         assert two == (await ledger.get_by_task("t4")).track
 
 

@@ -54,16 +54,16 @@ def sha256_of(file: RawIOBase, proceed: Callable[[int], bool] = lambda _: True) 
     Args:
         file: Open for bytes.
 
-        proceed: Called with the size of each piece read; `False` stops reading.
+        proceed: Called before the first piece, with 0, and with the size of each piece
+            read; `False` stops reading.
 
     Raises:
         OSError: It cannot be read.
     """
     digest, piece = hashlib.sha256(), memoryview(bytearray(_PIECE))
-    while count := file.readinto(piece):
+    count: int | None = 0
+    while proceed(count or 0) and (count := file.readinto(piece)):
         digest.update(piece[:count])
-        if not proceed(count):
-            break
     return digest.hexdigest()
 
 
@@ -74,32 +74,32 @@ def sync_folder(folder: Path) -> None:
     Raises:
         OSError: The system says no.
     """
-    if os.name == "nt":  # pragma: no cover - there a folder cannot be opened
-        return
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    with synced_folder(folder, must=True):
+        pass
 
 
 @contextlib.contextmanager
-def synced_folder(folder: Path) -> Generator[None]:
+def synced_folder(folder: Path, *, must: bool = False) -> Generator[None]:
     """
     Sync *folder* after what is done to it in the block, where the system can do that.
 
     It is opened first, since that may fail.
 
+    Args:
+        folder: An existing folder.
+
+        must: Whether it is an error that this file system cannot sync a folder.
+
     Raises:
         OSError: The system says no.
     """
     fd = -1
-    with _where_possible():
+    with _where_possible(must=must):
         if os.name != "nt":  # pragma: no branch - there a folder cannot be opened
             fd = os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     try:
         yield
-        with _where_possible():
+        with _where_possible(must=must):
             if fd >= 0:
                 os.fsync(fd)
     finally:
@@ -108,10 +108,10 @@ def synced_folder(folder: Path) -> Generator[None]:
 
 
 @contextlib.contextmanager
-def _where_possible() -> Generator[None]:
+def _where_possible(*, must: bool) -> Generator[None]:
     """Pass over an error that says that this cannot be synced at all."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _UNSYNCABLE:
+        if must or error.errno not in _UNSYNCABLE:
             raise

@@ -199,7 +199,8 @@ def read_signed(headers: Headers) -> Signed:
         elif lowered == _SIGNATURE_NAME:
             signatures.append(value)
     if len(timestamps) != 1 or len(signatures) != 1:
-        raise SignatureError(reason="headers")
+        names = f"{KIE_WAV.timestamp_header} and {KIE_WAV.signature_header}"
+        raise SignatureError(reason="headers", headers=names)
     return shape_signed(timestamps[0], signatures[0])
 
 

@@ -26,6 +26,7 @@ from kie_wav_async.cli.report.resolve import Choice, read_choice, run_resolve
 from kie_wav_async.cli.report.verify import run_verify
 from kie_wav_async.file_names import DEFAULT_TEMPLATE
 from kie_wav_async.ledger import TrackState
+from kie_wav_async.protocol.api_constants import KIE_WAV
 
 if TYPE_CHECKING:
     from kie_wav_async.cli.common.session_factory import Service
@@ -124,8 +125,8 @@ if TYPE_CHECKING:
 @click.option(
     "--no-download",
     is_flag=True,
-    help="Save no WAV files: KIE keeps each for 14 days, and the same command without this saves "
-    "them.",
+    help=f"Save no WAV files: KIE keeps each for {KIE_WAV.retention_days} days, and the same "
+    "command without this saves them.",
 )
 @click.option("--skip-invalid", is_flag=True, help="Leave bad lines out of the catalog.")
 @accept_short_option
@@ -186,7 +187,7 @@ def bulk(
         ledger=ledger or folder / "kie-wav.sqlite3",
         is_saving_off=no_download,
         retried=[
-            *[TrackState.REJECTED, TrackState.FAILED] * retry_failed,
+            *[state for state in TrackState if state.is_failure and retry_failed],
             *[TrackState.EXPIRED] * retry_expired,
         ],
         given=given,

@@ -43,7 +43,7 @@ class VerifiedCallback(NamedTuple):
 
 
 class EarlyCallbackBuffer:
-    """Keeps notices by task; the first of a task stays."""
+    """Keeps callbacks by task; the first of a task stays."""
 
     def __init__(self) -> None:
         """Start empty."""
@@ -53,46 +53,46 @@ class EarlyCallbackBuffer:
         """How many are kept, old ones included that nobody has looked for."""
         return len(self._buffered)
 
-    def put(self, notice: VerifiedCallback, now_mono_s: float) -> None:
+    def put(self, callback: VerifiedCallback, now_mono_s: float) -> None:
         """
-        Keep *notice*, unless there is one of its task.
+        Keep *callback*, unless there is one of its task.
 
         The first stays, so that a replay with another body does not replace it.
         If it names no attempt, one that does gives it that, but not its file.
         """
         self._drop_old(now_mono_s)
-        kept = self._buffered.get(notice.task_id)
+        kept = self._buffered.get(callback.task_id)
         if kept is not None:
             if kept[1].attempt_id is None:
-                notice = notice._replace(wav_url=None)
-                self._buffered[notice.task_id] = (kept[0], notice)
+                callback = callback._replace(wav_url=None)
+                self._buffered[callback.task_id] = (kept[0], callback)
             return
-        self._buffered[notice.task_id] = (now_mono_s, notice)
+        self._buffered[callback.task_id] = (now_mono_s, callback)
         if len(self._buffered) > MAX_BUFFERED:
             self._buffered.popitem(last=False)
 
     def pop(self, task_id: str, now_mono_s: float) -> VerifiedCallback | None:
-        """Return the notice of a task, which is then no longer kept; `None` if there is none."""
+        """Return the callback of a task, which is then no longer kept; `None` if there is none."""
         self._drop_old(now_mono_s)
         kept = self._buffered.pop(task_id, None)
         return None if kept is None else kept[1]
 
     def get(self, task_id: str, now_mono_s: float) -> VerifiedCallback | None:
-        """Return the notice of a task, which stays; `None` if there is none."""
+        """Return the callback of a task, which stays; `None` if there is none."""
         self._drop_old(now_mono_s)
         kept = self._buffered.get(task_id)
         return None if kept is None else kept[1]
 
     def find_by_attempt(self, attempt_id: str, now_mono_s: float) -> tuple[str, ...]:
-        """Return the tasks, oldest first, whose notices name *attempt_id*."""
+        """Return the tasks, oldest first, whose callbacks name *attempt_id*."""
         self._drop_old(now_mono_s)
         return tuple(self._by_attempt(attempt_id))
 
     def _by_attempt(self, attempt_id: str) -> Iterator[str]:
         # A search through all, for each submit lost; those are few.
-        for _, notice in self._buffered.values():
-            if notice.attempt_id == attempt_id:
-                yield notice.task_id
+        for _, callback in self._buffered.values():
+            if callback.attempt_id == attempt_id:
+                yield callback.task_id
 
     def _drop_old(self, now_mono_s: float) -> None:
         while self._buffered:

@@ -163,9 +163,12 @@ class Registry(RegistryIndex[E]):
 
         Whether an attempt in doubt created it, its record tells; see `attribute`.
         """
+        others = self.conversions_of(task_id)
         self._follow(entry, task_id, now_mono_s, Origin.ADOPTED)
-        is_counted = self._ended_tasks.get(task_id, False)
-        entry.is_attributed = is_counted or not self.has_unknown_submit(entry)
+        is_known = self._ended_tasks.get(task_id, False) or any(
+            other.is_attributed and other.origin is not Origin.ATTACHED for other in others
+        )
+        entry.is_attributed = is_known or not self.has_unknown_submit(entry)
         self.counters.adopted += 1
 
     def attribute(self, entry: E, attempt_id: str | None) -> str | None:

@@ -50,7 +50,7 @@ def terminal_error(
         if not missing:
             return None
         return NotFoundError(
-            code=404,
+            code=KIE_WAV.not_found,
             message=f"no record of task {entry.task_id}",
             task_id=entry.task_id,
             track=entry.track,
@@ -59,7 +59,7 @@ def terminal_error(
     entry.unread_response = quote(record.raw) if is_success_without_url(record) else ""
     if is_foreign(entry, record):
         return AlreadyExistsError(
-            code=409,
+            code=KIE_WAV.conflict,
             message=f"task {entry.task_id} converts another track, {record.audio_id}",
             task_id=entry.task_id,
             track=entry.track,

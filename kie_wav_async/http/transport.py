@@ -30,6 +30,7 @@ from kie_wav_async.http.connection_settings import (
     user_agent,
     via_proxy,
 )
+from kie_wav_async.protocol.api_constants import KIE_WAV
 from kie_wav_async.protocol.http_messages import WireResponse
 
 if TYPE_CHECKING:
@@ -269,7 +270,7 @@ class AiohttpTransport:
                 status=answer.status,
                 body=bytes(body),
                 retry_after=answer.headers.get("Retry-After"),
-                request_id=answer.headers.get("cf-ray"),
+                request_id=answer.headers.get(KIE_WAV.request_id_header),
                 date=_single(answer.headers.getall("Date", [])),
                 now_unix_s=time.time(),
             )

@@ -76,6 +76,15 @@ class Ledger(Protocol):
         """Return where a track stands; `None` if it is not there."""
         ...
 
+    async def get_by_task(self, task_id: str) -> LedgerEntry | None:
+        """
+        Return where the track of a task stands; `None` if no track has, or had, that task.
+
+        It may be followed under another one by now. Of several tracks it is the one
+        followed under this task, else the one that was last given it.
+        """
+        ...
+
     async def list_entries(
         self, states: Iterable[TrackState], *, after: int = 0, limit: int = 1000
     ) -> Sequence[LedgerEntry]:

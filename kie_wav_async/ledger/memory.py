@@ -180,6 +180,14 @@ class MemoryLedger:
         await self._return("get")
         return entry
 
+    async def get_by_task(self, task_id: str) -> LedgerEntry | None:
+        """Return where the track of a task stands; see `Ledger.get_by_task`."""
+        await self._call("get_by_task", task_id)
+        row = self._tables.row_of_task(task_id)
+        entry = None if row is None else row.entry()
+        await self._return("get_by_task")
+        return entry
+
     async def list_entries(
         self, states: Iterable[TrackState], *, after: int = 0, limit: int = 1000
     ) -> Sequence[LedgerEntry]:
@@ -363,7 +371,7 @@ class MemoryLedger:
         """Write down that a WAV is to be fetched again; see `Ledger.mark_missing`."""
         await self._call("mark_missing", track)
         row = self._tables.rows.get(track)
-        if row is not None and row.base_state in {TrackState.SAVED, TrackState.EXPIRED}:
+        if row is not None and row.base_state.is_final:
             row.base_state, row.file = TrackState.SUCCEEDED, None
         await self._return("mark_missing")
 

@@ -130,6 +130,12 @@ class Tables:
             row.track = track
         return row
 
+    def row_of_task(self, task_id: str) -> Row | None:
+        """Return the row that follows a task, or was last given it."""
+        found = [one for one in self.attempts.values() if one.task_id == task_id]
+        followed = [one for one in found if one.row.current_attempt is one]
+        return (followed or found)[-1].row if task_id and found else None
+
     def place(self, row: Row, path: str, key: str | None) -> None:
         """Give *row* a path, and a key or none in place of the one it has."""
         if row.key is not None:

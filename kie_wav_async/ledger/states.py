@@ -59,6 +59,16 @@ class TrackState(enum.StrEnum):
         return self in {TrackState.SUCCEEDED, TrackState.SAVED}
 
     @property
+    def is_unsaved(self) -> bool:
+        """Whether there is a task whose WAV is still to be saved."""
+        return self in {TrackState.ACCEPTED, TrackState.SUCCEEDED}
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing is left to be done for its WAV."""
+        return self in {TrackState.SAVED, TrackState.EXPIRED}
+
+    @property
     def is_converted(self) -> bool:
         """Whether there is or was a WAV."""
         return self.has_wav or self is TrackState.EXPIRED

@@ -37,6 +37,8 @@ class ApiTable(NamedTuple):
 
         ok: The code that says yes.
 
+        not_found: The code of what there is not.
+
         conflict: The code of a submit for which there is a WAV already.
 
         error_codes: What the codes mean that say no; after a `ServerError` nobody knows
@@ -57,7 +59,15 @@ class ApiTable(NamedTuple):
         created_name, completed_name, callback_url_names, track_list_names: What fields
             with these are called; the first that is there counts.
 
+        submit_names: What a submit calls the music task, the track and the callback URL.
+
+        task_query_name: What the query of a poll calls the task.
+
+        complete: What a callback of a music task calls one that is complete, in upper case.
+
         timestamp_header, signature_header: What signs a callback.
+
+        request_id_header: What names a response in the service's own logs.
     """
 
     base_url: str
@@ -70,6 +80,7 @@ class ApiTable(NamedTuple):
     submits_per_s: float
     retention_days: int
     ok: int
+    not_found: int
     conflict: int
     error_codes: Mapping[int, type[errors.ServiceError]]
     no_such_task_codes: frozenset[int]
@@ -87,8 +98,12 @@ class ApiTable(NamedTuple):
     completed_name: str
     callback_url_names: tuple[str, ...]
     track_list_names: tuple[str, ...]
+    submit_names: tuple[str, str, str]
+    task_query_name: str
+    complete: str
     timestamp_header: str
     signature_header: str
+    request_id_header: str
 
 
 KIE_WAV: Final = ApiTable(
@@ -102,6 +117,7 @@ KIE_WAV: Final = ApiTable(
     submits_per_s=10.0,
     retention_days=14,
     ok=200,
+    not_found=404,
     conflict=409,
     error_codes={
         400: errors.InvalidRequestError,
@@ -149,8 +165,12 @@ KIE_WAV: Final = ApiTable(
     completed_name="completeTime",
     callback_url_names=("callbackUrl", "callBackUrl"),
     track_list_names=("sunoData", "data"),
+    submit_names=("taskId", "audioId", "callBackUrl"),
+    task_query_name="taskId",
+    complete="COMPLETE",
     timestamp_header="X-Webhook-Timestamp",
     signature_header="X-Webhook-Signature",
+    request_id_header="cf-ray",
 )
 
 

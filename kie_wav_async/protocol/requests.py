@@ -58,6 +58,7 @@ class RequestBuilder:
         "_headers",
         "_music_url",
         "_record_url",
+        "_submit_names",
         "_submit_url",
     )
 
@@ -65,19 +66,17 @@ class RequestBuilder:
         """Take a checked base URL, and a key that can stand in a header."""
         base = str(base_url).rstrip("/")
         self._submit_url = base + api.submit_path
-        self._record_url = base + api.record_path + "?taskId="
-        self._music_url = base + api.music_path + "?taskId="
+        self._submit_names = api.submit_names
+        self._record_url = f"{base}{api.record_path}?{api.task_query_name}="
+        self._music_url = f"{base}{api.music_path}?{api.task_query_name}="
         self._download_url = base + api.download_url_path
         self._credits_url = base + api.credits_path
         self._headers = _Headers(api_key)
 
     def submit(self, track: Track, callback_url: str) -> WireRequest:
         """Ask for the conversion of *track*; costs credits."""
-        body = {
-            "taskId": track.music_task_id,
-            "audioId": track.audio_id,
-            "callBackUrl": callback_url,
-        }
+        values = (track.music_task_id, track.audio_id, callback_url)
+        body = dict(zip(self._submit_names, values, strict=True))
         return WireRequest(
             method="POST",
             url=self._submit_url,

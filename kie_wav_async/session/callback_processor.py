@@ -144,12 +144,12 @@ class CallbackProcessor:
             url = find_wav_url(root)
         return VerifiedCallback(task_id, attempt_id, url)
 
-    def _may_settle(self, conversion: ConversionEntry, notice: VerifiedCallback) -> bool:
+    def _may_settle(self, conversion: ConversionEntry, callback: VerifiedCallback) -> bool:
         """Return whether a callback is believed without asking the service."""
         is_ours = (
-            conversion.origin is Origin.SUBMITTED and conversion.attempt_id == notice.attempt_id
+            conversion.origin is Origin.SUBMITTED and conversion.attempt_id == callback.attempt_id
         )
-        return is_ours and notice.wav_url is not None and self._is_known(notice.wav_url)
+        return is_ours and callback.wav_url is not None and self._is_known(callback.wav_url)
 
     def _is_known(self, url: URL) -> bool:
         """Return whether files may be fetched from *url*, on a host that the service named."""
@@ -167,10 +167,10 @@ class CallbackProcessor:
         explains = self._keys is not None and self._match_unknown(task_id, attempt_id)
         conversions = self._registry.known(task_id)
         if conversions:
-            notice = self._parse(task_id, root, attempt_id)
+            callback = self._parse(task_id, root, attempt_id)
             # An attached task may turn out to be one that is submitted here.
-            verdicts = [self._apply(conversion, notice) for conversion in conversions]
-            is_settled = CallbackResult.SETTLED in verdicts
+            results = [self._apply(conversion, callback) for conversion in conversions]
+            is_settled = CallbackResult.SETTLED in results
             return CallbackResult.SETTLED if is_settled else CallbackResult.POLLING
         result = CallbackResult.UNKNOWN_TASK
         if self._registry.has_ended(task_id):
@@ -181,8 +181,8 @@ class CallbackProcessor:
             if self._keys is not None:
                 if not self._is_of_ours(attempt_id):
                     self._context.health.mark_unhealthy()
-                notice = self._parse(task_id, root, attempt_id)
-                self._early_callbacks.put(notice, self._context.clock.monotonic())
+                callback = self._parse(task_id, root, attempt_id)
+                self._early_callbacks.put(callback, self._context.clock.monotonic())
                 if attempt_id is not None and self._registry.is_sending(attempt_id):
                     self._context.ledger_writer.record_callback(attempt_id, task_id)
         return CallbackResult.POLLING if explains else result
@@ -199,19 +199,19 @@ class CallbackProcessor:
         if attempt_id is None or self._registry.unknown_submit(attempt_id) is None:
             return False
         self._context.ledger_writer.record_callback(attempt_id, task_id)
-        self._probe(task_id, attempt_id)
+        self._look_up(task_id, attempt_id)
         return True
 
-    def _apply(self, conversion: ConversionEntry, notice: VerifiedCallback) -> CallbackResult:
+    def _apply(self, conversion: ConversionEntry, callback: VerifiedCallback) -> CallbackResult:
         """Take what a callback says of a conversion in flight."""
         now = self._context.clock.monotonic()
         if self._keys is not None:
             conversion.is_called_back = True
             self._poller.reconsider()
-        if not self._may_settle(conversion, notice):
+        if not self._may_settle(conversion, callback):
             self._poller.request_poll(conversion.task_id)
             return CallbackResult.POLLING
-        record = TaskRecord(notice.task_id, TaskState.SUCCEEDED, wav_url=notice.wav_url)
+        record = TaskRecord(callback.task_id, TaskState.SUCCEEDED, wav_url=callback.wav_url)
         self._registry.observe(conversion, record, now, "callback")
         self._context.finish_conversion(conversion)
         return CallbackResult.SETTLED
@@ -222,7 +222,7 @@ class CallbackProcessor:
         """Go on with what callbacks named in an earlier run: a task for each lost attempt."""
         for attempt_id, task_id in named.items():
             if self._registry.unknown_submit(attempt_id) is not None:
-                self._probe(task_id, attempt_id)
+                self._look_up(task_id, attempt_id)
 
     def _use_early(self, conversion: ConversionEntry) -> None:
         """A task has become known: its callback may have been here before."""
@@ -230,17 +230,17 @@ class CallbackProcessor:
         # Attaching explains no submit: one that is lost later must still find it.
         is_attached = conversion.origin is Origin.ATTACHED
         find = self._early_callbacks.get if is_attached else self._early_callbacks.pop
-        notice = find(conversion.task_id, now)
-        if notice is not None:
-            _ = self._apply(conversion, notice)
+        callback = find(conversion.task_id, now)
+        if callback is not None:
+            _ = self._apply(conversion, callback)
 
     def _use_early_for_unknown(self, unknown: UnknownSubmit) -> None:
         """A submit's answer is lost: its callback may have been here before."""
         now = self._context.clock.monotonic()
         for task_id in self._early_callbacks.find_by_attempt(unknown.attempt_id, now):
-            self._probe(task_id, unknown.attempt_id)
+            self._look_up(task_id, unknown.attempt_id)
 
-    def _probe(self, task_id: str, attempt_id: str) -> None:
+    def _look_up(self, task_id: str, attempt_id: str) -> None:
         """Have the service say whether the lost submit *attempt_id* made *task_id*."""
 
         def on_record(record: TaskRecord | None) -> bool:
@@ -251,7 +251,7 @@ class CallbackProcessor:
 
         self._poller.reconsider()
         until = self._context.clock.monotonic() + BUFFERED_S
-        self._poller.probe(TaskLookup(task_id, on_record, until))
+        self._poller.look_up(TaskLookup(task_id, on_record, until))
 
     def _attribute(self, record: TaskRecord, unknown: UnknownSubmit) -> bool:
         """Adopt the task of *record* if the lost submit made it; nothing else tells more."""

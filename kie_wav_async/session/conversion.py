@@ -240,6 +240,7 @@ class ConversionEntry(TaskEntry):
 
     def notify_waiters(self, error: KieWavError | None = None) -> None:
         """End every wait: with *error*, or with the conversion's outcome if it is `None`."""
+        self.notify_submit_waiters(error)
         waiters, self._waiters = self._waiters or {}, None
         _notify(waiters, error)
 

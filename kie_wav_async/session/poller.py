@@ -7,7 +7,7 @@ poll is on the wire. A poll is never repeated: the next poll is the retry.
 
 A callback that must be confirmed has its task asked about beside the schedule (a
 *hint*), within limits of its own; one that may belong to a lost submit has a task
-*probed* that nobody follows, by the same way. Both go before the scheduled polls,
+*looked up* that nobody follows, by the same way. Both go before the scheduled polls,
 and take at most half of their budget, so that a flood of callbacks ends nobody's
 wait. One poll of a task is on the wire at a time, and what it brings is news for
 everything that follows the task.
@@ -69,8 +69,8 @@ _MAX_IN_PROGRESS: Final = 100
 #: loop are some milliseconds late. Ours.
 _MAX_LATE_S: Final = 0.1
 
-#: Most tasks probed at a time: as many as there are early callbacks. Ours.
-_MAX_PROBES: Final = 10_000
+#: Most tasks looked up at a time: as many as there are early callbacks. Ours.
+_MAX_LOOKUPS: Final = 10_000
 
 #: How many answers of a kind in a row end all waits.
 _MAX_REJECTIONS: Final[Mapping[type[KieWavError], int]] = {
@@ -126,7 +126,7 @@ class Poller:
         # When each task's hint has its turn; items that say otherwise are void.
         self._requested_tasks: dict[str, float] = {}
         self._throttle = PollThrottle(least_gap_s=2 * self._gap_s)
-        self._probes: dict[str, TaskLookup] = {}
+        self._lookups: dict[str, TaskLookup] = {}
         # The tasks with a poll on the wire, and whether a hint came meanwhile.
         self._asking: dict[str, bool] = {}
         # One timeout for all: the order of acceptance is the order of deadlines.
@@ -203,12 +203,12 @@ class Poller:
         else:
             self._push_requested(task_id, self._context.clock.monotonic())
 
-    def probe(self, probe: TaskLookup) -> None:
+    def look_up(self, lookup: TaskLookup) -> None:
         """Ask about a task on a callback's word, until its record says enough."""
-        if len(self._probes) < _MAX_PROBES:
-            _ = self._probes.setdefault(probe.task_id, probe)
-        if probe.task_id in self._probes:
-            self.request_poll(probe.task_id)
+        if len(self._lookups) < _MAX_LOOKUPS:
+            _ = self._lookups.setdefault(lookup.task_id, lookup)
+        if lookup.task_id in self._lookups:
+            self.request_poll(lookup.task_id)
 
     def resume(self) -> None:
         """Resume polling after a final refusal, because somebody waits."""
@@ -243,8 +243,8 @@ class Poller:
         """Follow nothing any more."""
         self._is_closed = True
         self._timer.cancel()
-        for books in (self._due, self._requested, self._requested_tasks, self._probes):
-            books.clear()
+        for collection in (self._due, self._requested, self._requested_tasks, self._lookups):
+            collection.clear()
         self._deadlines.clear()
 
     # --- the scheduler ------------------------------------------------------------------
@@ -327,7 +327,7 @@ class Poller:
             if self._requested_tasks.get(task_id) != due:
                 continue
             del self._requested_tasks[task_id]
-            if task_id not in self._probes and not self._context.registry.known(task_id):
+            if task_id not in self._lookups and not self._context.registry.known(task_id):
                 continue
             turn = max(due, limiter.next_at)
             limiter.spend(task_id, now)
@@ -370,20 +370,20 @@ class Poller:
             is_news = record is not None
             self._distribute(task_id, record)
         finally:
-            is_hinted = self._asking.pop(task_id)
+            is_asked_again = self._asking.pop(task_id)
             if not self._is_closed:
                 self._schedule_next(task_id, again_from, is_news=is_news)
-                if is_hinted:
+                if is_asked_again:
                     self.request_poll(task_id)
             self._arm()
 
     def _distribute(self, task_id: str, record: TaskRecord | None) -> None:
         """Bring a record to everything that waits for it."""
-        probe = self._probes.get(task_id)
-        if probe is not None and probe.on_record(record):
-            del self._probes[task_id]
+        lookup = self._lookups.get(task_id)
+        if lookup is not None and lookup.on_record(record):
+            del self._lookups[task_id]
         conversions = self._context.registry.known(task_id)
-        if probe is None and not conversions:
+        if lookup is None and not conversions:
             self._context.registry.record_late(record)
         for conversion in conversions:
             # Its own turn is still to come, so this poll was another's, or a callback's.
@@ -405,13 +405,13 @@ class Poller:
             if is_news:
                 conversion.next_poll_at = math.inf
             self._push(conversion, due)
-        probe = self._probes.get(task_id)
-        if probe is None:
+        lookup = self._lookups.get(task_id)
+        if lookup is None:
             return
-        if due < probe.until_mono_s:
+        if due < lookup.until_mono_s:
             self._push_requested(task_id, due)
         else:
-            del self._probes[task_id]
+            del self._lookups[task_id]
 
     def observe(
         self, conversion: ConversionEntry, record: TaskRecord | None, *, is_hint: bool = False

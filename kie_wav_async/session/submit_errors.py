@@ -14,6 +14,7 @@ from kie_wav_async.errors import (
     TransportError,
 )
 from kie_wav_async.ledger.states import AttemptOutcome
+from kie_wav_async.protocol.api_constants import KIE_WAV
 
 if TYPE_CHECKING:
     from kie_wav_async.errors import KieWavError
@@ -49,7 +50,9 @@ def outcome_of(error: KieWavError) -> AttemptOutcome:
 
 def exists_error(entry: LedgerEntry) -> AlreadyExistsError:
     """Return the error of a track that has a WAV under a task id that is not known."""
-    return AlreadyExistsError(code=409, message=entry.error or "the WAV exists", track=entry.track)
+    return AlreadyExistsError(
+        code=KIE_WAV.conflict, message=entry.error or "the WAV exists", track=entry.track
+    )
 
 
 def unknown_error(

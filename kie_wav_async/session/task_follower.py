@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kie_wav_async.core.state_machine import Origin, Phase
 from kie_wav_async.errors import AlreadyExistsError, KieWavError, LedgerError
 from kie_wav_async.ledger.states import AttemptOutcome
+from kie_wav_async.protocol.api_constants import KIE_WAV
 from kie_wav_async.session.submit_errors import track_of
 
 if TYPE_CHECKING:
@@ -116,7 +117,10 @@ class TaskFollower:
         """Follow an existing task, unless it converts another track."""
         if self._is_foreign(conversion, task_id, record):
             message = f"the service named task {task_id}, which is another track's"
-            reject(conversion, AlreadyExistsError(code=409, message=message, task_id=task_id))
+            reject(
+                conversion,
+                AlreadyExistsError(code=KIE_WAV.conflict, message=message, task_id=task_id),
+            )
             return
         _ = self._poller.rejoin(task_id)
         self._registry.adopt_existing(conversion, task_id, self._context.clock.monotonic())

@@ -352,7 +352,7 @@ class Simulator:
         heard = CapturedCallback(
             address,
             task_id,
-            (None if task is None else task.captured_callbacks) or str(int(time.time())),
+            (None if task is None else task.captured_timestamp) or str(int(time.time())),
             encode(said),
             self.webhook_key,
         )

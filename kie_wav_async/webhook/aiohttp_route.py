@@ -151,9 +151,3 @@ async def _refuse(request: web.BaseRequest, answer: Answer) -> web.StreamRespons
     # Without this aiohttp would go on reading the body for a while.
     request.protocol.force_close()
     return response
-
-
-# --- ASGI -----------------------------------------------------------------------------------
-
-
-# --- a server of our own --------------------------------------------------------------------

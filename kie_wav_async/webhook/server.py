@@ -6,6 +6,7 @@ import socket
 from typing import TYPE_CHECKING, Final, Self
 
 from kie_wav_async._support.validation import verify_type
+from kie_wav_async.webhook.aiohttp_route import AiohttpHandler
 from kie_wav_async.webhook.capped_server import CappedServer
 from kie_wav_async.webhook.request_handler import CallbackRequestHandler
 
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from kie_wav_async.session.session import WavSession
-from kie_wav_async.webhook.aiohttp_route import AiohttpHandler
 
 _MAX_PORT: Final = 65_535
 

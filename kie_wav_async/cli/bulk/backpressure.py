@@ -7,6 +7,7 @@ from typing import Final
 import attrs
 
 from kie_wav_async._support.rate_meter import RateMeter
+from kie_wav_async.protocol.api_constants import KIE_WAV
 
 # So far back is looked, in seconds in which something was being saved.
 _SPAN_S: Final = 600.0
@@ -16,7 +17,7 @@ _LEAST_S: Final = 60.0
 _STEP_S: Final = 5.0
 
 #: Half of the time for which the service keeps a WAV.
-LONGEST_S: Final = 7 * 86_400.0
+LONGEST_S: Final = KIE_WAV.retention_days * 86_400.0 / 2
 # Once it is on, it takes so much of that to be over: speeds are never steady.
 _OVER: Final = 0.9
 

@@ -16,6 +16,9 @@ import json
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, cast
 
+from kie_wav_async import TaskState
+from kie_wav_async.protocol.api_constants import KIE_WAV
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -35,7 +38,10 @@ _SHOWN: Final = 120
 # How many keys an error names.
 _LISTED: Final = 5
 
-_FINISHED: Final = frozenset({"SUCCESS", "CALLBACK_EXCEPTION"})
+_FINISHED: Final = {
+    *(word for word, state in KIE_WAV.states.items() if state is TaskState.SUCCEEDED),
+    KIE_WAV.callback_failed,
+}
 
 _STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"')
 # What JSON calls what it becomes here.
@@ -240,11 +246,11 @@ def _verify_finished(root: dict[str, object], body: dict[str, object]) -> None:
         raise ValueError(msg)
     for name, good in (
         ("status", _FINISHED),
-        ("state", {"success"}),
-        ("callbackType", {"complete"}),
+        ("state", _FINISHED),
+        ("callbackType", {KIE_WAV.complete}),
     ):
         word = body.get(name.lower())
-        if word is not None and str(word) not in good:
+        if word is not None and str(word).upper() not in good:
             msg = f"a response without all tracks: its {name} is {_cut(str(word))!r}"
             raise ValueError(msg)
 

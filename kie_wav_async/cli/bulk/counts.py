@@ -119,24 +119,24 @@ async def read_counts(result: RunResult) -> RunCounts:
     existing: list[LedgerEntry] = []
     if tally.failed:
         async for page in pages(ledger, FAILED):
-            for standing in page:
-                if standing.state is TrackState.EXISTS_WITHOUT_ID and len(existing) < _EXISTING:
-                    existing.append(standing)
-                reason = _reason(standing)
+            for entry in page:
+                if entry.state is TrackState.EXISTS_WITHOUT_ID and len(existing) < _EXISTING:
+                    existing.append(entry)
+                reason = _reason(entry)
                 if reason not in failures and len(failures) >= _MOST_REASONS:
                     reason = "other reasons"
-                entry = failures.setdefault(reason, Failures(reason, 0, standing.track))
-                entry.count += 1
-    in_doubt: set[Track] = set()
+                group = failures.setdefault(reason, Failures(reason, 0, entry.track))
+                group.count += 1
+    undecided: set[Track] = set()
     if tally.unknown:
         async for page in pages(ledger, [TrackState.UNKNOWN]):
-            in_doubt.update(standing.track for standing in page)
+            undecided.update(entry.track for entry in page)
     return RunCounts(
         tally,
         opening,
-        sorted(failures.values(), key=lambda entry: -entry.count),
+        sorted(failures.values(), key=lambda group: -group.count),
         # Of a track that has a task since, there is nothing to decide.
-        [unknown for unknown in opening.unknown if unknown.track in in_doubt],
+        [unknown for unknown in opening.unknown if unknown.track in undecided],
         existing,
     )
 

@@ -57,12 +57,12 @@ class Plan:
 
         new: How many of them were not in the ledger before.
 
-        bad: How many of its lines are bad, and were left out.
+        invalid: How many of its lines are bad, and were left out.
     """
 
     tracks: int
     new: int
-    bad: int
+    invalid: int
 
 
 @attrs.define

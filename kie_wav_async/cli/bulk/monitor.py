@@ -11,6 +11,7 @@ from kie_wav_async._support.rate_meter import RateMeter
 from kie_wav_async.cli.bulk.estimate import Durations, TrackCounts, time_left_s
 from kie_wav_async.cli.bulk.progress import BulkDisplay, Figures, SavingFigures
 from kie_wav_async.cli.common.streams import is_full
+from kie_wav_async.protocol.api_constants import KIE_WAV
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -30,8 +31,8 @@ _CREDITS_S: Final = 60.0
 _SPAN_S: Final = 60.0
 
 _TOO_SLOW: Final = (
-    "WAVs are saved too slowly: what there is would take more than half of the 14 days that KIE "
-    "keeps them. New submits wait until it is less"
+    "WAVs are saved too slowly: what there is would take more than half of the "
+    f"{KIE_WAV.retention_days} days that KIE keeps them. New submits wait until it is less"
 )
 _FAST_ENOUGH: Final = "WAVs are saved in time again: new submits go on"
 _UNREAD: Final = "stdout is not read at present: new submits and downloads wait until it is"

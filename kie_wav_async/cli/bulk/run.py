@@ -331,8 +331,8 @@ class _Run:
             parts.append(f"{known:,} known or repeated")
         if retried:
             parts.append(f"{retried:,} that came to nothing are tried again")
-        if plan.bad:
-            parts.append(f"{count_words(plan.bad, 'bad line')} left out")
+        if plan.invalid:
+            parts.append(f"{count_words(plan.invalid, 'bad line')} left out")
         self._display.clear()
         self._display.say(f"The catalog: {count_words(plan.tracks, 'track')}; {', '.join(parts)}.")
         if reclaimed:

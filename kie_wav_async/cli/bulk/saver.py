@@ -374,26 +374,26 @@ class Saver:
 
     # --- what is not saved ------------------------------------------------------------------
 
-    async def _take_failure(self, standing: LedgerEntry, error: errors.DownloadError) -> None:
-        track, reason = standing.track, error.reason
+    async def _take_failure(self, entry: LedgerEntry, error: errors.DownloadError) -> None:
+        track, reason = entry.track, error.reason
         if reason == "disk" and not _is_of_one_name(error):
             raise error
         if reason == "expired":  # It says nothing of other files.
             self._be_done(track)
             await self._ledger.mark_expired(track)
             return
-        if self._tells_of_others(standing):
+        if self._tells_of_others(entry):
             self._failing.add(track)
             self._last_failure = without_advice(error)
         rounds = self._rounds.get(track, 0) + 1
         if reason in _TRANSIENT and rounds < _ROUNDS:
             self._rounds[track] = rounds
-            self._put_back(standing, error, _PAUSE_S * 2 ** (rounds - 1))
+            self._put_back(entry, error, _PAUSE_S * 2 ** (rounds - 1))
             return
         self._be_done(track)
         self.given_up += 1
-        entry = self._unsaved.setdefault(reason, Unsaved(reason, without_advice(error), track))
-        entry.count += 1
+        group = self._unsaved.setdefault(reason, Unsaved(reason, without_advice(error), track))
+        group.count += 1
 
     def _tells_of_others(self, entry: LedgerEntry) -> bool:
         """

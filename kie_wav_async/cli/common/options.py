@@ -19,6 +19,7 @@ from kie_wav_async.cli.common.output import (
 from kie_wav_async.cli.common.session_factory import Service
 from kie_wav_async.cli.common.streams import OutputError, verify_stdout
 from kie_wav_async.errors import KieWavError
+from kie_wav_async.protocol.api_constants import KIE_WAV
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
@@ -112,5 +113,5 @@ def service_options(command: Callable[..., int]) -> Callable[..., int]:
     return click.option(
         "--base-url",
         metavar="URL",
-        help="Where the service is.  [default: $KIE_BASE_URL, else https://api.kie.ai]",
+        help=f"Where the service is.  [default: $KIE_BASE_URL, else {KIE_WAV.base_url}]",
     )(given)

@@ -37,10 +37,9 @@ _SLOWEST: Final = 5
 # The service's words may be others each time: memory must not grow with them.
 _MAX_REASONS: Final = 1_000
 
-_UNSAVED: Final = frozenset({TrackState.ACCEPTED, TrackState.SUCCEEDED})
 _READ: Final = (
-    _UNSAVED
-    | {state for state in TrackState if state.came_to_nothing or state.is_converted}
+    {state for state in TrackState if state.is_unsaved or state.is_converted}
+    | {state for state in TrackState if state.came_to_nothing}
     | {TrackState.SUBMITTING}
 )
 
@@ -233,7 +232,7 @@ class CatalogReport:
             self._existing.append(entry)
         if entry.state.came_to_nothing:
             self._take_reason(entry)
-        if entry.state in _UNSAVED:
+        if entry.state.is_unsaved:
             self._take_unsaved(entry)
         if entry.state.is_converted:
             self._take_time(entry)

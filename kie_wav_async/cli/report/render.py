@@ -26,6 +26,7 @@ from kie_wav_async.cli.report.catalog_report import (
     verify_ledger,
 )
 from kie_wav_async.ledger import SqliteLedger, TrackState
+from kie_wav_async.protocol.api_constants import KIE_WAV
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -50,7 +51,7 @@ _MEANING: Final[dict[TrackState, str]] = {
     TrackState.ACCEPTED: "being converted",
     TrackState.SUCCEEDED: "converted, not saved",
     TrackState.SAVED: "converted and saved",
-    TrackState.REJECTED: "refused by the service; nothing was created",
+    TrackState.REJECTED: "rejected by the service; nothing was created",
     TrackState.FAILED: "the conversion failed",
     TrackState.EXPIRED: "converted, not saved, deleted by the service",
 }
@@ -341,7 +342,10 @@ def _show_expiring(found: CatalogReport, console: Console) -> None:
         f"{count:,} {what}"
         for count, what in (
             (found.expiring, "to be deleted by the service within 48 hours"),
-            (found.overdue, "past 14 days by this machine's clock, perhaps still there"),
+            (
+                found.overdue,
+                f"past {KIE_WAV.retention_days} days by this machine's clock, perhaps still there",
+            ),
             (found.expired, "deleted, as the service has said"),
             (found.ageless, "of unknown age"),
         )

@@ -8,9 +8,9 @@ import time
 from typing import TYPE_CHECKING, Final
 
 import attrs
-from yarl import URL
 
 from kie_wav_async import errors
+from kie_wav_async.callbacks.callback_url import find_attempt
 from kie_wav_async.cli.common.output import (
     DONE,
     USAGE,
@@ -348,7 +348,7 @@ def _objection(case: Case, record: TaskRecord | None) -> str | None:
         return f"KIE knows no conversion {task_id}: look the id up again"
     if record.audio_id is not None and record.audio_id != entry.track.audio_id:
         return f"task {task_id} converts another track, {record.audio_id}: look the id up again"
-    attempt_id = _attempt_of(record)
+    attempt_id = find_attempt(record)
     # What exists was there before our submit, and names another one.
     if case.base is AttemptOutcome.UNKNOWN and attempt_id not in {None, entry.attempt_id}:
         return f"task {task_id} was made by another submit, {attempt_id}: look the id up again"
@@ -357,18 +357,6 @@ def _objection(case: Case, record: TaskRecord | None) -> str | None:
             f"KIE's record of task {task_id} does not tell which track it converts: if you are "
             "sure, say --no-check"
         )
-    return None
-
-
-def _attempt_of(record: TaskRecord) -> str | None:
-    """Return the attempt that a record's callback URL names, if it shows one."""
-    for name in ("callbackUrl", "callBackUrl"):
-        try:
-            named = URL(str(record.raw.get(name) or "")).query.getall("attempt", [])
-        except ValueError:
-            continue
-        if len(named) == 1:
-            return named[0]
     return None
 
 
@@ -393,12 +381,12 @@ async def _write(ledger: SqliteLedger, path: Path, cases: Sequence[Case]) -> Non
         )
 
 
-def _is_wrong_file(case: Case, standing: LedgerEntry) -> bool:
+def _is_wrong_file(case: Case, entry: LedgerEntry) -> bool:
     """Whether a track had a file of the task that an earlier word named."""
-    entry = case.entry
-    is_replaced = entry.resolved_from is not None and entry.task_id != (case.task_id or "")
-    is_its = bool(entry.task_id) and standing.task_id == entry.task_id
-    return is_replaced and is_its and standing.state is TrackState.SAVED
+    submit = case.entry
+    is_replaced = submit.resolved_from is not None and submit.task_id != (case.task_id or "")
+    is_its = bool(submit.task_id) and entry.task_id == submit.task_id
+    return is_replaced and is_its and entry.state is TrackState.SAVED
 
 
 def _move(path: Path, entry: LedgerEntry) -> str | None:

@@ -72,13 +72,13 @@ def show(
     path: Path, case: Case, left: Sequence[UnknownSubmit], *, is_dry: bool, as_json: bool
 ) -> None:
     """Print what became of the one submit that was named."""
-    standing, entry = case.ledger_entry, case.entry
-    assert standing is not None  # noqa: S101 - a ledger forgets no track
+    current, entry = case.ledger_entry, case.entry
+    assert current is not None  # noqa: S101 - a ledger forgets no track
     facts = {
         "attempt_id": entry.attempt_id,
         **ids_of(entry.track),
-        "state": standing.state.value,
-        "task_id": standing.task_id or None,
+        "state": current.state.value,
+        "task_id": current.task_id or None,
         "unknown_left": len(left),
     }
     if as_json:
@@ -92,12 +92,12 @@ def show(
         return
     show_moved(case)
     others = [one for one in left if one.track == entry.track]
-    if standing.state is TrackState.UNKNOWN and others:
+    if current.state is TrackState.UNKNOWN and others:
         command, *_ = resolve_commands(path, short_of(others[0], left), None)
         text = f"still unknown, because of another submit: go on with `{command}`, or"
         say(f"{name_of(entry.track)} is {text} with --not-charged.")
     else:
-        say(f"{name_of(entry.track)} is now {_NEXT.get(standing.state, standing.state.value)}.")
+        say(f"{name_of(entry.track)} is now {_NEXT.get(current.state, current.state.value)}.")
     show_left(path, left)
 
 

@@ -29,6 +29,7 @@ from kie_wav_async.cli.common.progress import VerifyDisplay
 from kie_wav_async.cli.common.streams import flush, wait_for_room
 from kie_wav_async.cli.report.catalog_report import is_folder, is_sqlite
 from kie_wav_async.ledger import SqliteLedger, TrackState
+from kie_wav_async.protocol.api_constants import KIE_WAV
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -124,7 +125,7 @@ async def run_verify(path: Path, folder: Path | None, *, as_json: bool) -> int:
     elif found.count and not found.is_good and source.is_ledger:
         display.say(
             "Remove what is damaged: the same `kie-wav bulk` command saves what is missing, for as "
-            "long as KIE has it, which is 14 days."
+            f"long as KIE has it, which is {KIE_WAV.retention_days} days."
         )
     return DONE if found.is_good else FAILED
 
@@ -175,8 +176,8 @@ class _Source:
         _ = await ledger.open(time.time())
         try:
             async for page in pages(ledger, [TrackState.SAVED]):
-                for standing in page:
-                    if (entry := entry_of(standing)) is not None:
+                for row in page:
+                    if (entry := entry_of(row)) is not None:
                         yield entry
         finally:
             await ledger.aclose()

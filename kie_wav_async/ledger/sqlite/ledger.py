@@ -248,12 +248,7 @@ class SqliteLedger:
         return await self._ask(lambda tables: tables.get(track), is_write=False)
 
     async def get_by_task(self, task_id: str) -> LedgerEntry | None:
-        """
-        Return where the track of a task stands; `None` if no track has, or had, that task.
-
-        It may be followed under another one by now. Of several tracks it is the one
-        followed under this task, else the one that was last given it.
-        """
+        """Return where the track of a task stands; see `Ledger.get_by_task`."""
         verify_id(task_id, "task_id")
         return await self._ask(lambda tables: tables.get_by_task(task_id), is_write=False)
 
