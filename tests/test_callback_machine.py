@@ -26,6 +26,7 @@ from kie_wav_async.events import (
     ConversionEnded,
     ConversionSucceeded,
     SubmitAccepted,
+    SubmitUnknown,
 )
 from kie_wav_async.testing import SignedCallback, failed, missing, pending, refused
 
@@ -121,7 +122,6 @@ class CallbackMachine(RuleBasedStateMachine):
         self.told_at: list[float] = []
         self.authentic: list[Delivery] = []
         self.attached: set[str] = set()
-        self.lost: set[str] = set()
         self.refused = 0
         self.ended: dict[object, object] = {}
         self.seen: dict[object, float] = {}
@@ -361,7 +361,6 @@ class CallbackMachine(RuleBasedStateMachine):
             return
         assert is_bounded(self.service, self.session)
         unknowns = {unknown.attempt_id for unknown in self.session.unknown_submits()}
-        self.lost |= unknowns
         told = {getattr(event, "task_id", None) for event in self.told}
         for task in self.service.tasks.values():
             assert task.task_id in told or task.attempt_id in unknowns
@@ -374,11 +373,13 @@ class CallbackMachine(RuleBasedStateMachine):
             return
         known = {*self.service.tasks, *self.attached}
         assert {c.task_id for c in self.session.conversions()} <= known
-        lost = {d.attempt_id for e in [self.session] for d in e.unknown_submits()} | self.lost
+        lost = {event.attempt_id for event in self.told if isinstance(event, SubmitUnknown)}
         named = {d.task_id for d in self.authentic if d.attempt_id in lost}
-        assert {task_id for _, task_id in self.service.polled_at} <= known | named
+        # A read of the credits names none.
+        polled = {task_id for _, task_id in self.service.polled_at if task_id}
+        assert polled <= known | named
         if not self.has_keys:
-            assert {task_id for _, task_id in self.service.polled_at} <= known
+            assert polled <= known
 
     @invariant()
     def callbacks_cause_few_polls(self):
@@ -386,10 +387,10 @@ class CallbackMachine(RuleBasedStateMachine):
         # In quiet nothing else is polled but what a 409 names.
         if not hasattr(self, "world") or not self.is_quiet or self.knows_repeats:
             return
-        moments = [at for at, _ in self.service.polled_at]
-        assert all(b - a > 0.0999 for a, b in itertools.pairwise(moments))
+        polls = [(at, task_id) for at, task_id in self.service.polled_at if task_id]
+        assert all(b - a > 0.0999 for (a, _), (b, _) in itertools.pairwise(polls))
         last: dict[str, float] = {}
-        for at, task_id in self.service.polled_at:
+        for at, task_id in polls:
             assert at - last.get(task_id, -10.0) > 1.999
             last[task_id] = at
 
