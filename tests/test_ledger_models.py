@@ -73,6 +73,8 @@ STATES = {
     "can_be_requeued": "rejected failed expired",
     "has_wav": "succeeded saved",
     "is_converted": "succeeded saved expired",
+    "is_unsaved": "accepted succeeded",
+    "is_final": "saved expired",
 }
 
 
@@ -94,25 +96,3 @@ def test_which_submits_wait_for_a_word() -> None:
     assert ["unknown", "exists_without_id"] == [
         outcome for outcome in AttemptOutcome if outcome.can_be_resolved
     ]
-
-
-#: What is so of a track in each state, by the names of the properties.
-FACTS = {
-    TrackState.PLANNED: {"may_be_sent"},
-    TrackState.SUBMITTING: set(),
-    TrackState.UNKNOWN: set(),
-    TrackState.EXISTS_WITHOUT_ID: {"came_to_nothing"},
-    TrackState.ACCEPTED: {"is_unsaved"},
-    TrackState.SUCCEEDED: {"has_wav", "is_converted", "is_unsaved"},
-    TrackState.SAVED: {"has_wav", "is_converted", "is_final"},
-    TrackState.REJECTED: {"may_be_sent", "is_failure", "came_to_nothing", "can_be_requeued"},
-    TrackState.FAILED: {"may_be_sent", "is_failure", "came_to_nothing", "can_be_requeued"},
-    TrackState.EXPIRED: {"is_converted", "is_final", "can_be_requeued"},
-}
-
-
-@pytest.mark.parametrize("state", TrackState, ids=str)
-def test_what_is_so_of_a_track_in_a_state(state: TrackState) -> None:
-    """Each property of the states holds for exactly those that it is of."""
-    names = [name for name, one in vars(TrackState).items() if isinstance(one, property)]
-    assert FACTS[state] == {name for name in names if getattr(state, name)}

@@ -1212,6 +1212,27 @@ def test_adopted_task_that_is_followed_here(books, made_by) -> None:
     assert before == books.statistics().accepted
 
 
+@pytest.mark.parametrize("way", ["named by a 409", "attached"])
+def test_task_that_was_counted_stays_counted(books, way) -> None:
+    """A task that a submit made is that submit's, however often it is met and ends again."""
+    entry = accepted(books)
+    books.observe(entry, record(TaskState.FAILED), 130.0, "poll")
+    if way == "attached":
+        entry = books.attach("t1", TRACK, 200.0)
+    else:
+        entry = sending(books, attempt_id="a2")
+        books.adopt_existing(entry, "t1", 200.0)
+    books.observe(entry, record(TaskState.FAILED), 230.0, "poll")
+    entry = unknown(books, attempt_id="a3")
+    books.retry(entry)
+    books.send(entry, "a4", NOW_UNIX_S)
+
+    books.adopt_existing(entry, "t1", 300.0)
+
+    assert entry.is_attributed
+    assert (1, 2) == (books.statistics().accepted, books.charges)
+
+
 def test_is_sending(books) -> None:
     """An attempt is on the wire until its fate is known."""
     entry = sending(books)

@@ -166,7 +166,7 @@ class Registry(RegistryIndex[E]):
         others = self.conversions_of(task_id)
         self._follow(entry, task_id, now_mono_s, Origin.ADOPTED)
         is_known = self._ended_tasks.get(task_id, False) or any(
-            other.is_attributed and other.origin is not Origin.ATTACHED for other in others
+            other.is_maker_known for other in others
         )
         entry.is_attributed = is_known or not self.has_unknown_submit(entry)
         self.counters.adopted += 1
@@ -527,8 +527,8 @@ class Registry(RegistryIndex[E]):
                 self._used_slots -= entry.origin is not Origin.ATTACHED
                 self._unfollow(entry)
             if entry.phase is not Phase.TIMED_OUT:
-                is_counted = entry.origin is Origin.SUBMITTED
-                _remember(self._ended_tasks, entry.task_id, is_counted, ENDED_CACHE_SIZE)
+                is_known = entry.is_maker_known or self._ended_tasks.get(entry.task_id, False)
+                _remember(self._ended_tasks, entry.task_id, is_known, ENDED_CACHE_SIZE)
         if entry.track is None:
             return
         if self._by_track.get(entry.track) is entry:

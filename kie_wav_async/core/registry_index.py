@@ -66,7 +66,7 @@ class RegistryIndex(Generic[E]):
         self._more_by_task: dict[str, list[E]] = {}
         self._timed_out: TimedOutTasks[E] = TimedOutTasks()
         self._results: OrderedDict[Track, E] = OrderedDict()
-        # With whether a submit that is counted made it.
+        # With whether it is known which submit made it, if one of ours did.
         self._ended_tasks: OrderedDict[str, bool] = OrderedDict()
         self._unknown = UnknownSubmits()
         self._resolutions: OrderedDict[str, Resolution[E]] = OrderedDict()

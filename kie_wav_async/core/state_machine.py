@@ -231,6 +231,12 @@ class TaskEntry:
         self.submitted_unix_s = 0.0
         self.outcome: WavFile | KieWavError | None = None
 
+    @property
+    def is_maker_known(self) -> bool:
+        """Whether it is known which submit made the task, or that it was there before them."""
+        is_adopted = self.origin is Origin.ADOPTED
+        return self.origin is Origin.SUBMITTED or (is_adopted and self.is_attributed)
+
     def copy_task(self, other: TaskEntry) -> None:
         """Take over what *other*, an entry of the same track, knows of its task."""
         self.task_id = other.task_id
