@@ -580,6 +580,12 @@ def test_there_is_exactly_one_of_each_header(headers):
     assert "headers" == refusal_of(headers)
 
 
+def test_the_refusal_names_the_headers_that_are_wanted():
+    """Whoever reads the refusal can look for both headers in the proxy's settings."""
+    with pytest.raises(SignatureError, match=f"both are {TIME_NAME} and {SIGNATURE_NAME}$"):
+        verify({})
+
+
 @pytest.mark.parametrize("name", [TIME_NAME, SIGNATURE_NAME])
 @pytest.mark.parametrize("changed", [str, str.lower, str.upper, str.title, str.swapcase])
 @pytest.mark.parametrize("first", [False, True])

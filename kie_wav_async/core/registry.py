@@ -23,6 +23,7 @@ from kie_wav_async.core.state_machine import (
     TaskEntry,
     Transition,
     apply,
+    track_of,
 )
 from kie_wav_async.core.task_outcome import terminal_error, wav_of
 from kie_wav_async.errors import (
@@ -105,7 +106,7 @@ class Registry(RegistryIndex[E]):
     def mark_unknown(self, entry: E, now_unix_s: float) -> UnknownSubmit:
         """Note that the submit may have been accepted, and return the doubt."""
         self._end_submit(entry, Transition.MARK_UNKNOWN)
-        track = _track_of(entry)
+        track = track_of(entry)
         unknown = UnknownSubmit(
             track=track,
             attempt_id=entry.attempt_id,
@@ -122,7 +123,7 @@ class Registry(RegistryIndex[E]):
 
     def return_to_unknown(self, entry: E) -> UnknownSubmit:
         """Note that a repeat came to nothing: the earlier doubt stands, and is returned."""
-        unknown = self.find_unknown(_track_of(entry))
+        unknown = self.find_unknown(track_of(entry))
         if unknown is None:
             msg = f"{entry.track} is not in doubt"
             raise IllegalTransition(msg)
@@ -185,7 +186,7 @@ class Registry(RegistryIndex[E]):
                 making: then it explains a doubt only where there is just one, and
                 no other submit that the task may be of.
         """
-        unknowns = self._unknown.attempts_of(_track_of(entry))
+        unknowns = self._unknown.attempts_of(track_of(entry))
         if attempt_id is None and len(unknowns) == 1 and entry.origin is not Origin.SUBMITTED:
             attempt_id = unknowns[0]
         # One that names none leaves it open which of several it was.
@@ -556,10 +557,3 @@ def _remember(cache: OrderedDict[K, V], key: K, value: V, most: int) -> None:
     cache.move_to_end(key)
     if len(cache) > most:
         cache.popitem(last=False)
-
-
-def _track_of(entry: TaskEntry) -> Track:
-    if entry.track is None:
-        msg = "an attached task has no submit"
-        raise IllegalTransition(msg)
-    return entry.track

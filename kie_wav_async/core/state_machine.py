@@ -255,6 +255,19 @@ class TaskEntry:
         self.is_called_back = False
 
 
+def track_of(entry: TaskEntry) -> Track:
+    """
+    Return what the submit of *entry* converts.
+
+    Raises:
+        IllegalTransition: It was attached without a track, and has no submit.
+    """
+    if entry.track is None:
+        msg = "an attached task has no submit"
+        raise IllegalTransition(msg)
+    return entry.track
+
+
 def apply(entry: TaskEntry, event: Transition) -> None:
     """
     Move *entry* to where *event* leads.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from kie_wav_async.core.state_machine import Origin
 from kie_wav_async.errors import AlreadyExistsError, ConversionFailedError, NotFoundError
 from kie_wav_async.models import TaskState, WavFile
-from kie_wav_async.protocol.api_constants import KIE_WAV
+from kie_wav_async.protocol.api_constants import KIE_WAV, deleted_at
 from kie_wav_async.protocol.envelope import quote
 
 if TYPE_CHECKING:
@@ -93,8 +93,7 @@ def wav_of(
     """Return the file of a task that succeeded; for *created_at* see `Registry.observe`."""
     expires_at = None
     if entry.origin is Origin.SUBMITTED:
-        submitted_at = dt.datetime.fromtimestamp(entry.submitted_unix_s, dt.UTC)
-        expires_at = submitted_at + dt.timedelta(days=KIE_WAV.retention_days)
+        expires_at = deleted_at(dt.datetime.fromtimestamp(entry.submitted_unix_s, dt.UTC))
     return WavFile(
         task_id=entry.task_id,
         url=url,

@@ -11,7 +11,7 @@ from yarl import URL
 from kie_wav_async._support.validation import verify_type
 from kie_wav_async.ledger.states import AttemptOutcome, TrackState
 from kie_wav_async.models import SettledBy, Track, UnknownSubmit
-from kie_wav_async.protocol.api_constants import KIE_WAV
+from kie_wav_async.protocol.api_constants import deleted_at
 
 
 @attrs.frozen(kw_only=True)
@@ -86,7 +86,7 @@ class LedgerEntry:
         """
         if self.submitted_at is None or self.is_adopted:
             return None
-        return self.submitted_at + dt.timedelta(days=KIE_WAV.retention_days)
+        return deleted_at(self.submitted_at)
 
 
 @attrs.frozen(kw_only=True)

@@ -10,13 +10,13 @@ WAV Callbacks", "Webhook Security Verification".
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from kie_wav_async import errors
 from kie_wav_async.models import TaskState
 
 if TYPE_CHECKING:
-    import datetime as dt
     from collections.abc import Mapping
 
 
@@ -63,7 +63,7 @@ class ApiTable(NamedTuple):
 
         task_query_name: What the query of a poll calls the task.
 
-        complete: What a callback of a music task calls one that is complete, in upper case.
+        music_finished: What each field of a saved music task says if all tracks are there.
 
         timestamp_header, signature_header: What signs a callback.
 
@@ -100,7 +100,7 @@ class ApiTable(NamedTuple):
     track_list_names: tuple[str, ...]
     submit_names: tuple[str, str, str]
     task_query_name: str
-    complete: str
+    music_finished: Mapping[str, frozenset[str]]
     timestamp_header: str
     signature_header: str
     request_id_header: str
@@ -167,11 +167,20 @@ KIE_WAV: Final = ApiTable(
     track_list_names=("sunoData", "data"),
     submit_names=("taskId", "audioId", "callBackUrl"),
     task_query_name="taskId",
-    complete="COMPLETE",
+    music_finished={
+        "status": frozenset({"SUCCESS", "CALLBACK_EXCEPTION"}),
+        "state": frozenset({"success"}),
+        "callbackType": frozenset({"complete"}),
+    },
     timestamp_header="X-Webhook-Timestamp",
     signature_header="X-Webhook-Signature",
     request_id_header="cf-ray",
 )
+
+
+def deleted_at(created_at: dt.datetime) -> dt.datetime:
+    """Return when the service deletes, about, what it made at *created_at*."""
+    return created_at + dt.timedelta(days=KIE_WAV.retention_days)
 
 
 def is_past_retention(accepted_at: dt.datetime | None, now_unix_s: float | None) -> bool:

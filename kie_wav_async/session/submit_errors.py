@@ -19,16 +19,7 @@ from kie_wav_async.protocol.api_constants import KIE_WAV
 if TYPE_CHECKING:
     from kie_wav_async.errors import KieWavError
     from kie_wav_async.ledger.models import LedgerEntry
-    from kie_wav_async.models import Track, UnknownSubmit
-    from kie_wav_async.session.conversion import ConversionEntry
-
-
-def track_of(conversion: ConversionEntry) -> Track:
-    """Return what a submit converts."""
-    if conversion.track is None:  # pragma: no cover - only attached tasks have none
-        msg = "an attached task has no submit"
-        raise AssertionError(msg)
-    return conversion.track
+    from kie_wav_async.models import UnknownSubmit
 
 
 def outcome_of(error: KieWavError) -> AttemptOutcome:

@@ -22,7 +22,7 @@ from kie_wav_async.core.policies import (
     rate_limit_delay_s,
     retry_delay_s,
 )
-from kie_wav_async.core.state_machine import Phase
+from kie_wav_async.core.state_machine import Phase, track_of
 from kie_wav_async.core.submit_pause import UNKNOWN_IN_A_ROW
 from kie_wav_async.errors import (
     AlreadyExistsError,
@@ -41,7 +41,7 @@ from kie_wav_async.models import OnUnknown, Track
 from kie_wav_async.protocol.api_constants import KIE_WAV
 from kie_wav_async.protocol.responses import is_answered, parse_submit
 from kie_wav_async.session.context import CLOSE_TIMEOUT_S
-from kie_wav_async.session.submit_errors import exists_error, outcome_of, track_of, unknown_error
+from kie_wav_async.session.submit_errors import exists_error, outcome_of, unknown_error
 
 if TYPE_CHECKING:
     from kie_wav_async.core.policies import RateLimit

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from kie_wav_async.core.state_machine import Origin, Phase
+from kie_wav_async.core.state_machine import Origin, Phase, track_of
 from kie_wav_async.errors import AlreadyExistsError, KieWavError, LedgerError
 from kie_wav_async.ledger.states import AttemptOutcome
 from kie_wav_async.protocol.api_constants import KIE_WAV
-from kie_wav_async.session.submit_errors import track_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

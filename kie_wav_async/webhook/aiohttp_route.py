@@ -30,9 +30,6 @@ __all__ = ["add_callback_route"]
 _FILTER: Final = MalformedRequestFilter()
 
 
-# --- aiohttp --------------------------------------------------------------------------------
-
-
 def add_callback_route(
     app: web.Application, session: WavSession, path: str = "/kie/callback"
 ) -> None:

@@ -16,7 +16,6 @@ import json
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, cast
 
-from kie_wav_async import TaskState
 from kie_wav_async.protocol.api_constants import KIE_WAV
 
 if TYPE_CHECKING:
@@ -37,11 +36,6 @@ _UNDERSTOOD: Final = frozenset(name for names in SPELLINGS.values() for name in 
 _SHOWN: Final = 120
 # How many keys an error names.
 _LISTED: Final = 5
-
-_FINISHED: Final = {
-    *(word for word, state in KIE_WAV.states.items() if state is TaskState.SUCCEEDED),
-    KIE_WAV.callback_failed,
-}
 
 _STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"')
 # What JSON calls what it becomes here.
@@ -240,17 +234,13 @@ def _read_response(pairs: Pairs) -> list[Named] | None:
 
 def _verify_finished(root: dict[str, object], body: dict[str, object]) -> None:
     code, message = root.get("code"), root.get("msg")
-    if code is not None and str(code) != "200":
+    if code is not None and str(code) != str(KIE_WAV.ok):
         said = f" {_cut(message)!r}" if isinstance(message, str) else ""
         msg = f"a response without tracks: its code is {_cut(str(code))}{said}"
         raise ValueError(msg)
-    for name, good in (
-        ("status", _FINISHED),
-        ("state", _FINISHED),
-        ("callbackType", {KIE_WAV.complete}),
-    ):
+    for name, good in KIE_WAV.music_finished.items():
         word = body.get(name.lower())
-        if word is not None and str(word).upper() not in good:
+        if word is not None and str(word) not in good:
             msg = f"a response without all tracks: its {name} is {_cut(str(word))!r}"
             raise ValueError(msg)
 

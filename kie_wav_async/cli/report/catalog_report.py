@@ -37,11 +37,9 @@ _SLOWEST: Final = 5
 # The service's words may be others each time: memory must not grow with them.
 _MAX_REASONS: Final = 1_000
 
-_READ: Final = (
-    {state for state in TrackState if state.is_unsaved or state.is_converted}
-    | {state for state in TrackState if state.came_to_nothing}
-    | {TrackState.SUBMITTING}
-)
+_READ: Final = {
+    state for state in TrackState if state.is_unsaved or state.is_converted or state.came_to_nothing
+} | {TrackState.SUBMITTING}
 
 # What comes of a track, by what the service said of it: the state, its code, its words.
 _Key: TypeAlias = tuple[TrackState, int | None, str | None]
