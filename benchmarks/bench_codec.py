@@ -24,7 +24,6 @@ from _server import record
 from kie_wav_async import RateLimit, Track
 from kie_wav_async.core.rate_limiter import SlidingWindowLimiter
 from kie_wav_async.core.registry import Registry
-from kie_wav_async.core.state_machine import TaskEntry
 from kie_wav_async.protocol.http_messages import WireResponse
 from kie_wav_async.protocol.responses import parse_record, parse_submit
 
@@ -80,7 +79,7 @@ def _limit_by_hand() -> None:
     _times.popleft()
 
 
-_registry: Registry[TaskEntry] = Registry(TaskEntry)
+_registry: Registry = Registry()
 _tracks = itertools.cycle([Track(f"{n:032x}", "e231") for n in range(20_000)])
 _entries: dict[Track, Track] = {}
 

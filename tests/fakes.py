@@ -180,7 +180,7 @@ class FakeService:
     def session(self, *, hosts: Iterable[str] = HOSTS, **settings: object) -> WavSession:
         """Return a session that knows *hosts*, as if polls had named files there."""
         session = FakedSession(KEY, transport=self.transport, clock=self.clock, **settings)
-        session._context.hosts.restore(hosts)
+        session._core._hosts.restore(hosts)
         return session
 
     def listening(self, **settings: object) -> WavSession:
@@ -300,7 +300,7 @@ def is_bounded(service: FakeService, session: WavSession) -> bool:
 def make_healthy(session: WavSession) -> None:
     """Have a session believe in its callbacks, as 10 conversions that they settled would."""
     for _ in range(10):
-        session._context.health.record_end(is_called_back=True)
+        session._core._health.record_end(is_called_back=True)
 
 
 def counted(session: WavSession) -> dict[str, int]:

@@ -34,9 +34,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import attrs
 from yarl import URL
 
+from kie_wav_async.core.track_states import AttemptOutcome, TrackState
 from kie_wav_async.errors import LedgerError
 from kie_wav_async.ledger.models import LedgerEntry, RecoveryState
-from kie_wav_async.ledger.states import AttemptOutcome, TrackState
 from kie_wav_async.models import Track
 from kie_wav_async.protocol.api_constants import KIE_WAV
 

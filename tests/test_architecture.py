@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "events": {"models", "errors"},
     "protocol": VALUES,
     "callbacks": VALUES | {"protocol"},
-    "core": VALUES | {"protocol"},
+    "core": VALUES | {"callbacks", "events", "protocol"},
     "http": VALUES | {"protocol"},
     "ledger": VALUES | {"core", "protocol"},
     "downloads": VALUES | {"core", "events", "http", "protocol"},
@@ -46,7 +46,7 @@ PURE = ("models", "errors", "events", "file_names", "protocol", "callbacks", "co
 PURE_MODULES = (
     *("_support/budget", "_support/rate_meter", "_support/secret", "_support/validation"),
     *("downloads/http_range", "downloads/public_address", "downloads/throughput"),
-    *("downloads/url_policy", "downloads/wav_header", "ledger/models", "ledger/states"),
+    *("downloads/url_policy", "downloads/wav_header", "ledger/models"),
 )
 IMPURE = {
     *("aiohttp", "asyncio", "concurrent", "logging", "os", "random", "secrets", "socket"),

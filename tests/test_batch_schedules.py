@@ -134,7 +134,7 @@ class Scenario:
             catalog.on_given = verify_bound
             await self.clock.run(self._consume(consumer, catalog, studio))
             assert () == session.conversions()
-            assert 0 == session._context.registry.used_slots
+            assert 0 == session._core.registry.used_slots
             assert session.statistics().submitted == len(studio.submitted)
             unknowns = {unknown.track for unknown in session.unknown_submits()}
         read = [item for item in items[: catalog.given] if isinstance(item, Track)]

@@ -51,6 +51,20 @@ class Boom(Exception):  # noqa: N818 - it is no error of ours
 
 
 class TestStop:
+    @pytest.mark.parametrize("code", [401, 402, 433])
+    async def test_what_waits_for_the_slot_of_a_refused_submit_is_not_sent(
+        self, clock: FakeClock, studio: Studio, endless: Catalog, code: int
+    ) -> None:
+        """The refusal frees the slot in the same moment in which it stops the batch."""
+        studio.latency_s[1] = 1.0
+        studio.replies[1].append(refused(code))
+        async with studio.session(rate_limit=BY_THREES, max_in_flight=2) as session:
+            await clock.run(session.submit(track(99)))
+            collected = await clock.run(collect(session.convert_all(endless)))
+
+        assert [99, 1] == studio.submitted
+        assert code == collected.error.code
+
     @pytest.mark.parametrize(
         ("code", "kind"),
         [

@@ -186,7 +186,7 @@ async def call_back(trust, *, count):
         poll=PollSchedule(first_s=50_000.0, interval_s=50_000.0, backstop_s=50_000.0),
         timeout_s=None,
     ) as session:
-        session._context.hosts.restore(["media.invalid:443"])
+        session._core._hosts.restore(["media.invalid:443"])
         for number in range(count):
             await session.submit(Track("m", f"a{number}"))
         await clock.run_pending()

@@ -143,7 +143,7 @@ def test_hints_on_many_tasks_poll_ten_a_second():
         assert _most_in(moments, 1.0) == 10
         assert len(moments) in range(399, 402)
         # Only what still counts is remembered.
-        assert len(world.session._poller._throttle._last) <= 21
+        assert len(world.session._core._polls._throttle._last) <= 21
         # Nobody is passed over: 300 tasks at 10 a second are through in 30 s.
         assert len({task_id for _, task_id in world.service.polled_at[:300]}) == 300
 
@@ -163,7 +163,7 @@ def test_thirty_thousand_unknown_tasks_are_bounded():
         with Memory() as memory:
             verdicts += _bring(world, callbacks(25_000, 30_000), query)
         assert verdicts == {CallbackResult.UNKNOWN_TASK: 30_000}
-        assert len(world.session._callbacks._early_callbacks) == MAX_BUFFERED == 10_000
+        assert len(world.session._core._callbacks._early) == MAX_BUFFERED == 10_000
         # They have the place of older ones, whose memory was not traced.
         assert memory.kept < 5_000 * 1_000
         assert world.session.conversions() == ()
@@ -174,7 +174,7 @@ def test_thirty_thousand_unknown_tasks_are_bounded():
         assert world.figures()["unknown_task_callbacks"] == 30_000
         world.advance(901.0)
         _bring(world, [world.callback("music")])
-        assert len(world.session._callbacks._early_callbacks) == 1
+        assert len(world.session._core._callbacks._early) == 1
 
 
 def test_a_flood_of_unknown_tasks_does_not_hide_a_conversion():
@@ -292,7 +292,7 @@ def test_a_flood_that_names_a_lost_attempt_is_bounded():
             _bring(world, callbacks(10_000, 15_000), query)
         _bring(world, callbacks(15_000, 30_000), query)
         assert memory.kept < 5_000 * 1_000
-        assert len(world.session._poller._requested) <= 10_000
+        assert len(world.session._core._polls._requested) <= 10_000
         world.advance(60.0)
         assert len(world.service.polled_at) <= 602
 

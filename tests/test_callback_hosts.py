@@ -15,6 +15,7 @@ from fakes import (
     track,
 )
 from kie_wav_async import CallbackResult, CallbackTrust, PollSchedule
+from kie_wav_async.downloads.url_policy import host_and_port
 from kie_wav_async.errors import LedgerError, SubmitUnknownError
 from kie_wav_async.testing import FakeClock, MemoryLedger, failed, pending, succeeded
 
@@ -314,7 +315,7 @@ async def test_an_early_callback_is_judged_when_its_task_is_known(clock) -> None
         await clock.advance(0.6)
         early = "https://media.invalid/early.wav"
         assert CallbackResult.UNKNOWN_TASK is await service.callback("task0002", early).to(session)
-        session._context.learn_host(URL(HELD_BACK))
+        session._core._hosts.learn(host_and_port(URL(HELD_BACK)))
         conversion = await clock.run(submit)
         assert ("callback", early) == (
             conversion.result().settled_by,
@@ -415,5 +416,5 @@ async def test_what_the_poll_names_is_the_file(clock, service) -> None:
     async with listening(service) as session:
         got = await outcome_of(service, clock, session, EVIL)
         assert (POLLING, "poll", elsewhere, 1) == got
-        assert not session._context.hosts.note_use("evil.example:443")
+        assert not session._core._hosts.note_use("evil.example:443")
     assert WEBHOOK_KEY not in repr(got)

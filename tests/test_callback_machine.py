@@ -357,7 +357,7 @@ class CallbackMachine(RuleBasedStateMachine):
     @invariant()
     def the_bill_is_bounded(self):
         """The service charged between accepted and accepted + unknown, and nothing is forgotten."""
-        if not hasattr(self, "world") or self.session._context.registry.sending:
+        if not hasattr(self, "world") or self.session._core.registry.sending:
             return
         assert is_bounded(self.service, self.session)
         unknowns = {unknown.attempt_id for unknown in self.session.unknown_submits()}

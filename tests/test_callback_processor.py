@@ -394,7 +394,7 @@ async def test_callback_again_is_a_duplicate(clock, service) -> None:
         assert CALLED_BACK_URL == str(conversion.result().url)
         figures = {"submitted": 1, "accepted": 1, "settled_by_callback": 1, "duplicate_results": 4}
         assert figures == counted(session)
-        assert 0 == len(session._callbacks._early_callbacks)
+        assert 0 == len(session._core._callbacks._early)
     received = (events.CallbackReceived, ("task0001", DUPLICATE, True))
     assert [received] * 4 == [told(event) for event in seen]
 
@@ -471,7 +471,7 @@ async def test_callback_before_the_answer_settles_with_it(clock, service) -> Non
         assert UNKNOWN_TASK is await service.callback("task0001").to(session)
         assert (1, 1) == (
             session.statistics().unknown_task_callbacks,
-            len(session._callbacks._early_callbacks),
+            len(session._core._callbacks._early),
         )
         await clock.advance(2.9)
         assert not waiting.done()
@@ -489,7 +489,7 @@ async def test_callback_before_the_answer_settles_with_it(clock, service) -> Non
             "unknown_task_callbacks": 1,
         }
         assert figures == counted(session)
-        assert 0 == len(session._callbacks._early_callbacks)
+        assert 0 == len(session._core._callbacks._early)
         assert DUPLICATE is await service.callback("task0001").to(session)
     assert [
         (events.CallbackReceived, ("task0001", UNKNOWN_TASK, True)),
@@ -550,7 +550,7 @@ async def test_ten_thousand_early_callbacks_are_kept(clock, service, others, is_
         assert UNKNOWN_TASK is await service.callback("task0001").to(session)
         for number in range(others):
             assert UNKNOWN_TASK is await service.callback(f"other{number}").to(session)
-        assert 10_000 == len(session._callbacks._early_callbacks)
+        assert 10_000 == len(session._core._callbacks._early)
         await clock.advance(20.0)
 
         assert is_kept is (await waiting).done()

@@ -121,7 +121,7 @@ async def test_answer_lost_then_callback(clock, service, trust) -> None:
         assert DUPLICATE is await service.callback("task0001").to(session)
         await clock.advance(1_000.0)
         assert 1 == len(service.polled_at)
-        assert 0 == len(session._callbacks._early_callbacks)
+        assert 0 == len(session._core._callbacks._early)
     assert [
         (events.SubmitUnknown, None),
         (events.CallbackReceived, ("task0001", POLLING, True)),
@@ -500,7 +500,7 @@ async def test_no_news_for_15_minutes(clock, service) -> None:
         await clock.advance(2_000.0)
         assert [10.0 * n for n in range(90)] == since(start, service.polled_at_moments)
         assert 1 == len(session.unknown_submits())
-        assert not session._poller._lookups
+        assert not session._core._polls._lookups
 
         await service.callback("task0001").to(session)
         await clock.advance(0.0)
@@ -548,7 +548,7 @@ async def test_user_says_it_was_that_task_meanwhile(clock, service) -> None:
         await clock.advance(100.0)
         assert "task0001" == wav.task_id
         assert (1, 1) == (session.statistics().accepted, session.statistics().adopted)
-        assert not session._poller._lookups
+        assert not session._core._polls._lookups
 
 
 async def test_user_says_it_was_another_task_meanwhile(clock, service) -> None:
@@ -893,7 +893,7 @@ async def test_bill_is_bounded_all_along(clock, service) -> None:
 
     def look(_: events.Event) -> None:
         figures = session.statistics()
-        sending = session._context.registry.sending
+        sending = session._core.registry.sending
         assert figures.accepted <= service.charged
         assert service.charged <= figures.accepted + figures.unknown + sending
         looked.append(figures)

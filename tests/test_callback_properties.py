@@ -31,7 +31,8 @@ from kie_wav_async.testing import SignedCallback, missing, pending, refused, suc
 from strategies import bodies, hostile_json
 
 if TYPE_CHECKING:
-    from kie_wav_async import Conversion
+    from kie_wav_async import WavSession
+    from kie_wav_async.core.state_machine import TaskEntry
 
 TASK = "task0001"
 
@@ -360,7 +361,7 @@ def test_another_product_of_the_account_creates_nothing(drawn, script):
             # Whoever reads access logs knows the attempts; lost ones are another matter.
             lost = {unknown.attempt_id for unknown in world.session.unknown_submits()}
             named = [task for task in world.service.tasks.values() if task.attempt_id not in lost]
-            is_sending = world.session._context.registry.sending
+            is_sending = world.session._core.registry.sending
             query = query_of(named[0]) if named and is_named and not is_sending else ""
             told = world.deliver(world.callback(f"music{number}"), query)
             spared.run(spared.clock.run_pending())
@@ -404,15 +405,22 @@ _deliveries = st.tuples(
 
 def _hint_early_ones(world: World, early: dict[str, float]) -> None:
     """Have tasks that are named in *early* polled as soon as they are followed."""
-    usual = world.session._context.on_followed
+    core = world.session._core
+    usual = core._callbacks.use_early
 
-    def on_followed(conversion: Conversion) -> None:
-        usual(conversion)
-        came_at = early.pop(conversion.task_id, -math.inf)
-        if world.clock.monotonic() - came_at < BUFFERED_S:
-            world.session._poller.request_poll(conversion.task_id)
+    def use_early(entry: TaskEntry, now_s: float) -> None:
+        usual(entry, now_s)
+        came_at = early.pop(entry.task_id, -math.inf)
+        if now_s - came_at < BUFFERED_S:
+            core._polls.request(entry.task_id, now_s)
 
-    world.session._context.on_followed = on_followed
+    core._callbacks.use_early = use_early
+
+
+async def _request_poll(session: WavSession, task_id: str) -> None:
+    """Have a task polled, as a callback does."""
+    session._core._polls.request(task_id, session._context.clock.monotonic())
+    session._loop.do([])
 
 
 @given(_worlds, scripts(_deliveries))
@@ -436,7 +444,7 @@ def test_under_hint_a_delivery_is_a_poll(drawn, script):
             told = world.deliver(_authentic(world, task.task_id, body), query)
             assert told is not CallbackResult.SETTLED
             if any(c.task_id == task.task_id for c in polled.session.conversions()):
-                polled.session._poller.request_poll(task.task_id)
+                polled.run(_request_poll(polled.session, task.task_id))
             elif told is CallbackResult.UNKNOWN_TASK:
                 now = polled.clock.monotonic()
                 if now - early.get(task.task_id, -math.inf) >= BUFFERED_S:

@@ -129,7 +129,7 @@ async def refuse_thrice(
         assert attrs.evolve(before, rejected_callbacks=3) == session.statistics()
         assert not conversion.done()
         assert [] == service.polled_at
-        assert 0 == len(session._callbacks._early_callbacks)
+        assert 0 == len(session._core._callbacks._early)
         assert [(events.CallbackRejected, kind)] * 3 == [told(event) for event in seen]
         assert len({id(event.error) for event in seen} | {id(caught.value)}) == 4
         await clock.advance(1.0)
@@ -265,7 +265,7 @@ async def test_without_keys_an_unknown_task_is_not_kept(clock, service) -> None:
         for task_id in ("task0001", "never-heard-of"):
             assert UNKNOWN_TASK is await service.callback(task_id).to(session)
         assert {"submitted": 1, "unknown_task_callbacks": 2} == counted(session)
-        assert 0 == len(session._callbacks._early_callbacks)
+        assert 0 == len(session._core._callbacks._early)
         await clock.advance(3.0)
         assert not (await waiting).done()
         session.attach("never-heard-of")

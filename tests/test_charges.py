@@ -272,7 +272,7 @@ async def test_no_charge_is_forgotten_at_any_step(clock, fates, name) -> None:
             )
             for _ in range(step):
                 await asyncio.sleep(0)
-                if session._queue.delayed:
+                if session._core.queue.delayed:
                     await clock.advance(0.0)
             if name == "aclose":
                 await session.aclose()

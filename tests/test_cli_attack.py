@@ -108,7 +108,7 @@ class Believing(Quick):
 
     def __init__(self, *given: object, **settings: object) -> None:
         super().__init__(*given, **settings)
-        self._context.hosts.restore(["attacker.invalid:443"])
+        self._core._hosts.restore(["attacker.invalid:443"])
 
 
 class Keyless(Quick):

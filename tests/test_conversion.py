@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from fakes import FakeService, refusal, track
+from kie_wav_async.core.effects import Notify
 from kie_wav_async.errors import (
     ConversionFailedError,
     ConversionTimeoutError,
@@ -170,7 +171,7 @@ async def test_waiter_cancelled_as_the_file_arrives(clock, service) -> None:
         conversion = await clock.run(session.submit(track()))
         wait = asyncio.create_task(conversion.wait())
         await clock.run_pending()
-        conversion._entry.notify_waiters(KieWavError("over"))
+        session._loop.do([Notify(conversion._entry, KieWavError("over"))])
         wait.cancel()
         await asyncio.wait([wait])
         assert wait.cancelled()

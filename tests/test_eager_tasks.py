@@ -176,7 +176,7 @@ async def test_a_callback_ends_a_wait_the_same(clock, trust, has_ledger) -> None
     if has_ledger:
         settings["ledger"] = MemoryLedger()
     async with session_on(clock, SUCCESS, **settings) as session:
-        session._context.hosts.restore(HOSTS)
+        session._core._hosts.restore(HOSTS)
         conversion = await clock.run(session.submit(track()))
         callback = signed_callback("t1", key=WEBHOOK_KEY, now_unix_s=clock.time())
         (sent,) = session._context.transport.submits

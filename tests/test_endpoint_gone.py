@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fakes import FakeService, Fate, counted, lost, raw, track
-from kie_wav_async import OnUnknown, PollSchedule, events
-from kie_wav_async.errors import EndpointGoneError, NotFoundError, SubmitUnknownError
+from kie_wav_async import OnUnknown, PollSchedule, RateLimit, events
+from kie_wav_async.errors import (
+    AuthenticationError,
+    EndpointGoneError,
+    NotFoundError,
+    SubmitUnknownError,
+)
 from kie_wav_async.ledger import TrackState
 from kie_wav_async.testing import (
     FakeClock,
@@ -24,6 +29,7 @@ from kie_wav_async.testing import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kie_wav_async import Outcome
     from kie_wav_async.testing import Reply
 
 STEADY = PollSchedule(first_s=15.0, interval_s=10.0, jitter=0.0)
@@ -219,6 +225,26 @@ async def test_submits_not_sent_end_too(clock, service) -> None:
         await clock.advance(100.0)
         assert [EndpointGoneError] * 3 == [type(wait.exception()) for wait in waits]
     assert 1 == service.charged
+
+
+async def test_a_batch_that_waits_for_room_in_the_queue_goes_on(clock, service) -> None:
+    """When all waits end the queue is empty, so a batch that had no room there has it now."""
+    service.poll_replies += [lambda _: refused(401)] * 2
+    settings = {"rate_limit": RateLimit(2, per_s=10.0), "max_in_flight": 1}
+    async with service.session(**settings) as session:
+        first = await clock.run(session.submit(track(1)))
+        others = [asyncio.ensure_future(session.convert(track(2)))]
+        await clock.run_pending()
+
+        async def convert_all() -> list[Outcome]:
+            return [outcome async for outcome in session.convert_all([track(3)])]
+
+        [outcome] = await clock.run(convert_all())
+        with pytest.raises(AuthenticationError):
+            await others[0]
+
+    assert outcome.ok
+    assert first.done()
 
 
 async def test_a_repeat_that_waits_stays_unknown(clock, service) -> None:

@@ -9,7 +9,7 @@ import attrs
 import pytest
 
 from fakes import ACCEPTED, LOST_CHARGED, LOST_FREE, UNSENT, FakeService, refusal, track
-from kie_wav_async import OnUnknown, events
+from kie_wav_async import OnUnknown, RetryPolicy, events
 from kie_wav_async.errors import (
     ConversionFailedError,
     ConversionTimeoutError,
@@ -122,9 +122,11 @@ async def test_kinds_of_a_varied_run(clock, service) -> None:
     """Each thing that happens is one event, in order, with its moment."""
     seen = []
     service.fates += [UNSENT, refusal(429), refusal(455), LOST_CHARGED, refusal(422)]
-    async with service.session(on_event=seen.append, on_unknown=OnUnknown.RESUBMIT) as session:
+    retry = RetryPolicy(attempts=9)
+    async with service.session(
+        on_event=seen.append, on_unknown=OnUnknown.RESUBMIT, retry=retry
+    ) as session:
         session._context.random = lambda: 0.5
-        session._submitter._retry = attrs.evolve(session._submitter._retry, attempts=9)
         started = clock.time()
         with pytest.raises(SubmitUnknownError):
             await clock.run(session.submit(track(1)))
@@ -156,8 +158,8 @@ async def test_errors_in_events_name_the_track(clock, service) -> None:
     """The error an event carries knows the track it is about."""
     seen = []
     service.fates += [UNSENT, refusal(429), refusal(455), LOST_FREE, refusal(422)]
-    async with service.session(on_event=seen.append) as session:
-        session._submitter._retry = attrs.evolve(session._submitter._retry, attempts=9)
+    retry = RetryPolicy(attempts=9)
+    async with service.session(on_event=seen.append, retry=retry) as session:
         for number in (1, 2):
             with pytest.raises(KieWavError):
                 await clock.run(session.submit(track(number)))

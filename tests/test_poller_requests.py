@@ -10,6 +10,7 @@ import pytest
 
 from fakes import LOST_CHARGED, FakeService, lost, make_healthy, raw, track
 from kie_wav_async import CallbackResult, CallbackTrust, PollSchedule, RateLimit
+from kie_wav_async.core import polls
 from kie_wav_async.errors import (
     AuthenticationError,
     ConversionFailedError,
@@ -17,7 +18,6 @@ from kie_wav_async.errors import (
     NotFoundError,
     SubmitUnknownError,
 )
-from kie_wav_async.session import poller as session_poller
 from kie_wav_async.testing import FakeClock, failed, missing, pending, refused
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ async def test_replay_storm_on_one_task(clock, service) -> None:
                 await callback.to(session)
             await clock.advance(0.5)
         assert [2.0 * n for n in range(8)] == since(start, service.polled_at_moments)
-        poller = session._poller
+        poller = session._core._polls
         assert 2 >= len(poller._requested) + len(poller._requested_tasks) + len(poller._asking)
         assert 8 + 1 >= len(poller._due)
         service.finish("task0001")
@@ -304,8 +304,8 @@ async def test_poll_under_way_may_bring_the_news(clock, service) -> None:
         await hint(service, session)
         await clock.advance(60.0)
         assert (1, True) == (session.statistics().polls, conversion.done())
-        assert not session._poller._asking
-        assert not session._poller._requested
+        assert not session._core._polls._asking
+        assert not session._core._polls._requested
 
 
 async def test_scheduled_poll_waits_for_the_hinted_one_on_the_wire(clock, service) -> None:
@@ -461,7 +461,7 @@ async def test_hint_of_what_has_settled_meanwhile(clock, service) -> None:
         assert 1 == len(service.polls_of("task0001"))
         # Nor does it take the turn of another.
         assert [asked_at] == service.polls_of("task0002")
-        assert not session._poller._requested_tasks
+        assert not session._core._polls._requested_tasks
 
 
 async def test_hint_of_what_has_timed_out_meanwhile(clock, service) -> None:
@@ -489,7 +489,7 @@ async def test_hint_when_the_session_closes(clock, service) -> None:
         await clock.advance(60.0)
         assert 2 == session.statistics().polls
         assert 3 == len(session.conversions())
-        poller = session._poller
+        poller = session._core._polls
         books = (
             poller._requested,
             poller._requested_tasks,
@@ -591,8 +591,8 @@ async def test_hint_of_a_probed_task_puts_its_next_turn_off(clock, service) -> N
 
 async def test_so_many_tasks_are_probed_and_no_more(clock, service, monkeypatch) -> None:
     """There is a bound to the tasks that are asked about though nobody follows them."""
-    assert 10_000 == session_poller._MAX_LOOKUPS
-    monkeypatch.setattr(session_poller, "_MAX_LOOKUPS", 3)
+    assert 10_000 == polls.MAX_LOOKUPS
+    monkeypatch.setattr(polls, "MAX_LOOKUPS", 3)
     service.fates.append(LOST_CHARGED)
     async with hinting(service) as session:
         with pytest.raises(SubmitUnknownError):

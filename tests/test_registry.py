@@ -22,7 +22,7 @@ from kie_wav_async.errors import (
 )
 from kie_wav_async.models import Statistics, UnknownSubmit
 
-Books = Registry[TaskEntry]
+Books = Registry
 
 TRACK = Track("5c79", "e1")
 OTHER = Track("5c79", "e2")
@@ -35,7 +35,7 @@ LINK = URL("https://media.invalid/t1.wav")
 @pytest.fixture
 def books() -> Books:
     """Give empty books."""
-    return Registry(TaskEntry)
+    return Registry()
 
 
 def queued(books: Books, track: Track = TRACK) -> TaskEntry:
@@ -1199,7 +1199,7 @@ def test_adopted_task_that_is_followed_here(books, made_by) -> None:
     # Its wait times out, the track is submitted twice more, and the first of that is lost.
     books.time_out(entry, 9.0, 100.0)
     _ = books.rejoin(books.known("t1")[0], 200.0)
-    again = books._make_entry(TRACK)
+    again = TaskEntry(TRACK)
     books.send(again, "a2", NOW_UNIX_S)
     books.mark_unknown(again, NOW_UNIX_S)
     books.retry(again)

@@ -71,7 +71,7 @@ class BooksMachine(RuleBasedStateMachine):
         )
         registry.RESULT_CACHE_SIZE, registry.ENDED_CACHE_SIZE = REMEMBERED, ENDED_REMEMBERED
         timed_out_tasks.MAX_TIMED_OUT = MAX_KEPT
-        self.books: Registry[TaskEntry] = Registry(TaskEntry)
+        self.books: Registry = Registry()
         self.rows: list[Row] = []
         self.occupant: dict[Track, Row] = {}
         self.followers: dict[str, list[Row]] = {}

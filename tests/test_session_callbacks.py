@@ -418,7 +418,7 @@ async def test_webhook_key_is_in_no_text(clock, service, caplog) -> None:
                 session,
                 session._context,
                 session._callbacks,
-                session._callbacks._early_callbacks,
+                session._core._callbacks._early,
             ]
             for number in (1, 2):
                 await clock.run(session.submit(track(number)))

@@ -95,7 +95,7 @@ class World:
                 assert is_in_bill(service, first.ledger)
                 counted = session.statistics()
                 assert counted.accepted <= service.charged
-                on_wire = session._context.registry.sending
+                on_wire = session._core.registry.sending
                 assert service.charged <= counted.accepted + counted.unknown + on_wire
                 if changes == last:
                     break

@@ -289,8 +289,13 @@ class LedgerMachine(RuleBasedStateMachine):
         if not hasattr(self, "session"):
             return
         self.run(self.clock.run_pending())
-        journal, registry = self.session._context.ledger_writer, self.session._context.registry
-        if journal.calls or journal._unwritten or registry.sending or self.session._poller._lookups:
+        journal, registry = self.session._context.ledger_writer, self.session._core.registry
+        if (
+            journal.calls
+            or journal._unwritten
+            or registry.sending
+            or self.session._core._polls._lookups
+        ):
             return
         if any(word.exception() is not None for word in self.words if word.done()):
             return  # The ledger may have taken it all the same.

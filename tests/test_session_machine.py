@@ -222,7 +222,7 @@ class SessionMachine(RuleBasedStateMachine):
         assert counted.unknown == len(self.session.unknown_submits())
         assert counted.submitted == len(self.service.submitted_at)
         assert counted.polls == len(self.service.polled_at)
-        registry = self.session._context.registry
+        registry = self.session._core.registry
         # More, while the record of a task that a 409 named is asked for.
         assert registry.sending >= self.service.on_wire
 

@@ -94,8 +94,8 @@ async def test_key_is_in_no_text(caplog) -> None:
                 session._context,
                 session._context.requests,
                 session._coordinator,
-                session._submitter,
-                session._poller,
+                session._loop,
+                session._core._polls,
                 session._reads,
             ]
             shown += [call(track()) for call in (session.submit, session.convert)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 
 import pytest
@@ -153,5 +154,11 @@ def test_a_new_entry_is_queued_and_knows_nothing() -> None:
         "task_id": "",
         "track": Track("5c79", "e1"),
         "unread_response": "",
+        "_waiters": None,
+        "awaits_callback": False,
+        "handle": None,
+        "is_unwritten": False,
+        "next_poll_at": math.inf,
+        "waits_for_maintenance": False,
     } == state_of(entry)
     assert not hasattr(entry, "__dict__")

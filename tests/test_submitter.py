@@ -111,7 +111,7 @@ async def test_last_ten_thousand_results_are_remembered(clock, service) -> None:
     """Of 10,001 results the oldest is forgotten, and only that one is sent again."""
     assert 10_000 == RESULT_CACHE_SIZE
     async with service.session() as session:
-        registry = session._context.registry
+        registry = session._core.registry
         for number in range(10_001):
             entry = registry.attach(f"t{number}", track(number), 0.0)
             record = TaskRecord(

@@ -346,12 +346,12 @@ async def test_resolved_as_a_task_attached_before(clock, service) -> None:
         await clock.advance(5.0)
         assert (attached, again.result()) == session.conversions()
         assert 2 == session.statistics().in_flight
-        assert 2 == session._context.registry.used_slots
+        assert 2 == session._core.registry.used_slots
         assert is_bounded(service, session)
         await clock.advance(100.0)
         counted = session.statistics()
         assert (2, 0) == (counted.settled_by_poll, counted.duplicate_results)
-        assert 0 == session._context.registry.used_slots
+        assert 0 == session._core.registry.used_slots
         times = [at for at, task_id in service.polled_at if task_id == "task0001"]
         assert all(later - earlier >= 8.0 for earlier, later in itertools.pairwise(times))
 

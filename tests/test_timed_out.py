@@ -501,8 +501,8 @@ async def play(moves: list[tuple[str, object]], *, has_ledger: bool) -> None:
         assert (0, ()) == (figures.in_flight, session.conversions())
         assert (
             0
-            == session._context.registry.used_slots
-            == len(session._context.registry._timed_out._by_track)
+            == session._core.registry.used_slots
+            == len(session._core.registry._timed_out._by_track)
         )
 
 
@@ -532,7 +532,7 @@ async def test_it_is_kept_as_long_as_its_file(clock, service) -> None:
         await time_out(clock, session, 1)
         await clock.advance(14 * 86_400.0)
         await time_out(clock, session, 2)
-        books = session._context.registry
+        books = session._core.registry
         assert (None, "task0002") == (
             books.find_timed_out(track(1)),
             books.find_timed_out(track(2)).task_id,
@@ -550,7 +550,7 @@ async def test_what_ended_is_not_kept(clock, service) -> None:
         await clock.advance(1.0)
         service.finish("task0003")
         await clock.run(session.convert(track(3)))
-        books = session._context.registry
+        books = session._core.registry
         assert ["task0004"] == [*books._timed_out._by_task]
         assert [track(4)] == [*books._timed_out._by_track]
         assert (0, 0) == (books.statistics().in_flight, books.used_slots)

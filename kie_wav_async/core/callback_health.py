@@ -10,10 +10,7 @@ with another replica, which may receive the callbacks for our tasks.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from typing import Final
 
 #: How many conversions in a row must have been settled by callbacks.
 HISTORY_LENGTH: Final = 10
@@ -26,15 +23,15 @@ class CallbackHealth:
     Attributes:
         is_healthy: Whether callbacks are healthy.
 
-        on_unhealthy: Called when they no longer are.
+        is_lost: Whether they have stopped being so, and `pop_loss` was not called since.
     """
 
-    __slots__ = ("_in_a_row", "on_unhealthy")
+    __slots__ = ("_in_a_row", "is_lost")
 
     def __init__(self) -> None:
         """Start with none."""
         self._in_a_row = 0
-        self.on_unhealthy: Callable[[], None] = lambda: None
+        self.is_lost = False
 
     @property
     def is_healthy(self) -> bool:
@@ -49,8 +46,11 @@ class CallbackHealth:
             self.mark_unhealthy()
 
     def mark_unhealthy(self) -> None:
-        """End health, and call `on_unhealthy` if callbacks were healthy."""
-        was_good = self.is_healthy
+        """Note a reason to wait for callbacks no more."""
+        self.is_lost |= self.is_healthy
         self._in_a_row = 0
-        if was_good:
-            self.on_unhealthy()
+
+    def pop_loss(self) -> bool:
+        """Return whether callbacks have stopped being healthy since this was last asked."""
+        was_lost, self.is_lost = self.is_lost, False
+        return was_lost

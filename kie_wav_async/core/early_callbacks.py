@@ -34,12 +34,16 @@ class VerifiedCallback(NamedTuple):
 
         attempt_id: The attempt that the delivery's URL names; `None` for none.
 
-        wav_url: The file, if the callback reports a success that may be believed.
+        wav_url: The file, if the callback reports a success that may be believed, and
+            files may be fetched from there.
+
+        host: The host and port of that file, as ``name:port``.
     """
 
     task_id: str
     attempt_id: str | None
-    wav_url: URL | None
+    wav_url: URL | None = None
+    host: str | None = None
 
 
 class EarlyCallbackBuffer:
@@ -64,7 +68,7 @@ class EarlyCallbackBuffer:
         kept = self._buffered.get(callback.task_id)
         if kept is not None:
             if kept[1].attempt_id is None:
-                callback = callback._replace(wav_url=None)
+                callback = callback._replace(wav_url=None, host=None)
                 self._buffered[callback.task_id] = (kept[0], callback)
             return
         self._buffered[callback.task_id] = (now_mono_s, callback)

@@ -11,8 +11,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
+from kie_wav_async.core.effects import KeepHost
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
+
+    from kie_wav_async.core.effects import Outbox
 
 #: How many hosts of files are kept, here and in a ledger.
 MAX_HOSTS: Final = 100
@@ -23,18 +27,13 @@ _SLACK: Final = 10
 
 
 class KnownHosts:
-    """
-    Remembers at most 100 hosts, as ``name:port``; the least recently used one goes.
+    """Remembers at most 100 hosts, as ``name:port``; the least recently used one goes."""
 
-    Args:
-        write: Called with a host that is to be written down as the latest.
-    """
+    __slots__ = ("_hosts", "_outbox", "_serial")
 
-    __slots__ = ("_hosts", "_serial", "_write")
-
-    def __init__(self, write: Callable[[str], None]) -> None:
-        """Start with none."""
-        self._write = write
+    def __init__(self, outbox: Outbox) -> None:
+        """Start with none; *outbox* gets those that are to be written down as the latest."""
+        self._outbox = outbox
         # By use; with when each was last written down, in numbers of writes.
         self._hosts: OrderedDict[str, int] = OrderedDict()
         self._serial = 0
@@ -50,7 +49,7 @@ class KnownHosts:
         written = self._hosts.get(host)
         if written is None or self._serial - written > _SLACK:
             self._note_written(host)
-            self._write(host)
+            self._outbox.put(KeepHost(host))
         self._touch(host)
 
     def note_use(self, host: str | None) -> bool:

@@ -54,25 +54,24 @@ ENDED_CACHE_SIZE: Final = 10_000
 RESOLUTION_CACHE_SIZE: Final = 10_000
 
 
-E = TypeVar("E", bound=TaskEntry)
 K = TypeVar("K")
 V = TypeVar("V")
 
 
-class Registry(RegistryIndex[E]):
+class Registry(RegistryIndex):
     """Applies what happens to the entries."""
 
     # --- what happens to a submit -----------------------------------------------
 
-    def enqueue(self, track: Track) -> E:
+    def enqueue(self, track: Track) -> TaskEntry:
         """Open an entry for *track*, which must have none that is not terminal."""
         if track in self._by_track:
             msg = f"{track} has an entry already"
             raise IllegalTransition(msg)
-        entry = self._by_track[track] = self._make_entry(track)
+        entry = self._by_track[track] = TaskEntry(track)
         return entry
 
-    def send(self, entry: E, attempt_id: str, now_unix_s: float) -> None:
+    def send(self, entry: TaskEntry, attempt_id: str, now_unix_s: float) -> None:
         """Note that the submit goes out now, under the name *attempt_id*."""
         apply(entry, Transition.SEND)
         entry.attempt_id = attempt_id
@@ -84,11 +83,11 @@ class Registry(RegistryIndex[E]):
         self._used_slots += 1
         self.counters.submitted += 1
 
-    def requeue(self, entry: E) -> None:
+    def requeue(self, entry: TaskEntry) -> None:
         """Note that the submit created nothing, and waits for another turn."""
         self._end_submit(entry, Transition.REQUEUE)
 
-    def reject(self, entry: E, error: KieWavError) -> None:
+    def reject(self, entry: TaskEntry, error: KieWavError) -> None:
         """Note that the submit created nothing, and is over; not for an entry in doubt."""
         self._verify_free(entry)
         if entry.phase is Phase.SUBMITTING:
@@ -97,13 +96,13 @@ class Registry(RegistryIndex[E]):
             apply(entry, Transition.REJECT)
         self._end(entry, error)
 
-    def cancel(self, entry: E, error: KieWavError) -> None:
+    def cancel(self, entry: TaskEntry, error: KieWavError) -> None:
         """Note that nobody waits for the queued submit any more; not for an entry in doubt."""
         self._verify_free(entry)
         apply(entry, Transition.CANCEL)
         self._end(entry, error)
 
-    def mark_unknown(self, entry: E, now_unix_s: float) -> UnknownSubmit:
+    def mark_unknown(self, entry: TaskEntry, now_unix_s: float) -> UnknownSubmit:
         """Note that the submit may have been accepted, and return the doubt."""
         self._end_submit(entry, Transition.MARK_UNKNOWN)
         track = track_of(entry)
@@ -117,11 +116,11 @@ class Registry(RegistryIndex[E]):
         self._unknown.add(unknown)
         return unknown
 
-    def has_unknown_submit(self, entry: E) -> bool:
+    def has_unknown_submit(self, entry: TaskEntry) -> bool:
         """Return whether an earlier attempt at the entry's track is of unknown fate."""
         return bool(self._unknown.attempts_of(entry.track))
 
-    def return_to_unknown(self, entry: E) -> UnknownSubmit:
+    def return_to_unknown(self, entry: TaskEntry) -> UnknownSubmit:
         """Note that a repeat came to nothing: the earlier doubt stands, and is returned."""
         unknown = self.find_unknown(track_of(entry))
         if unknown is None:
@@ -133,14 +132,14 @@ class Registry(RegistryIndex[E]):
             apply(entry, Transition.RETURN_TO_UNKNOWN)
         return unknown
 
-    def retry(self, entry: E) -> None:
+    def retry(self, entry: TaskEntry) -> None:
         """Put an entry of unknown fate back into the queue."""
         apply(entry, Transition.RETRY)
         entry.attempts = 0
 
     def accept(
         self,
-        entry: E,
+        entry: TaskEntry,
         task_id: str,
         now_mono_s: float,
         *,
@@ -158,7 +157,7 @@ class Registry(RegistryIndex[E]):
         if entry.may_double_charge:
             self.counters.possible_double_charges += 1
 
-    def adopt_existing(self, entry: E, task_id: str, now_mono_s: float) -> None:
+    def adopt_existing(self, entry: TaskEntry, task_id: str, now_mono_s: float) -> None:
         """
         Note that the service named *task_id* for the submit on the wire: it existed.
 
@@ -172,7 +171,7 @@ class Registry(RegistryIndex[E]):
         entry.is_attributed = is_known or not self.has_unknown_submit(entry)
         self.counters.adopted += 1
 
-    def attribute(self, entry: E, attempt_id: str | None) -> str | None:
+    def attribute(self, entry: TaskEntry, attempt_id: str | None) -> str | None:
         """
         Note which attempt the record of a task that existed names.
 
@@ -199,7 +198,7 @@ class Registry(RegistryIndex[E]):
 
     def adopt_unknown(
         self, attempt_id: str, task_id: str, now_mono_s: float, *, is_resolution: bool = False
-    ) -> E:
+    ) -> TaskEntry:
         """
         Note that the attempt of unknown fate created *task_id*; return its entry.
 
@@ -223,7 +222,7 @@ class Registry(RegistryIndex[E]):
             _remember(self._resolutions, attempt_id, word, RESOLUTION_CACHE_SIZE)
         return entry
 
-    def _adopt(self, unknown: UnknownSubmit, task_id: str, now_mono_s: float) -> E:
+    def _adopt(self, unknown: UnknownSubmit, task_id: str, now_mono_s: float) -> TaskEntry:
         entry = self._by_track.get(unknown.track)
         if entry is None or entry.phase is not Phase.UNKNOWN:
             # The track went on under another attempt; this one is followed beside it.
@@ -233,7 +232,7 @@ class Registry(RegistryIndex[E]):
             if followed is not None:
                 self._claim(followed, unknown.track)
                 return followed
-            entry = self._make_entry(unknown.track)
+            entry = TaskEntry(unknown.track)
             entry.phase = Phase.DISCOVERED
             self._by_track.setdefault(unknown.track, entry)
         entry.attempt_id = unknown.attempt_id
@@ -242,7 +241,7 @@ class Registry(RegistryIndex[E]):
         self.counters.accepted += 1
         return entry
 
-    def retract(self, attempt_id: str) -> E | None:
+    def retract(self, attempt_id: str) -> TaskEntry | None:
         """
         Take back the user's word on an attempt: its fate is unknown again.
 
@@ -272,7 +271,7 @@ class Registry(RegistryIndex[E]):
             del self._results[track]
         return None
 
-    def _detach(self, entry: E, word: Resolution[E]) -> E | None:
+    def _detach(self, entry: TaskEntry, word: Resolution) -> TaskEntry | None:
         """Take the track of a word that was wrong from what follows the task."""
         track = word.unknown.track
         is_first = self._by_track.get(track) is entry
@@ -296,7 +295,7 @@ class Registry(RegistryIndex[E]):
             del self._by_track[track]
         return None
 
-    def _claim(self, entry: E, track: Track) -> None:
+    def _claim(self, entry: TaskEntry, track: Track) -> None:
         """Note that a task in flight is the one that a lost submit of *track* created."""
         if entry.origin is not Origin.ATTACHED:
             # A later submit was given it, and has been counted, unless a 409 named
@@ -311,7 +310,7 @@ class Registry(RegistryIndex[E]):
         self.counters.adopted += 1
         self.counters.accepted += 1
 
-    def mark_not_charged(self, attempt_id: str, *, is_resolution: bool = False) -> E | None:
+    def mark_not_charged(self, attempt_id: str, *, is_resolution: bool = False) -> TaskEntry | None:
         """
         Note that the attempt of unknown fate was not charged.
 
@@ -344,7 +343,7 @@ class Registry(RegistryIndex[E]):
     def restore_unknown(self, track: Track) -> None:
         """Note that all there is of *track* are submits of unknown fate, if there are."""
         if self._unknown.attempts_of(track) and track not in self._by_track:
-            entry = self._by_track[track] = self._make_entry(track)
+            entry = self._by_track[track] = TaskEntry(track)
             entry.phase = Phase.UNKNOWN
 
     def restore(
@@ -356,7 +355,7 @@ class Registry(RegistryIndex[E]):
         attempt_id: str,
         submitted_unix_s: float | None,
         accepted_at: dt.datetime | None = None,
-    ) -> E:
+    ) -> TaskEntry:
         """
         Follow a task of an earlier run again, of a track that has no task here.
 
@@ -365,7 +364,7 @@ class Registry(RegistryIndex[E]):
         """
         entry = self._by_track.get(track)
         if entry is None:
-            entry = self._by_track[track] = self._make_entry(track)
+            entry = self._by_track[track] = TaskEntry(track)
             entry.phase = Phase.DISCOVERED
         entry.attempt_id = attempt_id
         entry.accepted_at = accepted_at
@@ -376,16 +375,16 @@ class Registry(RegistryIndex[E]):
         entry.is_attributed = not self.has_unknown_submit(entry)
         return entry
 
-    def restore_result(self, track: Track, wav: WavFile) -> E:
+    def restore_result(self, track: Track, wav: WavFile) -> TaskEntry:
         """Remember a success of an earlier run, of a track without an entry."""
-        entry = self._make_entry(track)
+        entry = TaskEntry(track)
         entry.task_id = wav.task_id
         entry.phase = Phase.SUCCEEDED
         entry.outcome = wav
         _remember(self._results, track, entry, RESULT_CACHE_SIZE)
         return entry
 
-    def replace_outcome(self, entry: E, error: KieWavError) -> None:
+    def replace_outcome(self, entry: TaskEntry, error: KieWavError) -> None:
         """End a terminal entry with *error* instead: its end could not be written down."""
         entry.outcome = error
         self._ended_tasks.pop(entry.task_id, None)
@@ -394,23 +393,23 @@ class Registry(RegistryIndex[E]):
 
     # --- what happens to a task ---------------------------------------------------
 
-    def attach(self, task_id: str, track: Track | None, now_mono_s: float) -> E:
+    def attach(self, task_id: str, track: Track | None, now_mono_s: float) -> TaskEntry:
         """Open an entry for a task submitted elsewhere, which must not be in flight here."""
-        entry = self._make_entry(track)
+        entry = TaskEntry(track)
         entry.phase = Phase.DISCOVERED
         if track is not None:
             self._by_track.setdefault(track, entry)
         self._follow(entry, task_id, now_mono_s, Origin.ATTACHED)
         return entry
 
-    def set_track(self, entry: E, track: Track) -> None:
+    def set_track(self, entry: TaskEntry, track: Track) -> None:
         """Note what an attached task converts, once that is known."""
         entry.track = track
         self._by_track.setdefault(track, entry)
 
     def observe(
         self,
-        entry: E,
+        entry: TaskEntry,
         record: TaskRecord | None,
         now_mono_s: float,
         settled_by: SettledBy,
@@ -454,7 +453,7 @@ class Registry(RegistryIndex[E]):
             record is not None and record.state is not TaskState.PENDING
         )
 
-    def time_out(self, entry: E, timeout_s: float, now_mono_s: float) -> None:
+    def time_out(self, entry: TaskEntry, timeout_s: float, now_mono_s: float) -> None:
         """Note that we stop waiting for the task; it may still finish, and is kept."""
         apply(entry, Transition.TIME_OUT)
         self.counters.timed_out += 1
@@ -470,7 +469,7 @@ class Registry(RegistryIndex[E]):
 
         self._keep_timed_out(entry, now_mono_s)
 
-    def rejoin(self, entry: E, now_mono_s: float) -> None:
+    def rejoin(self, entry: TaskEntry, now_mono_s: float) -> None:
         """Follow a kept task again, as if it had just been accepted."""
         self._follow(entry, entry.task_id, now_mono_s, entry.origin)
         if entry.track is not None:
@@ -478,30 +477,30 @@ class Registry(RegistryIndex[E]):
 
     # --- inside -------------------------------------------------------------------
 
-    def _keep_timed_out(self, ended: E, now_mono_s: float) -> None:
+    def _keep_timed_out(self, ended: TaskEntry, now_mono_s: float) -> None:
         """Keep the task of an entry that timed out, unless another one still follows it."""
         follower = self._by_task.get(ended.task_id)
         if follower is not None:
             if ended.track is not None and follower.track in {None, ended.track}:
                 self.set_track(follower, ended.track)
             return
-        entry = self._make_entry(ended.track)
+        entry = TaskEntry(ended.track)
         entry.phase = Phase.TIMED_OUT_KEPT
         entry.copy_task(ended)
         entry.accepted_mono_s = now_mono_s
         self._timed_out.add(entry, now_mono_s)
 
-    def _verify_free(self, entry: E) -> None:
+    def _verify_free(self, entry: TaskEntry) -> None:
         if self.has_unknown_submit(entry):
             msg = f"{entry.track} is in doubt"
             raise IllegalTransition(msg)
 
-    def _end_submit(self, entry: E, event: Transition) -> None:
+    def _end_submit(self, entry: TaskEntry, event: Transition) -> None:
         apply(entry, event)
         self._sending.discard(entry.attempt_id)
         self._used_slots -= 1
 
-    def _follow(self, entry: E, task_id: str, now_mono_s: float, origin: Origin) -> None:
+    def _follow(self, entry: TaskEntry, task_id: str, now_mono_s: float, origin: Origin) -> None:
         was_sending = entry.phase is Phase.SUBMITTING
         apply(entry, Transition.ACCEPT)
         if (kept := self._timed_out.get(task_id)) is not None:
@@ -519,7 +518,7 @@ class Registry(RegistryIndex[E]):
             # the limit if need be.
             self._used_slots += 1
 
-    def _end(self, entry: E, outcome: WavFile | KieWavError) -> None:
+    def _end(self, entry: TaskEntry, outcome: WavFile | KieWavError) -> None:
         """Take a terminal entry out of the books of the living."""
         entry.outcome = outcome
         if entry.task_id:
@@ -537,7 +536,7 @@ class Registry(RegistryIndex[E]):
         if entry.phase is Phase.SUCCEEDED:
             _remember(self._results, entry.track, entry, RESULT_CACHE_SIZE)
 
-    def _unfollow(self, entry: E) -> None:
+    def _unfollow(self, entry: TaskEntry) -> None:
         """Take an entry out of those that follow its task; the next one steps forward."""
         beside = self._more_by_task.get(entry.task_id)
         if beside is None:

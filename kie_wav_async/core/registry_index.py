@@ -7,7 +7,7 @@ Pure, as `core.registry` is, which changes it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 from kie_wav_async.core.counters import Counters
 from kie_wav_async.core.state_machine import Phase, TaskEntry
@@ -16,12 +16,10 @@ from kie_wav_async.core.unknown_submits import UnknownSubmits
 from kie_wav_async.models import Statistics, Track, UnknownSubmit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-E = TypeVar("E", bound=TaskEntry)
+    from collections.abc import Iterator
 
 
-class Resolution(NamedTuple, Generic[E]):
+class Resolution(NamedTuple):
     """
     What the user said of a submit of unknown fate, and what that changed.
 
@@ -43,58 +41,57 @@ class Resolution(NamedTuple, Generic[E]):
 
     unknown: UnknownSubmit
     task_id: str | None = None
-    entry: E | None = None
+    entry: TaskEntry | None = None
     is_created: bool = False
     was_attached: bool = False
     accepted: int = 0
     adopted: int = 0
 
 
-class RegistryIndex(Generic[E]):
+class RegistryIndex:
     """
     Holds the entries, and finds them by track, task or attempt.
 
     `Registry` changes them.
     """
 
-    def __init__(self, make_entry: Callable[[Track | None], E]) -> None:
-        """Start empty; *make_entry* makes the entries."""
-        self._make_entry = make_entry
-        self._by_track: dict[Track, E] = {}
-        self._by_task: dict[str, E] = {}
+    def __init__(self) -> None:
+        """Start empty."""
+        self._by_track: dict[Track, TaskEntry] = {}
+        self._by_task: dict[str, TaskEntry] = {}
         # Who follows a task beside the first; rare: attached, and then submitted.
-        self._more_by_task: dict[str, list[E]] = {}
-        self._timed_out: TimedOutTasks[E] = TimedOutTasks()
-        self._results: OrderedDict[Track, E] = OrderedDict()
+        self._more_by_task: dict[str, list[TaskEntry]] = {}
+        self._timed_out: TimedOutTasks = TimedOutTasks()
+        self._results: OrderedDict[Track, TaskEntry] = OrderedDict()
         # With whether it is known which submit made it, if one of ours did.
         self._ended_tasks: OrderedDict[str, bool] = OrderedDict()
         self._unknown = UnknownSubmits()
-        self._resolutions: OrderedDict[str, Resolution[E]] = OrderedDict()
+        self._resolutions: OrderedDict[str, Resolution] = OrderedDict()
         self._sending: set[str] = set()
         self._used_slots = 0
         self._in_flight = 0
         self._accepted_before = 0
         self.counters = Counters()
 
-    def find(self, track: Track) -> E | None:
+    def find(self, track: Track) -> TaskEntry | None:
         """Return the entry of *track* that is not terminal, if there is one."""
         return self._by_track.get(track)
 
-    def find_task(self, task_id: str) -> E | None:
+    def find_task(self, task_id: str) -> TaskEntry | None:
         """Return the entry in flight under *task_id*, if there is one."""
         return self._by_task.get(task_id)
 
-    def conversions_of(self, task_id: str) -> tuple[E, ...]:
+    def conversions_of(self, task_id: str) -> tuple[TaskEntry, ...]:
         """Return every entry in flight under *task_id*, the first one first."""
         first = self._by_task.get(task_id)
         return () if first is None else (first, *self._more_by_task.get(task_id, ()))
 
-    def known(self, task_id: str) -> tuple[E, ...]:
+    def known(self, task_id: str) -> tuple[TaskEntry, ...]:
         """Return every entry that news of *task_id* is for, in flight or kept."""
         kept = self._timed_out.get(task_id)
         return self.conversions_of(task_id) if kept is None else (kept,)
 
-    def find_timed_out(self, track: Track) -> E | None:
+    def find_timed_out(self, track: Track) -> TaskEntry | None:
         """Return the latest entry of *track* whose wait timed out, if one is kept."""
         return self._timed_out.latest_of(track)
 
@@ -102,7 +99,7 @@ class RegistryIndex(Generic[E]):
         """Return whether the task, not in flight now, is one of the last that ended here."""
         return task_id in self._ended_tasks
 
-    def find_result(self, track: Track) -> E | None:
+    def find_result(self, track: Track) -> TaskEntry | None:
         """Return the remembered success of *track*, if there is one."""
         return self._results.get(track)
 
@@ -128,13 +125,13 @@ class RegistryIndex(Generic[E]):
         """Return every attempt whose fate is unknown, oldest first."""
         return self._unknown.all()
 
-    def in_flight(self) -> Iterator[E]:
+    def in_flight(self) -> Iterator[TaskEntry]:
         """Yield every entry that is ACCEPTED, oldest first where that is known."""
         yield from self._by_task.values()
         for entries in self._more_by_task.values():
             yield from entries
 
-    def waiting(self) -> tuple[E, ...]:
+    def waiting(self) -> tuple[TaskEntry, ...]:
         """Return every entry that is QUEUED, SUBMITTING or UNKNOWN."""
         return tuple(e for e in self._by_track.values() if e.phase is not Phase.ACCEPTED)
 

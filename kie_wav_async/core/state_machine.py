@@ -46,7 +46,10 @@ Pure: values and one table; who applies it, and when, is the registry's business
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Final
+import math
+from typing import TYPE_CHECKING, Final, Protocol
+
+from kie_wav_async.errors import SessionClosedError
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -151,9 +154,21 @@ class Origin(enum.Enum):
     ATTACHED = enum.auto()  #: the user named it; not ours to count
 
 
+class Waiter(Protocol):
+    """What is notified when a wait is over: a future, or something like one."""
+
+    def done(self) -> bool:
+        """Return whether it needs no notification any more."""
+        ...
+
+    def set_result(self, result: KieWavError | None, /) -> object:
+        """Take the error that ended the wait; `None`: see the entry's outcome."""
+        ...
+
+
 class TaskEntry:
     """
-    One conversion in the books; read by anyone, changed by the registry only.
+    One conversion: all that is known of it, and what waits for it.
 
     Attributes:
         track: What is converted; `None` if attached without one.
@@ -189,19 +204,37 @@ class TaskEntry:
             can read; ``""`` for none.
 
         outcome: The file or the error, once terminal.
+
+        is_unwritten: Whether its end is not in the ledger yet.
+
+        waits_for_maintenance: Whether its submit waits for the end of a maintenance,
+            however long.
+
+        next_poll_at: When it is polled next by the schedule, monotonic; infinite while
+            that poll is in progress.
+
+        awaits_callback: Whether its first poll is at the backstop, because callbacks
+            are healthy.
+
+        handle: What the user has of it, if something is kept; the core leaves it alone.
     """
 
     __slots__ = (
+        "_waiters",
         "accepted_at",
         "accepted_mono_s",
         "attempt_id",
         "attempts",
+        "awaits_callback",
         "discovered_task_id",
+        "handle",
         "is_again",
         "is_attributed",
         "is_called_back",
+        "is_unwritten",
         "may_double_charge",
         "missing_count",
+        "next_poll_at",
         "origin",
         "outcome",
         "phase",
@@ -209,6 +242,7 @@ class TaskEntry:
         "task_id",
         "track",
         "unread_response",
+        "waits_for_maintenance",
     )
 
     def __init__(self, track: Track | None) -> None:
@@ -230,6 +264,65 @@ class TaskEntry:
         self.accepted_mono_s = 0.0
         self.submitted_unix_s = 0.0
         self.outcome: WavFile | KieWavError | None = None
+        self.is_unwritten = False
+        self.waits_for_maintenance = False
+        self.next_poll_at = math.inf
+        self.awaits_callback = False
+        self.handle: object = None
+        # In the order they came, and whether they wait for the end of the submit only.
+        self._waiters: dict[Waiter, bool] | None = None
+
+    def done(self) -> bool:
+        """Return whether the conversion is terminal, and that is written down."""
+        return self.outcome is not None and not self.is_unwritten
+
+    def error_for_waiter(self, error: KieWavError) -> KieWavError:
+        """Return *error* as a new object that names this conversion."""
+        if isinstance(error, SessionClosedError):
+            return SessionClosedError(
+                open_task_ids=error.open_task_ids,
+                is_submitting=self.phase.may_be_accepted,
+                task_id=self.task_id or None,
+                track=self.track,
+            )
+        return error.about(task_id=self.task_id or None, track=self.track)
+
+    # --- who waits for it -----------------------------------------------------------------
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether anything waits, for the file or for the submit."""
+        return bool(self._waiters)
+
+    def add_waiter(self, waiter: Waiter, *, for_submit: bool = False) -> None:
+        """Add what is to be notified of the end, or of the end of the submit only."""
+        if self._waiters is None:
+            self._waiters = {}
+        self._waiters[waiter] = for_submit
+
+    def drop_waiter(self, waiter: Waiter) -> bool:
+        """Forget *waiter*; return whether it was the last one."""
+        if self._waiters is None or waiter not in self._waiters:
+            return False
+        del self._waiters[waiter]
+        return not self._waiters
+
+    def take_waiters(self) -> tuple[Waiter, ...]:
+        """Return all waiters, those for the submit first, which are forgotten thereby."""
+        of_submit = self.take_submit_waiters()
+        waiters, self._waiters = self._waiters, None
+        return of_submit if waiters is None else (*of_submit, *waiters)
+
+    def take_submit_waiters(self) -> tuple[Waiter, ...]:
+        """Return the waiters for the submit, which are forgotten thereby."""
+        waiters = self._waiters
+        if waiters is None or True not in waiters.values():
+            return ()
+        others = {waiter: False for waiter, for_submit in waiters.items() if not for_submit}
+        self._waiters = others or None
+        return tuple(waiter for waiter, for_submit in waiters.items() if for_submit)
+
+    # --- its task ---------------------------------------------------------------------------
 
     @property
     def is_maker_known(self) -> bool:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Final
 
+from kie_wav_async.core.track_states import AttemptOutcome, TrackState
 from kie_wav_async.ledger.base import Ledger
-from kie_wav_async.ledger.states import AttemptOutcome, TrackState
 
 if TYPE_CHECKING:
     from kie_wav_async.ledger.models import AttemptEntry, LedgerEntry, RecoveryState

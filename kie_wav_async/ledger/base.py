@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from yarl import URL
 
+    from kie_wav_async.core.track_states import AttemptOutcome, TrackState
     from kie_wav_async.ledger.models import LedgerEntry, RecoveryState
-    from kie_wav_async.ledger.states import AttemptOutcome, TrackState
     from kie_wav_async.models import SettledBy, Track
 
 

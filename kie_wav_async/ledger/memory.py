@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Self
 
 from kie_wav_async._support.validation import verify_id, verify_type
+from kie_wav_async.core.track_states import AttemptOutcome, TrackState
 from kie_wav_async.errors import LedgerError
 from kie_wav_async.ledger.memory_tables import Attempt, Tables
 from kie_wav_async.ledger.models import (
@@ -17,7 +18,6 @@ from kie_wav_async.ledger.models import (
     verify_path,
     verify_settled_by,
 )
-from kie_wav_async.ledger.states import AttemptOutcome, TrackState
 from kie_wav_async.models import SettledBy, Track, UnknownSubmit
 
 if TYPE_CHECKING:

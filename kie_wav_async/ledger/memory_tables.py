@@ -10,8 +10,8 @@ import attrs
 from yarl import URL
 
 from kie_wav_async.core.known_hosts import MAX_HOSTS
+from kie_wav_async.core.track_states import LATER_OUTCOMES, AttemptOutcome, TrackState
 from kie_wav_async.ledger.models import LedgerEntry
-from kie_wav_async.ledger.states import LATER_OUTCOMES, AttemptOutcome, TrackState
 from kie_wav_async.models import SettledBy, Track
 
 _ENDS: Final = 1_000

@@ -9,7 +9,7 @@ import attrs
 from yarl import URL
 
 from kie_wav_async._support.validation import verify_type
-from kie_wav_async.ledger.states import AttemptOutcome, TrackState
+from kie_wav_async.core.track_states import AttemptOutcome, TrackState
 from kie_wav_async.models import SettledBy, Track, UnknownSubmit
 from kie_wav_async.protocol.api_constants import deleted_at
 

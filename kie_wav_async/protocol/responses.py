@@ -335,7 +335,7 @@ def parse_record(response: WireResponse, task_id: str) -> TaskRecord | None:
         named, problem = None, str(error)
     else:
         problem = ""
-    if not (named == task_id and _says_failed(fields)):
+    if envelope.code != KIE_WAV.ok and not (named == task_id and _says_failed(fields)):
         if envelope.in_body and envelope.code in KIE_WAV.no_such_task_codes:
             return None
         raise_for_code(envelope)

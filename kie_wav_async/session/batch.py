@@ -38,10 +38,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from kie_wav_async._support.timer import Timer
-    from kie_wav_async.session.context import SessionContext
-    from kie_wav_async.session.conversion import ConversionEntry
+    from kie_wav_async.core.state_machine import TaskEntry
+    from kie_wav_async.session.loop import SessionLoop
     from kie_wav_async.session.submit_coordinator import SubmitCoordinator
-    from kie_wav_async.session.submit_queue import SubmitQueue
 
 #: Errors that every further track would meet too.
 _STOPPERS: Final = (
@@ -84,15 +83,14 @@ class Batch:
     def __init__(
         self,
         tracks: Iterable[Track] | AsyncIterable[Track],
-        context: SessionContext,
+        loop: SessionLoop,
         coordinator: SubmitCoordinator,
-        queue: SubmitQueue,
         max_in_flight: int,
     ) -> None:
         """Read nothing yet."""
-        self._context = context
+        self._loop = loop
+        self._context = loop.context
         self._coordinator = coordinator
-        self._queue = queue
         self._max_in_flight = max_in_flight
         self._source = _open_source(tracks)
         self._read = 0
@@ -203,7 +201,7 @@ class Batch:
 
     @property
     def _has_capacity(self) -> bool:
-        if not self._queue.has_capacity:
+        if not self._loop.core.queue.has_capacity:
             return False
         unyielded = len(self._undelivered) + len(self._open) + len(self._ready)
         return bool(self._undelivered) or unyielded < self._max_in_flight
@@ -214,7 +212,7 @@ class Batch:
             self._stop(self._context.state.closed)
         self._room.set()
         if self._reader is None and (self._undelivered or not self._is_exhausted):
-            self._queue.capacity_listeners.add(self._room.set)
+            self._loop.capacity_listeners.add(self._room.set)
             self._reader = self._context.spawn(self._read_tracks())
             # Not at the reader's end: it may be cancelled before it begins.
             self._reader.add_done_callback(self._end_reading)
@@ -234,7 +232,7 @@ class Batch:
         if self._resume_timer is not None:
             self._resume_timer.cancel()
             self._resume_timer = None
-        self._queue.capacity_listeners.discard(self._room.set)
+        self._loop.capacity_listeners.discard(self._room.set)
         self._news.set()
 
     async def _read_one(self) -> None:
@@ -286,18 +284,18 @@ class Batch:
             return
         ticket = _PendingTrack(self, index, track, conversion)
         self._open.add(ticket)
-        self._queue.dispatch_listeners.add(self._check_end)
+        self._loop.dispatch_listeners.add(self._check_end)
         if conversion.done():
             ticket.set_result(None)
         else:
-            conversion.add_waiter(ticket)
+            self._loop.add_waiter(conversion, ticket)
 
     def _drop(self, ticket: _PendingTrack) -> None:
         """Wait for the track of *ticket* no more."""
         self._open.discard(ticket)
         if not self._open:
-            self._queue.dispatch_listeners.discard(self._check_end)
-        ticket.conversion.drop_waiter(ticket)
+            self._loop.dispatch_listeners.discard(self._check_end)
+        self._loop.drop_waiter(ticket.conversion, ticket)
 
     def settle(self, ticket: _PendingTrack, error: KieWavError | None) -> None:
         """Yield the outcome of one track: *error*, or what its conversion came to."""
@@ -404,7 +402,7 @@ class _PendingTrack:
 
     __slots__ = ("batch", "conversion", "index", "track")
 
-    def __init__(self, batch: Batch, index: int, track: Track, conversion: ConversionEntry) -> None:
+    def __init__(self, batch: Batch, index: int, track: Track, conversion: TaskEntry) -> None:
         self.batch = batch
         self.index = index
         self.track = track

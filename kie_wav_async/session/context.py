@@ -21,27 +21,18 @@ import attrs
 from kie_wav_async._support.secret import Secret, drop_frames
 from kie_wav_async._support.tasks import start
 from kie_wav_async._support.timer import Timer
-from kie_wav_async.core.callback_health import CallbackHealth
-from kie_wav_async.core.known_hosts import KnownHosts
-from kie_wav_async.core.registry import Registry
-from kie_wav_async.core.state_machine import Origin, Phase
-from kie_wav_async.downloads.url_policy import host_and_port
-from kie_wav_async.errors import KieWavError, LedgerError
-from kie_wav_async.models import WavFile
+from kie_wav_async.errors import KieWavError
 from kie_wav_async.protocol.redaction import redact
-from kie_wav_async.session.conversion import ConversionEntry, SessionState
 from kie_wav_async.session.ledger_writer import LedgerWriter
+from kie_wav_async.session.session_state import SessionState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
-
-    from yarl import URL
 
     from kie_wav_async._support.clock import Clock
     from kie_wav_async.events import Event, EventName
     from kie_wav_async.http.transport import Transport
     from kie_wav_async.ledger.base import Ledger
-    from kie_wav_async.models import UnknownSubmit
     from kie_wav_async.protocol.http_messages import WireRequest, WireResponse
     from kie_wav_async.protocol.requests import RequestBuilder
 
@@ -71,25 +62,9 @@ class SessionContext:
 
         requests: Builds what the transport sends.
 
-        registry: Every conversion that the session knows.
-
         ledger_writer: Writes into the ledger, if there is one.
 
-        pending_writes: The conversions whose end is on its way into the ledger.
-
         callback_url: Where the service is told to post, before the attempt is named.
-
-        health: Whether callbacks are healthy.
-
-        hosts: The hosts of files that the service has named.
-
-        on_followed: Called when a task has entered the registry.
-
-        on_unknown: Called when a submit has become one of unknown fate.
-
-        on_slot_freed: Called when a conversion of ours has left the registry.
-
-        on_polling_rejected: Called when the service has refused all polling.
     """
 
     def __init__(
@@ -103,24 +78,13 @@ class SessionContext:
         on_event: Callable[[Event], object] | None,
         ledger: Ledger | None = None,
     ) -> None:
-        """Open empty books."""
+        """Open nothing yet."""
         self.state = SessionState()
         self.clock = clock
         self.transport = transport
         self.requests = requests
-        self.registry: Registry[ConversionEntry] = Registry(
-            lambda track: ConversionEntry(track, self.state)
-        )
         self.ledger_writer = LedgerWriter(ledger, clock)
-        # An ordered set: told in the order in which they ended.
-        self.pending_writes: dict[ConversionEntry, None] = {}
         self.callback_url = callback_url
-        self.health = CallbackHealth()
-        self.hosts = KnownHosts(self.ledger_writer.keep_host)
-        self.on_followed: Callable[[ConversionEntry], None] = lambda _: None
-        self.on_unknown: Callable[[UnknownSubmit], None] = lambda _: None
-        self.on_slot_freed: Callable[[], None] = lambda: None
-        self.on_polling_rejected: Callable[[KieWavError], None] = lambda _: None
         self._api_key = api_key if len(api_key.reveal()) >= _SECRET_FROM else None
         self._on_event = on_event
         # What not all programs need is not loaded with the package; and not when it is
@@ -158,12 +122,6 @@ class SessionContext:
                 error.add_note("".join(traceback.format_tb(error.__traceback__)))
             drop_frames(error, before)
             raise
-
-    def learn_host(self, url: URL) -> None:
-        """Note that an answer to a poll of a task that we submitted names a file at *url*."""
-        host = host_and_port(url)
-        if host is not None:
-            self.hosts.learn(host)
 
     def timer(self, callback: Callable[[], None]) -> Timer:
         """Return a timer that is not set."""
@@ -261,52 +219,6 @@ class SessionContext:
         except (Exception, asyncio.CancelledError):
             # Nothing is awaited here, so a cancellation is not meant for us.
             _logger.exception("on_event raised for %s; going on", kind)
-
-    def finish_conversion(self, conversion: ConversionEntry) -> None:
-        """Spread the news that *conversion* is terminal."""
-        # An attached or adopted task may call back elsewhere, or have done so long ago.
-        if conversion.origin is Origin.SUBMITTED and conversion.phase is not Phase.TIMED_OUT:
-            self.health.record_end(is_called_back=conversion.is_called_back)
-        if self.ledger_writer.is_enabled and conversion.phase is not Phase.TIMED_OUT:
-            conversion.is_unwritten = True
-            self.pending_writes[conversion] = None
-            _ = self.ledger_writer.spawn(self._write_end(conversion), conversion.task_id)
-        else:
-            self._notify(conversion)
-        self.on_slot_freed()
-
-    async def _write_end(self, conversion: ConversionEntry) -> None:
-        """Write down how a task ended, and only then let its waiters know."""
-        try:
-            await self.ledger_writer.finish_task(conversion.task_id, conversion.outcome)
-        except LedgerError as error:
-            told = LedgerError(
-                f"task {conversion.task_id} has ended, but that could not be written down "
-                f"({error}); the ledger has it as open, and asking again costs nothing"
-            )
-            told.__cause__ = error
-            self.registry.replace_outcome(conversion, conversion.error_for_waiter(told))
-            self._notify_written(conversion)
-            raise
-        self._notify_written(conversion)
-
-    def _notify_written(self, conversion: ConversionEntry) -> None:
-        conversion.is_unwritten = False
-        del self.pending_writes[conversion]
-        self._notify(conversion)
-
-    def _notify(self, conversion: ConversionEntry) -> None:
-        outcome = conversion.outcome
-        if isinstance(outcome, WavFile):
-            self.emit("ConversionSucceeded", wav=outcome)
-        elif outcome is not None:
-            self.emit(
-                "ConversionEnded",
-                task_id=conversion.task_id,
-                track=conversion.track,
-                error=outcome.about(),
-            )
-        conversion.notify_waiters()
 
 
 def _without(key: str, response: WireResponse) -> WireResponse:

@@ -17,13 +17,13 @@ import logging
 from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
 
 from kie_wav_async._support.tasks import is_caller_cancelled, start
+from kie_wav_async.core.track_states import AttemptOutcome, TrackState
 from kie_wav_async.errors import (
     ConversionFailedError,
     KieWavError,
     LedgerError,
     ServiceError,
 )
-from kie_wav_async.ledger.states import AttemptOutcome, TrackState
 from kie_wav_async.models import WavFile
 
 if TYPE_CHECKING:

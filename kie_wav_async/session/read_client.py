@@ -19,6 +19,7 @@ from kie_wav_async.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kie_wav_async.core.counters import Counters
     from kie_wav_async.protocol.http_messages import WireRequest, WireResponse
     from kie_wav_async.session.context import SessionContext
 
@@ -28,9 +29,10 @@ T = TypeVar("T")
 class ReadClient:
     """Sends reads for callers who wait, and repeats them by the policy."""
 
-    def __init__(self, context: SessionContext, retry: RetryPolicy) -> None:
+    def __init__(self, context: SessionContext, counters: Counters, retry: RetryPolicy) -> None:
         """Start with nobody waiting."""
         self._context = context
+        self._counters = counters
         self._retry = retry
         self._sleepers: set[asyncio.Future[None]] = set()
         self._sends: set[asyncio.Task[WireResponse]] = set()
@@ -42,11 +44,11 @@ class ReadClient:
         attempt = 1
         while True:
             self._context.state.verify_open()
-            self._context.registry.counters.polls += is_poll
+            self._counters.polls += is_poll
             try:
                 return parse(await self._send(request))
             except TRANSIENT_ERRORS as error:
-                self._context.registry.counters.rejected_429 += isinstance(error, RateLimitedError)
+                self._counters.rejected_429 += isinstance(error, RateLimitedError)
                 if self._context.state.closed is not None:
                     raise self._context.state.closed.about() from error
                 if attempt >= self._retry.attempts:

@@ -20,12 +20,14 @@ from kie_wav_async._support.tasks import start
 from kie_wav_async._support.validation import verify_count, verify_id, verify_number, verify_type
 from kie_wav_async.callbacks.callback_url import PLACEHOLDER_CALLBACK_URL
 from kie_wav_async.core.policies import PollSchedule, RateLimit, RetryPolicy
+from kie_wav_async.core.session_core import SessionCore
+from kie_wav_async.core.settings import CoreSettings
+from kie_wav_async.core.track_states import TrackState
 from kie_wav_async.downloads.file_client import FileClient
 from kie_wav_async.errors import KieWavError, SessionClosedError
 from kie_wav_async.http.connection_settings import ConnectionSettings
 from kie_wav_async.http.transport import AiohttpTransport, Transport
 from kie_wav_async.ledger.base import Ledger
-from kie_wav_async.ledger.states import TrackState
 from kie_wav_async.models import (
     CallbackResult,
     CallbackTrust,
@@ -51,8 +53,9 @@ from kie_wav_async.protocol.user_settings import parse_hosts
 from kie_wav_async.session.batch import Batch
 from kie_wav_async.session.callback_processor import CallbackProcessor
 from kie_wav_async.session.context import CLOSE_TIMEOUT_S, SessionContext
+from kie_wav_async.session.conversion import handle_of, wait_for, wait_for_submit
 from kie_wav_async.session.download_manager import DownloadManager
-from kie_wav_async.session.poller import Poller
+from kie_wav_async.session.loop import SessionLoop
 from kie_wav_async.session.read_client import ReadClient
 from kie_wav_async.session.settings import (
     read_api_key,
@@ -62,10 +65,6 @@ from kie_wav_async.session.settings import (
     read_webhook_keys,
 )
 from kie_wav_async.session.submit_coordinator import SubmitCoordinator
-from kie_wav_async.session.submit_queue import SubmitQueue
-from kie_wav_async.session.submitter import Submitter
-from kie_wav_async.session.task_follower import TaskFollower
-from kie_wav_async.session.unknown_resolver import UnknownResolver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Iterable
@@ -76,8 +75,9 @@ if TYPE_CHECKING:
 
     from kie_wav_async import events
     from kie_wav_async.callbacks.signature import Headers
+    from kie_wav_async.core.state_machine import TaskEntry
     from kie_wav_async.protocol.responses import NoLink
-    from kie_wav_async.session.conversion import Conversion, ConversionEntry
+    from kie_wav_async.session.conversion import Conversion
 
 _logger = logging.getLogger("kie_wav_async")
 
@@ -264,36 +264,32 @@ class WavSession:
             on_event=on_event,
             ledger=ledger,
         )
-        self._poller = Poller(self._context, poll, retry, timeout_s)
-        self._queue = SubmitQueue(
-            self._context,
-            rate_limit=rate_limit,
-            max_in_flight=max_in_flight,
-            max_charges=max_charges,
+        context = self._context
+        self._core = SessionCore(
+            CoreSettings(
+                rate_limit=rate_limit,
+                max_in_flight=max_in_flight,
+                max_charges=max_charges,
+                poll=poll,
+                retry=retry,
+                on_unknown=OnUnknown(on_unknown),
+                timeout_s=timeout_s,
+                callback_url=context.callback_url,
+                has_ledger=ledger is not None,
+                has_listener=on_event is not None,
+            ),
+            context,
         )
-        follower = TaskFollower(self._context, self._poller)
-        self._submitter = Submitter(
-            self._context,
-            self._queue,
-            follower,
-            rate_limit=rate_limit,
-            retry=retry,
-            on_unknown=OnUnknown(on_unknown),
-        )
-        self._coordinator = SubmitCoordinator(
-            self._context, self._poller, self._queue, self._submitter
-        )
-        self._resolver = UnknownResolver(self._context, self._poller, self._queue, follower)
+        self._loop = SessionLoop(context, self._core)
+        self._coordinator = SubmitCoordinator(self._loop)
         self._callbacks = CallbackProcessor(
-            self._context,
-            self._poller,
-            self._resolver,
+            self._loop,
             keys=keys,
             trust=CallbackTrust(callback_trust),
             insecure_hosts=hosts,
             download_hosts=allowed,
         )
-        self._reads = ReadClient(self._context, retry)
+        self._reads = ReadClient(context, self._core.registry.counters, retry)
         file_client = FileClient(
             transport.network if isinstance(transport, AiohttpTransport) else ConnectionSettings(),
             insecure_hosts=hosts,
@@ -301,7 +297,6 @@ class WavSession:
         )
         self._downloads = DownloadManager(self._context, file_client, self._renew, self.get_task)
         self._max_in_flight = max_in_flight
-        self._context.state.on_wait = self._poller.resume
         self._closing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -336,10 +331,14 @@ class WavSession:
             self._context.state.loop = None
             raise
         if opening is not None:
-            self._context.registry.restore_unknown_submits(opening.accepted, opening.unknown)
-            self._queue.restore(opening.ended_unix_s, opening.unknown)
-            self._context.hosts.restore(opening.hosts)
-            self._callbacks.restore(opening.callback_tasks)
+            self._loop.tell(
+                self._core.restore,
+                accepted=opening.accepted,
+                unknown=opening.unknown,
+                ended_unix_s=opening.ended_unix_s,
+                hosts=opening.hosts,
+                callback_tasks=opening.callback_tasks,
+            )
         if self._lacks_keys:
             _logger.warning(
                 "callbacks are asked for, but without a webhook key none can be verified: each "
@@ -378,18 +377,11 @@ class WavSession:
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        session_state, registry = self._context.state, self._context.registry
+        session_state, registry = self._context.state, self._core.registry
         task_ids = tuple(conversion.task_id for conversion in registry.in_flight())
         session_state.closed = SessionClosedError(open_task_ids=task_ids)
         until = self._context.clock.monotonic() + CLOSE_TIMEOUT_S
-        self._poller.close()
-        self._submitter.close(session_state.closed)
-        for conversion in (
-            *registry.waiting(),
-            *registry.in_flight(),
-            *self._context.pending_writes,
-        ):
-            conversion.notify_waiters(session_state.closed)
+        self._loop.close(session_state.closed)
         self._context.ledger_writer.close(session_state.closed)
         reads, downloads = self._reads.in_progress, self._downloads.in_progress
         self._reads.close()
@@ -397,7 +389,7 @@ class WavSession:
         for listener in tuple(session_state.close_listeners):
             listener()
         try:
-            await self._submitter.drain()
+            await self._loop.drain()
         finally:
             await self._context.cancel_tasks()
             await self._context.stop(*reads)
@@ -474,10 +466,10 @@ class WavSession:
             ValueError: *again* for a track in flight.
         """
         conversion = await self._take(track, again=again)
-        await conversion.wait_submitted()
-        return conversion.handle()
+        await wait_for_submit(conversion, self._loop)
+        return handle_of(conversion, self._loop)
 
-    async def _take(self, track: Track, *, again: bool) -> ConversionEntry:
+    async def _take(self, track: Track, *, again: bool) -> TaskEntry:
         if self._context.ledger_writer.is_enabled:
             self._context.state.verify_open()
             verify_type(track, Track, "track")
@@ -504,7 +496,7 @@ class WavSession:
 
             KieWavError: What `submit` raises.
         """
-        return await (await self._take(track, again=again)).wait()
+        return await wait_for(await self._take(track, again=again), self._loop)
 
     def convert_all(self, tracks: Iterable[Track] | AsyncIterable[Track]) -> Batch:
         """
@@ -519,7 +511,7 @@ class WavSession:
             SessionClosedError: The session was closed.
         """
         self._context.state.verify_open()
-        return Batch(tracks, self._context, self._coordinator, self._queue, self._max_in_flight)
+        return Batch(tracks, self._loop, self._coordinator, self._max_in_flight)
 
     def attach(self, task_id: str, *, track: Track | None = None) -> Conversion:
         """
@@ -545,19 +537,13 @@ class WavSession:
         verify_id(task_id, "task_id")
         if track is not None:
             verify_type(track, Track, "track")
-        known = self._context.registry.known(task_id)
+        known = self._core.registry.known(task_id)
         if known and track is not None and known[0].track not in {None, track}:
             msg = f"task {task_id} is followed for another track, {known[0].track}"
             raise ValueError(msg)
-        conversion = self._poller.rejoin(task_id) or self._context.registry.find_task(task_id)
-        if conversion is None:
-            now = self._context.clock.monotonic()
-            conversion = self._context.registry.attach(task_id, track, now)
-            self._poller.follow(conversion)
-            self._context.on_followed(conversion)
-        elif track is not None and conversion.track is None:
-            self._context.registry.set_track(conversion, track)
-        return conversion.handle()
+        conversion, effects = self._core.attach(self._loop.now(), task_id, track)
+        self._loop.do(effects)
+        return handle_of(conversion, self._loop)
 
     async def recover(self) -> tuple[Conversion, ...]:
         """
@@ -578,7 +564,7 @@ class WavSession:
         if not self._context.ledger_writer.is_enabled:
             msg = "the session has no ledger to recover from: pass ledger=..."
             raise RuntimeError(msg)
-        conversions: list[ConversionEntry] = []
+        conversions: list[TaskEntry] = []
         after = 0
         while page := await self._context.ledger_writer.list_entries(TrackState.ACCEPTED, after):
             self._context.state.verify_open()
@@ -588,7 +574,7 @@ class WavSession:
                 if not self._coordinator.is_stale(entry)
             ]
             after = page[-1].index
-        return tuple(conversion.handle() for conversion in conversions)
+        return tuple(handle_of(conversion, self._loop) for conversion in conversions)
 
     # --- callbacks ------------------------------------------------------------------------
 
@@ -633,15 +619,15 @@ class WavSession:
 
     def conversions(self) -> tuple[Conversion, ...]:
         """Return every conversion with a task that is not terminal; also after closing."""
-        return tuple(entry.handle() for entry in self._context.registry.in_flight())
+        return tuple(handle_of(entry, self._loop) for entry in self._core.registry.in_flight())
 
     def unknown_submits(self) -> tuple[UnknownSubmit, ...]:
         """Return every submit of unknown fate, oldest first; also after closing."""
-        return self._context.registry.unknown_submits()
+        return self._core.registry.unknown_submits()
 
     def statistics(self) -> Statistics:
         """Return the counters as they are now; also after closing."""
-        return self._context.registry.statistics()
+        return self._core.registry.statistics()
 
     async def resolve_unknown(
         self, attempt_id: str, *, task_id: str | None = None, not_charged: bool = False
@@ -679,7 +665,7 @@ class WavSession:
             raise ValueError(msg)
         if task_id is not None:
             verify_id(task_id, "task_id")
-        registry = self._context.registry
+        registry = self._core.registry
         unknown = registry.unknown_submit(attempt_id) or registry.resolved_submit(attempt_id)
         if unknown is None:
             msg = f"no unknown submit has the attempt_id {attempt_id!r}"
@@ -688,10 +674,15 @@ class WavSession:
             if known.track not in {None, unknown.track}:
                 msg = f"task {task_id} is followed for another track, {known.track}"
                 raise ValueError(msg)
-        adoption = self._resolver.apply_resolution(unknown, task_id)
+        adoption = self._apply_resolution(unknown, task_id)
         if self._context.ledger_writer.is_enabled:
             adoption = self._context.ledger_writer.shield(adoption)
         await adoption
+
+    async def _apply_resolution(self, submit: UnknownSubmit, task_id: str | None) -> None:
+        # False: the service has answered for it meanwhile.
+        if await self._context.ledger_writer.resolve(submit.attempt_id, task_id):
+            self._loop.tell(self._core.apply_resolution, submit, task_id)
 
     # --- reads --------------------------------------------------------------------------------
 

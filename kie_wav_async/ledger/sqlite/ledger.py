@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from kie_wav_async._support.patient_timer import patient_timeout
 from kie_wav_async._support.validation import verify_count, verify_id, verify_number, verify_type
+from kie_wav_async.core.track_states import AttemptOutcome, TrackState
 from kie_wav_async.errors import LedgerError
 from kie_wav_async.ledger.models import (
     AttemptEntry,
@@ -28,7 +29,6 @@ from kie_wav_async.ledger.models import (
 )
 from kie_wav_async.ledger.sqlite.queries import LedgerTables
 from kie_wav_async.ledger.sqlite.worker import Job, LedgerThread
-from kie_wav_async.ledger.states import AttemptOutcome, TrackState
 from kie_wav_async.models import Track
 
 if TYPE_CHECKING:

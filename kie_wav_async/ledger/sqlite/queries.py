@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from kie_wav_async.core.known_hosts import MAX_HOSTS
+from kie_wav_async.core.track_states import LATER_OUTCOMES, AttemptOutcome, TrackState
 from kie_wav_async.errors import LedgerError
 from kie_wav_async.ledger.models import AttemptEntry, LedgerEntry, LedgerMark, RecoveryState
 from kie_wav_async.ledger.sqlite.track_rows import (
@@ -22,7 +23,6 @@ from kie_wav_async.ledger.sqlite.track_rows import (
     entry_of,
     moment_of,
 )
-from kie_wav_async.ledger.states import LATER_OUTCOMES, AttemptOutcome, TrackState
 from kie_wav_async.models import Track, UnknownSubmit
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from yarl import URL
 
+from kie_wav_async.core.track_states import AttemptOutcome, TrackState
 from kie_wav_async.ledger.models import LedgerEntry
-from kie_wav_async.ledger.states import AttemptOutcome, TrackState
 from kie_wav_async.models import Track
 
 if TYPE_CHECKING:

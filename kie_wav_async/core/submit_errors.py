@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from kie_wav_async.core.track_states import AttemptOutcome, TrackState
 from kie_wav_async.errors import (
     AlreadyExistsError,
     AuthenticationError,
@@ -13,13 +14,40 @@ from kie_wav_async.errors import (
     SubmitUnknownError,
     TransportError,
 )
-from kie_wav_async.ledger.states import AttemptOutcome
 from kie_wav_async.protocol.api_constants import KIE_WAV
 
 if TYPE_CHECKING:
     from kie_wav_async.errors import KieWavError
-    from kie_wav_async.ledger.models import LedgerEntry
-    from kie_wav_async.models import UnknownSubmit
+    from kie_wav_async.models import Track, UnknownSubmit
+
+
+class KnownTrack(Protocol):
+    """What a ledger knows of a track, as far as it decides on a submit."""
+
+    @property
+    def state(self) -> TrackState:
+        """Where it stands."""
+        ...
+
+    @property
+    def track(self) -> Track:
+        """The track."""
+        ...
+
+    @property
+    def attempt_id(self) -> str:
+        """The latest submit; ``""`` before the first."""
+        ...
+
+    @property
+    def task_id(self) -> str:
+        """The task that is followed or was; ``""`` without one."""
+        ...
+
+    @property
+    def error(self) -> str | None:
+        """What the service said, of a rejected or failed track; else `None`."""
+        ...
 
 
 def outcome_of(error: KieWavError) -> AttemptOutcome:
@@ -39,7 +67,7 @@ def outcome_of(error: KieWavError) -> AttemptOutcome:
             return AttemptOutcome.REJECTED
 
 
-def exists_error(entry: LedgerEntry) -> AlreadyExistsError:
+def exists_error(entry: KnownTrack) -> AlreadyExistsError:
     """Return the error of a track that has a WAV under a task id that is not known."""
     return AlreadyExistsError(
         code=KIE_WAV.conflict, message=entry.error or "the WAV exists", track=entry.track
