@@ -29,9 +29,10 @@ Everything that can go wrong, as one tree::
 
 Misuse by the caller is a builtin `ValueError`, `TypeError` or `RuntimeError`.
 
-Every error knows its ``task_id`` and ``track`` where there is one, says what to
-do next, and survives `copy.copy` and `pickle` with all its fields. Each waiter gets
-an object of its own.
+``str(error)`` says what happened, and ``error.advice`` what to do about it, in words that
+hold for programs and for the command line; a traceback shows both. Every error knows its
+``task_id`` and ``track`` where there is one, and survives `copy.copy` and `pickle` with all
+its fields. Each waiter gets an object of its own.
 
 No error holds a secret: not in its text or fields, not in the variables of a frame
 of ours that it carries, and not in its causes, which come without the frames of the
@@ -81,18 +82,30 @@ class KieWavError(Exception):
     The root of every error this package raises about the service.
 
     Attributes:
+        advice: What to do about it; ``""`` where nothing is known to help.
+
         task_id: The conversion task it is about; `None` where none is known.
 
         track: The track it is about; `None` where none is known.
     """
 
+    advice: str = ""
+
     def __init__(
-        self, message: str, *, task_id: str | None = None, track: Track | None = None
+        self,
+        message: str,
+        *,
+        advice: str = "",
+        task_id: str | None = None,
+        track: Track | None = None,
     ) -> None:
         """Keep *message* as the text and the rest as attributes."""
         super().__init__(message)
         self.task_id = task_id
         self.track = track
+        if advice := advice or type(self).advice:
+            self.advice = advice
+            self.add_note(advice)  # For tracebacks.
 
     def __reduce__(
         self,
@@ -141,11 +154,12 @@ class TransportError(KieWavError):
         message: str,
         *,
         maybe_sent: bool = True,
+        advice: str = "",
         task_id: str | None = None,
         track: Track | None = None,
     ) -> None:
-        """Keep what is known of the request's fate."""
-        super().__init__(message, task_id=task_id, track=track)
+        """Keep what is known of the request."""
+        super().__init__(message, advice=advice, task_id=task_id, track=track)
         self.maybe_sent = maybe_sent
 
 
@@ -165,6 +179,11 @@ class WireFormatError(KieWavError):
         excerpt: The first 200 characters of the answer, made printable.
     """
 
+    advice = (
+        "check the address of the service (base_url, --base-url, KIE_BASE_URL), and that no proxy "
+        "is in between"
+    )
+
     def __init__(
         self,
         message: str,
@@ -172,11 +191,12 @@ class WireFormatError(KieWavError):
         http_status: int | None = None,
         request_id: str | None = None,
         excerpt: str = "",
+        advice: str = "",
         task_id: str | None = None,
         track: Track | None = None,
     ) -> None:
         """Keep enough of the answer to recognise it."""
-        super().__init__(message, task_id=task_id, track=track)
+        super().__init__(message, advice=advice, task_id=task_id, track=track)
         self.http_status = http_status
         self.request_id = request_id
         self.excerpt = excerpt
@@ -217,15 +237,15 @@ class ServiceError(KieWavError):
         retry_after_s: float | None = None,
         task_id: str | None = None,
         track: Track | None = None,
-        advice: str | None = None,
+        advice: str = "",
     ) -> None:
-        """Compose the text from the service's answer and *advice*, `None` for the class's."""
+        """Compose the text from the service's answer; *advice*: ``""`` for the class's."""
         text = f"the service answered {code}"
         if message:
             text += f" {message!r}"
         if request_id:
             text += f" (request {request_id})"
-        super().__init__(f"{text}: {advice or self.advice}", task_id=task_id, track=track)
+        super().__init__(text, advice=advice, task_id=task_id, track=track)
         self.code = code
         self.message = message
         self.http_status = http_status
@@ -254,7 +274,10 @@ class NotFoundError(ServiceError):
 class AlreadyExistsError(ServiceError):
     """409: a WAV of this track exists under a task id we were not told, or not ours."""
 
-    advice = "look its task id up in your own records or KIE's log page, then attach() it"
+    advice = (
+        "look its task id up in your own records or on KIE's log page, then follow that task "
+        "(attach, or kie-wav status)"
+    )
 
 
 class InvalidRequestError(ServiceError):
@@ -299,8 +322,9 @@ class EndpointGoneError(ServiceError):
     """
 
     advice = (
-        "there is no such route: check base_url, and that no proxy is in between; if both are "
-        "right, the service has retired this API. Nothing was created"
+        "there is no such route: check the address of the service (base_url, --base-url, "
+        "KIE_BASE_URL), and that no proxy is in between; if both are right, the service has "
+        "retired this API. Nothing was created"
     )
 
 
@@ -319,12 +343,15 @@ class SubmitUnknownError(KieWavError):
     """
 
     def __init__(self, message: str, *, track: Track, attempt_id: str) -> None:
-        """Name the attempt, and the ways out of the doubt."""
+        """Name the attempt, and what ends the uncertainty."""
         super().__init__(
-            f"{message}: it may have been charged, so it is not sent again on its own. "
-            "Await the callback, or call resolve_unknown("
-            f"{attempt_id!r}, task_id=... or not_charged=True) once you know, "
-            "or submit(track, again=True) to risk a second charge",
+            f"{message}: it may have been charged, so it is not sent again by itself",
+            advice=(
+                "a callback may still name its task. Else look for the track in KIE's logs: if it "
+                "is there, follow its task (attach, or kie-wav status); if not, convert the track "
+                "again (again=True), which is a second charge if you are wrong. To a session, say "
+                f"what you found: resolve_unknown({attempt_id!r}, task_id=... or not_charged=True)"
+            ),
             track=track,
         )
         self.attempt_id = attempt_id
@@ -342,7 +369,8 @@ class ChargeLimitError(KieWavError):
         """Say which limit was met."""
         super().__init__(
             f"max_charges={max_charges} is reached (accepted and unknown submits): "
-            "nothing was sent; raise the limit to go on",
+            "nothing was sent",
+            advice="raise the limit to go on",
             track=track,
         )
         self.max_charges = max_charges
@@ -359,7 +387,8 @@ class ConversionFailedError(KieWavError):
     def __init__(self, message: str, *, record: TaskRecord, track: Track | None = None) -> None:
         """Keep the record that ended the wait."""
         super().__init__(
-            f"{message}: submit the track again to retry, which is a new charge",
+            message,
+            advice="convert the track again to retry, which is a new charge",
             task_id=record.task_id,
             track=track,
         )
@@ -389,34 +418,45 @@ class ConversionTimeoutError(KieWavError, TimeoutError):
         if answer:
             text = (
                 f"task {task_id} succeeded, but {timeout_s:g} s after we began to wait its "
-                f"answer still names no file that we can read: {answer}. It is paid for, so do "
-                f"not submit the track again: attach({task_id!r}) later, or fetch the file by hand"
+                f"answer still names no file that we can read: {answer}"
+            )
+            advice = (
+                "it is paid for, so do not convert the track again: look at the task later "
+                f"(attach({task_id!r}), or kie-wav status {task_id}), or fetch the file by hand"
             )
         else:
             text = (
-                f"task {task_id} is not finished {timeout_s:g} s after we began to wait: it may "
-                f"still finish, so wait again with attach({task_id!r}), which costs nothing"
+                f"task {task_id} is not finished {timeout_s:g} s after we began to wait, and may "
+                "still finish"
             )
-        super().__init__(text, task_id=task_id, track=track)
+            advice = (
+                f"wait for the task again (attach({task_id!r}), or kie-wav status {task_id}), "
+                "which costs nothing, instead of converting the track again"
+            )
+        super().__init__(text, advice=advice, task_id=task_id, track=track)
         self.timeout_s = timeout_s
         self.answer = answer
 
 
 SignatureReason: TypeAlias = Literal["headers", "timestamp", "signature", "stale"]
 
-_REFUSALS: Final[Mapping[SignatureReason, str]] = {
+#: Of each reason what happened, and what to do.
+_REFUSALS: Final[Mapping[SignatureReason, tuple[str, str]]] = {
     "headers": (
-        "the callback does not carry exactly one of each header that signs it: is a webhook key "
-        "generated in KIE's settings, and does the proxy pass both headers on?"
+        "the callback does not carry exactly one of each header that signs it",
+        "is a webhook key generated in KIE's settings, and does the proxy pass both headers on?",
     ),
-    "timestamp": "the callback's timestamp is not ten digits of Unix time: it is not KIE's",
+    "timestamp": (
+        "the callback's timestamp is not ten digits of Unix time",
+        "it is not KIE's: leave it",
+    ),
     "signature": (
-        "no key signed the callback: it is forged, or webhook_keys (KIE_WEBHOOK_HMAC_KEY) "
-        "lacks the key that is set in KIE's settings"
+        "no key signed the callback",
+        "if it is not forged, webhook_keys (KIE_WEBHOOK_HMAC_KEY) lacks the key of KIE's settings",
     ),
     "stale": (
-        "the callback is genuine but was signed too long ago, or ahead of our time: it was "
-        "replayed or held up, or this machine's clock is wrong"
+        "the callback is genuine but was signed too long ago, or ahead of our time",
+        "it was replayed or held up, or this machine's clock is wrong: check the clock",
     ),
 }
 
@@ -444,7 +484,8 @@ class SignatureError(KieWavError):
     ) -> None:
         """Say what is wrong with it (*headers*: of these), and never what would be right."""
         named = f"; both are {headers}" if headers else ""
-        super().__init__(_REFUSALS[reason] + named, task_id=task_id, track=track)
+        text, advice = _REFUSALS[reason]
+        super().__init__(text + named, advice=advice, task_id=task_id, track=track)
         self.reason: SignatureReason = reason
 
 
@@ -461,7 +502,8 @@ class CallbackFormatError(KieWavError):
     ) -> None:
         """Say what is wrong with the body, without repeating any of it."""
         super().__init__(
-            f"cannot read the callback: {message}; it is not of the shape the service documents",
+            f"cannot read the callback: {message}",
+            advice="it is not of the shape the service documents: look at who sent it",
             task_id=task_id,
             track=track,
         )
@@ -486,7 +528,10 @@ _ADVICE: Final[Mapping[DownloadReason, str]] = {
     "truncated": _AGAIN,
     "not-a-wav": _LOOK,
     "too-large": _LOOK,
-    "url-not-allowed": "look at where the link leads",
+    "url-not-allowed": (
+        "look at where the link leads. If you trust that host, allow it (insecure_hosts, "
+        "download_hosts; --insecure-host)"
+    ),
     "content-encoding": "is there a proxy in between?",
     "too-slow": _AGAIN,
     "unavailable": _AGAIN,
@@ -523,8 +568,8 @@ class DownloadError(KieWavError):
         task_id: str | None = None,
         track: Track | None = None,
     ) -> None:
-        """Say what is wrong, and what to do about it."""
-        super().__init__(f"{message}: {_ADVICE[reason]}", task_id=task_id, track=track)
+        """Say what is wrong; *advice*: ``""`` for that of the reason."""
+        super().__init__(message, advice=_ADVICE[reason], task_id=task_id, track=track)
         self.reason: DownloadReason = reason
 
 
@@ -532,7 +577,7 @@ class LedgerError(KieWavError):
     """
     The ledger cannot be opened, read or written.
 
-    Its text says what the disk or the other process said, and what to do next.
+    Its text says what the disk or the other process said.
     From a submit with a ``task_id``: the service has taken the track, and the id
     could not be written down, so keep it. From a submit without one: nothing was
     sent. From a wait: the task goes on, and the ledger still has it as open.
@@ -558,15 +603,18 @@ class SessionClosedError(KieWavError):
         """Say what goes on without the session, and where to find it."""
         text = "the session is closed"
         if task_id is not None:
-            text += f"; task {task_id} goes on: attach() it in a new session"
+            text += f"; task {task_id} goes on"
+            advice = f"follow the task in a new session: attach({task_id!r})"
         elif is_submitting:
-            text += (
-                " and the submit was under way, so it may be accepted: look into conversions() "
-                "and unknown_submits() of the closed session before you submit the track again"
+            text += " and the submit was in progress, so it may be accepted"
+            advice = (
+                "look into conversions() and unknown_submits() of the closed session before you "
+                "convert the track again"
             )
         elif open_task_ids:
-            text += f"; {len(open_task_ids)} tasks go on: attach() them in a new session"
+            text += f"; {len(open_task_ids)} tasks go on"
+            advice = "attach() them in a new session"
         else:
-            text += ": open a new one"
-        super().__init__(text, task_id=task_id, track=track)
+            advice = "open a new one"
+        super().__init__(text, advice=advice, task_id=task_id, track=track)
         self.open_task_ids = open_task_ids

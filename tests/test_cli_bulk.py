@@ -346,8 +346,9 @@ async def test_no_credits_and_then_some(bulk: Bulk) -> None:
 
         assert (3, 3) == (done.code, charges)
         assert re.search(
-            r"^kie-wav: stopped: the service answered 402 '.*' to m a\d, which was not charged; "
-            r"7 tracks are left\. Top up credits or raise the key's limit, and run it again$",
+            r"^kie-wav: stopped: the service answered 402 '.*' \(request .*\) to m a\d, which was "
+            r"not charged; 7 tracks are left\. Top up credits or raise the key's limit, "
+            r"and run it again$",
             done.err,
             re.MULTILINE,
         ), done.err
@@ -377,7 +378,7 @@ async def test_a_route_that_is_gone(bulk: Bulk) -> None:
         done = await bulk(kie)
 
         assert (3, 0) == (done.code, kie.charges)
-    assert "check --base-url (KIE_BASE_URL)" in done.err
+    assert "(base_url, --base-url, KIE_BASE_URL)" in done.err
     assert "30 tracks are left" in done.err
     assert {"planned": 30} == await states()
 

@@ -146,7 +146,7 @@ async def test_short_files_can_be_accepted(bulk: Bulk) -> None:
         charges = kie.charges
 
     assert (1, 0, 3) == (refused.code, saved.code, charges)
-    assert "declares 3,948; --accept-short saves it as it is" in refused.err
+    assert "declares 3,948; accept_short=True (--accept-short) saves it as it is" in refused.err
     assert [444] * 3 == [(OUT / name).stat().st_size for name in wavs()]
     assert "3 of these WAVs have something unusual, e.g. Song " in saved.err
     assert ": only 444 of the 3,948 bytes that the header declares\n" in saved.err

@@ -18,7 +18,7 @@ from yarl import URL
 from cli_runs import KEY, SHORT, is_wav, names, service, submit_before
 from kie_wav_async import Download, WavFile, errors, events
 from kie_wav_async.cli import main
-from kie_wav_async.cli.common.output import CliError, failure_of, without_advice
+from kie_wav_async.cli.common.output import CliError, failure_of
 from kie_wav_async.cli.common.progress import WaitDisplay
 from kie_wav_async.cli.single.output_file import save
 from kie_wav_async.simulator import Fault, Simulator
@@ -146,7 +146,10 @@ async def test_a_short_file_can_be_accepted(kie_wav, tmp_path: Path, kind: str) 
 
     note = "only 444 of the 3,948 bytes that the header declares"
     assert (3, "truncated") == (failed.code, told["reason"])
-    assert "444 bytes long and declares 3,948; --accept-short saves it" in told["message"]
+    assert (
+        "444 bytes long and declares 3,948; accept_short=True (--accept-short) saves it"
+        in told["message"]
+    )
     assert "--accept-short" in command
     assert (0, [note], 444) == (done.code, done.json()["notes"], len(contents("song.wav")))
     assert f"song.wav: {note}\n" in done.err
@@ -198,14 +201,14 @@ async def test_what_is_retried_is_told(kie_wav, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reason", get_args(errors.DownloadReason))
-def test_the_advice_of_the_library_is_left_out(reason: errors.DownloadReason) -> None:
-    """What went wrong is told apart from what the library would have a program do."""
+def test_an_error_is_printed_as_it_is(reason: errors.DownloadReason) -> None:
+    """What went wrong is told apart from what to do, both in the library's own words."""
     error = errors.DownloadError("a: b; c", reason=reason)
-
-    assert "a: b; c" == without_advice(error)
     told = failure_of(error)
+
     assert (3, reason) == (told.exit_code, told.facts["reason"])
-    assert "_hosts" not in str(told)
+    assert ("a: b; c", error.advice) == (str(told), told.facts["advice"])
+    assert f"a: b; c: {error.advice}" == told.words
 
 
 # --- once more, and free ------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import copy
 import datetime as dt
 import pickle
 import re
+import traceback
 from functools import partial
 from typing import get_args
 
@@ -109,13 +110,13 @@ SAMPLES: list[tuple[partial[KieWavError], dict[str, object], str]] = [
                 "check the API key (KIE_API_KEY)",
                 "top up credits",
                 "check the id",
-                "attach() it",
+                "follow that task",
                 "check music_task_id and audio_id",
                 "wait, then ask again",
                 "else generate the music again",
                 "ask again in some minutes",
                 "ask again another day",
-                "check base_url",
+                "check the address of the service",
                 "ask again",
             ],
             strict=True,
@@ -134,7 +135,7 @@ SAMPLES: list[tuple[partial[KieWavError], dict[str, object], str]] = [
     (
         partial(errors.ConversionFailedError, "it failed", record=RECORD, track=TRACK),
         {"record": RECORD, "task_id": "task-1", "track": TRACK},
-        "submit the track again",
+        "convert the track again",
     ),
     (
         partial(
@@ -180,7 +181,7 @@ SAMPLES: list[tuple[partial[KieWavError], dict[str, object], str]] = [
     (
         partial(errors.SessionClosedError, open_task_ids=("a", "b"), task_id="task-1", track=TRACK),
         {"open_task_ids": ("a", "b"), "task_id": "task-1", "track": TRACK},
-        "attach() it in a new session",
+        "in a new session",
     ),
 ]
 
@@ -262,18 +263,32 @@ def test_no_error_is_a_misuse():
     )
 
 
+def _fields(error: KieWavError) -> dict[str, object]:
+    """Return what an error knows, its advice apart."""
+    return {
+        name: value for name, value in vars(error).items() if name not in {"advice", "__notes__"}
+    }
+
+
+@every_sample
+def test_a_traceback_shows_the_advice(make, fields, advice):  # noqa: ARG001 - as above
+    """Whoever finds an error in a log reads what to do."""
+    error = make()
+
+    assert error.advice in "".join(traceback.format_exception(error))
+
+
 @every_sample
 def test_the_fields_are_kept(make, fields, advice):  # noqa: ARG001 - one table, many tests
     """Each argument is an attribute of the same name."""
-    error = make()
-    assert vars(error) == fields
+    assert fields == _fields(make())
 
 
 @every_sample
-def test_the_text_says_what_to_do(make, fields, advice):  # noqa: ARG001 - as above
-    """The text of an error tells the way on."""
+def test_the_advice_says_what_to_do(make, fields, advice):  # noqa: ARG001 - as above
+    """An error says what happened, and beside it what to do."""
     error = make()
-    assert advice in str(error)
+    assert advice in f"{error}: {error.advice}"
 
 
 COPIERS = {
@@ -299,7 +314,8 @@ def test_a_copy_has_all_of_the_original(make, fields, advice, copier):  # noqa: 
     assert type(error) is type(twin)
     assert str(error) == str(twin)
     assert (str(error),) == twin.args
-    assert fields == vars(twin)
+    assert fields == _fields(twin)
+    assert error.advice == twin.advice
 
 
 def test_a_subclass_with_other_arguments_is_copied_too():
@@ -324,7 +340,8 @@ def test_about_fills_only_blanks(make, fields, advice):  # noqa: ARG001 - as abo
     assert fields | {
         "task_id": fields["task_id"] or "task-2",
         "track": fields["track"] or OTHER,
-    } == vars(twin)
+    } == _fields(twin)
+    assert error.advice == twin.advice
 
 
 @every_sample
@@ -336,7 +353,7 @@ def test_about_returns_a_new_error(make, fields, advice):  # noqa: ARG001 - as a
     assert twin is not error
     assert type(error) is type(twin)
     assert str(error) == str(twin)
-    assert fields == vars(error)
+    assert fields == _fields(error)
 
 
 def test_about_with_nothing_changes_nothing():
@@ -416,28 +433,30 @@ def test_about_shares_no_notes():
                 errors.SubmitUnknownError, "the answer was lost", track=TRACK, attempt_id="ab12"
             ),
             (
-                "the answer was lost: it may have been charged, so it is not sent again on its "
-                "own. Await the callback, or call resolve_unknown('ab12', task_id=... or "
-                "not_charged=True) once you know, or submit(track, again=True) to risk a second "
-                "charge"
+                "the answer was lost: it may have been charged, so it is not sent again by itself: "
+                "a callback may still name its task. Else look for the track in KIE's logs: if it "
+                "is there, follow its task (attach, or kie-wav status); if not, convert the track "
+                "again (again=True), which is a second charge if you are wrong. To a session, say "
+                "what you found: resolve_unknown('ab12', task_id=... or not_charged=True)"
             ),
         ),
         (
             partial(errors.ChargeLimitError, max_charges=5),
             (
                 "max_charges=5 is reached (accepted and unknown submits): "
-                "nothing was sent; raise the limit to go on"
+                "nothing was sent: raise the limit to go on"
             ),
         ),
         (
             partial(errors.ConversionFailedError, "it failed", record=RECORD),
-            "it failed: submit the track again to retry, which is a new charge",
+            "it failed: convert the track again to retry, which is a new charge",
         ),
         (
             partial(errors.ConversionTimeoutError, timeout_s=900.0, task_id="task-1"),
             (
-                "task task-1 is not finished 900 s after we began to wait: it may "
-                "still finish, so wait again with attach('task-1'), which costs nothing"
+                "task task-1 is not finished 900 s after we began to wait, and may still finish: "
+                "wait for the task again (attach('task-1'), or kie-wav status task-1), which costs "
+                "nothing, instead of converting the track again"
             ),
         ),
         (
@@ -446,8 +465,9 @@ def test_about_shares_no_notes():
             ),
             (
                 "task task-1 succeeded, but 900 s after we began to wait its answer still names "
-                'no file that we can read: {"x": 1}. It is paid for, so do not submit the track '
-                "again: attach('task-1') later, or fetch the file by hand"
+                'no file that we can read: {"x": 1}: it is paid for, so do not convert the track '
+                "again: look at the task later (attach('task-1'), or kie-wav status task-1), or "
+                "fetch the file by hand"
             ),
         ),
         (
@@ -459,41 +479,41 @@ def test_about_shares_no_notes():
         ),
         (
             partial(errors.SignatureError, reason="timestamp"),
-            "the callback's timestamp is not ten digits of Unix time: it is not KIE's",
+            "the callback's timestamp is not ten digits of Unix time: it is not KIE's: leave it",
         ),
         (
             partial(errors.SignatureError, reason="signature"),
             (
-                "no key signed the callback: it is forged, or webhook_keys "
-                "(KIE_WEBHOOK_HMAC_KEY) lacks the key that is set in KIE's settings"
+                "no key signed the callback: if it is not forged, webhook_keys "
+                "(KIE_WEBHOOK_HMAC_KEY) lacks the key of KIE's settings"
             ),
         ),
         (
             partial(errors.SignatureError, reason="stale"),
             (
                 "the callback is genuine but was signed too long ago, or ahead of our time: it "
-                "was replayed or held up, or this machine's clock is wrong"
+                "was replayed or held up, or this machine's clock is wrong: check the clock"
             ),
         ),
         (
             partial(errors.CallbackFormatError, "it names no task"),
             (
-                "cannot read the callback: it names no task; it is not of the shape the service "
-                "documents"
+                "cannot read the callback: it names no task: it is not of the shape the service "
+                "documents: look at who sent it"
             ),
         ),
         (partial(errors.SessionClosedError), "the session is closed: open a new one"),
         (
             partial(errors.SessionClosedError, open_task_ids=("a", "b"), is_submitting=True),
             (
-                "the session is closed and the submit was under way, so it may be accepted: look "
-                "into conversions() and unknown_submits() of the closed session before you submit "
+                "the session is closed and the submit was in progress, so it may be accepted: look "
+                "into conversions() and unknown_submits() of the closed session before you convert "
                 "the track again"
             ),
         ),
         (
             partial(errors.SessionClosedError, is_submitting=True, task_id="a"),
-            "the session is closed; task a goes on: attach() it in a new session",
+            "the session is closed; task a goes on: follow the task in a new session: attach('a')",
         ),
         (
             partial(errors.SessionClosedError, open_task_ids=("a", "b")),
@@ -501,7 +521,7 @@ def test_about_shares_no_notes():
         ),
         (
             partial(errors.SessionClosedError, open_task_ids=("a", "b"), task_id="a"),
-            "the session is closed; task a goes on: attach() it in a new session",
+            "the session is closed; task a goes on: follow the task in a new session: attach('a')",
         ),
     ],
     ids=[
@@ -528,8 +548,9 @@ def test_about_shares_no_notes():
     ],
 )
 def test_the_texts_read_well(make, text):
-    """A composed text is one readable sentence, with each part only where there is one."""
-    assert text == str(make())
+    """What happened and what to do read well, with each part only where there is one."""
+    error = make()
+    assert text == f"{error}: {error.advice}"
 
 
 @pytest.mark.parametrize(
@@ -565,4 +586,4 @@ def test_the_texts_read_well(make, text):
 )
 def test_what_is_not_said_is_not_made_up(make, fields):
     """Left out arguments mean nothing is known, and that a byte may have been sent."""
-    assert fields == vars(make())
+    assert fields == _fields(make())

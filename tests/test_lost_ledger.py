@@ -66,7 +66,7 @@ async def test_a_lost_ledger_is_not_replaced_in_silence(path, is_empty) -> None:
     if is_empty:
         path.touch()
     for _ in range(2):
-        with pytest.raises(LedgerError, match=r"no ledger at .*6 submits.*--new-ledger"):
+        with pytest.raises(LedgerError, match=r"(?s)no ledger at .*6 submits.*--new-ledger"):
             await SqliteLedger(path).open(NOW)
     assert is_empty is path.exists()
     assert not is_empty or path.stat().st_size == 0

@@ -186,7 +186,8 @@ async def test_success_without_url_is_no_news_until_the_timeout(caplog) -> None:
     assert '"response": {"x": "https://h/y"}' in caught.value.answer
     assert '"callbackUrl": "[hidden]"' in caught.value.answer
     assert caught.value.answer in str(caught.value)
-    assert "do not submit the track again: attach('task0001')" in str(caught.value)
+    assert "do not convert the track again" in caught.value.advice
+    assert "attach('task0001')" in caught.value.advice
     assert 1 == sum("names no file" in record.getMessage() for record in caplog.records)
 
 

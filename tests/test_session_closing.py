@@ -384,7 +384,7 @@ async def test_submit_on_the_wire_is_not_told_to_submit_again(clock, service) ->
         closing = asyncio.create_task(session.aclose())
         await clock.run_pending()
 
-        with pytest.raises(SessionClosedError, match=r"may be accepted.*unknown_submits\(\)"):
+        with pytest.raises(SessionClosedError, match=r"(?s)may be accepted.*unknown_submits\(\)"):
             await submit
         await clock.run(closing)
 

@@ -582,7 +582,7 @@ def test_there_is_exactly_one_of_each_header(headers):
 
 def test_the_refusal_names_the_headers_that_are_wanted():
     """Whoever reads the refusal can look for both headers in the proxy's settings."""
-    with pytest.raises(SignatureError, match=f"both are {TIME_NAME} and {SIGNATURE_NAME}$"):
+    with pytest.raises(SignatureError, match=f"(?m)both are {TIME_NAME} and {SIGNATURE_NAME}$"):
         verify({})
 
 

@@ -55,7 +55,7 @@ class SubmitEnds:
     def abandon(self, entry: TaskEntry) -> None:
         """Cancel a queued submit: nothing waits for it."""
         self._queue.remove(entry)
-        error = KieWavError("the submit was withdrawn before it was sent: nobody waited for it")
+        error = KieWavError("the submit was withdrawn before it was sent, as nothing waited for it")
         self._cancel(entry, error.about(track=entry.track))
 
     def _cancel(self, entry: TaskEntry, error: KieWavError) -> None:

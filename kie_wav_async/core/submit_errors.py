@@ -78,6 +78,8 @@ def unknown_error(
     unknown: UnknownSubmit, message: str, *, cause: KieWavError | None = None
 ) -> SubmitUnknownError:
     """Return the error of a submit whose outcome is unknown."""
+    if cause is not None:
+        message += f" ({cause})"
     error = SubmitUnknownError(message, track=unknown.track, attempt_id=unknown.attempt_id)
     error.__cause__ = cause
     return error

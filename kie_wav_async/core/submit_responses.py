@@ -189,7 +189,8 @@ class SubmitResponses:
         )
         error = LedgerError(
             f"the service has taken the submit, as task {write.task_id}, but that could not be "
-            f"written down ({failure}); keep the id",
+            f"written down ({failure})",
+            advice="keep the id",
             task_id=write.task_id,
             track=write.entry.track,
         )

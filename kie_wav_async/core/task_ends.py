@@ -51,8 +51,8 @@ class TaskEnds:
         """Go on once the end of *entry* is written down, or could not be because of *error*."""
         if error is not None:
             unwritten = LedgerError(
-                f"task {entry.task_id} has ended, but that could not be written down "
-                f"({error}); the ledger has it as open, and asking again costs nothing"
+                f"task {entry.task_id} has ended, but that could not be written down ({error})",
+                advice="the ledger has it as open, and asking again costs nothing",
             )
             unwritten.__cause__ = error
             self._registry.replace_outcome(entry, entry.error_for_waiter(unwritten))

@@ -97,7 +97,7 @@ class Unknowns:
             self._registry.retry(entry)
             self._queue.requeue(entry)
             return
-        error = KieWavError("the submit was not charged; submit the track again")
+        error = KieWavError("the submit was not charged", advice="submit the track again")
         self._registry.cancel(entry, error.about(track=unknown.track))
 
     def restore_task(

@@ -285,10 +285,7 @@ class FileClient:
         # Out here, so that aiohttp's error, and with it its frames, is not the context.
         if failure is not None:
             raise failure
-        msg = (
-            f"{_host(url)} leads to an address that is not public; name the host in "
-            "insecure_hosts if that is what you want"
-        )
+        msg = f"{_host(url)} leads to an address that is not public"
         raise DownloadError(msg, reason="url-not-allowed")
 
     def _failure_of(self, url: URL, error: Exception) -> FileError | DownloadError:

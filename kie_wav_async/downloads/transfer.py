@@ -462,8 +462,8 @@ class Transfer:
         try:
             self._notes = wav.verify(accept_short=self.accept_short)
         except ShortWavError as error:
-            way_out = "; accept_short=True saves it as it is" if error.is_playable else ""
-            msg = f"what {host} sent {error}{way_out}"
+            way_out = "; accept_short=True (--accept-short) saves it as it is"
+            msg = f"what {host} sent {error}{way_out if error.is_playable else ''}"
             raise self._failed(msg, "truncated") from None
         except ValueError as error:
             msg = f"what {host} sent {error}"

@@ -172,20 +172,19 @@ def _find_flaw(path_and_query: str) -> str | None:
 
 def _find_insecurity(url: URL, host: _Host, *, is_port_free: bool) -> str | None:
     """Return what speaks against a host that is not among the insecure ones."""
-    way_out = "name the host in insecure_hosts if that is what you want"
     if url.scheme != "https":
-        return f"plain http could be changed on its way; {way_out}"
+        return "plain http could be changed on its way"
     if host.address is not None:
         if not is_public(host.address):
-            return f"the address is not public; {way_out}"
+            return "the address is not public"
     else:
         name = host.text.removesuffix(".")
         if _NUMBER.fullmatch(name.rpartition(".")[2]):
             return "the host is an IP address in another notation than the usual one"
         if not _is_of_the_internet(name):
-            return f"the host is no name of the internet; {way_out}"
+            return "the host is no name of the internet"
     if url.port != _HTTPS_PORT and not is_port_free:
-        return f"port {url.port} is not {_HTTPS_PORT}; name the host in download_hosts to allow it"
+        return f"port {url.port} is not {_HTTPS_PORT}"
     return None
 
 

@@ -123,10 +123,7 @@ async def _note_sent(
 
 
 def _too_long(response: WireResponse) -> WireFormatError:
-    msg = (
-        f"the service's answer (HTTP {response.status}) is longer than 1 MiB. "
-        "Is base_url right, and no proxy in between?"
-    )
+    msg = f"the service's answer (HTTP {response.status}) is longer than 1 MiB"
     return WireFormatError(msg, http_status=response.status)
 
 

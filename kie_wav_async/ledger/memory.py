@@ -100,8 +100,8 @@ class MemoryLedger:
         await self._call("open", now_unix_s, is_open=False)
         tables = self._tables
         if tables.owner not in {None, self}:
-            msg = "another process has the ledger open: end it, or wait until it has ended"
-            raise LedgerError(msg)
+            msg = "another process has the ledger open"
+            raise LedgerError(msg, advice="end it, or wait until it has ended")
         tables.owner = self
         self._opened += 1
         if self._opened == 1:
@@ -389,8 +389,8 @@ class MemoryLedger:
         """Note a call, and refuse it if it is to fail before it is written."""
         self.calls.append((name, args))
         if is_open and not self._opened:
-            msg = "the ledger is not open: call open()"
-            raise LedgerError(msg)
+            msg = "the ledger is not open"
+            raise LedgerError(msg, advice="call open()")
         if not self.fails_late:
             self._fail(name)
 
@@ -414,8 +414,8 @@ class MemoryLedger:
         known = self._tables.attempts.get(attempt_id)
         if known is not None:
             if row is None or known.row is not row:
-                msg = f"attempt {attempt_id} is of another track: take a new id; nothing was sent"
-                raise LedgerError(msg, track=track)
+                msg = f"attempt {attempt_id} is of another track; nothing was sent"
+                raise LedgerError(msg, advice="take a new id", track=track)
             return None if known.outcome is None else row.entry()
         if row is not None:
             is_under_way = any(attempt.outcome is None for attempt in row.attempts)

@@ -232,8 +232,7 @@ def unreadable(
     excerpt = strip_controls(response.body[: 4 * _EXCERPT_LENGTH].decode("utf-8", "replace"))
     excerpt = excerpt[:_EXCERPT_LENGTH]
     return errors.WireFormatError(
-        f"cannot read the service's answer (HTTP {response.status}): {why}; it begins {excerpt!r}. "
-        "Is base_url right, and no proxy in between?",
+        f"cannot read the service's answer (HTTP {response.status}): {why}; it begins {excerpt!r}",
         http_status=response.status,
         request_id=response.request_id,
         excerpt=excerpt,
@@ -259,9 +258,9 @@ def raise_for_code(envelope: Envelope) -> None:
     if not envelope.in_body and code // 100 == _REDIRECT_CLASS:
         msg = (
             f"the service answered with a redirect (HTTP {code}), which is not followed: "
-            "nothing was created; check base_url"
+            "nothing was created"
         )
-        raise errors.TransportError(msg)
+        raise errors.TransportError(msg, advice=errors.WireFormatError.advice)
     kind = KIE_WAV.error_codes.get(code) or _ERRORS_BY_CLASS.get(code // 100)
     if code == _NOT_FOUND and envelope.root.get("code") is None:
         # The service names a code where it finds nothing; a router does not.

@@ -388,7 +388,7 @@ def parse_tracks(response: WireResponse, music_task_id: str) -> list[Track]:
             ),
             http_status=response.status,
             request_id=response.request_id,
-            advice=_advise_on_music(status) if envelope.data is not None else None,
+            advice="" if envelope.data is None else _advise_on_music(status),
         )
     if not isinstance(listed, list):
         raise unreadable(response, "tracks that are no list")

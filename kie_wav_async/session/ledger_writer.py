@@ -387,8 +387,8 @@ async def _told(call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwar
     except Exception as error:  # noqa: BLE001 - it is raised below
         failure = error
     _logger.error("the ledger failed in a way it should not", exc_info=failure)
-    msg = f"the ledger raised {type(failure).__name__}: look into the log"
-    raise LedgerError(msg) from failure
+    msg = f"the ledger raised {type(failure).__name__}"
+    raise LedgerError(msg, advice="look into the log") from failure
 
 
 def _words(error: KieWavError | None) -> tuple[int | None, str | None]:

@@ -217,7 +217,7 @@ class Planner:
         try:
             tracks = await self.session.list_tracks(music_task_id)
         except (NotFoundError, InvalidRequestError) as error:
-            return f"no tracks of music task {music_task_id}: {error}"
+            return f"no tracks of music task {music_task_id}: {error}: {error.advice}"
         return tracks or f"no tracks of music task {music_task_id}: KIE lists none"
 
     async def _in_thread(self, work: Callable[[], T]) -> T:

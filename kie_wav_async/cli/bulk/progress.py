@@ -14,7 +14,7 @@ from rich.text import Text
 
 from kie_wav_async import events
 from kie_wav_async.cli.bulk.estimate import TrackCounts, bytes_words, count_words, duration_words
-from kie_wav_async.cli.common.output import clean, plain, without_advice
+from kie_wav_async.cli.common.output import clean, plain
 from kie_wav_async.cli.common.progress import Display
 from kie_wav_async.cli.common.streams import is_behind, leave
 from kie_wav_async.errors import MaintenanceError, RateLimitedError, SubmitUnknownError
@@ -278,7 +278,7 @@ class BulkDisplay(Display):
         # Once for each reason: the next file is likely to meet it too.
         if error.reason not in self._put_back:
             self._put_back.add(error.reason)
-            why = without_advice(error)
+            why = str(error)
             self.say(f"not saved yet, and tried again in {duration_words(pause_s)}: {why}")
 
     def say_moving(self) -> None:

@@ -15,7 +15,6 @@ from kie_wav_async.cli.bulk.estimate import BYTES_PER_TRACK, TrackCounts, count_
 from kie_wav_async.cli.bulk.file_paths import FilePaths
 from kie_wav_async.cli.bulk.saving_queue import SavingQueue
 from kie_wav_async.cli.common.ledger_pages import pages
-from kie_wav_async.cli.common.output import without_advice
 from kie_wav_async.cli.common.streams import wait_for_room
 from kie_wav_async.ledger import TrackState
 
@@ -384,7 +383,7 @@ class Saver:
             return
         if self._tells_of_others(entry):
             self._failing.add(track)
-            self._last_failure = without_advice(error)
+            self._last_failure = str(error)
         rounds = self._rounds.get(track, 0) + 1
         if reason in _TRANSIENT and rounds < _ROUNDS:
             self._rounds[track] = rounds
@@ -392,7 +391,7 @@ class Saver:
             return
         self._be_done(track)
         self.given_up += 1
-        group = self._unsaved.setdefault(reason, Unsaved(reason, without_advice(error), track))
+        group = self._unsaved.setdefault(reason, Unsaved(reason, str(error), track))
         group.count += 1
 
     def _tells_of_others(self, entry: LedgerEntry) -> bool:

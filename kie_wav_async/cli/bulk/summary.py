@@ -26,7 +26,6 @@ from kie_wav_async.cli.common.output import (
     CliError,
     failure_of,
     print_json,
-    without_advice,
 )
 from kie_wav_async.cli.common.output import FAILED as SOME_FAILED
 from kie_wav_async.cli.common.shell import command_line
@@ -314,7 +313,7 @@ def _shortfall(result: RunResult, tally: TrackCounts) -> CliError | None:
 
 def _stop(result: RunResult, error: errors.KieWavError, counts: RunCounts | None) -> CliError:
     told = failure_of(error)
-    code, sentence, rest = told.exit_code, str(told), _rest(result, counts)
+    code, sentence, rest = told.exit_code, told.words, _rest(result, counts)
     match error:
         case errors.LedgerError():
             return told
@@ -324,12 +323,12 @@ def _stop(result: RunResult, error: errors.KieWavError, counts: RunCounts | None
             sentence = _cap_words(cap)
         case errors.InsufficientCreditsError(track=track):
             # What the library says of the charge is meant of this one submit.
-            sentence = f"the service answered {error.code} {error.message!r}"
+            sentence = str(error)
             if track is not None:
                 sentence += f" to {track.music_task_id} {track.audio_id}, which was not charged"
             rest += ". Top up credits or raise the key's limit, and run it again"
         case errors.DownloadError():
-            sentence = without_advice(error)
+            sentence = str(error)
             rest += f". {_mend(error)}, and run it again"
         case _:
             pass

@@ -45,18 +45,33 @@ class CliError(Exception):
     Attributes:
         exit_code: Not 0.
 
+        advice: What to do about it; ``""`` where the sentence says that, or nothing does.
+
+        command: What shows the task that it is about; ``""`` for none.
+
         facts: What ``--json`` prints of it.
     """
 
-    def __init__(self, exit_code: int, sentence: str, **facts: object) -> None:
-        """Say what happened and what to do next."""
+    def __init__(self, exit_code: int, sentence: str, advice: str = "", /, **facts: object) -> None:
+        """Say what happened."""
         super().__init__(clean(sentence))
         self.exit_code = exit_code
+        self.advice = clean(advice)
+        self.command = ""
         self.facts = {"exit_code": exit_code, "message": str(self), **facts}
+        if advice:
+            self.facts["advice"] = self.advice
+
+    @property
+    def words(self) -> str:
+        """What happened, and what to do."""
+        return f"{self}: {self.advice}" if self.advice else str(self)
 
     def show(self) -> None:
-        """Print the sentence on stderr."""
-        say(f"kie-wav: {self}")
+        """Print all of it on stderr."""
+        say(f"kie-wav: {self.words}")
+        if self.command:
+            say(f"The task is shown by `{self.command}`")
 
 
 def clean(text: object) -> str:
@@ -118,72 +133,27 @@ def stdout_console() -> Console:
 
 
 def failure_of(error: errors.KieWavError) -> CliError:
-    """Return *error* as an exit code and a sentence that speaks of commands, not of calls."""
+    """Return *error* as an exit code, with its own words."""
     facts: dict[str, object] = {"type": type(error).__name__, "task_id": error.task_id}
     if error.track is not None:
         facts |= {"music_task_id": error.track.music_task_id, "audio_id": error.track.audio_id}
-    code, sentence = SERVICE, str(error)
+    code, task_id = SERVICE, ""
     match error:
         case errors.SubmitUnknownError():
             facts["attempt_id"] = error.attempt_id
-            code = UNKNOWN
-            sentence = (
-                f"nobody knows whether the submit was accepted{_reason(error)}; it may have been "
-                "charged and was not repeated. Look for the track in KIE's logs: if it is there, "
-                f"`{status_command('TASK_ID')}` shows its WAV; if not, convert it again"
-            )
+            code, task_id = UNKNOWN, "TASK_ID"
         case errors.ConversionTimeoutError():
-            code = FAILED
-            ask = f"`{status_command(str(error.task_id))}`"
-            sentence = (
-                f"task {error.task_id} is not finished after {error.timeout_s:g} s but may still "
-                f"finish: ask with {ask} instead of converting again"
-            )
-            if error.answer:
-                sentence = (
-                    f"task {error.task_id} succeeded, but its answer names no file that can be "
-                    f"read: {error.answer}. It is paid for: ask later with {ask}, or fetch the "
-                    "file by hand, instead of converting again"
-                )
+            code, task_id = FAILED, str(error.task_id)
         case errors.ConversionFailedError():
             code = FAILED
         case errors.AlreadyExistsError():
-            sentence = (
-                f"the service answered {error.code} {error.message!r}: it has a WAV of this track "
-                "under a task id it did not tell; look the id up in KIE's logs, then ask with "
-                f"`{status_command('TASK_ID')}`"
-            )
+            task_id = "TASK_ID"
         case errors.DownloadError():
             facts["reason"] = error.reason
-            sentence = _as_options(sentence)
-        case errors.TransportError() | errors.WireFormatError() | errors.EndpointGoneError():
-            sentence = sentence.replace("base_url", "--base-url (KIE_BASE_URL)")
         case _:
             pass
-    return CliError(code, sentence, **facts)
-
-
-def without_advice(error: errors.DownloadError) -> str:
-    """Return what went wrong with a download, without what the library advises to do."""
-    return _as_options(str(error).rpartition(": ")[0])
-
-
-def _as_options(sentence: str) -> str:
-    """Return it in words of the command line, which has one option for strange hosts."""
-    sentence = sentence.replace("accept_short=True", ACCEPT_SHORT)
-    for name in ("insecure_hosts", "download_hosts"):
-        sentence = sentence.replace(f"in {name}", "with --insecure-host")
-    return sentence
-
-
-def _reason(error: errors.KieWavError) -> str:
-    """Say why nobody knows, without what the cause advises: that is meant for reads."""
-    match error.__cause__:
-        case None:
-            return ""
-        case errors.ServiceError() as cause:
-            return f" (the service answered {cause.code} {cause.message!r})"
-        case errors.WireFormatError():
-            return " (its answer cannot be read)"
-        case cause:
-            return f" ({cause})"
+    failure = CliError(code, str(error), error.advice, **facts)
+    if task_id:
+        # It asks the service in the way that the running command does.
+        failure.command = status_command(task_id)
+    return failure

@@ -20,7 +20,7 @@ from yarl import URL
 
 from kie_wav_async import events
 from kie_wav_async.cli.common.listen import KEY_NAME
-from kie_wav_async.cli.common.output import plain, print_line, say, without_advice
+from kie_wav_async.cli.common.output import plain, print_line, say
 from kie_wav_async.cli.common.streams import is_behind, need_stdout
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Display:
 
     def _show_rejected(self, event: events.CallbackRejected) -> None:
         """Say why a callback was refused."""
-        reason = str(event.error).replace(f"webhook_keys ({KEY_NAME})", KEY_NAME)
+        reason = f"{event.error}: {event.error.advice}"
         # Once each: anybody can cause them, as often as he likes.
         if reason not in self._rejections:
             self._rejections.add(reason)
@@ -149,7 +149,7 @@ class WaitDisplay(Display):
                 self.is_fetched = True
                 self._progress.update(self._line, completed=event.bytes, total=event.total)
             case events.DownloadRetryScheduled():
-                told = without_advice(event.error)
+                told = str(event.error)
                 self.say(f"not saved yet, trying again in {event.delay_s:.1f} s: {told}")
             case _:
                 pass

@@ -25,7 +25,6 @@ from kie_wav_async.cli.common.output import (
     failure_of,
     plain,
     stdout_console,
-    without_advice,
 )
 from kie_wav_async.cli.common.progress import DemoDisplay
 from kie_wav_async.errors import DownloadError
@@ -211,7 +210,7 @@ class _Work:
         except DownloadError as error:
             failure = CliError(
                 SERVICE,
-                f"not saved: {without_advice(error)}",
+                f"not saved: {error}",
                 type=type(error).__name__,
                 reason=error.reason,
                 task_id=wav.task_id,

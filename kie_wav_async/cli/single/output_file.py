@@ -10,7 +10,6 @@ from kie_wav_async.cli.common.output import (
     INTERRUPTED,
     SERVICE,
     CliError,
-    without_advice,
 )
 from kie_wav_async.cli.common.shell import status_command
 from kie_wav_async.errors import DownloadError
@@ -83,7 +82,7 @@ async def save(
     try:
         download = await session.download(wav, path, accept_short=accept_short)
     except DownloadError as error:
-        why = without_advice(error)
+        why = str(error)
         do_next = _AS_IT_IS if ACCEPT_SHORT in why else _NEXT.get(error.reason, _AGAIN)
         told = {"type": type(error).__name__, "reason": error.reason}
         raise _not_saved(wav, path, why, do_next, **told) from error

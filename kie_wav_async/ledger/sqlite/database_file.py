@@ -27,7 +27,7 @@ from kie_wav_async.ledger.sqlite.schema import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["connect_to_read", "connect_to_write", "explain", "is_missing", "set_log_aside"]
+__all__ = ["advice_on", "connect_to_read", "connect_to_write", "is_missing", "set_log_aside"]
 
 # What SQLite keeps what is not yet in the file in.
 _LOGS: Final = ("-wal", "-journal")
@@ -102,8 +102,8 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
         sqlite3.Error: SQLite says no.
     """
     if is_missing(path):
-        msg = f"there is no ledger at {path}: check the name"
-        raise LedgerError(msg)
+        msg = f"there is no ledger at {path}"
+        raise LedgerError(msg, advice="check the name")
     try:
         return _connect_ours(path, "ro")
     except sqlite3.OperationalError as error:
@@ -115,12 +115,12 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
     return _connect_ours(path, "ro&immutable=1")
 
 
-def explain(error: Exception) -> str:
-    """Say what the system said, and what to do about it."""
+def advice_on(error: sqlite3.Error | OSError) -> str:
+    """Say what to do about what the system said."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_IOERR) & 0xFF
     if isinstance(error, OSError):
         code = _AS_SQLITE.get(error.errno or 0, sqlite3.SQLITE_IOERR)
-    return f"{error}: {_ADVICE.get(code, _ADVICE[sqlite3.SQLITE_IOERR])}"
+    return _ADVICE.get(code, _ADVICE[sqlite3.SQLITE_IOERR])
 
 
 def _connect_ours(path: Path, mode: str) -> sqlite3.Connection:
@@ -146,15 +146,15 @@ def is_missing(path: Path) -> bool:
     except FileNotFoundError:
         return True
     if not stat.S_ISREG(found.st_mode):
-        msg = f"{path} is not a file: name another ledger"
-        raise LedgerError(msg)
+        msg = f"{path} is not a file"
+        raise LedgerError(msg, advice="name another ledger")
     if found.st_nlink > 1:
         # The lock and the log go by the name, so that each name could have its owner.
         msg = (
             f"the ledger {path} has another name (a hard link), under which another process "
-            "could pay for the same tracks: remove one of the names, or name a copy"
+            "could pay for the same tracks"
         )
-        raise LedgerError(msg)
+        raise LedgerError(msg, advice="remove one of the names, or name a copy")
     return found.st_size == 0
 
 
@@ -178,12 +178,12 @@ def _create(path: Path) -> None:
         beside = path.with_name(f"{path.name}{suffix}")
         if _has_content(beside):
             # SQLite would take it for the new one's.
-            msg = (
-                f"there is no ledger at {path}, but {beside.name}, a log of one that was there: "
-                "put the ledger back. Only if it is lost say --new-ledger, or new_ledger=True in "
-                "a program: what it knew may be paid again"
+            msg = f"there is no ledger at {path}, but {beside.name}, a log of one that was there"
+            advice = (
+                "put the ledger back. Only if it is lost begin a new one (new_ledger=True, "
+                "--new-ledger): what it knew may be paid again"
             )
-            raise LedgerError(msg)
+            raise LedgerError(msg, advice=advice)
     new = path.with_name(f"{path.name}.new")
     for suffix in ("", "-journal", "-wal", "-shm"):  # Of one that died here.
         new.with_name(f"{new.name}{suffix}").unlink(missing_ok=True)
@@ -223,34 +223,32 @@ def _verify_ours(connection: sqlite3.Connection, path: Path) -> None:
     except sqlite3.DatabaseError as error:
         if getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_NOTADB:
             raise
-        msg = f"{path} is no ledger, and stays as it is: name another file"
-        raise LedgerError(msg) from error
+        msg = f"{path} is no ledger, and stays as it is"
+        raise LedgerError(msg, advice="name another file") from error
     if application == EARLIER_APPLICATION_ID:
         msg = (
             f"the ledger {path} was written by an older version of kie-wav-async, before its first "
-            f"release (its schema is {version}), and stays as it is: use it with the version that "
-            "wrote it"
+            f"release (its schema is {version}), and stays as it is"
         )
-        raise LedgerError(msg)
+        raise LedgerError(msg, advice="use it with the version that wrote it")
     if application != APPLICATION_ID or version < 1:  # We make none without a version.
-        msg = f"{path} is another program's database, and stays as it is: name another file"
-        raise LedgerError(msg)
+        msg = f"{path} is another program's database, and stays as it is"
+        raise LedgerError(msg, advice="name another file")
     if version != SCHEMA_VERSION:
         age = "a newer" if version > SCHEMA_VERSION else "an older"
         msg = (
             f"the ledger {path} was written by {age} version of kie-wav-async (its schema is "
-            f"{version}, this version reads and writes {SCHEMA_VERSION} only), and stays as it "
-            "is: use it with the version that wrote it"
+            f"{version}, this version reads and writes {SCHEMA_VERSION} only), and stays as it is"
         )
-        raise LedgerError(msg)
+        raise LedgerError(msg, advice="use it with the version that wrote it")
 
 
 def _make_durable(connection: sqlite3.Connection, path: Path) -> None:
     """Have every commit synced before it returns."""
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
-        msg = f"SQLite cannot keep a write-ahead log of {path}: put the ledger on a local disk"
-        raise LedgerError(msg)
+        msg = f"SQLite cannot keep a write-ahead log of {path}"
+        raise LedgerError(msg, advice="put the ledger on a local disk")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA fullfsync = ON")  # macOS, where fsync stops at the drive's cache.
     connection.execute("PRAGMA checkpoint_fullfsync = ON")

@@ -206,9 +206,9 @@ class SqliteLedger:
             except TimeoutError as error:
                 msg = (
                     f"the ledger {self._path} is still being written after {_CLOSING_S:g} s, and "
-                    "the last of it may be missing: check the disk and the system's log"
+                    "the last of it may be missing"
                 )
-                raise LedgerError(msg) from error
+                raise LedgerError(msg, advice="check the disk and the system's log") from error
 
     async def add_tracks(self, tracks: Iterable[Track]) -> int:
         """
@@ -459,8 +459,8 @@ class SqliteLedger:
         owed: tuple[str, str] | None = None,
     ) -> _T:
         if self._thread is None:
-            msg = f"the ledger {self._path} is not open: `async with` it, or call open()"
-            raise LedgerError(msg)
+            msg = f"the ledger {self._path} is not open"
+            raise LedgerError(msg, advice="use it inside `async with`, or call open()")
         self._verify_loop()
         if is_write and self._is_read_only:
             msg = f"the ledger {self._path} is open to be read only"

@@ -105,16 +105,16 @@ class OwnerLock:
         if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
             msg = (
                 f"{self.path} is not a plain file, or it has another name (a hard link), and "
-                "stays as it is: remove it, or name another ledger"
+                "stays as it is"
             )
-            raise LedgerError(msg)
+            raise LedgerError(msg, advice="remove it, or name another ledger")
 
     def _take(self, fd: int) -> None:
         is_ours = try_lock(fd)
         said = os.read(fd, 400)
         found = _MARK.match(said)
         if not is_ours:
-            raise LedgerError(self._refusal(said[found.end() if found else 0 :]))
+            raise self._refusal(said[found.end() if found else 0 :])
         self.mark = _mark_in(said)
         owner = f"{os.getpid()} {socket.gethostname()}\n".encode()
         if found is None:
@@ -137,22 +137,19 @@ class OwnerLock:
             _write(self._fd, 0, _line_of(mark))
             self.mark = mark
 
-    def _refusal(self, said: bytes) -> str:
+    def _refusal(self, said: bytes) -> LedgerError:
+        wait = "let it finish or stop it, or name another ledger"
         found = re.fullmatch(r"([0-9]{1,10}) ([\w.-]{1,255})\n", said.decode("utf-8", "replace"))
         if found is None:
-            return (
-                f"the ledger {self._owned} is open in another process: "
-                "let it finish or stop it, or name another ledger"
-            )
+            return LedgerError(f"the ledger {self._owned} is open in another process", advice=wait)
         pid, host = found.groups()
         if host == socket.gethostname() and int(pid) == os.getpid():
-            return (
-                f"the ledger {self._owned} is already open in this process (pid {pid}): "
-                "share the one SqliteLedger, or close it first"
+            return LedgerError(
+                f"the ledger {self._owned} is already open in this process (pid {pid})",
+                advice="share the one SqliteLedger, or close it first",
             )
-        return (
-            f"the ledger {self._owned} is open in process {pid} on {host}: "
-            "let it finish or stop it, or name another ledger"
+        return LedgerError(
+            f"the ledger {self._owned} is open in process {pid} on {host}", advice=wait
         )
 
 

@@ -174,8 +174,8 @@ class LedgerTables(TrackRows):
         known = self._one("SELECT track, outcome FROM attempt WHERE id = ?", attempt_id)
         if known is not None:
             if entry is None or entry.index != known[0]:
-                msg = f"attempt {attempt_id} is of another track: take a new id; nothing was sent"
-                raise LedgerError(msg, track=track)
+                msg = f"attempt {attempt_id} is of another track; nothing was sent"
+                raise LedgerError(msg, advice="take a new id", track=track)
             return None if known[1] == OPEN else entry
         if entry is not None and not self._may_begin(entry, again=again):
             return entry

@@ -28,9 +28,9 @@ import attrs
 
 from kie_wav_async.errors import LedgerError
 from kie_wav_async.ledger.sqlite.database_file import (
+    advice_on,
     connect_to_read,
     connect_to_write,
-    explain,
     is_missing,
     set_log_aside,
 )
@@ -206,8 +206,8 @@ class LedgerThread:
         try:
             self._lock.acquire()
         except FileNotFoundError as error:
-            msg = f"the folder of the ledger {self._path} is not there: make it first"
-            raise LedgerError(msg) from error
+            msg = f"the folder of the ledger {self._path} is not there"
+            raise LedgerError(msg, advice="make it first") from error
         known = None if self._is_new else self._lock.mark
         if self._is_new and is_missing(self._path):
             set_log_aside(self._path)
@@ -286,18 +286,16 @@ class LedgerThread:
     def _connected(self) -> sqlite3.Connection:
         # What is written into a file that was moved away is written for nobody.
         if self._identity is not None and _identity(self._path) != self._identity:
-            msg = (
-                f"the ledger {self._path} was moved, removed or replaced while it was open: put it "
-                "back, as a new one would not know what was paid, and pay for it again"
-            )
-            raise LedgerError(msg)
+            msg = f"the ledger {self._path} was moved, removed or replaced while it was open"
+            advice = "put it back, as a new one would not know what was paid, and pay for it again"
+            raise LedgerError(msg, advice=advice)
         lock = self._lock
         if lock is not None and not lock.is_held():
             msg = (
                 f"the lock of the ledger {self._path} was removed, and another process may have "
-                "it open now: stop both, and start one"
+                "it open now"
             )
-            raise LedgerError(msg)
+            raise LedgerError(msg, advice="stop both, and start one")
         if self._connection is None:
             if self._is_read_only:
                 self._connection = connect_to_read(self._path)
@@ -315,7 +313,7 @@ class LedgerThread:
         if known is None or not known.submits:
             return connect_to_write(self._path)
         if is_missing(self._path):
-            raise LedgerError(_lost(self._path, f"there is no ledger at {self._path}", known))
+            raise _lost(self._path, f"there is no ledger at {self._path}", known)
         connection = connect_to_write(self._path)
         try:
             _verify_same(self._path, known, LedgerTables(connection).mark())
@@ -374,8 +372,10 @@ class LedgerThread:
         """Return a new error, as each waiter gets one of his own."""
         if isinstance(error, LedgerError):  # It says enough, and its cause goes with it.
             return error.about()
-        reason = explain(error) if isinstance(error, sqlite3.Error | OSError) else repr(error)
-        refusal = LedgerError(f"the ledger {self._path} cannot be {done}: {reason}")
+        what, advice = repr(error), ""
+        if isinstance(error, sqlite3.Error | OSError):
+            what, advice = str(error), advice_on(error)
+        refusal = LedgerError(f"the ledger {self._path} cannot be {done}: {what}", advice=advice)
         refusal.__cause__ = error
         return refusal
 
@@ -397,21 +397,24 @@ def _verify_same(path: Path, known: LedgerMark, found: LedgerMark) -> None:
         LedgerError: It is another one, or an older copy, or its log was removed.
     """
     if found.ledger_id != known.ledger_id:
-        raise LedgerError(_lost(path, f"{path} is not the ledger that was there", known))
+        raise _lost(path, f"{path} is not the ledger that was there", known)
     if found.submits < known.submits:
         what = (
             f"the ledger {path} knows of {found.submits:,} submits, so it is an older copy, or its "
             f"log, {path.name}-wal, was removed or damaged"
         )
-        raise LedgerError(_lost(path, what, known))
+        raise _lost(path, what, known)
 
 
-def _lost(path: Path, what: str, known: LedgerMark) -> str:
-    """Say that a ledger is not what it was, and what to do."""
-    return (
+def _lost(path: Path, what: str, known: LedgerMark) -> LedgerError:
+    """Return the error of a ledger that is not what it was."""
+    return LedgerError(
         f"{what}, and {path.name}.lock says that {known.submits:,} submits were begun with the one "
-        "that belongs here: put that back, with its -wal file if there is one. Only if it is lost "
-        "say --new-ledger, or new_ledger=True in a program: what it knew may be paid again"
+        "that belongs here",
+        advice=(
+            "put that back, with its -wal file if there is one. Only if it is lost begin a new one "
+            "(new_ledger=True, --new-ledger): what it knew may be paid again"
+        ),
     )
 
 
