@@ -149,6 +149,8 @@ class TransportError(KieWavError):
             `True`.
     """
 
+    advice = "check the network and ask again"
+
     def __init__(
         self,
         message: str,

@@ -401,8 +401,8 @@ def test_about_shares_no_notes():
     twin = error.about(task_id="t")
     twin.add_note("seen by one")
 
-    assert ["seen by all"] == error.__notes__
-    assert ["seen by all", "seen by one"] == twin.__notes__
+    assert [error.advice, "seen by all"] == error.__notes__
+    assert [error.advice, "seen by all", "seen by one"] == twin.__notes__
 
 
 @pytest.mark.parametrize(

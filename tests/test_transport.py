@@ -543,7 +543,7 @@ async def test_connection_that_takes_too_long_has_sent_nothing(monkeypatch):
     [
         (ConnectionRefusedError(errno.ECONNREFUSED, KEY), os.strerror(errno.ECONNREFUSED)),
         (OSError(errno.ENETUNREACH, KEY), os.strerror(errno.ENETUNREACH)),
-        (OSError(KEY), "ClientConnectorError;"),
+        (OSError(KEY), "ClientConnectorError"),
     ],
     ids=["refused", "unreachable", "unnumbered"],
 )
@@ -581,7 +581,7 @@ async def test_read_without_an_answer_says_what_to_do(transport, answer):
             await transport.send(read_from(server.base_url))
 
     assert answer == b"" or "(cannot be read as HTTP)" in str(caught.value)
-    assert str(caught.value).endswith("; check the network and ask again")
+    assert "check the network and ask again" == caught.value.advice
     assert "received" not in str(caught.value)
     assert caught.value.maybe_sent
 

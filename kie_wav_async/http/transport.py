@@ -107,12 +107,12 @@ class _SendProgress:
             self.timer.restart(self._limits.total)
 
     def describe(self, *, is_submit: bool) -> str:
-        """Say what became of the request, and what to do."""
+        """Say what became of the request."""
         if not is_submit:
-            return "; check the network and ask again"
+            return ""
         if self.has_begun:
             return "; the request may have been received"
-        return "; no byte of the request has left: check the network and submit again"
+        return "; no byte of the request has left"
 
 
 async def _note_sent(
@@ -230,7 +230,7 @@ class AiohttpTransport:
     def _verify_open(self) -> None:
         if self._is_closed:
             msg = "the transport is closed; no byte of the request has left"
-            raise TransportError(msg, maybe_sent=False)
+            raise TransportError(msg, maybe_sent=False, advice="open a new session")
 
     def _proxy_for(self, request: WireRequest) -> URL | None:
         # To be kept in no variable: errors carry frames, and its URL may hold a password.
