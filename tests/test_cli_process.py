@@ -105,15 +105,6 @@ async def test_the_demo_interrupted(tmp_path: Path) -> None:
     assert [] == names(tmp_path)
 
 
-async def test_the_attacks_interrupted(tmp_path: Path) -> None:
-    """Ctrl-C ends the attacks with 130 and without a trace, receivers and attackers alike."""
-    process = await start("-m", "kie_wav_async", "demo", "--attack")
-    done = await interrupt(process, b"Playing")
-
-    assert (130, "", "") == (done.code, done.out, done.err.strip())
-    assert [] == names(tmp_path)
-
-
 async def test_a_conversion_interrupted() -> None:
     """Ctrl-C during a conversion names the task that goes on, and how to ask for it."""
     async with service(median_s=1e6) as kie:

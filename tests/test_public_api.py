@@ -103,9 +103,7 @@ NAMES = {
         "TrackState",
     ],
     "kie_wav_async.simulator": [
-        "ATTACKS",
         "Arrival",
-        "AttackResult",
         "Delivery",
         "Fault",
         "Simulator",

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from kie_wav_async.simulator import Delivery, Fault, Simulator, SimulatorProcess, SimulatorState
 from kie_wav_async.simulator.callbacks import sign
-from kie_wav_async.simulator.loopback import Address
+from kie_wav_async.simulator.loopback import Address, Answer, parse_answer
 
 QUERY = "?x=%2F&attempt=00ff&&y=a+b&z"
 
@@ -994,3 +994,36 @@ async def test_a_start_that_is_cancelled_leaves_nothing_open(step: int) -> None:
     except asyncio.CancelledError:
         return
     await kie.aclose()
+
+
+@pytest.mark.parametrize(
+    ("data", "ended", "expected"),
+    [
+        (b"", False, None),
+        (b"", True, Answer()),
+        (b"HTTP/1.1 200 OK\r\nA: b\r\n", False, None),
+        (b"HTTP/1.1 200 OK\r\nA: b\r\n", True, Answer()),
+        (b"SSH-2.0\r\n\r\n", False, Answer()),
+        (b"HTTP/1.1 200 OK\r\n\r\n", False, None),
+        (b"HTTP/1.1 200 OK\r\n\r\n", True, Answer(200, b"")),
+        (b"HTTP/1.1 200\r\n\r\nall there is", True, Answer(200, b"all there is")),
+        (b"HTTP/1.0 401 No\r\ncontent-length:2\r\n\r\nno", False, Answer(401, b"no")),
+        (b"HTTP/1.1 401 No\r\nContent-Length: 3\r\n\r\nno", False, None),
+        (b"HTTP/1.1 401 No\r\nContent-Length: 3\r\n\r\nno", True, Answer(401, b"no")),
+        (b"HTTP/1.1 100 Go\r\n\r\n", False, None),
+        (b"HTTP/1.1 100 Go\r\n\r\nHTTP/1.1 503 No\r\n\r\n", True, Answer(503, b"")),
+        (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n2;x=y\r\nbc\r\n0\r\n",
+            False,
+            Answer(200, b"abc"),
+        ),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabc", False, None),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n", False, Answer(200, b"")),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", False, Answer(200, b"")),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 99_999, False, Answer(200, b"x" * 65_536)),
+        (b"x" * 99_999, False, Answer()),
+    ],
+)
+def test_answer_is_read_as_far_as_needed(data, ended, expected):
+    """An answer is whole with its length, its last chunk, the end, or 64 KiB."""
+    assert expected == parse_answer(data, ended=ended)

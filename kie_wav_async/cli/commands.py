@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
-from click.core import ParameterSource
 
 from kie_wav_async import __version__ as version
 from kie_wav_async.cli.catalog_commands import bulk, report, resolve
@@ -23,7 +22,6 @@ from kie_wav_async.cli.common.options import (
 from kie_wav_async.cli.common.output import DONE, INTERRUPTED, CliError, print_json, print_line
 from kie_wav_async.cli.common.session_factory import Service, as_usage
 from kie_wav_async.cli.common.streams import finish, printing
-from kie_wav_async.cli.demo.attack import run_attack
 from kie_wav_async.cli.demo.demo import run_demo
 from kie_wav_async.cli.demo.simulate import read_script, run_simulator
 from kie_wav_async.cli.single.convert import run_convert
@@ -86,36 +84,15 @@ for _command in (bulk, report, resolve):
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for the WAV files.  [default: a new kie-wav-demo]",
 )
-@click.option(
-    "--attack",
-    is_flag=True,
-    help="Attack a receiver of callbacks instead, in every way, and show what came of it.",
-)
 @json_option
-@click.pass_context
-def demo(
-    context: click.Context, tracks: int, out: Path | None, *, attack: bool, as_json: bool
-) -> int:
+def demo(tracks: int, out: Path | None, *, as_json: bool) -> int:
     """
     Convert some tracks at a simulated KIE, and save them.
 
     It loses every second callback, so that one half is settled by callback and
     the other by polling. Needs no key and no network, and costs nothing.
-
-    With --attack nothing is saved. It exits with 1 if an attack got anything.
     """
-    if not attack:
-        return run_command(run_demo(tracks, out, as_json=as_json), as_json=as_json)
-    given = {
-        f"--{name}"
-        for name in ("tracks", "out")
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    }
-    if given:
-        names = " and ".join(sorted(given))
-        msg = f"--attack saves nothing and has tracks of its own: leave {names} out"
-        raise click.UsageError(msg)
-    return run_command(run_attack(as_json=as_json), as_json=as_json)
+    return run_command(run_demo(tracks, out, as_json=as_json), as_json=as_json)
 
 
 @cli.command()

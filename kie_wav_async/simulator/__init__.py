@@ -6,24 +6,20 @@ A local KIE to test and play against: no key, no network, no cost.
 
 `Simulator` runs in this process, on 127.0.0.1; `SimulatorProcess` runs one in a process of its
 own, as does ``python -m kie_wav_async.simulator``. Faults are scripted with `Fault`; what the
-service saw, charged and called back is in `SimulatorState`. `Simulator.attack` sends a receiver
-of callbacks what it should refuse.
+service saw, charged and called back is in `SimulatorState`.
 
 Whatever it sends, it sends to this machine only.
 
 It shares no code with the client, so that a misreading of the service cannot cancel out.
 """
 
-from kie_wav_async.simulator.attacks import ATTACKS, AttackResult
 from kie_wav_async.simulator.faults import Fault
 from kie_wav_async.simulator.process import SimulatorProcess
 from kie_wav_async.simulator.server import Simulator
 from kie_wav_async.simulator.state import Arrival, Delivery, SimulatorState
 
 __all__ = [
-    "ATTACKS",
     "Arrival",
-    "AttackResult",
     "Delivery",
     "Fault",
     "Simulator",

@@ -293,7 +293,6 @@ class Sender:
             headers = signed_headers(
                 timestamp, sign(self._settings.webhook_key, task_id, timestamp)
             )
-            callback.task.captured_timestamp = timestamp
         return callback.address.request(
             headers, body, content_type=content_type, query="no-query" not in callback.faults
         )

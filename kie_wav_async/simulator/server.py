@@ -11,18 +11,13 @@ from typing import Final, Self
 
 from aiohttp import web
 
-from kie_wav_async.simulator.attacks import ATTACKS, AttackResult, CapturedCallback, attack
 from kie_wav_async.simulator.callbacks import (
     CallbackSettings,
     Sender,
-    encode,
-    payload_of,
-    success_of,
 )
 from kie_wav_async.simulator.connections import Server
 from kie_wav_async.simulator.faults import Fault, Seconds, check_seconds
 from kie_wav_async.simulator.handler import Handler, ResponseSettings
-from kie_wav_async.simulator.loopback import Address
 from kie_wav_async.simulator.service import Settings
 from kie_wav_async.simulator.state import Arrival, Delivery, SimulatorState
 
@@ -305,58 +300,6 @@ class Simulator:
     def audio_ids(self, music_task_id: str) -> tuple[str, ...]:
         """Return the audio ids of a music task; none if it does not exist."""
         return tuple(self._handler.service.audio_ids(music_task_id))
-
-    async def attack(
-        self, kind: str, task_id: str, *, url: str | None = None, patience_s: float = 2.0
-    ) -> AttackResult:
-        """
-        Play the attacker against a receiver of callbacks: send what it should refuse.
-
-        The attacker has overheard the last callback of the task: its id, timestamp,
-        signature, body and address. Of a task that was not called back yet, or that is not
-        this simulator's, he has what its callback would be if it were sent now.
-
-        Nothing is counted: attacks are no deliveries.
-
-        Args:
-            kind: Which attack; one of `ATTACKS`.
-            task_id: The WAV task whose callback was overheard.
-            url: The receiver; `None`: where the task is to be called back.
-            patience_s: How long an answer is waited for, in real seconds.
-
-        Returns:
-            What was answered. A receiver that cannot be reached, hangs up, or keeps silent
-            is no error: there is no status then.
-
-        Raises:
-            ValueError: the kind is unknown, the task is and `url` is not given, the address
-                is not of this machine, or `patience_s` is out of range.
-
-        """
-        if kind not in ATTACKS:
-            message = f"no attack {kind!r}; there are {', '.join(ATTACKS)}"
-            raise ValueError(message)
-        _in_order("patience_s", patience_s, above=0)
-        service = self._handler.service
-        task = service.tasks.get(task_id)
-        if url is None and task is None:
-            message = f"no task {task_id!r} here: say by url which receiver to attack"
-            raise ValueError(message)
-        target = url if url is not None or task is None else task.callback_url
-        address = Address.parse(target or "")
-        if address is None:
-            message = f"only receivers on this machine are attacked, not {target!r}"
-            raise ValueError(message)
-        file_url = f"{service.base_url}/s/{'0' * 32}.wav" if task is None else service.url_of(task)
-        said = success_of(task_id, file_url) if task is None else payload_of(task, file_url)
-        heard = CapturedCallback(
-            address,
-            task_id,
-            (None if task is None else task.captured_timestamp) or str(int(time.time())),
-            encode(said),
-            self.webhook_key,
-        )
-        return await attack(kind, heard, patience_s=patience_s)
 
     def state(self) -> SimulatorState:
         """Return everything counted so far."""

@@ -71,7 +71,6 @@ class Task:
     polls: int = 0
     last_polls: tuple[float, ...] = ()
     seen_done: bool = False
-    captured_timestamp: str = ""  # The timestamp of the last signed callback.
 
 
 def envelope(code: object, msg: str, data: object = None) -> Payload:

@@ -248,26 +248,3 @@ class VerifyDisplay(Display):
     def show_read(self, count: int) -> None:
         """Count some more."""
         self._progress.advance(self._line, count)
-
-
-class AttackDisplay(Display):
-    """How many attacks are over."""
-
-    def __init__(self, count: int) -> None:
-        """Show nothing yet."""
-        console = Console(stderr=True)
-        progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        super().__init__(console, progress)
-        self._line = self._progress.add_task("attacked", total=count)
-
-    def show_attacked(self) -> None:
-        """Count one more attack."""
-        self._progress.advance(self._line)

@@ -1,11 +1,13 @@
 """
-The attacker: what somebody can send to a receiver of callbacks.
+What an attacker can send to a receiver of callbacks.
 
-He has overheard one genuine delivery, headers, body and address; the signature covers the
-task id and the timestamp, and he may say anything in a body of his own. What he could not
-make himself is signed with the key here: deliveries of ten minutes ago, or of another
-product of the same account.
+The attacker has captured one genuine delivery: headers, body and address. The signature
+covers the task id and the timestamp, so the body can say anything. What an attacker could
+not make is signed with the key here: deliveries of ten minutes ago, or of another product
+of the same account.
 """
+
+from __future__ import annotations
 
 import asyncio
 import base64
@@ -116,69 +118,73 @@ def _attack(kind: str, tries: str) -> Callable[[_Make], _Make]:
     return note
 
 
-def _send(heard: CapturedCallback, headers: Headers, body: bytes | None = None) -> _Shot:
+def _send(captured: CapturedCallback, headers: Headers, body: bytes | None = None) -> _Shot:
     """Send a body, the attacker's unless given, under some headers."""
-    return _Shot(heard.address.request(headers, heard.forged() if body is None else body))
+    return _Shot(captured.address.request(headers, captured.forged() if body is None else body))
 
 
 # Forged: without the key.
 
 
 @_attack("no-headers", "a body of the attacker's, without the two headers")
-def _no_headers(heard: CapturedCallback) -> _Shot:
-    return _send(heard, [])
+def _no_headers(captured: CapturedCallback) -> _Shot:
+    return _send(captured, [])
 
 
 @_attack("wrong-key", "a body of the attacker's, signed with a guessed key")
-def _wrong_key(heard: CapturedCallback) -> _Shot:
+def _wrong_key(captured: CapturedCallback) -> _Shot:
     timestamp = str(int(time.time()))
-    return _send(heard, signed_headers(timestamp, sign(_GUESSED_KEY, heard.task_id, timestamp)))
+    return _send(
+        captured, signed_headers(timestamp, sign(_GUESSED_KEY, captured.task_id, timestamp))
+    )
 
 
-# Overheard, and used for something else.
+# Overcaptured, and used for something else.
 
 
 @_attack("other-body", "the genuine headers over another body: the attacker's URL")
-def _other_body(heard: CapturedCallback) -> _Shot:
-    return _send(heard, heard.headers)
+def _other_body(captured: CapturedCallback) -> _Shot:
+    return _send(captured, captured.headers)
 
 
 @_attack("loopback-url", "the genuine headers over another body: a URL of the receiver's machine")
-def _loopback_url(heard: CapturedCallback) -> _Shot:
-    return _send(heard, heard.headers, heard.naming("https://127.0.0.1/other.wav"))
+def _loopback_url(captured: CapturedCallback) -> _Shot:
+    return _send(captured, captured.headers, captured.naming("https://127.0.0.1/other.wav"))
 
 
 @_attack("userinfo-url", "the genuine headers over another body: a user before the attacker's host")
-def _userinfo_url(heard: CapturedCallback) -> _Shot:
-    return _send(heard, heard.headers, heard.naming("https://user:pw@attacker.invalid/other.wav"))
+def _userinfo_url(captured: CapturedCallback) -> _Shot:
+    return _send(
+        captured, captured.headers, captured.naming("https://user:pw@attacker.invalid/other.wav")
+    )
 
 
 @_attack("failure-body", "the genuine headers over another body: the conversion failed")
-def _failure_body(heard: CapturedCallback) -> _Shot:
-    data = {"audioWavUrl": None, "task_id": heard.task_id}
-    return _send(heard, heard.headers, heard.forged(code=501, msg="failed", data=data))
+def _failure_body(captured: CapturedCallback) -> _Shot:
+    data = {"audioWavUrl": None, "task_id": captured.task_id}
+    return _send(captured, captured.headers, captured.forged(code=501, msg="failed", data=data))
 
 
 @_attack("replay", "the genuine delivery once more, byte for byte")
-def _replay(heard: CapturedCallback) -> _Shot:
-    return _send(heard, heard.headers, heard.body)
+def _replay(captured: CapturedCallback) -> _Shot:
+    return _send(captured, captured.headers, captured.body)
 
 
 @_attack(
     "wrong-attempt", "the genuine headers and the attacker's URL, another attempt in the query"
 )
-def _wrong_attempt(heard: CapturedCallback) -> _Shot:
-    name, mark, value = heard.address.query.rpartition("=")
-    address = attrs.evolve(heard.address, query=f"{name}{mark}{value[::-1]}" if mark else "?a=b")
-    return _send(attrs.evolve(heard, address=address), heard.headers)
+def _wrong_attempt(captured: CapturedCallback) -> _Shot:
+    name, mark, value = captured.address.query.rpartition("=")
+    address = attrs.evolve(captured.address, query=f"{name}{mark}{value[::-1]}" if mark else "?a=b")
+    return _send(attrs.evolve(captured, address=address), captured.headers)
 
 
 @_attack("foreign-task", "a genuine callback of another product of the account")
-def _foreign_task(heard: CapturedCallback) -> _Shot:
-    foreign = _foreign(heard.task_id)
+def _foreign_task(captured: CapturedCallback) -> _Shot:
+    foreign = _foreign(captured.task_id)
     data = {"callbackType": "complete", "task_id": foreign, "data": [{"audio_url": "x"}]}
-    body = heard.forged(msg="All generated successfully.", data=data)
-    return _send(heard, heard.signed(0.0, foreign), body)
+    body = captured.forged(msg="All generated successfully.", data=data)
+    return _send(captured, captured.signed(0.0, foreign), body)
 
 
 def _foreign(task_id: str) -> str:
@@ -189,30 +195,30 @@ def _foreign(task_id: str) -> str:
 
 
 @_attack("stale", "a genuine signature of ten minutes ago")
-def _stale(heard: CapturedCallback) -> _Shot:
-    return _send(heard, heard.signed(-_TEN_MINUTES_S))
+def _stale(captured: CapturedCallback) -> _Shot:
+    return _send(captured, captured.signed(-_TEN_MINUTES_S))
 
 
 @_attack("future", "a genuine signature for ten minutes from now")
-def _future(heard: CapturedCallback) -> _Shot:
-    return _send(heard, heard.signed(_TEN_MINUTES_S))
+def _future(captured: CapturedCallback) -> _Shot:
+    return _send(captured, captured.signed(_TEN_MINUTES_S))
 
 
 @_attack("unicode-digits", "the genuine signature, its timestamp in Arabic digits")
-def _unicode_digits(heard: CapturedCallback) -> _Shot:
-    digits = "".join(chr(0x0660 + int(digit)) for digit in heard.timestamp)
-    return _send(heard, _pair(digits.encode(), heard.signature))
+def _unicode_digits(captured: CapturedCallback) -> _Shot:
+    digits = "".join(chr(0x0660 + int(digit)) for digit in captured.timestamp)
+    return _send(captured, _pair(digits.encode(), captured.signature))
 
 
 @_attack("padded-timestamp", "the genuine signature, a zero before its timestamp")
-def _padded_timestamp(heard: CapturedCallback) -> _Shot:
-    return _send(heard, _pair(f"0{heard.timestamp}".encode(), heard.signature))
+def _padded_timestamp(captured: CapturedCallback) -> _Shot:
+    return _send(captured, _pair(f"0{captured.timestamp}".encode(), captured.signature))
 
 
 @_attack("blank-in-timestamp", "the genuine signature, a no-break space behind its timestamp")
-def _blank_in_timestamp(heard: CapturedCallback) -> _Shot:
+def _blank_in_timestamp(captured: CapturedCallback) -> _Shot:
     # Plain blanks would not do: HTTP itself takes them away.
-    return _send(heard, _pair(heard.timestamp.encode() + b"\xa0", heard.signature))
+    return _send(captured, _pair(captured.timestamp.encode() + b"\xa0", captured.signature))
 
 
 def _pair(timestamp: bytes, signature: str) -> Headers:
@@ -223,63 +229,65 @@ def _pair(timestamp: bytes, signature: str) -> Headers:
 
 
 @_attack("two-signatures", "a guessed signature, and the genuine one behind it")
-def _two_signatures(heard: CapturedCallback) -> _Shot:
-    guessed = ("X-Webhook-Signature", sign(_GUESSED_KEY, heard.task_id, heard.timestamp))
-    return _send(heard, [guessed, *heard.headers])
+def _two_signatures(captured: CapturedCallback) -> _Shot:
+    guessed = ("X-Webhook-Signature", sign(_GUESSED_KEY, captured.task_id, captured.timestamp))
+    return _send(captured, [guessed, *captured.headers])
 
 
 @_attack("two-signatures-swapped", "the genuine signature, and a guessed one behind it")
-def _two_signatures_swapped(heard: CapturedCallback) -> _Shot:
-    guessed = ("x-webhook-signature", sign(_GUESSED_KEY, heard.task_id, heard.timestamp))
-    return _send(heard, [*heard.headers, guessed])
+def _two_signatures_swapped(captured: CapturedCallback) -> _Shot:
+    guessed = ("x-webhook-signature", sign(_GUESSED_KEY, captured.task_id, captured.timestamp))
+    return _send(captured, [*captured.headers, guessed])
 
 
 @_attack("spare-bits", "the genuine signature in other base64 that decodes to the same")
-def _spare_bits(heard: CapturedCallback) -> _Shot:
+def _spare_bits(captured: CapturedCallback) -> _Shot:
     # 43 characters hold 258 bits, the digest has 256.
-    signature = heard.signature
+    signature = captured.signature
     other = _BASE64[_BASE64.index(signature[-2]) ^ 1]
-    return _send(heard, _pair(heard.timestamp.encode(), f"{signature[:-2]}{other}="))
+    return _send(captured, _pair(captured.timestamp.encode(), f"{signature[:-2]}{other}="))
 
 
 # Ids
 
 
 @_attack("spliced-id", "a task id that contains the dot between id and timestamp")
-def _spliced_id(heard: CapturedCallback) -> _Shot:
-    spliced = f"{heard.task_id}.{heard.timestamp}"
-    return _send(heard, heard.signed(0.0, spliced), encode(_forged(spliced)))
+def _spliced_id(captured: CapturedCallback) -> _Shot:
+    spliced = f"{captured.task_id}.{captured.timestamp}"
+    return _send(captured, captured.signed(0.0, spliced), encode(_forged(spliced)))
 
 
 @_attack("duplicate-keys", "the genuine headers over a body that names two tasks by one name")
-def _duplicate_keys(heard: CapturedCallback) -> _Shot:
-    first = json.dumps(_foreign(heard.task_id)).encode()
-    body = heard.forged().replace(b'"task_id":', b'"task_id":' + first + b',"task_id":')
-    return _send(heard, heard.headers, body)
+def _duplicate_keys(captured: CapturedCallback) -> _Shot:
+    first = json.dumps(_foreign(captured.task_id)).encode()
+    body = captured.forged().replace(b'"task_id":', b'"task_id":' + first + b',"task_id":')
+    return _send(captured, captured.headers, body)
 
 
 @_attack("two-ids", "the genuine headers over a body that names two tasks by two names")
-def _two_ids(heard: CapturedCallback) -> _Shot:
-    return _send(heard, heard.headers, heard.forged(taskId=_foreign(heard.task_id)))
+def _two_ids(captured: CapturedCallback) -> _Shot:
+    return _send(captured, captured.headers, captured.forged(taskId=_foreign(captured.task_id)))
 
 
 # Bodies that are a burden
 
 
 @_attack("deep-json", "30,000 lists within each other, under genuine headers")
-def _deep_json(heard: CapturedCallback) -> _Shot:
-    body = heard.forged(x=0).replace(b'"x":0', b'"x":' + b"[" * _DEPTH + b"]" * _DEPTH)
-    return _send(heard, heard.headers, body)
+def _deep_json(captured: CapturedCallback) -> _Shot:
+    body = captured.forged(x=0).replace(b'"x":0', b'"x":' + b"[" * _DEPTH + b"]" * _DEPTH)
+    return _send(captured, captured.headers, body)
 
 
 @_attack("oversize", "65,537 bytes, under genuine headers")
-def _oversize(heard: CapturedCallback) -> _Shot:
-    return _send(heard, heard.headers, heard.forged().ljust(_LIMIT + 1))
+def _oversize(captured: CapturedCallback) -> _Shot:
+    return _send(captured, captured.headers, captured.forged().ljust(_LIMIT + 1))
 
 
 @_attack("gzip-bomb", "50 KiB that unpack to 10 MiB, under genuine headers")
-def _gzip_bomb(heard: CapturedCallback) -> _Shot:
-    return _send(heard, [*heard.headers, ("Content-Encoding", "gzip")], _bomb(heard.task_id))
+def _gzip_bomb(captured: CapturedCallback) -> _Shot:
+    return _send(
+        captured, [*captured.headers, ("Content-Encoding", "gzip")], _bomb(captured.task_id)
+    )
 
 
 @functools.lru_cache(maxsize=1)
@@ -291,41 +299,41 @@ def _bomb(task_id: str) -> bytes:
 
 
 @_attack("endless-chunks", "a chunked body without an end, under genuine headers")
-def _endless_chunks(heard: CapturedCallback) -> _Shot:
-    headers: Headers = [*heard.headers, ("Transfer-Encoding", "chunked")]
-    request = heard.address.request(headers, _CHUNK, length=-1)
+def _endless_chunks(captured: CapturedCallback) -> _Shot:
+    headers: Headers = [*captured.headers, ("Transfer-Encoding", "chunked")]
+    request = captured.address.request(headers, _CHUNK, length=-1)
     return _Shot(request, itertools.repeat(_CHUNK, _MOST_CHUNKS))
 
 
 @_attack("slow-body", "half a body and then nothing, under genuine headers")
-def _slow_body(heard: CapturedCallback) -> _Shot:
-    body = heard.forged()
+def _slow_body(captured: CapturedCallback) -> _Shot:
+    body = captured.forged()
     half = body[: len(body) // 2]
-    return _Shot(heard.address.request(heard.headers, half, length=len(body)))
+    return _Shot(captured.address.request(captured.headers, half, length=len(body)))
 
 
 # Methods
 
 
 @_attack("get", "the genuine headers on a GET")
-def _get(heard: CapturedCallback) -> _Shot:
-    return _Shot(heard.address.request(heard.headers, b"", method="GET"))
+def _get(captured: CapturedCallback) -> _Shot:
+    return _Shot(captured.address.request(captured.headers, b"", method="GET"))
 
 
-#: Every kind of attack, in an order that tells a story.
+#: Every kind of attack.
 ATTACKS: Final = tuple(_KINDS)
 
 
-async def attack(kind: str, heard: CapturedCallback, *, patience_s: float) -> AttackResult:
-    """Carry out one attack; see `Simulator.attack`."""
+async def attack(kind: str, captured: CapturedCallback, *, patience_s: float) -> AttackResult:
+    """Carry out one attack, and return what was answered within *patience_s*."""
     tries, make = _KINDS[kind]
     # The bomb takes its time to build, which is not the receiver's.
-    shot = await asyncio.to_thread(make, heard)
+    shot = await asyncio.to_thread(make, captured)
     answer = Answer()
     began_s = time.monotonic()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(patience_s):
-            answer = await exchange(heard.address, shot.request, shot.more)
+            answer = await exchange(captured.address, shot.request, shot.more)
     took_s = time.monotonic() - began_s
     return AttackResult(
         kind=kind, tries=tries, status=answer.status, body=answer.body, took_s=took_s
