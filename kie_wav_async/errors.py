@@ -160,7 +160,6 @@ class TransportError(KieWavError):
         task_id: str | None = None,
         track: Track | None = None,
     ) -> None:
-        """Keep what is known of the request."""
         super().__init__(message, advice=advice, task_id=task_id, track=track)
         self.maybe_sent = maybe_sent
 
@@ -197,7 +196,6 @@ class WireFormatError(KieWavError):
         task_id: str | None = None,
         track: Track | None = None,
     ) -> None:
-        """Keep enough of the answer to recognise it."""
         super().__init__(message, advice=advice, task_id=task_id, track=track)
         self.http_status = http_status
         self.request_id = request_id
@@ -345,7 +343,6 @@ class SubmitUnknownError(KieWavError):
     """
 
     def __init__(self, message: str, *, track: Track, attempt_id: str) -> None:
-        """Name the attempt, and what ends the uncertainty."""
         super().__init__(
             f"{message}: it may have been charged, so it is not sent again by itself",
             advice=(
@@ -368,7 +365,6 @@ class ChargeLimitError(KieWavError):
     """
 
     def __init__(self, *, max_charges: int, track: Track | None = None) -> None:
-        """Say which limit was met."""
         super().__init__(
             f"max_charges={max_charges} is reached (accepted and unknown submits): "
             "nothing was sent",
@@ -387,7 +383,6 @@ class ConversionFailedError(KieWavError):
     """
 
     def __init__(self, message: str, *, record: TaskRecord, track: Track | None = None) -> None:
-        """Keep the record that ended the wait."""
         super().__init__(
             message,
             advice="convert the track again to retry, which is a new charge",
@@ -416,7 +411,6 @@ class ConversionTimeoutError(KieWavError, TimeoutError):
     def __init__(
         self, *, timeout_s: float, task_id: str, track: Track | None = None, answer: str = ""
     ) -> None:
-        """Name the task, so that it can be taken up again."""
         if answer:
             text = (
                 f"task {task_id} succeeded, but {timeout_s:g} s after we began to wait its "
@@ -502,7 +496,6 @@ class CallbackFormatError(KieWavError):
     def __init__(
         self, message: str, *, task_id: str | None = None, track: Track | None = None
     ) -> None:
-        """Say what is wrong with the body, without repeating any of it."""
         super().__init__(
             f"cannot read the callback: {message}",
             advice="it is not of the shape the service documents: look at who sent it",
@@ -602,7 +595,6 @@ class SessionClosedError(KieWavError):
         task_id: str | None = None,
         track: Track | None = None,
     ) -> None:
-        """Say what goes on without the session, and where to find it."""
         text = "the session is closed"
         if task_id is not None:
             text += f"; task {task_id} goes on"

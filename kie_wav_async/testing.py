@@ -80,7 +80,6 @@ class FakeClock:
     """
 
     def __init__(self, *, monotonic_s: float = 1_000.0, unix_s: float = 1_800_000_000.0) -> None:
-        """Stand still."""
         self._monotonic_s = monotonic_s
         self._offset_s = unix_s - monotonic_s
         self._timers: list[tuple[float, int, _FakeTimer]] = []
@@ -207,7 +206,6 @@ class ScriptedTransport:
     """
 
     def __init__(self, script: Iterable[Reply] | Callable[[WireRequest], Reply]) -> None:
-        """Keep the script."""
         self.requests: list[WireRequest] = []
         self.is_closed = False
         self._replies: Iterator[Reply] | None = None

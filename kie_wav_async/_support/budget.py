@@ -20,7 +20,6 @@ class Budget:
     __slots__ = ("_began_s", "_count", "_left_out", "_period_s", "_used")
 
     def __init__(self, count: int, period_s: float) -> None:
-        """Start with nothing reported."""
         self._count = count
         self._period_s = period_s
         self._began_s: float | None = None

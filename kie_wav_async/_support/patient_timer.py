@@ -39,7 +39,6 @@ class PatientTimer:
     __slots__ = ("_callback", "_delay_s", "_due", "_handle", "_left", "_loop", "_step_s")
 
     def __init__(self, delay_s: float, callback: Callable[[], object]) -> None:
-        """Start."""
         self._loop = asyncio.get_running_loop()
         self._callback = callback
         self._delay_s = delay_s
@@ -109,7 +108,6 @@ class LoopDelayMeter:
     __slots__ = ("_handle", "_loop", "delayed_s")
 
     def __init__(self) -> None:
-        """Start."""
         self.delayed_s = 0.0
         self._loop = asyncio.get_running_loop()
         self._handle = self._set()

@@ -29,7 +29,6 @@ class RateMeter:
     __slots__ = ("_samples", "_span_s", "_step_s")
 
     def __init__(self, span_s: float, step_s: float = 0.0) -> None:
-        """Start with nothing noted."""
         self._span_s = span_s
         self._step_s = step_s
         self._samples: deque[tuple[float, int]] = deque()

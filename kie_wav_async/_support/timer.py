@@ -17,7 +17,6 @@ class Timer:
     __slots__ = ("_callback", "_clock", "_handle", "_when")
 
     def __init__(self, clock: Clock, callback: Callable[[], None]) -> None:
-        """Start unset."""
         self._clock = clock
         self._callback = callback
         self._handle: TimerHandle | None = None

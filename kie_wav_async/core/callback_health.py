@@ -29,7 +29,6 @@ class CallbackHealth:
     __slots__ = ("_in_a_row", "is_lost")
 
     def __init__(self) -> None:
-        """Start with none."""
         self._in_a_row = 0
         self.is_lost = False
 

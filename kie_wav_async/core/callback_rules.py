@@ -50,7 +50,6 @@ class CallbackRules:
         hosts: KnownHosts,
         callback_url: str,
     ) -> None:
-        """Start with nothing received."""
         self._registry = registry
         self._health = health
         self._polls = polls

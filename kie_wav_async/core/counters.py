@@ -7,7 +7,6 @@ class Counters:
     """The counters, which go up, and down only with a word that was wrong; see `Statistics`."""
 
     def __init__(self) -> None:
-        """Start with nothing counted."""
         self.submitted = 0
         self.accepted = 0
         self.adopted = 0

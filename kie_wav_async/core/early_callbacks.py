@@ -50,7 +50,6 @@ class EarlyCallbackBuffer:
     """Keeps callbacks by task; the first of a task stays."""
 
     def __init__(self) -> None:
-        """Start empty."""
         self._buffered: OrderedDict[str, tuple[float, VerifiedCallback]] = OrderedDict()
 
     def __len__(self) -> int:

@@ -207,7 +207,6 @@ class Outbox:
     __slots__ = ("_effects", "_has_listener")
 
     def __init__(self, *, has_listener: bool = True) -> None:
-        """Start empty; without a listener events are dropped."""
         self._effects: list[Effect] = []
         self._has_listener = has_listener
 

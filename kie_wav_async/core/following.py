@@ -35,7 +35,6 @@ class Following:
         *,
         callback_url: str,
     ) -> None:
-        """Start with nothing followed."""
         self._registry = registry
         self._polls = polls
         self._ends = ends

@@ -75,7 +75,6 @@ class Polls:
         settings: CoreSettings,
         chance: Chance,
     ) -> None:
-        """Start with nothing to follow."""
         self._registry = registry
         self._health = health
         self._ends = ends

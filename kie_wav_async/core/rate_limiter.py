@@ -34,7 +34,6 @@ class SlidingWindowLimiter:
     __slots__ = ("_free_at", "_limit", "_paused_until", "_taken")
 
     def __init__(self, limit: RateLimit) -> None:
-        """Start with an empty window."""
         self._limit = limit
         self._taken = 0
         # Release times never go back, so appending keeps them in order.

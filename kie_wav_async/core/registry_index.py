@@ -56,7 +56,6 @@ class RegistryIndex:
     """
 
     def __init__(self) -> None:
-        """Start empty."""
         self._by_track: dict[Track, TaskEntry] = {}
         self._by_task: dict[str, TaskEntry] = {}
         # Who follows a task beside the first; rare: attached, and then submitted.

@@ -80,7 +80,6 @@ class SessionCore:
     """
 
     def __init__(self, settings: CoreSettings, chance: Chance) -> None:
-        """Start with nothing known."""
         self._outbox = outbox = Outbox(has_listener=settings.has_listener)
         self.registry = registry = Registry()
         self._health = health = CallbackHealth()

@@ -246,7 +246,6 @@ class TaskEntry:
     )
 
     def __init__(self, track: Track | None) -> None:
-        """Start in the queue, knowing nothing."""
         self.track = track
         self.task_id = ""
         self.discovered_task_id = ""

@@ -72,7 +72,6 @@ class SubmitPause:
     )
 
     def __init__(self) -> None:
-        """Start without a pause."""
         self.reason: PauseReason | None = None
         self._unknown_in_a_row = 0
         self._probe: object | None = None

@@ -56,7 +56,6 @@ class SubmitQueue:
         outbox: Outbox,
         settings: CoreSettings,
     ) -> None:
-        """Start with an empty queue."""
         self._registry = registry
         self._outbox = outbox
         self._rate_limit = settings.rate_limit

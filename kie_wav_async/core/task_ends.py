@@ -27,7 +27,6 @@ class TaskEnds:
     def __init__(
         self, registry: Registry, health: CallbackHealth, outbox: Outbox, *, has_ledger: bool
     ) -> None:
-        """Start with nothing ended."""
         self._registry = registry
         self._health = health
         self._outbox = outbox

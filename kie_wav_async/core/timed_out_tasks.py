@@ -25,7 +25,6 @@ class TimedOutTasks:
     __slots__ = ("_by_task", "_by_track")
 
     def __init__(self) -> None:
-        """Start empty."""
         # Oldest first.
         self._by_task: OrderedDict[str, TaskEntry] = OrderedDict()
         self._by_track: dict[Track, list[TaskEntry]] = {}

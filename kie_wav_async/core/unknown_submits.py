@@ -18,7 +18,6 @@ class UnknownSubmits:
     __slots__ = ("_by_attempt", "_by_track")
 
     def __init__(self) -> None:
-        """Start empty."""
         self._by_attempt: dict[str, UnknownSubmit] = {}
         self._by_track: dict[Track, list[str]] = {}
 

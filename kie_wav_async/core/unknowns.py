@@ -34,7 +34,6 @@ class Unknowns:
         *,
         has_ledger: bool,
     ) -> None:
-        """Start with nothing resolved."""
         self._registry = registry
         self._polls = polls
         self._queue = queue

@@ -76,7 +76,6 @@ class FileError(Exception):
         *,
         retry_after: str | None = None,
     ) -> None:
-        """Say what is wrong."""
         super().__init__(message)
         self.reason: DownloadReason = reason
         self.retry_after = retry_after
@@ -101,7 +100,6 @@ class FileResponse:
     """
 
     def __init__(self, answer: aiohttp.ClientResponse) -> None:
-        """Wrap an answer whose head has come."""
         self.status = answer.status
         self.host = _host(answer.url)
         self._answer = answer
@@ -195,7 +193,6 @@ class FileClient:
         resolver: AbstractResolver | None = None,
         is_allowed: Callable[[str], bool] = is_public,
     ) -> None:
-        """Open nothing yet."""
         self._network = network
         self._insecure_hosts = insecure_hosts
         self._download_hosts = download_hosts

@@ -36,7 +36,6 @@ class ThroughputMonitor:
     def __init__(
         self, least_bytes_per_s: float = LEAST_BYTES_PER_S, window_s: float = WINDOW_S
     ) -> None:
-        """Begin an attempt; it has its first window ahead of it."""
         self._least = least_bytes_per_s * window_s
         self._window_s = window_s
         self._slice_s = window_s / _SLICES

@@ -71,7 +71,6 @@ class _AlreadySavedError(Exception):
     """What is there is as long as what the host has."""
 
     def __init__(self, download: Download) -> None:
-        """Hold the file that is there."""
         super().__init__()
         self.download = download
 

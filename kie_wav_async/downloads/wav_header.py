@@ -71,7 +71,6 @@ class ShortWavError(ValueError):
     """
 
     def __init__(self, message: str, *, is_playable: bool) -> None:
-        """Say how many bytes there are."""
         super().__init__(message)
         self.is_playable = is_playable
 
@@ -85,7 +84,6 @@ class WavScanner:
     """
 
     def __init__(self) -> None:
-        """Expect the first byte of a file."""
         self.length = 0
         # The next thing to read: where it is, how long, what came of it, and its reader.
         self._at = 0

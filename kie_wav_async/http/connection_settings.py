@@ -54,7 +54,6 @@ class ConnectionSettings:
         ssl: ssl_module.SSLContext | bool = True,
         trust_env: bool = False,
     ) -> None:
-        """Read the environment, if it is to be trusted."""
         if ssl is not True and not isinstance(ssl, ssl_module.SSLContext):
             msg = "ssl must be True or an ssl.SSLContext: anything else would trust anybody"
             raise TypeError(msg)

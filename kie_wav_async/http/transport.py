@@ -176,7 +176,6 @@ class AiohttpTransport:
         ssl: ssl_module.SSLContext | bool = True,
         trust_env: bool = False,
     ) -> None:
-        """Keep the settings; nothing is opened yet."""
         address = Secret(proxy)  # It may have a password.
         del proxy
         self.network: Final = ConnectionSettings(proxy=address, ssl=ssl, trust_env=trust_env)

@@ -61,7 +61,6 @@ class MemoryLedger:
     """
 
     def __init__(self) -> None:
-        """Start empty, and not open."""
         self.calls: list[tuple[str, tuple[object, ...]]] = []
         self.fail_with: LedgerError | Mapping[str, LedgerError] | None = None
         self.fails_late = False

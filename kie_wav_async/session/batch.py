@@ -87,7 +87,6 @@ class Batch:
         coordinator: SubmitCoordinator,
         max_in_flight: int,
     ) -> None:
-        """Read nothing yet."""
         self._loop = loop
         self._context = loop.context
         self._coordinator = coordinator

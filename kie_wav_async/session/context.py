@@ -78,7 +78,6 @@ class SessionContext:
         on_event: Callable[[Event], object] | None,
         ledger: Ledger | None = None,
     ) -> None:
-        """Open nothing yet."""
         self.state = SessionState()
         self.clock = clock
         self.transport = transport

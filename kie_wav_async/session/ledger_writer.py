@@ -63,7 +63,6 @@ class LedgerWriter:
     """
 
     def __init__(self, ledger: Ledger | None, clock: Clock) -> None:
-        """Open nothing yet."""
         self._ledger = ledger
         self._clock = clock
         # By the task whose callback has to wait for it; "" for none.

@@ -71,7 +71,6 @@ class SessionLoop:
     """
 
     def __init__(self, context: SessionContext, core: SessionCore) -> None:
-        """Start with nothing to do."""
         self.context = context
         self.core = core
         self.capacity_listeners: set[Callable[[], None]] = set()

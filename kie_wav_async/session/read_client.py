@@ -30,7 +30,6 @@ class ReadClient:
     """Sends reads for callers who wait, and repeats them by the policy."""
 
     def __init__(self, context: SessionContext, counters: Counters, retry: RetryPolicy) -> None:
-        """Start with nobody waiting."""
         self._context = context
         self._counters = counters
         self._retry = retry

@@ -26,7 +26,6 @@ class SessionState:
     __slots__ = ("close_listeners", "closed", "loop")
 
     def __init__(self) -> None:
-        """Start before the session is entered."""
         self.loop: asyncio.AbstractEventLoop | None = None
         self.closed: SessionClosedError | None = None
         self.close_listeners: set[Callable[[], None]] = set()

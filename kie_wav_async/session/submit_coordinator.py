@@ -19,7 +19,6 @@ class SubmitCoordinator:
     """Takes tracks from callers and catalogs, and brings them to the core."""
 
     def __init__(self, loop: SessionLoop) -> None:
-        """Take nothing yet."""
         self._loop = loop
         self._context = loop.context
         self._registry = loop.core.registry

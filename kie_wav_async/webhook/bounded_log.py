@@ -22,7 +22,6 @@ class BoundedLog:
     __slots__ = ("_budgets",)
 
     def __init__(self) -> None:
-        """Start with nothing logged."""
         self._budgets: dict[str, Budget] = {}
 
     def error(self, kind: str, text: str) -> None:
@@ -49,7 +48,6 @@ class MalformedRequestFilter(logging.Filter):
     """
 
     def __init__(self) -> None:
-        """Start with nothing logged."""
         super().__init__()
         self._budget = Budget(1, _PERIOD_S)
 

@@ -74,7 +74,6 @@ class CappedServer:
         handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
         drop_reader: Callable[[], bool],
     ) -> None:
-        """Open nothing yet."""
         self._handle = handle
         self._drop_reader = drop_reader
         self._log = BoundedLog()

@@ -67,7 +67,6 @@ class JsonError(ValueError):
     """
 
     def __init__(self, message: str, at: int) -> None:
-        """Say what is wrong."""
         super().__init__(message)
         self.at = at
 

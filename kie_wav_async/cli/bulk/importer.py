@@ -272,7 +272,6 @@ class _InvalidLines:
     """Tells of the first bad lines, and writes all of them to a file if there are more."""
 
     def __init__(self, path: Path, display: BulkDisplay) -> None:
-        """Forget those of the last run."""
         self.count = 0
         self._path = path
         self._display = display

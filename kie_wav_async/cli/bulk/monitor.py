@@ -53,7 +53,6 @@ class ProgressMonitor:
     def __init__(
         self, options: BulkOptions, ledger: Ledger, display: BulkDisplay, clock: Clock
     ) -> None:
-        """Begin with nothing seen."""
         self.credits: Decimal | None = None
         self.saver: Saver | None = None
         self._options = options

@@ -156,7 +156,6 @@ class BulkDisplay(Display):
     """How far a catalog has come."""
 
     def __init__(self) -> None:
-        """Show nothing yet."""
         console = Console(stderr=True)
         #: Whether there is a terminal that can show bars.
         self.is_live = console.is_terminal and not console.is_dumb_terminal

@@ -163,7 +163,6 @@ class _Run:
         *,
         as_json: bool,
     ) -> None:
-        """Begin with nothing done."""
         self.plan: Plan | None = None
         self.saver: Saver | None = None
         self.earlier = SavedFilesCheck()

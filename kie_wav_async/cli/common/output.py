@@ -53,7 +53,6 @@ class CliError(Exception):
     """
 
     def __init__(self, exit_code: int, sentence: str, advice: str = "", /, **facts: object) -> None:
-        """Say what happened."""
         super().__init__(clean(sentence))
         self.exit_code = exit_code
         self.advice = clean(advice)

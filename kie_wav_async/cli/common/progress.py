@@ -42,7 +42,6 @@ class Display:
     """
 
     def __init__(self, console: Console, progress: Progress) -> None:
-        """Show nothing yet."""
         self._console = console
         self._progress = progress
         self._rejections: set[str] = set()
@@ -115,7 +114,6 @@ class WaitDisplay(Display):
     """
 
     def __init__(self, begin: str) -> None:
-        """Show nothing yet."""
         console = Console(stderr=True)
         progress = Progress(
             SpinnerColumn(),
@@ -178,7 +176,6 @@ class DemoDisplay(Display):
     """
 
     def __init__(self, count: int) -> None:
-        """Show nothing yet."""
         console = Console(stderr=True)
         progress = Progress(
             TextColumn("{task.description:<9}", markup=False),
@@ -224,7 +221,6 @@ class VerifyDisplay(Display):
     """How many bytes of files were read; its `show_read` may be called from any thread."""
 
     def __init__(self) -> None:
-        """Show nothing yet."""
         console = Console(stderr=True)
         #: Whether anybody sees how far it has come.
         self.is_live = console.is_terminal

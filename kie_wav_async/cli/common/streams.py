@@ -60,7 +60,6 @@ class OutputError(CliError):
     """
 
     def __init__(self, sentence: str, exit_code: int = SERVICE) -> None:
-        """Say why."""
         super().__init__(exit_code, sentence)
         self.is_reported = False
         self.resume: tuple[str, str] | None = None
@@ -82,7 +81,6 @@ class ReaderGoneError(OutputError):
     """Whoever read our results has gone, as ``head`` does: no error worth a word."""
 
     def __init__(self) -> None:
-        """Say so."""
         super().__init__("nobody reads the results any more", _BROKEN_PIPE)
 
     def show(self) -> None:

@@ -84,7 +84,6 @@ class _Warnings(logging.Handler):
     """
 
     def __init__(self, level: int) -> None:
-        """Keep nothing yet."""
         super().__init__(level)
         self.messages: list[str] = []
 

@@ -102,7 +102,6 @@ class SqliteLedger:
         read_only: bool = False,
         new_ledger: bool = False,
     ) -> None:
-        """Keep the settings; open nothing."""
         name = os.fspath(path)
         verify_type(name, str, "path")
         verify_type(read_only, bool, "read_only")
