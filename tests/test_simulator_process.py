@@ -10,13 +10,12 @@ import signal
 import socket
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import aiohttp
 import pytest
 
 from kie_wav_async.simulator import Fault, Simulator, SimulatorProcess
-from kie_wav_async.simulator.process import main, simulator_from_json
+from kie_wav_async.simulator.process import simulator_from_json
 from kie_wav_async.simulator.server import base_url_of
 
 COMMAND = [sys.executable, "-X", "dev", "-W", "error", "-m", "kie_wav_async.simulator"]
@@ -34,17 +33,18 @@ async def submit(kie, audio_id="a"):
 
 
 @contextlib.asynccontextmanager
-async def command(*arguments):
-    """Run the command, with what it says when it is ready."""
+async def command(max_life_s=60.0, **settings):
+    """Run what `SimulatorProcess` runs, with what it says when it is ready."""
     process = await asyncio.create_subprocess_exec(
         *COMMAND,
-        *arguments,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
     try:
         async with asyncio.timeout(60.0):
+            first = {"settings": settings, "max_life_s": max_life_s}
+            process.stdin.write(json.dumps(first).encode() + b"\n")
             line = await process.stdout.readline()
             yield process, json.loads(line)
             assert b"" == await process.stderr.read()
@@ -142,12 +142,12 @@ async def test_process_that_does_not_start_is_a_runtime_error(capfd):
     assert "nonsense" in capfd.readouterr().err
 
 
-# The command
+# What it runs
 
 
-async def test_command_says_when_it_is_ready():
-    """The command prints one line with address and keys, and then serves."""
-    async with command("--exit-with-parent") as (process, ready):
+async def test_it_says_when_it_is_ready():
+    """The process prints one line with address and keys, and then serves."""
+    async with command() as (process, ready):
         assert {"base_url", "api_key", "webhook_key", "pid"} == ready.keys()
         assert process.pid == ready["pid"]
         process.stdin.close()
@@ -164,7 +164,7 @@ async def test_signal_ends_it_quietly(number):
 
 async def test_end_of_its_life_ends_it_quietly():
     """The process ends by itself after its life."""
-    async with command("--max-life-s=0.01"):
+    async with command(max_life_s=0.01):
         pass
 
 
@@ -188,48 +188,6 @@ async def test_it_ends_with_a_parent_that_was_killed():
     async with asyncio.timeout(20.0):
         while await answers(address):
             pass
-
-
-async def test_script_from_the_command_line(tmp_path):
-    """A script in a file and settings as JSON reach the simulator."""
-    script = tmp_path / "script.json"
-    script.write_text('[{"kind": "code", "code": 455, "at": 1}]', encoding="utf-8")
-    arguments = ["--exit-with-parent", "--faults", f"@{script}", "--settings", '{"window": [1, 9]}']
-    async with command(*arguments, "--median-s=0", "--seed=7") as (process, ready):
-        codes = [(await submit(SimpleNamespace(**ready), n))["code"] for n in "ab"]
-        process.stdin.close()
-
-    assert [455, 429] == codes
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--faults", "{"],
-        ["--faults", "{}"],
-        ["--faults", "@/no/such/file"],
-        ["--faults", '[{"kind": "x"}]'],
-        ["--settings", "[]"],
-        ["--settings", '{"nonsense": 1}'],
-        ["--median-s", "-1"],
-        ["--port", "x"],
-    ],
-)
-def test_wrong_argument_is_exit_code_2(arguments, capsys):
-    """A wrong argument is told in a sentence, without a traceback."""
-    with pytest.raises(SystemExit) as info:
-        main(arguments)
-
-    assert 2 == info.value.code
-    assert "error: " in capsys.readouterr().err
-
-
-def test_help_names_every_option():
-    """The help is printed without starting anything."""
-    done = subprocess.run([*COMMAND, "--help"], capture_output=True, check=True, text=True)  # noqa: S603 - our own command
-
-    for option in ("--port", "--faults", "--settings", "--exit-with-parent", "--max-life-s"):
-        assert option in done.stdout
 
 
 def test_settings_from_json():
@@ -265,8 +223,8 @@ def test_package_does_not_import_the_simulator():
 
 
 async def test_the_command_listens_where_it_is_told():
-    """`--host` is the address of the URL that is printed, and somebody answers there."""
-    async with command("--host", "::1") as (process, ready):
+    """``host`` is the address of the URL that is printed, and somebody answers there."""
+    async with command(host="::1") as (process, ready):
         assert ready["base_url"].startswith("http://[::1]:")
         assert await answers(ready["base_url"])
         process.terminate()

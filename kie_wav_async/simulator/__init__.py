@@ -5,7 +5,7 @@ A local KIE to test and play against: no key, no network, no cost.
         async with WavSession(kie.api_key, base_url=kie.base_url) as session: ...
 
 `Simulator` runs in this process, on 127.0.0.1; `SimulatorProcess` runs one in a process of its
-own, as does ``python -m kie_wav_async.simulator``. Faults are scripted with `Fault`; what the
+own, and so does ``kie-wav simulate``. Faults are scripted with `Fault`; what the
 service saw, charged and called back is in `SimulatorState`.
 
 Whatever it sends, it sends to this machine only.

@@ -1,4 +1,4 @@
-"""Run a simulator as a process: ``python -m kie_wav_async.simulator --help``."""
+"""What `SimulatorProcess` runs; people run ``kie-wav simulate``."""
 
 import sys
 

@@ -1,6 +1,5 @@
-"""A simulator in a process of its own: the command line, and what starts and asks it."""
+"""A simulator in a process of its own: what runs there, and what starts and asks it."""
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -8,8 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -41,76 +39,29 @@ def simulator_from_json(settings: Mapping[str, object]) -> Simulator:
         raise ValueError(str(error)) from error
 
 
-def _json_or_file(text: str) -> object:
-    """Decode an argument: JSON, or ``@`` and the name of a file with JSON."""
-    return cast(
-        "object", json.loads(Path(text[1:]).read_text("utf-8") if text[:1] == "@" else text)
-    )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m kie_wav_async.simulator",
-        description="A local KIE. Prints one JSON line with base_url, api_key, "
-        "webhook_key and pid when it is ready, and runs until it is told to stop. Conversions "
-        "are called back at addresses of this machine, and at no others.",
-    )
-    parser.add_argument("--host", help="address to listen at (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, help="port (default: any free one)")
-    parser.add_argument("--seed", type=int, help="decides ids, times and chances")
-    parser.add_argument("--median-s", type=float, help="median conversion time")
-    parser.add_argument("--sigma", type=float, help="spread of the conversion time")
-    parser.add_argument("--time-scale", type=float, help="service seconds in a real second")
-    parser.add_argument("--faults", metavar="JSON|@FILE", help="the script: a list of faults")
-    parser.add_argument(
-        "--settings",
-        metavar="JSON|@FILE|-",
-        help="an object with any keyword of Simulator; -: the first line of standard input",
-    )
-    parser.add_argument(
-        "--exit-with-parent", action="store_true", help="stop when standard input ends"
-    )
-    parser.add_argument("--max-life-s", type=float, help="stop after this many seconds")
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
+def main() -> int:
     """
     Run a simulator until SIGTERM, SIGINT, the end of standard input or of its life.
 
-    Args:
-        arguments: The command line; `None`: the process's own.
+    The first line of standard input has ``settings``, which are keywords of `Simulator`, and
+    ``max_life_s``; `SimulatorProcess` writes it. One line with ``base_url``, ``api_key``,
+    ``webhook_key`` and ``pid`` is printed when the simulator is ready.
 
     Returns:
-        The exit code, 0. Wrong arguments end the process with 2 and a sentence on stderr.
+        The exit code: 0, or 2 after a sentence on stderr if the settings make no sense.
 
     """
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    given = cast("dict[str, Any]", json.loads(sys.stdin.buffer.readline()))
     try:
-        settings: object = {}
-        if options.settings == "-":
-            settings = json.loads(sys.stdin.buffer.readline())
-        elif options.settings is not None:
-            settings = _json_or_file(options.settings)
-        if not isinstance(settings, dict):
-            parser.error("--settings is a JSON object")
-        given = cast("dict[str, object]", settings)
-        if options.faults is not None:
-            given["faults"] = _json_or_file(options.faults)
-        for name in ("host", "port", "seed", "median_s", "sigma", "time_scale"):
-            if (value := getattr(options, name)) is not None:
-                given[name] = value
-        simulator = simulator_from_json(given)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    asyncio.run(
-        _run(simulator, exit_with_parent=options.exit_with_parent, max_life_s=options.max_life_s)
-    )
+        simulator = simulator_from_json(given["settings"])
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    asyncio.run(_run(simulator, max_life_s=given["max_life_s"]))
     return 0
 
 
-async def _run(simulator: Simulator, *, exit_with_parent: bool, max_life_s: float | None) -> None:
+async def _run(simulator: Simulator, *, max_life_s: float) -> None:
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         with contextlib.suppress(NotImplementedError):  # Windows has no such handlers.
@@ -124,11 +75,10 @@ async def _run(simulator: Simulator, *, exit_with_parent: bool, max_life_s: floa
         }
         sys.stdout.write(json.dumps(ready) + "\n")
         sys.stdout.flush()
-        if exit_with_parent:
-            # A thread, because only a blocking read works on every kind of standard input;
-            # a daemon, because nothing ends that read.
-            watch = threading.Thread(target=_watch_stdin, args=(loop, stop.set), daemon=True)
-            watch.start()
+        # A thread, because only a blocking read works on every kind of standard input;
+        # a daemon, because nothing ends that read.
+        watch = threading.Thread(target=_watch_stdin, args=(loop, stop.set), daemon=True)
+        watch.start()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max_life_s):
                 await stop.wait()
@@ -167,8 +117,8 @@ class SimulatorProcess:
         self.base_url = ""
         self.api_key = ""
         self.webhook_key = ""
-        self._line = json.dumps({**settings, "faults": [fault.to_json() for fault in faults]})
-        self._max_life_s = max_life_s
+        given = {**settings, "faults": [fault.to_json() for fault in faults]}
+        self._line = json.dumps({"settings": given, "max_life_s": max_life_s})
         self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
@@ -176,9 +126,6 @@ class SimulatorProcess:
             sys.executable,
             "-m",
             "kie_wav_async.simulator",
-            "--settings=-",
-            "--exit-with-parent",
-            f"--max-life-s={self._max_life_s}",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
