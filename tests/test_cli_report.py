@@ -218,27 +218,16 @@ AT_ONCE = [
 
 @pytest.mark.usefixtures("everything")
 def test_in_a_pipe(report) -> None:
-    """In a pipe each line is cells apart by tabs, and the first says what it is about."""
+    """In a pipe there are the tables of a terminal, in lines that nothing breaks or colours."""
     done = report()
+    lines = [line.rstrip() for line in done.out.splitlines()]
 
     assert (0, "") == (done.code, done.err)
     assert not CONTROLS.search(done.out)
-    told = done.lines
-    assert [("planned", "1"), ("submitting", "1"), ("unknown", "2")] == [
-        tuple(cells[1:]) for cells in told if cells[0] == "state"
-    ][:3]
-    assert len(TrackState) == len([cells for cells in told if cells[0] == "state"])
-    assert ["bill", "at_most", "9"] in told
-    (lost, named) = [cells for cells in told if cells[0] == "unknown"]
-    assert [attempt(9), "m", "a9"] == lost[1:4]
-    assert ([attempt(10), "m", "a10"], 5) == (named[1:4], len(named))
-    assert [["resolve", command] for command in AT_ONCE] == [c for c in told if c[0] == "resolve"]
-    assert [[attempt(11), "m", "a11"]] == [c[1:4] for c in told if c[0] == "in_progress"]
-    assert ["reason", "failed", "2", "500", "Internal Error", "m", "a5", "t5"] in told
-    assert [["files", "1"], ["bytes", "44"]] == [cells[1:] for cells in told if cells[0] == "saved"]
-    assert [["m", "a2", "t2"]] == [cells[2:] for cells in told if cells[0] == "expires"]
-    assert ["conversion_time", "p50_s", "31.0"] in told
-    assert ["slowest", "31.0", "m", "a4", "t4"] in told
+    assert re.search(r"^planned +1 +wanted, not submitted$", "\n".join(lines), re.MULTILINE)
+    assert re.search(r"^saved +1 +converted and saved$", "\n".join(lines), re.MULTILINE)
+    assert {f"  {command}" for command in AT_ONCE} < set(lines)
+    assert "Charged: at least 6 and at most 9 conversions, because the fate" in done.out
 
 
 @pytest.mark.usefixtures("everything")
@@ -277,7 +266,6 @@ def test_an_empty_ledger(report, seen) -> None:
     told = report("--json").json()
     assert (0, [], []) == (told["tracks"], told["unknown"], told["reasons"])
     assert {"count": 0, "p50_s": None, "p99_s": None, "slowest": []} == told["conversion_time"]
-    assert [] == [line for line in report().lines if line[-1] != "0"]
     assert ["State   Tracks", "Charged: 0 conversions."] == [
         line for line in seen(80)[1:] if line and "─" not in line and "in all" not in line
     ]
@@ -291,7 +279,7 @@ async def write_nothing() -> None:
 
 @pytest.mark.parametrize("count", [1, 10, 13])
 def test_many_unknown_submits(seen, report, count: int) -> None:
-    """A terminal shows ten unknown submits and how many more there are, JSON and pipes all."""
+    """People are shown ten unknown submits and how many more there are, programs all."""
 
     async def lose() -> None:
         async with SqliteLedger(LEDGER) as ledger:
@@ -299,7 +287,7 @@ def test_many_unknown_submits(seen, report, count: int) -> None:
                 await Writer(ledger).lose(number)
 
     asyncio.run(lose())
-    assert count == len([line for line in report().lines if line[0] == "unknown"])
+    assert count == len(report("--json").json()["unknown"])
     lines = seen(80)
 
     assert min(count, 10) == len([line for line in lines if ", since " in line])
@@ -362,7 +350,6 @@ def test_what_is_saved(report, seen) -> None:
     Path("1.wav").touch()
 
     assert {"count": 2, "bytes": 4_000_000, "folder": "."} == report("--json").json()["saved"]
-    assert ["saved", "folder", "."] in report().lines
     assert [["", "1.wav", "2.wav", ""]] == [[cells[5] for cells in report("--urls").lines]]
     assert "Saved in .: 2 files, 4 MB." in seen(80)
 
@@ -718,7 +705,6 @@ def test_what_exists_under_an_untold_id(report, seen) -> None:
     (told,) = report("--json").json()["existing"]
 
     assert (attempt(8), "a8", commands) == (told["attempt_id"], told["audio_id"], told["resolve"])
-    assert ["exists_without_id", attempt(8), "m", "a8"] in report().lines
     assert {f"  {command}" for command in commands} < set(seen(80))
 
 
@@ -733,11 +719,8 @@ def test_many_that_exist(report, seen) -> None:
                 )
 
     asyncio.run(exist())
-    told, lines = report().lines, seen(80)
-    assert 12 == len(
-        [cells for cells in told if cells[0] == "exists_without_id" and len(cells) == 4]
-    )
-    assert [["resolve", command] for command in AT_ONCE] == [c for c in told if c[0] == "resolve"]
+    assert 12 == len(report("--json").json()["existing"])
+    lines = seen(80)
     assert {f"  {command}" for command in AT_ONCE[:2]} < set(lines)
     assert not [line for line in lines if "--task-id" in line]
     assert "... and 2 more; see --json." in lines

@@ -1,9 +1,8 @@
-"""``kie-wav report``: what a ledger has to tell, as tables, as lines or as JSON."""
+"""``kie-wav report``: what a ledger has to tell, as tables for people or as JSON for programs."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -76,10 +75,8 @@ async def run_report(path: Path, *, as_json: bool) -> int:
         found = await survey(SqliteLedger(path, read_only=True), path, time.time(), on_progress)
     if as_json:
         print_json(found.facts())
-    elif sys.stdout.isatty():
-        _show(found, stdout_console())
     else:
-        _print(found)
+        _show(found, stdout_console())
     return DONE
 
 
@@ -165,66 +162,11 @@ def short_of(one: UnknownSubmit, among: Sequence[UnknownSubmit]) -> str:
     return one.attempt_id
 
 
-# --- in a pipe ------------------------------------------------------------------------------
-
-
-def _print(found: CatalogReport) -> None:
-    """Print lines of cells, of which the first tells what the line is of."""
-    for state in TrackState:
-        print_line("state", state.value, found.states[state])
-    print_line("bill", "accepted", found.accepted)
-    print_line("bill", "unknown", len(found.opening.unknown))
-    print_line("bill", "at_most", found.at_most)
-    _print_submits(found)
-    for reason in found.reasons():
-        code = "" if reason.code is None else reason.code
-        print_line(
-            "reason", reason.state.value, reason.count, code, reason.text, *_cells(reason.example)
-        )
-    _print_saved(found)
-    print_line("expiring", "within_48h", found.expiring)
-    print_line("expiring", "overdue", found.overdue)
-    print_line("expiring", "of_unknown_age", found.ageless)
-    print_line("expiring", "expired", found.expired)
-    for one in found.soonest():
-        print_line("expires", one.expires_at and one.expires_at.isoformat(), *_cells(one))
-    for name, share in (("p50_s", 0.5), ("p99_s", 0.99)):
-        if (seconds := found.quantile(share)) is not None:
-            print_line("conversion_time", name, seconds)
-    for seconds, one in found.slowest():
-        print_line("slowest", f"{seconds:.1f}", *_cells(one))
-
-
-def _print_submits(found: CatalogReport) -> None:
-    """Print what can be resolved: with its commands if it is one, else with those for several."""
-    unknown, existing = found.unknown(), found.existing()
-    is_one = len(unknown) + len(existing) == 1
-    for name, submits in (("unknown", unknown), ("in_progress", found.in_progress())):
-        for submit in submits:
-            ids = (submit.track.music_task_id, submit.track.audio_id)
-            commands = found.commands(submit) if is_one else ()
-            print_line(name, submit.attempt_id, *ids, submit.at.isoformat(), *commands)
-    for one in existing:
-        ids = (one.track.music_task_id, one.track.audio_id)
-        commands = found.existing_commands(one) if is_one else ()
-        print_line("exists_without_id", one.attempt_id, *ids, *commands)
-    if len(unknown) + len(existing) > 1:
-        for command in resolve_all_commands(found.path):
-            print_line("resolve", command)
-
-
-def _print_saved(found: CatalogReport) -> None:
-    print_line("saved", "files", found.saved)
-    print_line("saved", "bytes", found.saved_bytes)
-    if found.folder is not None:
-        print_line("saved", "folder", found.folder)
-
-
 def _cells(entry: LedgerEntry) -> tuple[str, str, str]:
     return entry.track.music_task_id, entry.track.audio_id, entry.task_id
 
 
-# --- on a terminal --------------------------------------------------------------------------
+# --- for people --------------------------------------------------------------------------
 
 
 def _show(found: CatalogReport, console: Console) -> None:
