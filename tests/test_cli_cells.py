@@ -82,22 +82,18 @@ async def test_the_lines_of_a_catalog(bulk: Bulk) -> None:
     async with service(window=None) as kie:
         done = await bulk(kie, catalog="c.jsonl")
         listed = [await bulk_report(bulk, *more) for more in ((), ("--json",))]
-        shown = await bulk_report(bulk, urls=False)
 
     assert 0 == done.code, done.err
     assert sorted(EXPECTED) == sorted(row[1] for row in done.results)
     assert {"'=m"} == {row[0] for row in done.results}
     assert EXPECTED == [line.split("\t")[1] for line in listed[0]]
     assert ODD == [json.loads(line)["audio_id"] for line in listed[1]]
-    cells = [one for line in shown for one in line.split("\t")]
-    assert "'=m" in cells
-    assert not [one for one in cells if one[:1] in {*'=+-@"'}]
 
 
-async def bulk_report(bulk: Bulk, *more: str, urls: bool = True) -> list[str]:
-    """Return the lines of ``kie-wav report``."""
+async def bulk_report(bulk: Bulk, *more: str) -> list[str]:
+    """Return the lines of ``kie-wav report --urls``."""
     bulk._capsys.readouterr()
-    code = await asyncio.to_thread(main, ["report", str(LEDGER), *["--urls"] * urls, *more])
+    code = await asyncio.to_thread(main, ["report", str(LEDGER), "--urls", *more])
     assert 0 == code
     return bulk._capsys.readouterr().out.splitlines()
 
