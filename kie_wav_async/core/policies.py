@@ -23,7 +23,7 @@ from kie_wav_async.errors import (
 #: (code 455). The service names no time; the value is ours.
 MAINTENANCE_PROBE_S = 60.0
 
-#: How long a submit of unknown fate rests before `OnUnknown.RESUBMIT` repeats
+#: How long a submit of unknown outcome rests before `OnUnknown.RESUBMIT` repeats
 #: it: as long as a submit may take in all, so that the first one has landed or
 #: died by then. Ours.
 RESUBMIT_AFTER_S = 60.0
@@ -89,7 +89,7 @@ class RetryPolicy:
 
     Retry *n* (from 1) waits ``sample * min(cap_s, base_s * 2 ** (n - 1))``
     seconds, *sample* uniform in [0, 1): full jitter. It holds for reads, and for
-    submits that provably created nothing; a submit of unknown fate is never
+    submits that provably created nothing; a submit of unknown outcome is never
     repeated by it.
 
     Attributes:

@@ -88,7 +88,7 @@ class Registry(RegistryIndex):
         self._end_submit(entry, Transition.REQUEUE)
 
     def reject(self, entry: TaskEntry, error: KieWavError) -> None:
-        """Note that the submit created nothing, and is over; not for an entry in doubt."""
+        """Note that the submit created nothing, and is over; not for one with an unknown submit."""
         self._verify_free(entry)
         if entry.phase is Phase.SUBMITTING:
             self._end_submit(entry, Transition.REJECT)
@@ -97,13 +97,13 @@ class Registry(RegistryIndex):
         self._end(entry, error)
 
     def cancel(self, entry: TaskEntry, error: KieWavError) -> None:
-        """Note that nobody waits for the queued submit any more; not for an entry in doubt."""
+        """Cancel the queued submit that nothing waits for; not for one with an unknown submit."""
         self._verify_free(entry)
         apply(entry, Transition.CANCEL)
         self._end(entry, error)
 
     def mark_unknown(self, entry: TaskEntry, now_unix_s: float) -> UnknownSubmit:
-        """Note that the submit may have been accepted, and return the doubt."""
+        """Note that the submit may have been accepted, and return it."""
         self._end_submit(entry, Transition.MARK_UNKNOWN)
         track = track_of(entry)
         unknown = UnknownSubmit(
@@ -117,11 +117,11 @@ class Registry(RegistryIndex):
         return unknown
 
     def has_unknown_submit(self, entry: TaskEntry) -> bool:
-        """Return whether an earlier attempt at the entry's track is of unknown fate."""
+        """Return whether an earlier attempt at the entry's track is of unknown outcome."""
         return bool(self._unknown.attempts_of(entry.track))
 
     def return_to_unknown(self, entry: TaskEntry) -> UnknownSubmit:
-        """Note that a repeat came to nothing: the earlier doubt stands, and is returned."""
+        """Note that a repeat created nothing: the earlier submit stays unknown, and is returned."""
         unknown = self.find_unknown(track_of(entry))
         if unknown is None:
             msg = f"{entry.track} is not in doubt"
@@ -133,7 +133,7 @@ class Registry(RegistryIndex):
         return unknown
 
     def retry(self, entry: TaskEntry) -> None:
-        """Put an entry of unknown fate back into the queue."""
+        """Put an entry of unknown outcome back into the queue."""
         apply(entry, Transition.RETRY)
         entry.attempts = 0
 
@@ -146,7 +146,7 @@ class Registry(RegistryIndex):
         accepted_unix_s: float | None = None,
     ) -> None:
         """
-        Note that the service created *task_id* for the submit on the wire.
+        Note that the service created *task_id* for the submit in progress.
 
         *accepted_unix_s* is when, by its own clock; `None` if it did not say.
         """
@@ -159,9 +159,9 @@ class Registry(RegistryIndex):
 
     def adopt_existing(self, entry: TaskEntry, task_id: str, now_mono_s: float) -> None:
         """
-        Note that the service named *task_id* for the submit on the wire: it existed.
+        Note that the service named *task_id* for the submit in progress: it existed.
 
-        Whether an attempt in doubt created it, its record tells; see `attribute`.
+        Its record tells whether an attempt of unknown outcome created it; see `attribute`.
         """
         others = self.conversions_of(task_id)
         self._follow(entry, task_id, now_mono_s, Origin.ADOPTED)
@@ -175,14 +175,14 @@ class Registry(RegistryIndex):
         """
         Note which attempt the record of a task that existed names.
 
-        Returns the attempt of unknown fate that is thereby explained, if one is.
+        Returns the attempt of unknown outcome that is thereby explained, if one is.
 
         Args:
             entry: Its entry.
 
             attempt_id:
                 The attempt; `None` if the record names none, but may be of our
-                making: then it explains a doubt only where there is just one, and
+                making: then it explains an unknown submit only where there is just one, and
                 no other submit that the task may be of.
         """
         unknowns = self._unknown.attempts_of(track_of(entry))
@@ -200,7 +200,7 @@ class Registry(RegistryIndex):
         self, attempt_id: str, task_id: str, now_mono_s: float, *, is_resolution: bool = False
     ) -> TaskEntry:
         """
-        Note that the attempt of unknown fate created *task_id*; return its entry.
+        Note that the attempt of unknown outcome created *task_id*; return its entry.
 
         *is_resolution*: it is the user who says so, and may take it back; see `retract`.
         """
@@ -243,7 +243,7 @@ class Registry(RegistryIndex):
 
     def retract(self, attempt_id: str) -> TaskEntry | None:
         """
-        Take back the user's word on an attempt: its fate is unknown again.
+        Take back the user's word on an attempt: its outcome is unknown again.
 
         Returns the entry that followed the task for it and is in flight, if there is
         one: UNKNOWN again, if all of its track waits for that attempt. A result that
@@ -312,12 +312,12 @@ class Registry(RegistryIndex):
 
     def mark_not_charged(self, attempt_id: str, *, is_resolution: bool = False) -> TaskEntry | None:
         """
-        Note that the attempt of unknown fate was not charged.
+        Note that the attempt of unknown outcome was not charged.
 
         *is_resolution*: it is the user who says so, and may take it back; see `retract`.
 
         Returns the entry that waited for nothing else, still UNKNOWN: it may be
-        withdrawn or sent again. `None` if the track has other doubts or went on.
+        withdrawn or sent again. `None` if the track has other unknown submits or went on.
         """
         unknown = self._unknown.remove(attempt_id)
         if is_resolution:
@@ -327,21 +327,21 @@ class Registry(RegistryIndex):
         entry = self._by_track.get(unknown.track)
         if entry is None or self.has_unknown_submit(entry):
             return None
-        # One that is on the wire was sent at a risk that there was not.
+        # One that is in progress was sent at a risk that there was not.
         entry.may_double_charge = False
         return entry if entry.phase is Phase.UNKNOWN else None
 
     # --- what a ledger knows of earlier runs ---------------------------------------
 
     def restore_unknown_submits(self, accepted: int, unknowns: Iterable[UnknownSubmit]) -> None:
-        """Go on with a ledger: submits *accepted* ever, and those of unknown fate."""
+        """Go on with a ledger: submits *accepted* ever, and those of unknown outcome."""
         self._accepted_before = accepted
         # Not every one of their tracks waits for that: it may have a task, or its WAV.
         for unknown in unknowns:
             self._unknown.add(unknown)
 
     def restore_unknown(self, track: Track) -> None:
-        """Note that all there is of *track* are submits of unknown fate, if there are."""
+        """Note that all there is of *track* are submits of unknown outcome, if there are."""
         if self._unknown.attempts_of(track) and track not in self._by_track:
             entry = self._by_track[track] = TaskEntry(track)
             entry.phase = Phase.UNKNOWN
@@ -519,7 +519,7 @@ class Registry(RegistryIndex):
             self._used_slots += 1
 
     def _end(self, entry: TaskEntry, outcome: WavFile | KieWavError) -> None:
-        """Take a terminal entry out of the books of the living."""
+        """Take a terminal entry out of the index."""
         entry.outcome = outcome
         if entry.task_id:
             if not self._timed_out.remove(entry):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 class Resolution(NamedTuple):
     """
-    What the user said of a submit of unknown fate, and what that changed.
+    What the user said of a submit of unknown outcome, and what that changed.
 
     Attributes:
         unknown: The submit.
@@ -103,15 +103,15 @@ class RegistryIndex:
         return self._results.get(track)
 
     def find_unknown(self, track: Track) -> UnknownSubmit | None:
-        """Return the latest attempt at *track* whose fate is unknown, if there is one."""
+        """Return the latest attempt at *track* whose outcome is unknown, if there is one."""
         return self._unknown.latest_of(track)
 
     def unknown_submit(self, attempt_id: str) -> UnknownSubmit | None:
-        """Return the attempt of that name if its fate is unknown."""
+        """Return the attempt of that name if its outcome is unknown."""
         return self._unknown.get(attempt_id)
 
     def resolved_submit(self, attempt_id: str) -> UnknownSubmit | None:
-        """Return the attempt of that name if its fate is the user's word, which may be replaced."""
+        """Return the attempt of that name if the user has said what came of it; that may change."""
         word = self._resolutions.get(attempt_id)
         return None if word is None else word.unknown
 
@@ -121,7 +121,7 @@ class RegistryIndex:
         return word is not None and word.task_id == task_id
 
     def unknown_submits(self) -> tuple[UnknownSubmit, ...]:
-        """Return every attempt whose fate is unknown, oldest first."""
+        """Return every attempt whose outcome is unknown, oldest first."""
         return self._unknown.all()
 
     def in_flight(self) -> Iterator[TaskEntry]:
@@ -136,16 +136,16 @@ class RegistryIndex:
 
     @property
     def sending(self) -> int:
-        """How many submits are on the wire."""
+        """How many submits are in progress."""
         return len(self._sending)
 
     def is_sending(self, attempt_id: str) -> bool:
-        """Return whether the attempt of that name is on the wire."""
+        """Return whether the attempt of that name is in progress."""
         return attempt_id in self._sending
 
     @property
     def used_slots(self) -> int:
-        """How many conversions of ours are on the wire or in flight."""
+        """How many conversions of ours are in progress or in flight."""
         return self._used_slots
 
     @property

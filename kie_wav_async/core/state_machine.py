@@ -25,14 +25,14 @@ Three rules carry the money:
 
 * An entry that is SUBMITTING may be charged at any moment, so it leaves that phase
   by an answer or into UNKNOWN, never by being forgotten.
-* An attempt of unknown fate stays in the books (`unknown_submits`) until its
-  fate is known, whatever becomes of the entry: the entry may be sent again and
+* An attempt of unknown outcome stays in the registry (`unknown_submits`) until its
+  outcome is known, whatever becomes of the entry: the entry may be sent again and
   succeed, and the first attempt may still have been charged.
 * An entry that has such an attempt cannot end as rejected or cancelled, which
   would read "not charged": it returns to UNKNOWN.
 
 The bill is thus bounded at any time: ``accepted <= charged <= accepted + unknown``
-plus what is on the wire.
+plus what is in progress.
 
 Terminal once: the first terminal news settles an entry; later news is counted
 and changes nothing. An entry that TIMED_OUT leaves another one for its task,
@@ -66,7 +66,7 @@ class Phase(enum.Enum):
     __hash__ = object.__hash__
 
     QUEUED = enum.auto()  #: waits for its turn
-    SUBMITTING = enum.auto()  #: its submit is on the wire
+    SUBMITTING = enum.auto()  #: its submit is in progress
     UNKNOWN = enum.auto()  #: its submit may have been accepted
     TIMED_OUT_KEPT = enum.auto()  #: the wait for its task timed out; it is known, and not polled
     DISCOVERED = enum.auto()  #: its task is named by someone, who need not be its submitter
@@ -178,8 +178,8 @@ class TaskEntry:
         attempt_id: The latest attempt; ``""`` before the first and if attached.
 
         is_attributed:
-            Whether it is known if an attempt in doubt created the task; `False`
-            only for a task that a 409 or a ledger named while there was a doubt.
+            Whether it is known if an attempt of unknown outcome created the task; `False`
+            only for a task that a 409 or a ledger named while there was one.
 
         attempts: How many times the service refused the submit without a verdict.
 
@@ -190,12 +190,12 @@ class TaskEntry:
             schedule was sent: what ends it now, the callback told.
 
         may_double_charge:
-            Whether the submit went out while an earlier attempt was in doubt, so
+            Whether the submit went out while an earlier one was unknown, so
             that it may be a second charge.
 
         discovered_task_id:
             The task that an earlier attempt turned out to have made while this one
-            was on the wire; ``""`` for none.
+            was in progress; ``""`` for none.
 
         accepted_at: When the service made the task, by its own clock; `None` if it did
             not say.

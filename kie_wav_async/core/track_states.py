@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 class TrackState(enum.StrEnum):
     """Where a track stands in a ledger."""
 
-    #: Wanted, and nothing of it is paid or in doubt.
+    #: Wanted, and nothing of it is paid or unknown.
     PLANNED = "planned"
-    #: A submit of it may be on the wire.
+    #: A submit of it may be in progress.
     SUBMITTING = "submitting"
     #: A submit of it may have been accepted.
     UNKNOWN = "unknown"

@@ -40,7 +40,7 @@ _MAX_RECEIVED_PER_MINUTE = 600
 
 
 class CallbackProcessor:
-    """Takes deliveries, and brings what they say to the books and the poller."""
+    """Takes deliveries, and brings what they say to the core."""
 
     def __init__(
         self,

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 #: A shorter key is a placeholder, and may well be a word of any answer.
 _SECRET_FROM: Final = 8
 
-#: How long closing waits for what is under way. Process managers commonly kill
+#: How long closing waits for what is in progress. Process managers commonly kill
 #: after 30 s.
 CLOSE_TIMEOUT_S: Final = 25.0
 

@@ -209,7 +209,7 @@ class DownloadManager:
                 task.cancel()
 
     async def aclose(self) -> None:
-        """Close the connections, once nothing is under way."""
+        """Close the connections, once nothing is in progress."""
         await self._file_client.aclose()
         self._executor.shutdown(wait=False)
 

@@ -1,9 +1,9 @@
 """
-The session's pen: what happens is written into the ledger, if there is one.
+The session's writer: what happens is written into the ledger, if there is one.
 
 Some of it has to be written before it may have an effect: that a submit goes
 out, that the service took it, how a task ended. The rest is written behind: if
-the process dies before, the ledger still has the submit as under way, which the
+the process dies before, the ledger still has the submit as in progress, which the
 next run takes as unknown, so the bill stays bounded. The ledger keeps the order.
 
 What came of a submit is known here alone, so if it cannot be written it is owed:
@@ -227,7 +227,7 @@ class LedgerWriter:
 
             again: Whether the user said to send it all the same.
 
-            is_repeat: Whether it is sent because an earlier one is in doubt.
+            is_repeat: Whether it is sent because an earlier one is unknown.
 
         Raises:
             LedgerError: It could not be written, so it must not.
@@ -236,7 +236,7 @@ class LedgerWriter:
             return None
         await self._write_unwritten()
         if is_repeat:
-            # A word on that doubt may have been written although the ledger failed.
+            # A word on that one may have been written although the ledger failed.
             entry = await _told(self._ledger.get, track)
             if entry is not None and entry.state is TrackState.ACCEPTED:
                 return entry
@@ -276,7 +276,7 @@ class LedgerWriter:
 
     async def resolve_attempt(self, attempt_id: str, task_id: str | None) -> None:
         """
-        Write down what somebody says of a submit of unknown fate: its task, or that it has none.
+        Write down what somebody says of a submit of unknown outcome: its task, or that it has none.
 
         Raises:
             LedgerError: It could not be written, and is to be said again.
@@ -295,7 +295,7 @@ class LedgerWriter:
         """
         if self._ledger is None:
             return True
-        await self._write_unwritten()  # That its fate is unknown may be among it.
+        await self._write_unwritten()  # That its outcome is unknown may be among it.
         now = self._clock.time()
         return await _told(self._ledger.resolve, attempt_id, now, task_id=task_id or "")
 

@@ -1,7 +1,7 @@
 """
-The session: what users call, and who wires the rooms together.
+The session: what users call, and what puts the parts together.
 
-It decides nothing about submits, polls or batches; those rooms do. It checks
+It decides nothing about submits, polls or batches; `core` does. It checks
 arguments, reads the environment, opens and closes.
 """
 
@@ -139,10 +139,10 @@ class WavSession:
 
         retry:
             How reads are repeated, and submits that provably created nothing. A
-            submit of unknown fate is never repeated by it.
+            submit of unknown outcome is never repeated by it.
 
         on_unknown:
-            What to do with a submit of unknown fate. After 5 of them in a row new
+            What to do with a submit of unknown outcome. After 5 of them in a row new
             submits pause: one at a time is tried, each after a free read that was
             answered, 1 minute apart, then 2, 4, 8 and 15, until a submit gets a body
             with a code other than 408 and 5xx. Repeats wait and count too. With a
@@ -360,8 +360,8 @@ class WavSession:
         """
         End all waits at once, stop submitting, and close.
 
-        Waiters get `SessionClosedError`. Submits on the wire get up to 25 s for
-        their answer; after that their fate is unknown. What is left open is named
+        Waiters get `SessionClosedError`. Submits in progress get up to 25 s for
+        their answer; after that their outcome is unknown. What is left open is named
         in one warning, and `conversions` and `unknown_submits` still tell it.
         Closing twice, or a session never entered, does nothing. A cancelled call
         leaves the closing to go on by itself.
@@ -519,7 +519,7 @@ class WavSession:
 
         A task already followed gives its conversion; one whose wait timed out is
         waited for again in a new one, with a new ``timeout_s``. For a submit of unknown
-        fate whose task you have found, use `resolve_unknown`.
+        outcome whose task you have found, use `resolve_unknown`.
 
         Args:
             task_id: The conversion task.
@@ -551,7 +551,7 @@ class WavSession:
 
         Await them, or leave them be: the ledger learns how they end either way.
         Their first polls are spread over one interval of the schedule, and
-        ``timeout_s`` counts anew. Submits of unknown fate are in `unknown_submits`.
+        ``timeout_s`` counts anew. Submits of unknown outcome are in `unknown_submits`.
 
         Raises:
             RuntimeError: The session has no ledger.
@@ -615,14 +615,14 @@ class WavSession:
         self._context.state.verify_open()
         return await self._callbacks.handle(headers, body, query)
 
-    # --- looking at the books -------------------------------------------------------------------
+    # --- looking at what there is -----------------------------------------------------------------
 
     def conversions(self) -> tuple[Conversion, ...]:
         """Return every conversion with a task that is not terminal; also after closing."""
         return tuple(handle_of(entry, self._loop) for entry in self._core.registry.in_flight())
 
     def unknown_submits(self) -> tuple[UnknownSubmit, ...]:
-        """Return every submit of unknown fate, oldest first; also after closing."""
+        """Return every submit of unknown outcome, oldest first; also after closing."""
         return self._core.registry.unknown_submits()
 
     def statistics(self) -> Statistics:
@@ -633,7 +633,7 @@ class WavSession:
         self, attempt_id: str, *, task_id: str | None = None, not_charged: bool = False
     ) -> None:
         """
-        Tell what became of a submit of unknown fate.
+        Tell what became of a submit of unknown outcome.
 
         A word that was wrong is corrected by another call with the right one, for the
         last 10,000 words of this session: what follows the wrong task follows the

@@ -49,7 +49,7 @@ class SubmitCoordinator:
 
     async def load_from_ledger(self, track: Track, *, again: bool = False) -> None:
         """
-        Bring what the ledger knows of *track* into the books, before it is taken.
+        Bring what the ledger knows of *track* into the registry, before it is taken.
 
         Raises:
             AlreadyExistsError:
