@@ -440,8 +440,12 @@ def test_memory_is_flat() -> None:
         assert 0 == code
         return top
 
+    def least(count: int) -> int:
+        # How far the reader is ahead of the sums is chance, up to some MiB of the long file.
+        return min(peak(count) for _ in range(3))
+
     peak(100)
-    assert peak(3_000) < peak(300) + 1_500_000 < 5_000_000
+    assert least(3_000) < least(300) + 1_500_000 < 5_000_000
 
 
 @pytest.mark.usefixtures("three")
