@@ -138,6 +138,12 @@ def _rebuild(kind: type[KieWavError], message: str, fields: dict[str, object]) -
     return error
 
 
+def with_advice(error: BaseException) -> str:
+    """Return what happened and what to do about it, for where only text goes: logs, terminals."""
+    advice: str = getattr(error, "advice", "")
+    return f"{error}: {advice}" if advice else str(error)
+
+
 class TransportError(KieWavError):
     """
     The request got no usable answer.

@@ -36,6 +36,7 @@ from kie_wav_async.errors import (
     KieWavError,
     RateLimitedError,
     WireFormatError,
+    with_advice,
 )
 
 if TYPE_CHECKING:
@@ -348,7 +349,7 @@ class Polls:
     def _note_no_news(self, task_id: str, error: KieWavError, now_s: float) -> None:
         self._outbox.log("debug", "no news of task %s: %s", task_id, error)
         if isinstance(error, WireFormatError):
-            self.log_once("unreadable", "%s; polling goes on", error)
+            self.log_once("unreadable", "%s; polling goes on", with_advice(error))
         if isinstance(error, RateLimitedError):
             self._registry.counters.rejected_429 += 1
             if error.retry_after_s is not None:

@@ -14,7 +14,13 @@ from kie_wav_async.core.effects import PollExisting, WriteTask
 from kie_wav_async.core.policies import MAINTENANCE_PROBE_S, rate_limit_delay_s, retry_delay_s
 from kie_wav_async.core.submit_errors import outcome_of
 from kie_wav_async.core.track_states import AttemptOutcome
-from kie_wav_async.errors import AlreadyExistsError, LedgerError, RateLimitedError, WireFormatError
+from kie_wav_async.errors import (
+    AlreadyExistsError,
+    LedgerError,
+    RateLimitedError,
+    WireFormatError,
+    with_advice,
+)
 from kie_wav_async.protocol.api_constants import KIE_WAV
 from kie_wav_async.protocol.submit_result import SubmitKind
 
@@ -185,12 +191,12 @@ class SubmitResponses:
             write.task_id,
             write.entry.track,
             write.attempt_id,
-            failure,
+            with_advice(failure),
         )
         error = LedgerError(
             f"the service has taken the submit, as task {write.task_id}, but that could not be "
             f"written down ({failure})",
-            advice="keep the id",
+            advice="; ".join(filter(None, ("keep the id", failure.advice))),
             task_id=write.task_id,
             track=write.entry.track,
         )

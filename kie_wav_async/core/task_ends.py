@@ -49,9 +49,10 @@ class TaskEnds:
     def on_written(self, entry: TaskEntry, error: LedgerError | None) -> None:
         """Go on once the end of *entry* is written down, or could not be because of *error*."""
         if error is not None:
+            advice = "the ledger has it as open, and asking again costs nothing"
             unwritten = LedgerError(
                 f"task {entry.task_id} has ended, but that could not be written down ({error})",
-                advice="the ledger has it as open, and asking again costs nothing",
+                advice="; ".join(filter(None, (error.advice, advice))),
             )
             unwritten.__cause__ = error
             self._registry.replace_outcome(entry, entry.error_for_waiter(unwritten))

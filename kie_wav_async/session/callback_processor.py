@@ -21,7 +21,7 @@ from kie_wav_async.callbacks.callback_url import (
 from kie_wav_async.callbacks.payload import authenticate, find_wav_url, read_body
 from kie_wav_async.core.early_callbacks import VerifiedCallback
 from kie_wav_async.downloads.url_policy import check_download_url, host_and_port
-from kie_wav_async.errors import CallbackFormatError, SignatureError
+from kie_wav_async.errors import CallbackFormatError, SignatureError, with_advice
 from kie_wav_async.models import CallbackResult, CallbackTrust
 
 if TYPE_CHECKING:
@@ -115,7 +115,8 @@ class CallbackProcessor:
         # Once per reason: whoever knows the address could fill the logs.
         if reason not in self._warned:
             self._warned.add(reason)
-            _logger.warning("refused a callback, and will not log the next: %s", error)
+            told = with_advice(error)
+            _logger.warning("refused a callback, and will not log the next: %s", told)
         if self._admits(self._rejected):
             self._context.emit("CallbackRejected", error=error.about())
 

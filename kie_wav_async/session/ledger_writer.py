@@ -23,6 +23,7 @@ from kie_wav_async.errors import (
     KieWavError,
     LedgerError,
     ServiceError,
+    with_advice,
 )
 from kie_wav_async.models import WavFile
 
@@ -124,7 +125,7 @@ class LedgerWriter:
     @staticmethod
     def _log_failure(task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            _logger.error("what happened could not be written down: %s", error)
+            _logger.error("what happened could not be written down: %s", with_advice(error))
 
     async def flush(self, task_id: str) -> None:
         """

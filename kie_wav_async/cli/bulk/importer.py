@@ -26,7 +26,7 @@ from kie_wav_async.cli.bulk.estimate import count_words
 from kie_wav_async.cli.bulk.progress import BulkDisplay
 from kie_wav_async.cli.common.ledger_pages import pages
 from kie_wav_async.cli.common.output import SERVICE, USAGE, CliError, clean
-from kie_wav_async.errors import InvalidRequestError, NotFoundError
+from kie_wav_async.errors import InvalidRequestError, NotFoundError, with_advice
 from kie_wav_async.ledger import Ledger, TrackState
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ class Planner:
         try:
             tracks = await self.session.list_tracks(music_task_id)
         except (NotFoundError, InvalidRequestError) as error:
-            return f"no tracks of music task {music_task_id}: {error}: {error.advice}"
+            return f"no tracks of music task {music_task_id}: {with_advice(error)}"
         return tracks or f"no tracks of music task {music_task_id}: KIE lists none"
 
     async def _in_thread(self, work: Callable[[], T]) -> T:

@@ -277,8 +277,7 @@ class BulkDisplay(Display):
         # Once for each reason: the next file is likely to meet it too.
         if error.reason not in self._put_back:
             self._put_back.add(error.reason)
-            why = str(error)
-            self.say(f"not saved yet, and tried again in {duration_words(pause_s)}: {why}")
+            self.say(f"not saved yet, and tried again in {duration_words(pause_s)}: {error}")
 
     def say_moving(self) -> None:
         """Say as a line what would move on a terminal."""

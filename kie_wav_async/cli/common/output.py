@@ -64,7 +64,7 @@ class CliError(Exception):
     @property
     def words(self) -> str:
         """What happened, and what to do."""
-        return f"{self}: {self.advice}" if self.advice else str(self)
+        return errors.with_advice(self)
 
     def show(self) -> None:
         """Print all of it on stderr."""

@@ -22,6 +22,7 @@ from kie_wav_async import events
 from kie_wav_async.cli.common.listen import KEY_NAME
 from kie_wav_async.cli.common.output import plain, print_line, say
 from kie_wav_async.cli.common.streams import is_behind, need_stdout
+from kie_wav_async.errors import with_advice
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -96,7 +97,7 @@ class Display:
 
     def _show_rejected(self, event: events.CallbackRejected) -> None:
         """Say why a callback was refused."""
-        reason = f"{event.error}: {event.error.advice}"
+        reason = with_advice(event.error)
         # Once each: anybody can cause them, as often as he likes.
         if reason not in self._rejections:
             self._rejections.add(reason)
@@ -147,8 +148,7 @@ class WaitDisplay(Display):
                 self.is_fetched = True
                 self._progress.update(self._line, completed=event.bytes, total=event.total)
             case events.DownloadRetryScheduled():
-                told = str(event.error)
-                self.say(f"not saved yet, trying again in {event.delay_s:.1f} s: {told}")
+                self.say(f"not saved yet, trying again in {event.delay_s:.1f} s: {event.error}")
             case _:
                 pass
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from kie_wav_async.errors import LedgerError
+from kie_wav_async.errors import LedgerError, with_advice
 from kie_wav_async.ledger.sqlite.database_file import (
     advice_on,
     connect_to_read,
@@ -222,7 +222,7 @@ class LedgerThread:
         try:
             _verify_same(self._path, known, LedgerTables(self._connected()).mark())
         except LedgerError as error:
-            _logger.warning("%s", error)
+            _logger.warning("%s", with_advice(error))
 
     def _warn_of_network(self) -> None:
         if sys.platform != "linux":
