@@ -22,15 +22,13 @@ class CallbackHealth:
 
     Attributes:
         is_healthy: Whether callbacks are healthy.
-
-        is_lost: Whether they have stopped being so, and `pop_loss` was not called since.
     """
 
-    __slots__ = ("_in_a_row", "is_lost")
+    __slots__ = ("_in_a_row", "_was_lost")
 
     def __init__(self) -> None:
         self._in_a_row = 0
-        self.is_lost = False
+        self._was_lost = False
 
     @property
     def is_healthy(self) -> bool:
@@ -46,10 +44,10 @@ class CallbackHealth:
 
     def mark_unhealthy(self) -> None:
         """Note a reason to wait for callbacks no more."""
-        self.is_lost |= self.is_healthy
+        self._was_lost |= self.is_healthy
         self._in_a_row = 0
 
     def pop_loss(self) -> bool:
         """Return whether callbacks have stopped being healthy since this was last asked."""
-        was_lost, self.is_lost = self.is_lost, False
+        was_lost, self._was_lost = self._was_lost, False
         return was_lost

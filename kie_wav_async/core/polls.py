@@ -297,19 +297,16 @@ class Polls:
         """Note that a poll got an answer that says nothing against all polls."""
         self._rejections.clear()
 
-    @staticmethod
-    def concerns_all(error: Exception) -> bool:
-        """Return whether *error* says something of all polls, and nothing of the task."""
-        return isinstance(error, AuthenticationError | EndpointGoneError)
-
-    def note_failed(self, poll: SendPoll, error: Exception, now_s: float) -> KieWavError | None:
-        """Note that a poll brought no record; return what it ends all waits with, if it does."""
+    def fail_poll(self, poll: SendPoll, error: Exception, now_s: float) -> KieWavError | None:
+        """End a poll that brought no record; return what it ends all waits with, if it does."""
+        final, is_answered = None, False
         if isinstance(error, AuthenticationError | EndpointGoneError):
-            return self._note_rejection(poll, error, now_s)
-        if isinstance(error, KieWavError):
+            final, is_answered = self._note_rejection(poll, error, now_s), True
+        elif isinstance(error, KieWavError):
             self._note_no_news(poll.task_id, error, now_s)
             self._rejections.note_other(poll.rejection_round)
-        return None
+        self.end_poll(poll, now_s, is_answered=is_answered, is_news=False)
+        return final
 
     def end_poll(self, poll: SendPoll, now_s: float, *, is_answered: bool, is_news: bool) -> None:
         """

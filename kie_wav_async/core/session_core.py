@@ -138,7 +138,7 @@ class SessionCore:
 
     def _effects(self, now: Now) -> list[Effect]:
         """Return what follows from all that happened until *now*."""
-        if self._health.is_lost and self._health.pop_loss():
+        if self._health.pop_loss():
             self._polls.resume_schedule(now.mono_s)
         return self._outbox.take()
 
@@ -271,10 +271,16 @@ class SessionCore:
         return self._effects(now)
 
     def on_existing_polled(
-        self, now: Now, poll: PollExisting, record: TaskRecord | None, *, is_cut: bool = False
+        self,
+        now: Now,
+        poll: PollExisting,
+        record: TaskRecord | None,
+        failure: Exception | None = None,
+        *,
+        is_cut: bool = False,
     ) -> list[Effect]:
-        """Take in what a poll said of the task that a 409 named; `None`: nothing."""
-        self._responses.on_existing_polled(poll, record, now, is_cut=is_cut)
+        """Take in what a poll said of the task that a 409 named, or why it said nothing."""
+        self._responses.on_existing_polled(poll, record, failure, now, is_cut=is_cut)
         return self._effects(now)
 
     def on_task_written(
@@ -335,11 +341,9 @@ class SessionCore:
 
     def on_poll_failed(self, now: Now, poll: SendPoll, error: Exception) -> list[Effect]:
         """Take in that a poll brought no record."""
-        final = self._polls.note_failed(poll, error, now.mono_s)
+        final = self._polls.fail_poll(poll, error, now.mono_s)
         if final is not None:
             self._submit_ends.reject_all_waiting(final, now)
-        is_answered = self._polls.concerns_all(error)
-        self._polls.end_poll(poll, now.mono_s, is_answered=is_answered, is_news=False)
         return self._effects(now)
 
     def on_callback(

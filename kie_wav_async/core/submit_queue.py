@@ -38,8 +38,6 @@ class Turn(enum.Enum):
     WAIT = enum.auto()
     #: A free read has to be answered first; see `SubmitQueue.end_read`.
     READ = enum.auto()
-    #: No further charge is allowed, whatever the responses.
-    CHARGE_LIMIT = enum.auto()
 
 
 class SubmitQueue:
@@ -155,14 +153,19 @@ class SubmitQueue:
                 self._registry.retry(entry)
             self.requeue(entry)
 
-    def pop_next(self, now: Now) -> TaskEntry | Turn:
-        """Take the submit that goes now out of the queue, or return what is to be done instead."""
+    def pop_next(self, now: Now) -> TaskEntry | Turn | ChargeLimitError:
+        """
+        Take the submit that goes now out of the queue, which is not empty.
+
+        Returns what is to be done instead if none goes: the error if no further charge is
+        allowed, whatever the responses.
+        """
         self._blocked_until = math.inf
         waiting = self._returned or self._queue
-        if not waiting or self._is_closed or self._registry.used_slots >= self._max_in_flight:
+        if self._is_closed or self._registry.used_slots >= self._max_in_flight:
             return Turn.WAIT
-        if self.charge_limit() is not None:
-            return Turn.CHARGE_LIMIT
+        if (spent := self.charge_limit()) is not None:
+            return spent
         if not self._is_affordable():
             return Turn.WAIT
         if (delay_s := self._pause.pop_notification(now.mono_s)) is not None:

@@ -113,18 +113,19 @@ class SubmitResponses:
         asked = error.retry_after_s if isinstance(error, RateLimitedError) else None
         delay_s = rate_limit_delay_s(self._settings.retry, self._settings.rate_limit.per_s, asked)
         self._queue.pause(now.mono_s + delay_s)
-        if not self._ends.reject_if_exhausted(entry, error, now) and self._ends.requeue(
-            entry, error, delay_s, now
-        ):
-            self._queue.requeue(entry)
+        self._put_back(entry, error, delay_s, now)
 
     def _hold_for_maintenance(self, entry: TaskEntry, error: KieWavError, now: Now) -> None:
         """Pause all submits but one probe a minute; not everything waits that long."""
         if self._queue.note_maintenance(entry, now):
             for waiting in self._queue.queued:
                 _ = self._ends.reject_if_exhausted(waiting, error, now)
+        self._put_back(entry, error, MAINTENANCE_PROBE_S, now)
+
+    def _put_back(self, entry: TaskEntry, error: KieWavError, delay_s: float, now: Now) -> None:
+        """Have a submit wait in the queue again, unless that was its last attempt."""
         if not self._ends.reject_if_exhausted(entry, error, now) and self._ends.requeue(
-            entry, error, MAINTENANCE_PROBE_S, now
+            entry, error, delay_s, now
         ):
             self._queue.requeue(entry)
 
@@ -144,10 +145,31 @@ class SubmitResponses:
             self.on_task_written(write, None, now)
 
     def on_existing_polled(
-        self, poll: PollExisting, record: TaskRecord | None, now: Now, *, is_cut: bool = False
+        self,
+        poll: PollExisting,
+        record: TaskRecord | None,
+        failure: Exception | None,
+        now: Now,
+        *,
+        is_cut: bool,
     ) -> None:
-        """Take in what a poll said of the task that a 409 named; `None`: nothing."""
+        """
+        Take in what a poll said of the task that a 409 named; `None`: nothing.
+
+        Args:
+            poll: It.
+
+            record: The record of the task.
+
+            failure: Why it could not be read; `None` if the service has none.
+
+            now: The time.
+
+            is_cut: Whether the session did not wait for it.
+        """
         entry, task_id = poll.entry, poll.task_id
+        if isinstance(failure, RateLimitedError):
+            self._registry.counters.rejected_429 += 1
         if self._following.is_foreign(entry, task_id, record):
             self._reject_foreign(entry, task_id, now)
             return

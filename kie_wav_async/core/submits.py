@@ -15,7 +15,7 @@ from kie_wav_async.core.state_machine import track_of
 from kie_wav_async.core.submit_errors import exists_error
 from kie_wav_async.core.submit_queue import Turn
 from kie_wav_async.core.track_states import AttemptOutcome, TrackState
-from kie_wav_async.errors import LedgerError, SubmitUnknownError
+from kie_wav_async.errors import ChargeLimitError, LedgerError, SubmitUnknownError
 from kie_wav_async.protocol.api_constants import KIE_WAV
 
 if TYPE_CHECKING:
@@ -57,19 +57,16 @@ class Submits:
     def dispatch(self, now: Now) -> None:
         """Send what may go now."""
         while self._queue.has_queued:
-            turn = self._queue.pop_next(now)
-            if turn is Turn.WAIT:
-                return
-            if turn is Turn.READ:
-                self._outbox.put(ReadCredits())
-                return
-            if turn is Turn.CHARGE_LIMIT:
-                error = self._queue.charge_limit()
-                assert error is not None  # noqa: S101 - it is why there is no other turn
-                self._ends.reject_all(error, now)
-                return
-            assert not isinstance(turn, Turn)  # noqa: S101 - there are three
-            self._send(turn, now)
+            match self._queue.pop_next(now):
+                case Turn.WAIT:
+                    return
+                case Turn.READ:
+                    self._outbox.put(ReadCredits())
+                    return
+                case ChargeLimitError() as error:
+                    self._ends.reject_all(error, now)
+                case entry:
+                    self._send(entry, now)
 
     def _send(self, entry: TaskEntry, now: Now) -> None:
         if self._registry.has_unknown_submit(entry):

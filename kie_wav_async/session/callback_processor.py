@@ -90,13 +90,11 @@ class CallbackProcessor:
         except (SignatureError, CallbackFormatError) as error:
             self._reject(error)
             raise
-        loop = self._loop
-        result, effects = loop.core.on_callback(
-            loop.now(),
+        result = self._loop.ask(
+            self._loop.core.on_callback,
             self._parse(task_id, root, attempt_id),
             is_authentic=self._keys is not None,
         )
-        loop.do(effects)
         budget = self._received[result]
         # A callback settles once.
         if result is CallbackResult.SETTLED or self._admits(budget):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from kie_wav_async.callbacks.callback_url import build_callback_url
 from kie_wav_async.core.effects import (
@@ -33,7 +33,7 @@ from kie_wav_async.core.effects import (
 )
 from kie_wav_async.core.state_machine import Phase, track_of
 from kie_wav_async.downloads.url_policy import host_and_port
-from kie_wav_async.errors import KieWavError, LedgerError, RateLimitedError
+from kie_wav_async.errors import KieWavError, LedgerError
 from kie_wav_async.models import TaskState
 from kie_wav_async.protocol.responses import is_answered, parse_record
 from kie_wav_async.protocol.submit_result import classify, classify_failure
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("kie_wav_async")
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class SessionLoop:
@@ -102,8 +103,7 @@ class SessionLoop:
 
     # --- what happened, and what follows --------------------------------------------------------
 
-    def now(self) -> Now:
-        """Return the time."""
+    def _now(self) -> Now:
         return Now(self.context.clock.monotonic(), self.context.clock.time())
 
     def tell(
@@ -113,8 +113,18 @@ class SessionLoop:
         **details: P.kwargs,
     ) -> None:
         """Tell the core what happened, by one of its methods, and do what follows."""
-        clock = self.context.clock
-        self.do(what(Now(clock.monotonic(), clock.time()), *args, **details))
+        self.do(what(self._now(), *args, **details))
+
+    def ask(
+        self,
+        what: Callable[Concatenate[Now, P], tuple[T, list[Effect]]],
+        *args: P.args,
+        **details: P.kwargs,
+    ) -> T:
+        """Ask the core for something, by one of its methods; do what follows, and return it."""
+        found, effects = what(self._now(), *args, **details)
+        self.do(effects)
+        return found
 
     def do(self, effects: list[Effect]) -> None:
         """Do what the core returned, in order; what that causes comes after it."""
@@ -141,7 +151,7 @@ class SessionLoop:
         if self.dispatch_listeners:
             for listener in tuple(self.dispatch_listeners):
                 listener()
-        self._effects.extend(self.core.dispatch(self.now()))
+        self._effects.extend(self.core.dispatch(self._now()))
         return bool(self._effects)
 
     def _settle(self) -> None:
@@ -296,17 +306,16 @@ class SessionLoop:
             self.tell(self.core.on_poll_result, effect, record, host=_host_of(record))
 
     async def _poll_existing(self, effect: PollExisting) -> None:
-        record: TaskRecord | None = None
         try:
             record = await self._fetch(effect.task_id)
         except asyncio.CancelledError:
             self.tell(self.core.on_existing_polled, effect, None, is_cut=True)
             raise
         except Exception as failure:  # noqa: BLE001 - a transport of the user's may raise anything
-            if isinstance(failure, RateLimitedError):
-                self.core.registry.counters.rejected_429 += 1
             _logger.debug("no news of task %s: %s", effect.task_id, failure)
-        self.tell(self.core.on_existing_polled, effect, record)
+            self.tell(self.core.on_existing_polled, effect, None, failure)
+        else:
+            self.tell(self.core.on_existing_polled, effect, record)
 
     # --- what is written ---------------------------------------------------------------
 

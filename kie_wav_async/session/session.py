@@ -541,9 +541,7 @@ class WavSession:
         if known and track is not None and known[0].track not in {None, track}:
             msg = f"task {task_id} is followed for another track, {known[0].track}"
             raise ValueError(msg)
-        conversion, effects = self._core.attach(self._loop.now(), task_id, track)
-        self._loop.do(effects)
-        return handle_of(conversion, self._loop)
+        return handle_of(self._loop.ask(self._core.attach, task_id, track), self._loop)
 
     async def recover(self) -> tuple[Conversion, ...]:
         """

@@ -43,9 +43,7 @@ class SubmitCoordinator:
         self._context.state.verify_open()
         verify_type(track, Track, "track")
         loop = self._loop
-        entry, effects = loop.core.ask(loop.now(), track, again=again, is_patient=is_patient)
-        loop.do(effects)
-        return entry
+        return loop.ask(loop.core.ask, track, again=again, is_patient=is_patient)
 
     async def load_from_ledger(self, track: Track, *, again: bool = False) -> None:
         """
@@ -97,12 +95,10 @@ class SubmitCoordinator:
         submitted_at = entry.submitted_at
         is_ours = submitted_at is not None and not entry.is_adopted
         loop = self._loop
-        restored, effects = loop.core.restore_task(
-            loop.now(),
+        return loop.ask(
+            loop.core.restore_task,
             entry,
             attempt_id=entry.task_attempt_id,
             submitted_unix_s=submitted_at.timestamp() if submitted_at and is_ours else None,
             accepted_at=entry.accepted_at,
         )
-        loop.do(effects)
-        return restored
