@@ -10,7 +10,7 @@ import contextlib
 import ipaddress
 import re
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final, Self, TypeAlias
 from urllib.parse import urlsplit
 
@@ -72,10 +72,8 @@ class Address:
         headers: Headers,
         body: bytes,
         *,
-        method: str = "POST",
         content_type: str = "application/json",
         query: bool = True,
-        length: int | None = None,
     ) -> bytes:
         """
         Return a request.
@@ -83,10 +81,8 @@ class Address:
         Args:
             headers: Besides those that every request has; sent as they stand.
             body: The body.
-            method: The method.
             content_type: The media type of the body.
             query: `False`: without the query.
-            length: What ``Content-Length`` says; `None`: the truth; below 0: not there.
 
         """
         every: list[tuple[str, str | bytes]] = [
@@ -94,10 +90,9 @@ class Address:
             ("Connection", "close"),
             ("User-Agent", "kie-simulator"),
             ("Content-Type", content_type),
+            ("Content-Length", str(len(body))),
         ]
-        if length is None or length >= 0:
-            every.append(("Content-Length", str(len(body) if length is None else length)))
-        lines = [f"{method} {self.path}{self.query if query else ''} HTTP/1.1".encode()]
+        lines = [f"POST {self.path}{self.query if query else ''} HTTP/1.1".encode()]
         for name, value in [*every, *headers]:
             text = value if isinstance(value, bytes) else value.encode()
             lines.append(name.encode() + b": " + text)
@@ -128,14 +123,13 @@ class Answer:
     body: bytes | None = None
 
 
-async def exchange(address: Address, request: bytes, more: Iterable[bytes] = ()) -> Answer:
+async def exchange(address: Address, request: bytes) -> Answer:
     """
     Send one request and return what is answered; waits for it without end.
 
     Args:
         address: Where to.
-        request: Its bytes, or the first of them.
-        more: What follows, as fast as it is taken, until the answer is there.
+        request: Its bytes; what an early answer makes pointless is not sent.
 
     """
     # A socket, not a stream: who answers early and hangs up makes sending fail, and a stream
@@ -146,7 +140,7 @@ async def exchange(address: Address, request: bytes, more: Iterable[bytes] = ())
         return Answer()
     loop = asyncio.get_running_loop()
     with sock:
-        sending = loop.create_task(_send(sock, request, more))
+        sending = loop.create_task(_send(sock, request))
         try:
             data, answer = b"", None
             while answer is None:
@@ -179,14 +173,9 @@ async def _connect_to(host: str, port: int) -> socket.socket:
     return sock
 
 
-async def _send(sock: socket.socket, request: bytes, more: Iterable[bytes]) -> None:
-    loop = asyncio.get_running_loop()
+async def _send(sock: socket.socket, request: bytes) -> None:
     with contextlib.suppress(OSError):
-        await loop.sock_sendall(sock, request)
-        for piece in more:
-            await loop.sock_sendall(sock, piece)
-            # What the socket takes at once does not yield: the loop would stand still.
-            await asyncio.sleep(0)
+        await asyncio.get_running_loop().sock_sendall(sock, request)
 
 
 async def _receive(sock: socket.socket) -> bytes:
